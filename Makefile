@@ -1,0 +1,39 @@
+# make run: the main job.  make test: the tests.  make lint: style and types.
+# On a machine with only Python (3.11 or newer) and make, each of them makes its own environment first.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: run test lint format docs clean
+
+run: .venv/installed
+	$(BIN)/secateur run
+
+test: .venv/tested
+	$(BIN)/python -m pytest
+
+lint: .venv/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The generated pages of docs/: the listing of methods, slot values, data and models.
+docs: .venv/installed
+	$(BIN)/secateur list --markdown > docs/catalogue.md
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable '.[sim]'
+	touch $@
+
+.venv/tested: .venv/installed
+	$(PIP) --editable '.[sim,hub,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

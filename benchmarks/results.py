@@ -1,0 +1,163 @@
+"""Accuracy, bytes and MACs of the methods on real data: runs a suite and writes its table.
+
+    python benchmarks/results.py fashion --data FOLDER --out runs/fashion --json fashion.json
+    python benchmarks/results.py cifar --data FOLDER --out runs/cifar --json cifar.json
+    python benchmarks/results.py --render docs/results.md fashion.json cifar.json
+
+Runs that are already in ``--out`` are not repeated, so a suite that was stopped goes on where it was.
+``--quick`` does a few rounds of one seed, to see that everything works. The table's figures are written
+into the page between the markers ``<!-- begin NAME -->`` and ``<!-- end NAME -->`` by ``--render``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from secateur import run as runs
+from secateur.config import Runtime, assign, study
+from secateur.report.terminal import amount, size
+
+HERE = Path(__file__).parent
+
+
+def cases(suite: dict[str, Any], data: str, *, quick: bool) -> list[tuple[str, str, int, dict[str, Any]]]:
+    """Return (partition, variant, seed, study values) for each run of a suite."""
+    found = []
+    for seed in [0] if quick else suite["seeds"]:
+        for partition in suite["partitions"]:
+            for variant, settings in suite["variants"].items():
+                values: dict[str, Any] = {}
+                for path, value in {**suite["common"], **settings}.items():
+                    assign(values, f"{path}={value}")
+                assign(values, f"data.source={suite['source']}:{data}")
+                assign(values, f"data.partition={partition}")
+                assign(values, f"seed={seed}")
+                if quick:
+                    assign(values, "rounds=3")
+                    if values["method"] == "autoflip":
+                        assign(values, "criterion.explore.epochs=1")
+                found.append((partition, variant, seed, values))
+    return found
+
+
+def play(name: str, data: str, out: Path, *, workers: int, quick: bool) -> list[dict[str, Any]]:
+    """Run what is missing in ``out`` and return one row for each run."""
+    suite = tomllib.loads((HERE / f"{name}.toml").read_text())
+    rows = []
+    for partition, variant, seed, values in cases(suite, data, quick=quick):
+        made = study(values)
+        folder = out / partition.replace(":", "-") / variant / f"seed{seed}"
+        runs.reserve(folder, made)
+        if (folder / runs.SUMMARY).exists():
+            summary = json.loads((folder / runs.SUMMARY).read_text())
+        else:
+            with runs.federation(made) as shards:
+                summary = runs.resume(folder, Runtime(workers=workers), shards=shards)
+        rows.append({"suite": name, "partition": partition, "variant": variant, "seed": seed, **figures(folder, summary)})
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures of one run: quality, bytes and MACs, exploration on its own."""
+    records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
+    accuracy = [r["accuracy"] for r in records if "accuracy" in r]
+    phases, final = summary["phases"], summary["final"]
+    train, explore = phases["train"], phases.get("explore", {})
+    local = final["local"]
+    return {
+        "rounds": train["asks"],
+        "accuracy_last10": statistics.mean(accuracy[-10:]),
+        "accuracy_final": final["accuracy"],
+        "accuracy_lowest_tenth": statistics.mean(local[: max(1, len(local) // 10)]),
+        "sparsity": final["sparsity"],
+        "sparsity_all": final["sparsity_all"],
+        "bytes": train["bytes_down"] + train["bytes_up"],
+        "bytes_explore": explore.get("bytes_down", 0) + explore.get("bytes_up", 0),
+        "macs": final["macs"],
+        "macs_physical": final["macs_physical"],
+        "macs_dense": final["macs_dense"],
+        "train_macs": train["train_macs"],
+        "train_macs_explore": explore.get("train_macs", 0),
+        "client_seconds": train["client_seconds"],
+        "client_seconds_explore": explore.get("client_seconds", 0.0),
+        "curve": accuracy[:: max(1, len(accuracy) // 20)],
+    }
+
+
+def _spread(values: list[float], shown: Any) -> str:
+    if len(values) == 1:
+        return str(shown(values[0]))
+    return f"{shown(statistics.mean(values))} ± {shown(statistics.stdev(values))}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return one Markdown table for each partition: mean ± standard deviation over seeds."""
+    parts = []
+    for partition in dict.fromkeys(r["partition"] for r in rows):
+        parts.append(f"**{partition}**, {len({r['seed'] for r in rows})} seed(s), {rows[0]['rounds']} rounds\n")
+        parts.append(
+            "| method | accuracy %, last 10 rounds | shipped model % | lowest tenth of clients % | sparsity % | bytes, rounds"
+            " | bytes, exploration | MACs | MACs, units removed | training MACs | + exploration |\n|" + "---|" * 11
+        )
+        here = [r for r in rows if r["partition"] == partition]
+        for variant in dict.fromkeys(r["variant"] for r in here):
+            of = [r for r in here if r["variant"] == variant]
+
+            def cell(key: str, shown: Any, of: list[dict[str, Any]] = of) -> str:
+                return _spread([float(r[key]) for r in of], shown)
+
+            shows = [
+                ("accuracy_last10", _percent), ("accuracy_final", _percent), ("accuracy_lowest_tenth", _percent),
+                ("sparsity", _percent), ("bytes", size), ("bytes_explore", size), ("macs", amount), ("macs_physical", amount),
+                ("train_macs", amount), ("train_macs_explore", amount),
+            ]  # fmt: skip
+            parts.append(f"| {variant} | " + " | ".join(cell(key, shown) for key, shown in shows) + " |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def write(page: Path, rows: list[dict[str, Any]]) -> None:
+    """Put each suite's table between its markers in a page."""
+    text = page.read_text(encoding="utf-8")
+    for name in dict.fromkeys(r["suite"] for r in rows):
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        head, _, rest = text.partition(begin)
+        _, _, tail = rest.partition(end)
+        text = f"{head}{begin}\n{render([r for r in rows if r['suite'] == name])}{end}{tail}"
+    page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Run or render."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", nargs="*", help="fashion or cifar; with --render: the JSON files of suites")
+    parser.add_argument("--data", help="folder of the data set")
+    parser.add_argument("--out", type=Path, help="where run folders go")
+    parser.add_argument("--json", type=Path, help="write the rows here")
+    parser.add_argument("--workers", type=int, default=Runtime().workers)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--render", type=Path, metavar="PAGE")
+    given = parser.parse_args()
+    if given.render:
+        write(given.render, [row for path in given.suite for row in json.loads(Path(path).read_text())])
+        return
+    if len(given.suite) != 1 or not given.data or not given.out:
+        parser.error("give one suite, --data and --out")
+    rows = play(given.suite[0], given.data, given.out, workers=given.workers, quick=given.quick)
+    print(render(rows))
+    if given.json:
+        given.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

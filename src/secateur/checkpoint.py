@@ -1,0 +1,192 @@
+"""Checkpoints: the server's state on disk, replaced atomically after every exchange; and the shipped model.
+
+One safetensors file holds the state; its header holds the rest as JSON, with a digest of the tensors. The
+archive's write-once entries lie beside it, one file each, named and digested in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+
+from secateur.errors import CheckpointError
+from secateur.method import Setting, State
+from secateur.pruning.mask import Mask, Tensors
+
+NAME = "checkpoint.safetensors"
+MODEL = "model.safetensors"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file atomically: a reader, or a crash, sees the old bytes or the new ones, never a mixture.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the old file is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as broken:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror or broken}; what was there before is untouched. "
+            f"Free some space or mend the folder's permissions, then: secateur resume {path.parent}"
+        ) from broken
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+class Archive(MutableMapping[str, Tensors]):
+    """Write-once tensors by key, one file for each entry; read back from disk, so memory stays O(model)."""
+
+    def __init__(self, folder: Path, digests: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.digests = dict(digests or {})
+
+    def __setitem__(self, key: str, tensors: Tensors) -> None:
+        """Write an entry."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # safetensors keeps its own order: the names' order travels in the header
+        data = safetensors.save(dict(tensors), {"order": json.dumps(list(tensors))})
+        write(self._path(key), data)
+        self.digests[key] = hashlib.sha256(data).hexdigest()
+
+    def __getitem__(self, key: str) -> Tensors:
+        """Read an entry, and check it against the digest of the time it was written."""
+        digest = self.digests[key]
+        path = self._path(key)
+        data = _read(path)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"archive entry {path} is damaged; start the run again from its study.toml")
+        tensors = safetensors.load(data)
+        length = int.from_bytes(data[:8], "little")
+        order = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["order"])
+        return {name: tensors[name] for name in order}
+
+    def __delitem__(self, key: str) -> None:
+        """Refuse: entries are written once."""
+        raise TypeError(f"archive entries are write-once, {key!r} stays")
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over keys."""
+        return iter(self.digests)
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self.digests)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key.replace('/', '-')}.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds beside the state: the run's position in its own files."""
+
+    state: State
+    extra: dict[str, Any]
+
+
+def save(folder: Path, state: State, extra: dict[str, Any]) -> None:
+    """Write the checkpoint of ``folder``."""
+    tensors = {f"weights/{n}": t for n, t in state.weights.items()}
+    tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
+    tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}
+    digests = state.archive.digests if isinstance(state.archive, Archive) else {}
+    head = {
+        "format": 1, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
+        "archive": digests, "order": list(tensors), "digest": _digest(tensors), "extra": extra,
+    }  # fmt: skip
+    # contiguous copies: safetensors refuses views that share memory
+    write(folder / NAME, safetensors.save({n: t.contiguous() for n, t in tensors.items()}, {"secateur": json.dumps(head)}))
+
+
+def load(folder: Path, setting: Setting) -> Saved:
+    """Read the checkpoint of ``folder``.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged; the text says what to do.
+    """
+    path = folder / NAME
+    again = f"start again with: secateur run --config {folder / 'study.toml'}"
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint in {folder}: the run had not finished its first exchange; {again}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads((file.metadata() or {})["secateur"])
+        loaded = safetensors.load_file(path)
+        tensors = {name: loaded[name] for name in head["order"]}
+        if _digest(tensors) != head["digest"]:
+            raise CheckpointError(f"checkpoint {path} is damaged (its digest differs); {again}")
+    except (SafetensorError, KeyError, ValueError, OSError) as broken:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {again}") from broken
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        group, _, inner = rest.partition("/") if kind == "memory" else ("", "", rest)
+        parts.setdefault(f"{kind}/{group}", {})[inner] = tensor
+    memory = {k.removeprefix("memory/"): v for k, v in parts.items() if k.startswith("memory/")}
+    mask = parts.get("mask/", {}) if head["masked"] else None
+    archive = Archive(folder / "archive", head["archive"])
+    state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], archive)
+    return Saved(state, head["extra"])
+
+
+def ship(folder: Path, model: Tensors, mask: Mask | None, study: str) -> None:
+    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8, the study."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.items()}
+    tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
+    write(folder / MODEL, safetensors.save(tensors, {"study": study}))
+
+
+def _digest(tensors: Tensors) -> str:
+    running = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        running.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return running.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as broken:
+        raise CheckpointError(f"cannot read {path}: {broken.strerror or broken}") from broken
+
+
+def append(path: Path, line: str) -> int:
+    """Append one line durably and return the file's length after it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+    except OSError as broken:
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror or broken}; the last checkpoint is untouched. "
+            f"Free some space, then: secateur resume {path.parent}"
+        ) from broken

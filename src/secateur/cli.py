@@ -1,0 +1,129 @@
+"""The command line: arguments -> Study + Runtime -> run. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from secateur.errors import SecateurError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from secateur.config import Runtime, Study
+
+app = typer.Typer(
+    help="Prune neural networks while they train across a federation, and measure what it saves.",
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+Workers = Annotated[Optional[int], typer.Option(help="Worker processes; default: the machine's cores.")]  # noqa: UP045
+Deadline = Annotated[Optional[float], typer.Option(help="Seconds that a round waits for its clients.")]  # noqa: UP045
+
+
+@app.command()
+def run(  # noqa: PLR0913 -- one parameter for each flag
+    method: Annotated[Optional[str], typer.Argument(help="A name of `secateur list`, or your.module")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="digits, idx:FOLDER, cifar10:FOLDER, text:FILE, hub:NAME")] = None,  # noqa: UP045
+    model: Annotated[Optional[str], typer.Option(help="A name of `secateur list`, or module:factory")] = None,  # noqa: UP045
+    clients: Annotated[Optional[int], typer.Option(help="K")] = None,  # noqa: UP045
+    partition: Annotated[Optional[str], typer.Option(help="iid, dirichlet:A, pathological:K, natural")] = None,  # noqa: UP045
+    participation: Annotated[Optional[float], typer.Option(help="C, share of clients in a round")] = None,  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="R")] = None,  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Every random draw comes from it")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="slot.option=value or training.lr=…")] = None,  # noqa: UP045
+    config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
+    dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,
+    workers: Workers = None,
+    deadline: Deadline = None,
+) -> None:
+    """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
+    from secateur import config as settings_of  # noqa: PLC0415
+
+    values = settings_of.read(config) if config is not None else {}
+    flags = {
+        "method": method, "data.source": data, "model.name": model, "data.clients": clients, "rounds": rounds,
+        "data.partition": partition, "participation": participation, "seed": seed,
+    }  # fmt: skip
+    for path, value in flags.items():
+        if value is not None:
+            settings_of.assign(values, f"{path}={value}")
+    for setting in settings or []:
+        settings_of.assign(values, setting)
+    study = settings_of.study(values)
+    _run(study, _runtime(workers, deadline), _folder(study, out), dense=dense)
+
+
+@app.command()
+def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> None:
+    """Go on with a run that was stopped, from its last completed round."""
+    from secateur.run import read_study  # noqa: PLC0415
+
+    study = read_study(folder)
+    _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
+
+
+@app.command(name="list")
+def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:
+    """Show the methods, criteria, data sets and models, each with one line and its paper."""
+    from secateur.report import listing  # noqa: PLC0415
+    from secateur.catalogue import catalogue  # noqa: PLC0415
+
+    listing.show(catalogue(), _console(), markdown=markdown)
+
+
+def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
+    from secateur import run as runs  # noqa: PLC0415
+    from secateur.report.terminal import Display, comparison  # noqa: PLC0415
+
+    console = _console()
+    twin: Any = None
+    with runs.federation(study) as shards, Display(console) as display:
+        plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
+        for place, part in plan:
+            runs.reserve(place, part)
+        summaries = []
+        for place, part in plan:
+            name = part.method if place == folder else "dense fedavg"
+            summaries.append(runs.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+        twin = summaries[1] if dense else None
+    console.print(comparison(summaries[0], twin))
+    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+
+
+def _folder(study: Study, out: Path | None) -> Path:
+    from secateur.run import new_folder  # noqa: PLC0415
+
+    return new_folder(study, out)
+
+
+def _runtime(workers: int | None, deadline: float | None) -> Runtime:
+    from secateur.config import Runtime  # noqa: PLC0415
+
+    return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
+
+
+def _console() -> Console:
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console()
+
+
+def main() -> None:
+    """Run the command line; an error that a user can mend is one line on stderr and exit code 2."""
+    try:
+        app()
+    except SecateurError as error:
+        sys.stderr.write(f"secateur: {error}\n")
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("secateur: stopped; go on with: secateur resume FOLDER\n")
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Composition: a method as one frozen dataclass of slots; the round that all of them share stands here once.
+
+    criterion x allocation x granularity x schedule x consensus x aggregator
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from secateur import exploration
+from secateur.aggregation import Aggregator, Mean, WeightedMean
+from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.pruning import mask as masks
+from secateur.pruning.allocation import Allocation, Global, pruned_count
+from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
+from secateur.pruning.criteria import Criterion, Exploration, Magnitude
+from secateur.pruning.granularity import Granularity, Weight
+from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.schedule import Never, Schedule
+from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class Composition(Method):
+    """A federated pruning method made of slots; the defaults are dense FedAvg.
+
+    Attributes:
+        criterion: what scores low is pruned first, and the statistic it needs from clients.
+        allocation: scores and sparsity -> what is kept.
+        granularity: what is removed together, and which tensors take part.
+        schedule: round -> sparsity.
+        consensus: who makes the mask: the server, each client with a vote, or the server for each cohort.
+        aggregator: the merge, and what becomes of the server's value of a pruned weight.
+
+    Guarantees:
+        Without pruning (``schedule=Never()`` or sparsity 0) this is FedAvg with the same aggregator, bit for
+        bit. Masks are nested, except with ``Participants``, whose mask is made anew for each cohort.
+    """
+
+    criterion: Criterion = field(default_factory=Magnitude)
+    allocation: Allocation = field(default_factory=Global)
+    granularity: Granularity = field(default_factory=Weight)
+    schedule: Schedule = field(default_factory=Never)
+    consensus: Consensus = field(default_factory=Pooled)
+    aggregator: Aggregator = field(default_factory=Mean)
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return the first state; a schedule with an event before round 1 prunes here."""
+        state = State(setting, 0, weights, archive=archive)
+        return state if self._cohort_wise or self._explores else self._prune_merged(state, 0)
+
+    def plan(self, state: State) -> Ask | None:
+        """Ask explorers first where the criterion needs them, then one cohort for each round."""
+        if self._explores is not None:
+            ask = exploration.ask(self._explores, state)
+            if ask is not None:
+                return ask
+        round_ = state.round + 1
+        if round_ > state.setting.rounds:
+            return None
+        mask = state.mask
+        if isinstance(self.consensus, Participants):
+            mask = self._cohort_mask(state, None if self.consensus.static else state.setting.cohort(round_))
+        ask = train_ask(state, round_, mask, votes=self._voted(state.setting, round_))
+        if isinstance(self.consensus, Participants) and not self.consensus.enforce:
+            ask = replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False))
+        return ask
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Explore, or train under the mask; with a vote, prune the result and send the own mask."""
+        if ask.phase == exploration.PHASE and self._explores is not None:
+            return exploration.respond(self._explores, ask, client)
+        mask = ask.message.mask
+        if isinstance(self.consensus, Participants) and not self.consensus.enforce:
+            mask = None
+        weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
+        if self._voted(client.setting, ask.round) is not None:
+            level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
+            mask = self._mask(client.setting, weights, (), level, held=mask)
+        return Message(masks.apply(weights, mask), mask, report(done))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Merge the stream, then prune where this round has an event."""
+        ask = replies.ask
+        if ask.phase == exploration.PHASE and self._explores is not None:
+            return exploration.absorb(self._explores, state, replies)
+        mean = WeightedMean(coverage=self.aggregator.coverage)
+        votes: dict[str, torch.Tensor] = {}
+        voters = 0
+        voting = self._voted(state.setting, ask.round) is not None
+        for _, message in replies:
+            mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
+            voters += 1
+            for name, kept in (message.mask or {}).items() if voting else ():
+                votes[name] = votes[name] + kept if name in votes else kept.int()
+        state = merge(state, ask, mean.mean(), self.aggregator)
+        if voting and voters:
+            return self._prune_by_vote(state, votes, voters)
+        return state if self._cohort_wise or voting else self._prune_merged(state, ask.round)
+
+    def final(self, state: State) -> State:
+        """With cohort-wise masks, ship under the mask of all explorers' statistics."""
+        return replace(state, mask=self._cohort_mask(state, None)) if self._cohort_wise else state
+
+    @property
+    def _cohort_wise(self) -> bool:
+        return isinstance(self.consensus, Participants)
+
+    @property
+    def _explores(self) -> Exploration | None:
+        return None if isinstance(self.schedule, Never) else self.criterion.statistic
+
+    def _voted(self, setting: Setting, round_: int) -> list[str] | None:
+        """Return the tensors that clients send masks for in this round, None where they do not vote."""
+        if self.consensus.where != "clients" or not self.schedule.level(round_, setting.rounds):
+            return None
+        return self.granularity.prunable(setting.layout)
+
+    def _mask(
+        self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], level: float, *, held: Mask | None
+    ) -> Mask | None:
+        """Return the mask at ``level``, within ``held``; level 0 leaves what is held."""
+        if level <= 0:
+            return held
+        scores = self.criterion.scores(weights, statistics, seed=setting.seed)
+        if held is not None:
+            scores |= {n: torch.where(m, scores[n], -torch.inf) for n, m in held.items()}
+        mask = self.granularity.mask(scores, setting.layout, allocation=self.allocation, sparsity=level)
+        return masks.intersect(mask, held)
+
+    def _statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors]:
+        return exploration.deviations(self._explores, state, cohort) if self._explores else ()
+
+    def _cohort_mask(self, state: State, cohort: tuple[int, ...] | None) -> Mask | None:
+        level = self.schedule.level(state.round, state.setting.rounds)
+        statistics = list(self._statistics(state, cohort))
+        if level is None or (self._explores is not None and not statistics):
+            return state.mask
+        return self._mask(state.setting, state.weights, statistics, level, held=None)
+
+    def _prune_merged(self, state: State, done: int) -> State:
+        level = self.schedule.level(done, state.setting.rounds)
+        if level is None:
+            return state
+        statistics = self._statistics(state, None)
+        mask = self._mask(state.setting, state.weights, statistics, level, held=state.mask)
+        return self._settle(state, mask)
+
+    def _prune_by_vote(self, state: State, votes: Tensors, voters: int) -> State:
+        consensus = self.consensus
+        if not isinstance(consensus, Majority):
+            raise TypeError(f"consensus {type(consensus).__name__} lets clients make masks but has no vote")
+        total = sum(v.numel() for v in votes.values())
+        level = self.schedule.level(state.round, state.setting.rounds) or 0.0
+        magnitude = {name: state.weights[name].abs() for name in votes}
+        return self._settle(state, consensus.vote(votes, voters, magnitude, total - pruned_count(level, total)))
+
+    def _settle(self, state: State, mask: Mask | None) -> State:
+        weights = masks.apply(state.weights, mask) if self.aggregator.pruned == "zero" else state.weights
+        return replace(state, weights=weights, mask=mask)

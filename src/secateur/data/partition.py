@@ -1,0 +1,116 @@
+"""Partitions: rows -> clients, through the partitioners of ``flwr-datasets``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.errors import ConfigError, DataError, need
+from secateur.streams import derive, stream
+
+_SMALLEST = 2
+_WRITTEN = "iid, dirichlet:ALPHA, pathological:CLASSES or natural"
+
+
+def parse(spec: str) -> tuple[str, float]:
+    """Return a partition's kind and its number (0 where it takes none).
+
+    Raises:
+        ConfigError: not one of the four kinds, or a number out of bounds.
+    """
+    kind, _, text = spec.partition(":")
+    try:
+        value = float(text) if text else 0.0
+    except ValueError:
+        value = -1.0
+    fits = {
+        "iid": not text,
+        "natural": not text,
+        "dirichlet": 0 < value < float("inf"),
+        "pathological": value >= 1 and value == int(value),
+    }
+    if not fits.get(kind, False):
+        raise ConfigError(f"data.partition = {spec!r}: write {_WRITTEN}, for example dirichlet:0.5 or pathological:2")
+    return kind, value
+
+
+def partition(
+    labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int
+) -> list[np.ndarray]:
+    """Return the row numbers of each client, ascending.
+
+    ``pathological:K`` gives client i the class i mod C and K - 1 others at random, so that every class is
+    held by someone. ``natural`` takes the largest ids where there are more ids than clients.
+
+    Args:
+        labels: class of each row, shape (n,).
+        ids: natural client of each row, or None.
+        spec: see ``parse``.
+        clients: K.
+        seed: of the run.
+
+    Raises:
+        DataError: more clients than rows or ids, clients that would be left empty, or a partition that the
+            library cannot make.
+    """
+    kind, value = parse(spec)
+    if clients > len(labels):
+        raise DataError(f"data.clients = {clients}: there are only {len(labels)} training rows to spread")
+    order = torch.randperm(len(labels), generator=stream(seed, "partition")).numpy()
+    if kind == "natural":
+        return _natural(ids, clients)
+    rows = [order[part] for part in _split(labels[order], kind, value, clients, seed)]
+    empty = [client for client, part in enumerate(rows) if not len(part)]
+    if empty:
+        raise DataError(
+            f"data.partition = {spec!r} leaves {len(empty)} of {clients} clients without rows "
+            f"({', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}): use fewer clients or a larger number"
+        )
+    return [np.sort(part) for part in rows]
+
+
+def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
+    if ids is None:
+        raise DataError("data.partition = 'natural': this data set has no natural client ids; use another partition")
+    values, counts = np.unique(ids, return_counts=True)
+    if clients > len(values):
+        raise DataError(f"data.clients = {clients}: the data set has {len(values)} natural ids; ask for at most that many")
+    largest = np.sort(values[np.argsort(-counts, kind="stable")[:clients]])
+    datasets, partitioners = _libraries()
+    made = partitioners.NaturalIdPartitioner(partition_by="id")
+    made.dataset = datasets.Dataset.from_dict({"id": ids, "row": np.arange(len(ids))})
+    found = {}
+    for number in range(len(values)):
+        part = made.load_partition(number)
+        found[part["id"][0]] = np.sort(np.array(part["row"]))
+    return [found[value] for value in largest]
+
+
+def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int) -> list[np.ndarray]:
+    datasets, partitioners = _libraries()
+    draws = derive(seed, "partitioner") % 2**31
+    if kind == "iid":
+        made = partitioners.IidPartitioner(clients)
+    elif kind == "dirichlet":
+        made = partitioners.DirichletPartitioner(
+            clients, "label", value, min_partition_size=_SMALLEST, self_balancing=False, seed=draws
+        )
+    else:
+        made = partitioners.PathologicalPartitioner(
+            clients, "label", int(value), class_assignment_mode="first-deterministic", seed=draws
+        )
+    made.dataset = datasets.Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
+    try:
+        return [np.array(made.load_partition(client)["row"], dtype=np.int64) for client in range(clients)]
+    except (ValueError, IndexError) as broken:
+        message = " ".join(str(broken).split())[:200]
+        raise DataError(f"data.partition = '{kind}:{value:g}' over {clients} clients cannot be made: {message}") from broken
+
+
+def _libraries() -> tuple[Any, Any]:
+    datasets = need("datasets", extra="sim")
+    partitioners = need("flwr_datasets.partitioner", extra="sim")
+    datasets.disable_progress_bars()
+    return datasets, partitioners

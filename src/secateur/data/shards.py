@@ -1,0 +1,125 @@
+"""Shards: the federation's rows as memory-mapped arrays, made once, shared by all workers, never copied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from secateur.data.sources import Kind, Source, Task
+from secateur.streams import stream
+
+_META = "meta.json"
+_ARRAYS = ("x_train", "y_train", "x_local", "y_local", "x_test", "y_test")
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What the arrays mean; ``train`` and ``local`` hold where each client's rows begin, and the end."""
+
+    source: str
+    outputs: int
+    kind: Kind
+    scale: float
+    task: Task
+    train: tuple[int, ...]
+    local: tuple[int, ...]
+
+
+class Shards:
+    """The rows of every client: training rows, a local test split, and the server's test set."""
+
+    def __init__(self, meta: Meta, arrays: dict[str, np.ndarray]) -> None:
+        self.meta = meta
+        self._tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    @property
+    def clients(self) -> int:
+        """Return K."""
+        return len(self.meta.train) - 1
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Return the shape of one row."""
+        return tuple(self._tensors["x_train"].shape[1:])
+
+    @property
+    def outputs(self) -> int:
+        """Return the number of classes, 1 for regression."""
+        return self.meta.outputs
+
+    @property
+    def kind(self) -> Kind:
+        """Return how rows become model inputs."""
+        return self.meta.kind
+
+    @property
+    def scale(self) -> float:
+        """Return what image values are divided by."""
+        return self.meta.scale
+
+    @property
+    def task(self) -> Task:
+        """Return what is learnt."""
+        return self.meta.task
+
+    def train(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a client's training rows and targets, as views."""
+        return self._cut("train", self.meta.train, client)
+
+    def test(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a client's local test rows and targets, as views."""
+        return self._cut("local", self.meta.local, client)
+
+    def server_test(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the server's test rows and targets."""
+        return self._tensors["x_test"], self._tensors["y_test"]
+
+    def _cut(self, part: str, bounds: tuple[int, ...], client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = slice(bounds[client], bounds[client + 1])
+        return self._tensors[f"x_{part}"][rows], self._tensors[f"y_{part}"][rows]
+
+
+def make_shards(
+    source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path
+) -> Shards:
+    """Write the shards of a partition into ``folder`` and open them.
+
+    Each client's local test split is ``test_fraction`` of its rows, drawn from its own stream; at least one
+    row stays for training.
+    """
+    train, local = [], []
+    for client, rows in enumerate(parts):
+        order = torch.randperm(len(rows), generator=stream(seed, "split", client)).numpy()
+        held = min(len(rows) - 1, round(test_fraction * len(rows)))
+        local.append(rows[np.sort(order[:held])])
+        train.append(rows[np.sort(order[held:])])
+    all_train, all_local = np.concatenate(train), np.concatenate(local)
+    arrays = {
+        "x_train": source.x_train[all_train], "y_train": source.y_train[all_train],
+        "x_local": source.x_train[all_local], "y_local": source.y_train[all_local],
+        "x_test": source.x_test, "y_test": source.y_test,
+    }  # fmt: skip
+    bounds = [tuple(np.cumsum([0, *map(len, split)]).tolist()) for split in (train, local)]
+    meta = Meta(source.name, source.outputs, source.kind, source.scale, source.task, *bounds)
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    (folder / _META).write_text(json.dumps(asdict(meta)))
+    return open_shards(folder)
+
+
+def open_shards(folder: Path) -> Shards:
+    """Map the shards in ``folder``; pages are shared between processes and copied only if written to."""
+    meta = json.loads((folder / _META).read_text())
+    meta["train"], meta["local"] = tuple(meta["train"]), tuple(meta["local"])
+    arrays = {}
+    for name in _ARRAYS:
+        path = folder / f"{name}.npy"
+        # an array without rows cannot be mapped
+        empty = name.endswith("_local") and not meta["local"][-1]
+        arrays[name] = np.load(path) if empty else np.load(path, mmap_mode="c")
+    return Shards(Meta(**meta), arrays)

@@ -1,0 +1,48 @@
+"""Engines carry bytes between the server and its clients; they know bytes and a serve callable, no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+Serve = Callable[[int, bytes, bytes | None], tuple[bytes, bytes | None]]
+"""(client, request, kept state) -> (reply, new state; None: unchanged)."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that did not answer, and why, in one line; ``sent``: whether the request went out."""
+
+    client: int
+    reason: str
+    sent: bool = True
+
+
+class Engine(Protocol):
+    """What an engine offers."""
+
+    def clients(self) -> Sequence[int]:
+        """Return the clients that can be asked."""
+
+    def exchange(
+        self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
+    ) -> Iterator[tuple[int, bytes | Failure]]:
+        """Send each (client, request) and yield each answer once, in any order.
+
+        Args:
+            requests: consumed lazily, in order.
+            deadline: seconds for the whole exchange; who has not answered by then is a ``Failure``.
+        """
+
+    def close(self) -> None:
+        """Release everything; the engine cannot be used after."""
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""

@@ -1,0 +1,314 @@
+"""The local engine: worker processes on this machine, each with one resident model; nothing else to install."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from types import TracebackType
+from typing import Self
+
+from secateur.engines import Failure, Serve
+from secateur.engines.store import StateStore
+from secateur.errors import EngineError
+
+_TRIES = 3
+_WINDOW = 4
+_HEAD = struct.Struct("<Bqq")
+_READY, _OK, _RAISED, _BROKEN = range(4)
+_Task = tuple[int, int, bytes]
+
+
+def _pack(kind: int, client: int, first: bytes, second: bytes | None) -> bytes:
+    return _HEAD.pack(kind, client, -1 if second is None else len(second)) + (second or b"") + first
+
+
+def _unpack(data: bytes) -> tuple[int, int, bytes, bytes | None]:
+    kind, client, length = _HEAD.unpack_from(data)
+    cut = _HEAD.size + max(0, length)
+    return kind, client, data[cut:], None if length < 0 else data[_HEAD.size : cut]
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _answer(serve: Serve, client: int, request: bytes, state: bytes | None) -> bytes:
+    try:
+        reply, kept = serve(client, request, state)
+    except Exception as error:  # noqa: BLE001 -- whatever a client's code raises costs that client its place only
+        return _pack(_RAISED, client, _one_line(error).encode(), None)
+    return _pack(_OK, client, reply, kept)
+
+
+def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
+    """Serve requests until the pipe closes, which also happens when the server is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serve = make_serve()
+    except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
+        pipe.send_bytes(_pack(_BROKEN, 0, _one_line(error).encode(), None))
+        return
+    with contextlib.suppress(EOFError, OSError):
+        pipe.send_bytes(_pack(_READY, 0, b"", None))
+        while True:
+            _, client, request, state = _unpack(pipe.recv_bytes())
+            pipe.send_bytes(_answer(serve, client, request, state))
+
+
+class _Worker:
+    """One process and the task it has at the moment."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(theirs, make_serve), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.task: _Task | None = None
+        self.ready = False
+
+    def stop(self) -> None:
+        self.pipe.close()
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
+
+class LocalEngine:
+    """Worker processes that serve clients' requests.
+
+    Args:
+        make_serve: picklable; called once in each worker, so that model and data stay resident there.
+        clients: how many clients there are: 0..clients-1.
+        workers: processes; 0 serves inside this process, for debugging.
+        store: what clients keep between rounds.
+        preload: modules that are imported once, before workers are forked.
+
+    Guarantees:
+        A worker that dies is replaced and its task served again; a client whose task kills three workers, or
+        raises, is a ``Failure`` of its own. No worker outlives this process, even when it is killed.
+    """
+
+    def __init__(
+        self, make_serve: Callable[[], Serve], *, clients: int, workers: int, store: StateStore | None = None,
+        preload: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self._make_serve = make_serve
+        self._count = clients
+        self._size = workers
+        self._own_store = store is None
+        self.store = StateStore() if store is None else store
+        self._preload = list(preload)
+        self._workers: list[_Worker] = []
+        self._inline: Serve | None = None
+        self.stillborn = 0
+
+    def clients(self) -> Sequence[int]:
+        """Return 0..clients-1."""
+        return range(self._count)
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the living workers."""
+        return [w.process.pid for w in self._workers if w.process.pid is not None]
+
+    def exchange(
+        self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
+    ) -> Iterator[tuple[int, bytes | Failure]]:
+        """Serve each request; see ``Engine.exchange``.
+
+        Requests start in order, and never more than four times the workers ahead of the oldest unanswered
+        one, so that a receiver who restores the order holds few replies.
+
+        Raises:
+            EngineError: an unknown client, or workers that cannot start.
+        """
+        end = None if deadline is None else time.monotonic() + deadline
+        tasks = ((n, client, request) for n, (client, request) in enumerate(self._checked(requests)))
+        if self._size == 0:
+            yield from self._serve_inline(tasks, end, deadline)
+            return
+        exchange = _Exchange(self, tasks, end)
+        try:
+            yield from exchange.run()
+        finally:
+            for worker in self._workers:
+                if worker.task is not None:
+                    self._replace(worker)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        for worker in self._workers:
+            worker.stop()
+        self._workers.clear()
+        if self._own_store:
+            self.store.close()
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _checked(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+        for client, request in requests:
+            if not 0 <= client < self._count:
+                raise EngineError(f"client {client} is unknown: there are 0..{self._count - 1}")
+            yield client, request
+
+    def _serve_inline(
+        self, tasks: Iterable[_Task], end: float | None, deadline: float | None
+    ) -> Iterator[tuple[int, bytes | Failure]]:
+        if self._inline is None:
+            self._inline = self._make_serve()
+        for _, client, request in tasks:
+            if end is not None and time.monotonic() >= end:
+                yield client, Failure(client, f"no reply within {deadline:g} s", sent=False)
+                continue
+            yield client, self.accept(_answer(self._inline, client, request, self.store.get(client)))
+
+    def accept(self, data: bytes) -> bytes | Failure:
+        """Keep the client's new state and return its reply."""
+        kind, client, reply, state = _unpack(data)
+        if kind == _RAISED:
+            return Failure(client, reply.decode())
+        if state is not None:
+            self.store.put(client, state)
+        return reply
+
+    def staffed(self) -> list[_Worker]:
+        """Return the workers, started where they are not yet."""
+        while len(self._workers) < self._size:
+            self._workers.append(_Worker(self._context(), self._make_serve))
+        return self._workers
+
+    def _replace(self, worker: _Worker) -> None:
+        worker.stop()
+        self._workers[self._workers.index(worker)] = _Worker(self._context(), self._make_serve)
+
+    def replace_dead(self, worker: _Worker) -> None:
+        """Start a new worker in the place of a dead one.
+
+        Raises:
+            EngineError: three in a row died before they were ready.
+        """
+        self.stillborn += not worker.ready
+        if self.stillborn >= _TRIES:
+            raise EngineError(f"{_TRIES} worker processes ended before they could serve; --workers 0 shows why")
+        self._replace(worker)
+
+    def _context(self) -> multiprocessing.context.BaseContext:
+        # one thread each: the server sets the number of workers to the number of cores
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")
+        if "forkserver" not in multiprocessing.get_all_start_methods():
+            return multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", *self._preload])
+        return context
+
+
+class _Exchange:
+    """One exchange over the workers: dispatch in order, retry after a death, stop at the deadline."""
+
+    def __init__(self, engine: LocalEngine, tasks: Iterator[_Task], end: float | None) -> None:
+        self.engine = engine
+        self.tasks = tasks
+        self.begun = time.monotonic()
+        self.end = end
+        self.again: deque[_Task] = deque()
+        self.deaths: dict[int, int] = {}
+        self.open: set[int] = set()
+        self.next = 0
+        self.exhausted = False
+
+    def run(self) -> Iterator[tuple[int, bytes | Failure]]:
+        while True:
+            workers = self.engine.staffed()
+            for worker in workers:
+                self._give(worker)
+            if not self.open and self.exhausted:
+                return
+            left = None if self.end is None else self.end - time.monotonic()
+            if left is not None and left <= 0:
+                yield from self._late()
+                return
+            ready = wait([w.pipe for w in workers], left)
+            for worker in [w for w in workers if w.pipe in ready]:
+                yield from self._hear(worker)
+
+    def _give(self, worker: _Worker) -> None:
+        if worker.task is not None or not worker.ready:
+            return
+        task = self._take()
+        if task is None:
+            return
+        worker.task = task
+        _, client, request = task
+        # a dead worker is noticed when its pipe is read
+        with contextlib.suppress(OSError):
+            worker.pipe.send_bytes(_pack(_OK, client, request, self.engine.store.get(client)))
+
+    def _take(self) -> _Task | None:
+        if self.again:
+            return self.again.popleft()
+        if self.exhausted or (self.open and self.next - min(self.open) >= _WINDOW * len(self.engine.staffed())):
+            return None
+        task = next(self.tasks, None)
+        if task is None:
+            self.exhausted = True
+            return None
+        self.next = task[0] + 1
+        self.open.add(task[0])
+        return task
+
+    def _hear(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
+        try:
+            data = worker.pipe.recv_bytes()
+        except (EOFError, OSError):
+            yield from self._died(worker)
+            return
+        if data[0] == _BROKEN:
+            raise EngineError(f"a worker cannot serve: {_unpack(data)[2].decode()}")
+        if data[0] == _READY:
+            worker.ready = True
+            self.engine.stillborn = 0
+            return
+        task, worker.task = worker.task, None
+        if task is not None:
+            self.open.discard(task[0])
+            yield task[1], self.engine.accept(data)
+
+    def _died(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
+        task = worker.task
+        self.engine.replace_dead(worker)
+        if task is None:
+            return
+        number, client, _ = task
+        self.deaths[number] = self.deaths.get(number, 0) + 1
+        if self.deaths[number] < _TRIES:
+            self.again.append(task)
+            return
+        self.open.discard(number)
+        yield client, Failure(client, f"its worker process died {_TRIES} times (out of memory, or killed)")
+
+    def _late(self) -> Iterator[tuple[int, bytes | Failure]]:
+        waited = (self.end or 0) - self.begun
+        busy = [w.task for w in self.engine.staffed() if w.task is not None]
+        reason = f"no reply within {waited:g} s"
+        for _, client, _ in [*busy, *self.again]:
+            yield client, Failure(client, reason)
+        for _, client, _ in self.tasks:
+            yield client, Failure(client, reason, sent=False)

@@ -1,0 +1,119 @@
+"""What clients keep between rounds: opaque bytes by client, in memory, spilled to disk beyond a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+from secateur.errors import CheckpointError
+
+
+class StateStore:
+    """Client states; written durably by ``commit``, so that a run can go on from its last checkpoint.
+
+    Args:
+        folder: where states are written; None: a temporary folder that ``close`` removes.
+        budget: bytes held in memory; the least recently used go to disk beyond it.
+    """
+
+    def __init__(self, folder: Path | None = None, budget: int = 256 * 2**20) -> None:
+        self._temporary = folder is None
+        self.folder = Path(tempfile.mkdtemp(prefix="secateur-clients-")) if folder is None else folder
+        self.budget = budget
+        self._files: dict[int, str] = {}
+        self._memory: OrderedDict[int, bytes] = OrderedDict()
+        self._dirty: set[int] = set()
+        self._held = 0
+
+    def get(self, client: int) -> bytes | None:
+        """Return a client's state, None if it keeps nothing.
+
+        Raises:
+            CheckpointError: its file is missing or damaged.
+        """
+        if client in self._memory:
+            self._memory.move_to_end(client)
+            return self._memory[client]
+        if client not in self._files:
+            return None
+        data = self._read(client)
+        self._remember(client, data)
+        return data
+
+    def put(self, client: int, data: bytes) -> None:
+        """Replace a client's state; durable only after ``commit``."""
+        self._dirty.add(client)
+        self._remember(client, data)
+
+    def commit(self) -> dict[int, str]:
+        """Write what changed and return the manifest: client -> file name."""
+        for client in sorted(self._dirty):
+            self._write(client)
+        return dict(sorted(self._files.items()))
+
+    def restore(self, manifest: Mapping[int, str]) -> None:
+        """Forget everything else and continue from these files.
+
+        Raises:
+            CheckpointError: a file is missing or damaged.
+        """
+        self._memory.clear()
+        self._dirty.clear()
+        self._held = 0
+        self._files = dict(manifest)
+        for client in self._files:
+            self._read(client)
+
+    def collect(self, manifest: Mapping[int, str]) -> None:
+        """Delete files that the manifest does not name and nobody here needs."""
+        wanted = set(manifest.values()) | set(self._files.values())
+        for path in self.folder.glob("*.state") if self.folder.exists() else ():
+            if path.name not in wanted:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the folder if it is a temporary one."""
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remember(self, client: int, data: bytes) -> None:
+        self._held += len(data) - len(self._memory.pop(client, b""))
+        self._memory[client] = data
+        while self._held > self.budget and self._memory:
+            oldest = next(iter(self._memory))
+            if oldest in self._dirty:
+                self._write(oldest)
+            self._held -= len(self._memory.pop(oldest))
+
+    def _write(self, client: int) -> None:
+        data = self._memory[client]
+        name = f"{client}-{hashlib.sha256(data).hexdigest()[:16]}.state"
+        path = self.folder / name
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                temporary = path.with_suffix(".tmp")
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+        except OSError as broken:
+            raise CheckpointError(f"cannot write client state {path}: {broken.strerror}; free some space") from broken
+        self._files[client] = name
+        self._dirty.discard(client)
+
+    def _read(self, client: int) -> bytes:
+        path = self.folder / self._files[client]
+        try:
+            data = path.read_bytes()
+        except OSError as broken:
+            raise CheckpointError(f"state of client {client}: cannot read {path}: {broken.strerror}") from broken
+        if hashlib.sha256(data).hexdigest()[:16] not in path.name:
+            raise CheckpointError(f"state of client {client}: {path} is damaged")
+        return data

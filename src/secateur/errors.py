@@ -1,0 +1,89 @@
+"""The error tree, and the helpers that word an error.
+
+SecateurError                  anything a user can mend; the command line prints it as one line, exit code 2
+├── ConfigError                a setting is unknown or out of bounds; raised before any training
+├── DataError                  a data set or a partition cannot be used
+├── ModelError                 a model cannot be built, or cannot serve what was asked of it
+├── WireError                  a payload does not fit what its receiver expects; costs the sender its place
+├── CheckpointError            a checkpoint or run folder is missing, damaged, or could not be written
+├── EngineError                clients could not be started or reached at all
+└── MissingExtraError          an optional package is not installed
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class SecateurError(Exception):
+    """Base of every error a user can mend; its text says what was wrong, where, and what to do."""
+
+
+class ConfigError(SecateurError):
+    """A setting is unknown or out of bounds."""
+
+
+class DataError(SecateurError):
+    """A data set or a partition cannot be used."""
+
+
+class ModelError(SecateurError):
+    """A model cannot be built, or cannot serve what was asked of it."""
+
+
+class WireError(SecateurError):
+    """A payload does not fit what its receiver expects."""
+
+
+class CheckpointError(SecateurError):
+    """A checkpoint or run folder is missing, damaged, or could not be written."""
+
+
+class EngineError(SecateurError):
+    """Clients could not be started or reached at all."""
+
+
+class MissingExtraError(SecateurError):
+    """An optional package is not installed."""
+
+
+def check(
+    condition: bool, *, name: str, value: object, must: str, error: type[SecateurError] = ConfigError
+) -> None:
+    """Raise ``error`` with name, value and bound unless ``condition`` holds.
+
+    >>> check(0.3 < 1, name="schedule.sparsity", value=0.3, must="be below 1")
+    """
+    if not condition:
+        raise error(f"{name} = {value!r} must {must}")
+
+
+def unknown(
+    kind: str, name: str, choices: Iterable[str], *, error: type[SecateurError] = ConfigError
+) -> SecateurError:
+    """Return (not raise) an error that names the unknown thing, the nearest known one, and all choices.
+
+    >>> str(unknown("model", "twocn", ["mlp", "twocnn"]))
+    "unknown model 'twocn': did you mean 'twocnn'? (known: mlp, twocnn)"
+    """
+    known = sorted(choices)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f": did you mean {near[0]!r}?" if near else ":"
+    return error(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+
+
+def need(module: str, *, extra: str) -> ModuleType:
+    """Import an optional ``module`` where it is used.
+
+    Raises:
+        MissingExtraError: it is not installed; the text names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        raise MissingExtraError(
+            f"this needs {missing.name!r}, which is not installed: pip install 'secateur[{extra}]'"
+        ) from missing

@@ -1,0 +1,222 @@
+"""The method contract: what a new algorithm writes.
+
+A method is three functions over an explicit, checkpointable state:
+
+    plan(state)            -> Ask | None      server: what to ask which clients next (None: finished)
+    respond(ask, client)   -> Message         client: explore, train, vote ...
+    absorb(state, replies) -> state           server: merge a stream of checked replies
+
+Every phase (exploration, vote, calibration) is one more ``Ask``; the round loop knows none of them by name.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from secateur import training as local
+from secateur.aggregation import Aggregator, Memory
+from secateur.pruning import mask as masks
+from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.structure import Layout
+from secateur.streams import stream
+from secateur.wire.message import Expected, Message, Scalar, Spec
+
+Archive = MutableMapping[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method may know of the federation; the same on the server and on every client.
+
+    Attributes:
+        seed: of the run; every draw comes from it and a label.
+        rounds: R (T in FedSparsify).
+        clients: K.
+        participation: C, the share of clients in a round's cohort.
+        layout: roles and removable units of the model's tensors.
+        specs: shape and dtype of each exchanged tensor.
+    """
+
+    seed: int
+    rounds: int
+    clients: int
+    participation: float
+    layout: Layout
+    specs: Mapping[str, Spec]
+
+    def cohort(self, round_: int) -> tuple[int, ...]:
+        """Return A_t: max(floor(C K), 1) clients, uniform without replacement, ascending."""
+        count = max(1, math.floor(self.participation * self.clients + 1e-9))
+        draw = torch.randperm(self.clients, generator=stream(self.seed, "cohort", round_))[:count]
+        return tuple(sorted(draw.tolist()))
+
+
+@dataclass(frozen=True)
+class State:
+    """The server's whole knowledge between two asks; a checkpoint holds exactly this.
+
+    Attributes:
+        setting: see ``Setting``; not stored, it follows from the run's configuration.
+        round: training rounds completed.
+        weights: W, which may be dense beneath the mask (a shadow).
+        mask: M; None: dense.
+        memory: further named tensors of O(model) size, such as the server's velocity.
+        notes: small facts, such as how many exploration steps are done.
+        archive: write-once tensors by key, on disk in a run (explorers' deviations); entries are never
+            changed after they were written.
+    """
+
+    setting: Setting
+    round: int
+    weights: Tensors
+    mask: Mask | None = None
+    memory: Memory = field(default_factory=dict)
+    notes: Mapping[str, Scalar] = field(default_factory=dict)
+    archive: Archive = field(default_factory=dict)
+
+    def model(self) -> dict[str, torch.Tensor]:
+        """Return W * M: the model that is evaluated, reported and shipped."""
+        return masks.apply(self.weights, self.mask)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to some clients.
+
+    Attributes:
+        phase: ``train``, ``explore``, ...; costs are reported by it.
+        round: the round it belongs to, 0 before the first.
+        clients: whom to ask, ascending.
+        message: what they get.
+        expects: what their replies must look like; anything else costs the sender its place.
+    """
+
+    phase: str
+    round: int
+    clients: tuple[int, ...]
+    message: Message
+    expects: Expected
+
+
+class Replies:
+    """The replies to one ask, as a stream of (client, checked message) in the order of ``ask.clients``.
+
+    Clients that failed are simply absent; who and why stands in the run's records.
+    """
+
+    def __init__(self, ask: Ask, stream: Iterable[tuple[int, Message]]) -> None:
+        self.ask = ask
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[tuple[int, Message]]:
+        """Iterate once."""
+        return iter(self._stream)
+
+
+@dataclass
+class Client:
+    """What a method sees of one client while it responds.
+
+    Attributes:
+        id: 0..K-1.
+        setting: as on the server.
+        model: the resident model; ``load`` and ``tensors`` move weights in and out.
+        data: the client's own training rows.
+        training: the round's local training.
+        memory: tensors that this client keeps between rounds; saved with the run.
+    """
+
+    id: int
+    setting: Setting
+    model: nn.Module
+    data: local.Data
+    training: local.Training
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def train(
+        self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None
+    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
+        """Train from ``tensors`` under ``mask``; return the trained tensors and what was done."""
+        local.load(self.model, tensors)
+        local.enforce(self.model, mask)
+        done = local.fit(
+            self.model, self.data, self.training,
+            round_=round_, seed=self.setting.seed, client=self.id, mask=mask, effort=effort,
+        )  # fmt: skip
+        return masks.apply(local.tensors_of(self.model), mask), done
+
+
+REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
+"""Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
+
+
+def report(done: local.Fit) -> dict[str, Scalar]:
+    """Return the scalars of ``REPORT``."""
+    return {"samples": done.samples, "processed": done.processed, "loss": done.loss}
+
+
+class Method(ABC):
+    """Base of all methods: frozen dataclasses whose fields are their options, defaulting to the paper's."""
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return the state before anything was asked."""
+        return State(setting, 0, weights, archive=archive)
+
+    @abstractmethod
+    def plan(self, state: State) -> Ask | None:
+        """Return what to ask next, or None when the run is finished."""
+
+    @abstractmethod
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Return a client's reply; ``REPORT``'s scalars included."""
+
+    @abstractmethod
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Return the state after the replies to ``replies.ask``; they may be none."""
+
+    def accepts(self, setting: Setting) -> Expected:
+        """Return what a client of this method is ready to receive."""
+        return Expected(setting.specs, mask="optional")
+
+    def final(self, state: State) -> State:
+        """Return the state whose model is shipped."""
+        return state
+
+
+def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[str] | None = None) -> Ask:
+    """Return the ask of an ordinary training round: weights down, weights up.
+
+    Args:
+        state: the server's state.
+        round_: t.
+        mask: what the cohort trains under; sent along, and not sent back.
+        votes: names of the tensors that clients send a mask of their own for, None if they keep this one.
+    """
+    held = "same" if votes is None and mask is not None else "none"
+    expects = Expected(
+        state.setting.specs,
+        mask="required" if votes is not None else held,
+        maskable=frozenset(votes) if votes is not None else None,
+        known=mask,
+        within=mask is not None,
+        scalars=REPORT,
+    )
+    message = Message(masks.apply(state.weights, mask), mask)
+    return Ask("train", round_, state.setting.cohort(round_), message, expects)
+
+
+def merge(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator) -> State:
+    """Return the state after one aggregator step; buffers (running statistics) take the plain mean."""
+    if not mean:
+        return replace(state, round=ask.round, mask=ask.message.mask)
+    buffers = set(state.setting.layout.names("buffer"))
+    trained = {name: tensor for name, tensor in mean.items() if name not in buffers}
+    stepped, memory = aggregator.step(state.weights, trained, mask=ask.message.mask, memory=state.memory)
+    weights = {name: mean[name] if name in buffers else stepped[name] for name in mean}
+    return replace(state, round=ask.round, weights=weights, mask=ask.message.mask, memory=memory)

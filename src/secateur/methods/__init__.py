@@ -1,0 +1,51 @@
+"""The methods, one file each; the file's name is the method's name, and nothing is registered.
+
+``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")``
+loads anyone's with the same call. A name comes from local configuration, never from the wire.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+
+from secateur.errors import ConfigError, unknown
+from secateur.method import Method
+
+
+def names() -> list[str]:
+    """Return the names of the methods in this package, sorted."""
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+
+
+def find(name: str) -> type[Method]:
+    """Return the method class of a module: a name of this package, or a dotted path of anyone's.
+
+    Raises:
+        ConfigError: there is no such module, it cannot be imported, or it does not define exactly one
+            frozen dataclass derived from ``Method``.
+    """
+    if name in names():
+        path = f"{__name__}.{name}"
+    elif "." in name or importlib.util.find_spec(name) is not None:
+        path = name
+    else:
+        raise unknown("method", name, names())
+    try:
+        module = importlib.import_module(path)
+    except ImportError as broken:
+        raise ConfigError(f"method {name!r} cannot be imported: {broken}") from broken
+    found = [
+        thing
+        for _, thing in inspect.getmembers(module, inspect.isclass)
+        if issubclass(thing, Method) and thing.__module__ == module.__name__
+    ]
+    if len(found) != 1 or not dataclasses.is_dataclass(found[0]):
+        raise ConfigError(
+            f"method {name!r}: its module must define exactly one frozen dataclass derived from "
+            f"secateur.method.Method or secateur.composition.Composition, found {[c.__name__ for c in found]}"
+        )
+    return found[0]

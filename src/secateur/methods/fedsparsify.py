@@ -1,0 +1,30 @@
+"""FedSparsify-Global: progressive magnitude pruning of the merged model ("purge, merge, tune").
+
+    merge   w <- sum_k (n_k / sum n) w_k
+    purge   keep the N - floor(s_t N) largest |w|;  s_t = S_T + (S_0 - S_T) (1 - (F floor(t/F) - t_0)/(T - t_0))^n
+    tune    the next round's local training under the mask
+
+FedSparsify-Local, where clients purge and the server takes the majority vote, is ``fedsparsify_local``.
+Paper symbol -> option: S_T schedule.sparsity; S_0 schedule.initial; t_0 schedule.start; F schedule.every;
+n schedule.exponent.
+
+Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
+Departures: biases and normalisation are protected (granularity.biases, granularity.norms bring them back);
+the best weight of each output unit stays (allocation.guard); S_T is reached also where F does not divide T;
+local optimisers start anew in each round; masks are explicit and never read off from w == 0.
+Reproduced in part: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from secateur.composition import Composition
+from secateur.pruning.schedule import Cubic, Schedule
+
+
+@dataclass(frozen=True)
+class FedSparsify(Composition):
+    """Magnitude x global x weight x cubic x server x mean."""
+
+    schedule: Schedule = field(default=Cubic(sparsity=0.9, initial=0.0, start=1, every=1, exponent=3.0))

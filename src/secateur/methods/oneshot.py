@@ -1,0 +1,22 @@
+"""One-shot magnitude pruning: dense until ten rounds before the end, one global cut, then tuning.
+
+    after round T - 10:  keep the N - floor(s N) largest |w|;  train the rest under that mask
+
+Reference: the OneShot baseline of Stripelis et al., arXiv 2204.12430.
+Departures: as ``fedsparsify``. Where T < 10 the cut stands before round 1.
+Reproduced in part: see docs/results.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from secateur.composition import Composition
+from secateur.pruning.schedule import OneShot, Schedule
+
+
+@dataclass(frozen=True)
+class OneShotMagnitude(Composition):
+    """Magnitude x global x weight x one shot x server x mean."""
+
+    schedule: Schedule = field(default=OneShot(sparsity=0.9, at=-10))

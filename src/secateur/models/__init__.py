@@ -1,0 +1,138 @@
+"""The networks of the papers, or your own ``module:factory``; seeded initialisation.
+
+A factory is called as ``factory(input_shape, outputs, **options)``: the shape of one input without the batch
+dimension, the number of classes (or 1 for regression).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError, unknown
+from secateur.models import tabular, text, vision
+from secateur.streams import global_stream
+
+Factory = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A built-in model: its name, one line on it, and its paper."""
+
+    name: str
+    summary: str
+    reference: str
+
+
+def _factories() -> dict[str, type[nn.Module]]:
+    return {
+        name.lower(): cls
+        for module in (vision, text, tabular)
+        for name, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, nn.Module) and cls.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+def names() -> dict[str, ModelInfo]:
+    """Return the built-in models by name, in lower case."""
+    found = {}
+    for name, cls in sorted(_factories().items()):
+        doc = inspect.cleandoc(cls.__doc__ or "")
+        reference = " ".join(doc.partition("Reference: ")[2].split())
+        found[name] = ModelInfo(name, doc.partition("\n")[0], reference)
+    return found
+
+
+def build(  # noqa: PLR0913 -- what defines a model
+    name: str, *, input_shape: tuple[int, ...], outputs: int, init: str = "xavier_normal", seed: int = 0,
+    options: Mapping[str, Any] | None = None, tokens: bool = False,
+) -> nn.Module:  # fmt: skip
+    """Return a model with its seeded initial weights, after one trial forward pass.
+
+    Args:
+        name: a built-in name, or ``module:factory``.
+        input_shape: one input without the batch dimension.
+        outputs: classes, or 1 for regression.
+        init: see ``initialise``.
+        seed: the same seed gives the same bits.
+        options: keywords of the factory.
+        tokens: inputs are integers.
+
+    Raises:
+        ModelError: the model is unknown, its options do not fit, or it cannot take such inputs.
+    """
+    factory = _find(name)
+    options = dict(options or {})
+    accepted = inspect.signature(factory).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        for option in options:
+            if option not in accepted:
+                raise unknown(f"option of model {name}", option, list(accepted)[2:], error=ModelError)
+    with global_stream(seed, "init"):
+        try:
+            model = factory(input_shape, outputs, **options)
+            if not isinstance(model, nn.Module):
+                raise ModelError(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+            initialise(model, init)
+            _try(model, input_shape, outputs, tokens=tokens)
+        except (RuntimeError, TypeError, ValueError, IndexError) as broken:
+            message = " ".join(str(broken).split())
+            raise ModelError(f"model {name!r} cannot take inputs of shape {input_shape}: {message}") from broken
+    return model
+
+
+def initialise(model: nn.Module, scheme: str) -> None:
+    """Set initial weights in place, from torch's global generator.
+
+    ``xavier_normal`` (gain 1; AutoFLIP), ``xavier_uniform`` (Glorot uniform; FedSparsify) and
+    ``kaiming_normal`` (for ReLU) set the weights of convolutions and linear layers and zero their biases;
+    LSTM, embedding and normalisation keep torch's defaults. ``torch`` changes nothing, which is also the
+    scheme for a model that sets its own biases.
+    """
+    schemes: dict[str, Callable[[torch.Tensor], object]] = {
+        "xavier_normal": nn.init.xavier_normal_,
+        "xavier_uniform": nn.init.xavier_uniform_,
+        "kaiming_normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),
+    }
+    if scheme == "torch":
+        return
+    if scheme not in schemes:
+        raise unknown("initialisation", scheme, [*schemes, "torch"], error=ModelError)
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
+            schemes[scheme](module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def _find(name: str) -> Factory:
+    if ":" not in name:
+        if name not in _factories():
+            raise unknown("model", name, _factories(), error=ModelError)
+        return _factories()[name]
+    module, _, attribute = name.partition(":")
+    try:
+        factory: Factory = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as broken:
+        raise ModelError(f"model {name!r}: {broken}; give it as module:factory") from broken
+    if not callable(factory):
+        raise ModelError(f"model {name!r}: {attribute} is not callable")
+    return factory
+
+
+def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
+    dtype = torch.long if tokens else torch.float32
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        output = model(torch.zeros((2, *input_shape), dtype=dtype))
+    model.train(was_training)
+    if tuple(output.shape) != (2, outputs):
+        raise ModelError(f"the model returns shape {tuple(output.shape)} for a batch of 2, (2, {outputs}) is expected")

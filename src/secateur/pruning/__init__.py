@@ -1,0 +1,1 @@
+"""Tensor mathematics of pruning; knows no client, no round trip, no bytes."""

@@ -1,0 +1,131 @@
+"""Allocation: scores and a target sparsity -> which entries to keep.
+
+All rules are exact in their counts, ties included: among equal scores the entry that comes first (tensor
+order, then row-major index) is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from secateur.pruning.mask import Tensors
+
+
+class Allocation(Protocol):
+    """What an allocation offers."""
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return a boolean mask for each tensor of scores."""
+
+
+def pruned_count(sparsity: float, total: int) -> int:
+    """Return floor(sparsity * total), blind to the last bits of the product (0.29 * 100 prunes 29).
+
+    >>> pruned_count(0.29, 100)
+    29
+    """
+    return min(total, math.floor(sparsity * total + 1e-6))
+
+
+def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a boolean vector that marks the ``count`` lowest of a score vector.
+
+    Ties at the boundary: the later index counts as lower.
+    """
+    if count <= 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    threshold = scores.kthvalue(count).values
+    below = scores < threshold
+    tied = (scores == threshold).nonzero().squeeze(1)
+    missing = count - int(below.sum())
+    below[tied[len(tied) - missing :]] = True
+    return below
+
+
+def _flat(scores: Tensors) -> torch.Tensor:
+    return torch.cat([s.reshape(-1).double() for s in scores.values()]) if scores else torch.zeros(0).double()
+
+
+def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
+    parts = flags.split([s.numel() for s in like.values()])
+    return {name: part.reshape(like[name].shape) for name, part in zip(like, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class Global:
+    """The lowest floor(s N) scores of all tensors together; the count is exact.
+
+    Attributes:
+        guard: keep the best weight of every output unit (first dimension of a tensor with two or more), so
+            that no unit dies by accident at very high sparsity. A unit that is already dead stays dead. The
+            guard gives way where the budget is smaller than the number of units.
+
+    Reference: FedSparsify, arXiv 2204.12430 (global threshold; the guard is ours, off in the paper's code).
+    """
+
+    guard: bool = True
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        if self.guard:
+            scores = {name: _protect_best(s) for name, s in scores.items()}
+        flat = _flat(scores)
+        return _split(~lowest(flat, pruned_count(sparsity, flat.numel())), scores)
+
+
+def _protect_best(scores: torch.Tensor) -> torch.Tensor:
+    if scores.dim() < 2 or scores.numel() == 0:
+        return scores
+    rows = scores.double().flatten(1)
+    best, where = rows.max(1)
+    lifted = torch.where(best.isinf(), best, torch.full_like(best, torch.inf))
+    return rows.scatter(1, where[:, None], lifted[:, None]).reshape(scores.shape)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """The same sparsity in every tensor: the lowest floor(s n) scores of each."""
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask, exact in each tensor."""
+        return {
+            name: ~lowest(s.reshape(-1), pruned_count(sparsity, s.numel())).reshape(s.shape)
+            for name, s in scores.items()
+        }
+
+
+@dataclass(frozen=True)
+class Quantile:
+    """Keep what lies strictly above the quantile of all scores at level T_p = sparsity.
+
+    q is the (floor(T_p (N - 1)) + 1)-th lowest score; everything <= q goes, so ties at q may prune more than
+    T_p and the caller reports the sparsity reached. T_p = 0 prunes nothing.
+
+    Reference: AutoFLIP, arXiv 2405.10271 (threshold T_p as a global quantile level).
+    """
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return scores > q."""
+        flat = _flat(scores)
+        if sparsity <= 0 or flat.numel() == 0:
+            return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+        rank = math.floor(sparsity * (flat.numel() - 1) + 1e-6) + 1
+        threshold = flat.kthvalue(rank).values
+        return {name: s.double() > threshold for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Keep what scores strictly above the number given as sparsity; the other reading of AutoFLIP's T_p.
+
+    With heavy-tailed guidance this prunes nearly everything at 0.3; it exists for that ablation. 0 prunes
+    nothing.
+    """
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return scores > sparsity."""
+        return {name: s > sparsity if sparsity > 0 else torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}

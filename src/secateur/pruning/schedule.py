@@ -1,0 +1,124 @@
+"""Schedules: completed rounds -> the cumulative sparsity that comes into force, or None for no event.
+
+Rounds count from 1; the event of round t stands at its end, and t = 0 is before round 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from secateur.errors import check
+
+
+class Schedule(Protocol):
+    """What a schedule offers."""
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return the sparsity that comes into force after ``done`` of ``rounds`` rounds; None: no event."""
+
+
+@dataclass(frozen=True)
+class Never:
+    """No pruning."""
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return None."""
+        del done, rounds
+        return None
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """One cut to the final sparsity.
+
+    Attributes:
+        sparsity: fraction removed.
+        at: the round at whose end the cut stands; 0: before round 1; negative: counted from the last round
+            (-10 leaves ten rounds to tune, FedSparsify's one-shot baseline).
+
+    Reference: the OneShot baseline of FedSparsify, arXiv 2204.12430.
+    """
+
+    sparsity: float = 0.9
+    at: int = -10
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return the sparsity at the round of the cut.
+
+        A negative ``at`` that reaches back before the first round cuts before round 1.
+        """
+        at = self.at if self.at >= 0 else max(0, rounds + self.at)
+        return self.sparsity if done == at else None
+
+
+@dataclass(frozen=True)
+class EveryRound:
+    """The same level in every round, with the mask made anew before each (AutoFLIP).
+
+    Attributes:
+        sparsity: T_p of AutoFLIP (the paper's experiments: 0.30; ablation 0.1 to 0.5).
+
+    Reference: AutoFLIP, arXiv 2405.10271.
+    """
+
+    sparsity: float = 0.30
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return the level."""
+        del done, rounds
+        return self.sparsity
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """FedSparsify's ramp: s_t = S_T + (S_0 - S_T) (1 - (F floor(t/F) - t_0) / (T - t_0))^n.
+
+    Attributes:
+        sparsity: S_T, reached exactly at round ``end``.
+        initial: S_0.
+        start: t_0; the first event is after it (strictly).
+        every: F, rounds between events; S_T is forced at the end where F does not divide it.
+        exponent: n; larger prunes earlier (the paper studies 1, 3, 6, 12).
+        end: T of the formula; 0 means the last round, -k leaves k rounds of tuning at the final mask.
+
+    Reference: FedSparsify, arXiv 2204.12430; forcing S_T at the end is ours (the published formula falls
+    short when F does not divide T).
+    """
+
+    sparsity: float = 0.9
+    initial: float = 0.0
+    start: int = 1
+    every: int = 1
+    exponent: float = 3.0
+    end: int = 0
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        check(0 <= self.initial <= self.sparsity, name="schedule.initial", value=self.initial, must="be in [0, sparsity]")
+        check(self.start >= 0, name="schedule.start", value=self.start, must="be 0 or more")
+        check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
+        check(self.exponent > 0, name="schedule.exponent", value=self.exponent, must="be above 0")
+        check(self.end <= 0, name="schedule.end", value=self.end, must="be 0 or negative (counted from the last round)")
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return s_t at the rounds where an event stands."""
+        last = max(1, rounds + self.end)
+        if done == last:
+            return self.sparsity
+        if done <= self.start or done > last or done % self.every:
+            return None
+        level = self.sparsity + (self.initial - self.sparsity) * (
+            1 - (done - self.start) / (last - self.start)
+        ) ** self.exponent
+        return level if level > 0 else None
+
+
+def _check_sparsity(value: float) -> None:
+    check(0 <= value < 1, name="schedule.sparsity", value=value, must="be in [0, 1)")

@@ -1,0 +1,158 @@
+"""What a run shows in a terminal: a live line for each phase, and the table at the end."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def size(count: float) -> str:
+    """Return bytes in decimal units: 1234567 -> ``1.23 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def amount(count: float) -> str:
+    """Return a count with k, M, G, T: 7120000 -> ``7.12 M``."""
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
+class Display:
+    """Live progress of one or more runs; without a terminal, one plain line for each tenth of the rounds."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> Display:
+        """Start drawing."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        self.progress.stop()
+
+    def watch(self, name: str, rounds: int) -> Callable[[Row], None]:
+        """Return the callable that a run of ``rounds`` rounds reports to under ``name``."""
+        tasks: dict[str, TaskID] = {}
+        sent = {"bytes": 0}
+
+        def task(phase: str, total: int) -> TaskID:
+            if phase not in tasks:
+                tasks[phase] = self.progress.add_task(f"{name} [dim]{phase}[/dim]", total=total, facts="")
+            return tasks[phase]
+
+        def on(event: Row) -> None:
+            if event["event"] == "reply" and event["phase"] != "train":
+                asked = task(event["phase"], event["total"])
+                self.progress.update(asked, completed=event["done"], facts="clients")
+            elif event["event"] == "row":
+                sent["bytes"] += event["bytes_down"] + event["bytes_up"]
+                facts = _facts(event, sent["bytes"])
+                if event["phase"] == "train":
+                    self.progress.update(task("train", rounds), completed=event["round"], facts=facts)
+                self._plain(name, event, facts, rounds)
+
+        return on
+
+    def _plain(self, name: str, event: Row, facts: str, rounds: int) -> None:
+        done = event["round"]
+        if not self.console.is_terminal and (event["phase"] != "train" or done % max(1, rounds // 10) == 0):
+            place = f"round {done}/{rounds}" if event["phase"] == "train" else event["phase"]
+            self.console.print(f"{name} {place}: {facts}", highlight=False)
+        for left in event["left_out"]:
+            self.console.print(f"[yellow]{name} round {done}: client {left['client']} left out: {left['reason']}")
+
+
+def _facts(row: Row, sent: int) -> str:
+    quality = f"accuracy {row['accuracy']:.3f}  " if "accuracy" in row else ""
+    quality = f"MAE {row['mae']:.3f}  " if "mae" in row else quality
+    return f"{quality}sparsity {row['sparsity']:.3f}  {size(sent)}"
+
+
+def comparison(summary: Row, dense: Row | None) -> Table:
+    """Return the closing table of a run, beside its dense twin where there is one."""
+    table = Table(title=f"{summary['method']}, study {summary['study']}")
+    table.add_column("")
+    table.add_column(summary["method"], justify="right")
+    if dense is not None:
+        table.add_column("dense FedAvg", justify="right")
+        table.add_column("ratio", justify="right")
+    for label, value, shown in _lines(summary):
+        other = dict((name, number) for name, number, _ in _lines(dense)) if dense is not None else {}
+        cells = [label, shown(value)]
+        if dense is not None:
+            twin = other.get(label)
+            cells.append("" if twin is None else shown(twin))
+            cells.append(f"{value / twin:.3f}" if twin else "")
+        table.add_row(*cells, end_section=label in _SECTIONS)
+    return table
+
+
+_SECTIONS = {"local accuracy, lowest tenth", "sparsity of all parameters", "MACs, units removed", "bytes down, explore", "bytes up, total"}
+
+
+def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
+    final, phases = summary["final"], summary["phases"]
+    plain: Callable[[float], str] = "{:.4f}".format
+    seconds: Callable[[float], str] = "{:.1f} s".format
+    metric = "accuracy" if "accuracy" in final else "mae"
+    lines = [(f"{metric} on the server's test set", final[metric], plain)]
+    local = final["local"]
+    if local:
+        worst = statistics.mean(local[: max(1, len(local) // 10)])
+        lines += [(f"local {metric}, mean over clients", statistics.mean(local), plain)]
+        lines += [(f"local {metric}, lowest tenth", worst, plain)]
+    lines += [
+        ("sparsity of prunable weights", final["sparsity"], plain),
+        ("sparsity of all parameters", final["sparsity_all"], plain),
+        ("MACs, surviving weights", final["macs"], amount),
+        ("MACs, units removed", final["macs_physical"], amount),
+    ]
+    for direction in ("down", "up"):
+        for phase, costs in phases.items():
+            lines.append((f"bytes {direction}, {phase}", costs[f"bytes_{direction}"], size))
+        total = sum(costs[f"bytes_{direction}"] for costs in phases.values())
+        lines.append((f"bytes {direction}, total", total, size))
+    for phase, costs in phases.items():
+        lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))
+    lines.append(("client seconds, total", sum(costs["client_seconds"] for costs in phases.values()), seconds))
+    for phase, costs in phases.items():
+        lines.append((f"training MACs, {phase}", costs["train_macs"], amount))
+    return lines

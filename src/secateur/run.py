@@ -1,0 +1,369 @@
+"""The server's side: the round loop that joins a method and an engine, its records and its checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import checkpoint, client, cost, training
+from secateur.config import Runtime, Study, read, study as parse_study
+from secateur.data import load as load_data
+from secateur.data.partition import partition
+from secateur.data.shards import Shards, make_shards
+from secateur.engines import Engine, Failure
+from secateur.engines.local import LocalEngine
+from secateur.engines.store import StateStore
+from secateur.errors import CheckpointError, ConfigError, WireError
+from secateur.method import Ask, Method, Replies, Setting, State
+from secateur.pruning import mask as masks
+from secateur.pruning.structure import plan, shrink
+from secateur.wire.codec import decode, encode, part_sizes
+from secateur.wire.message import Expected, Message, Scalar
+
+Row = dict[str, Any]
+Watch = Callable[[Row], None]
+
+STUDY = "study.toml"
+ROUNDS = "rounds.jsonl"
+SUMMARY = "summary.json"
+_MOST_SAMPLES = 2**40
+
+
+def silent(row: Row) -> None:
+    """Watch nothing."""
+    del row
+
+
+@contextlib.contextmanager
+def federation(study: Study) -> Iterator[Path]:
+    """Load and partition a study's data; yield a folder of shards that lives as long as the block.
+
+    Raises:
+        DataError: the data cannot be read, or the partition leaves clients empty.
+    """
+    source = load_data(study.data.source, seed=study.seed)
+    section = study.data
+    parts = partition(source.y_train, source.ids, section.partition, clients=section.clients, seed=study.seed)
+    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+    try:
+        make_shards(source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Exchange:
+    """One ask under way: encodes the request, checks each reply, counts what the engine carried."""
+
+    ask: Ask
+    engine: Engine
+    study: Study
+    deadline: float | None
+    notify: Callable[[int, int], None]
+    down: dict[str, int] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def replies(self) -> Iterator[tuple[int, Message]]:
+        """Yield checked replies in the order of the ask, whatever order they arrive in."""
+        ask = self.ask
+        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
+        request = encode(replace(ask.message, scalars=scalars), values=self.study.wire.values)
+        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), client.SECONDS: float})
+        waiting: dict[int, bytes | Failure] = {}
+        order = list(ask.clients)
+        answered = 0
+        for who, reply in self.engine.exchange(((k, request) for k in ask.clients), self.deadline):
+            if not isinstance(reply, Failure) or reply.sent:
+                _add(self.down, request)
+            waiting[who] = reply
+            answered += 1
+            self.notify(answered, len(ask.clients))
+            while order and order[0] in waiting:
+                who = order.pop(0)
+                message = self._check(who, waiting.pop(who), expects)
+                if message is not None:
+                    yield who, message
+
+    def _check(self, who: int, reply: bytes | Failure, expects: Expected) -> Message | None:
+        if isinstance(reply, Failure):
+            self.left_out.append({"client": who, "reason": reply.reason})
+            return None
+        try:
+            message = decode(reply, expects)
+            _sane(message.scalars)
+        except WireError as broken:
+            self.up["refused"] = self.up.get("refused", 0) + len(reply)
+            self.left_out.append({"client": who, "reason": str(broken)})
+            return None
+        _add(self.up, reply)
+        self.told.append({"client": who, **message.scalars})
+        return message
+
+
+def _add(counts: dict[str, int], data: bytes) -> None:
+    for part, size in part_sizes(data).items():
+        counts[part] = counts.get(part, 0) + size
+
+
+def _sane(scalars: Mapping[str, Scalar]) -> None:
+    for name, value in scalars.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
+        if name in {"samples", "processed"} and not 0 <= int(value) <= _MOST_SAMPLES:
+            raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
+
+
+class Run:
+    """A run in its folder: ``study.toml``, ``rounds.jsonl``, checkpoint, ``model.safetensors``, ``run.log``."""
+
+    def __init__(self, study: Study, runtime: Runtime, folder: Path, shards: Path) -> None:
+        self.study = study.complete()
+        self.runtime = runtime
+        self.folder = folder
+        self.shards_folder = shards
+        self.shards: Shards = client.open_shards(shards)
+        self.model: nn.Module = client.make_model(self.study, self.shards)
+        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients)
+        self.method: Method = self.study.build_method()
+        example, _ = client.wrap(self.shards, *self.shards.server_test()).batch(slice(0, 1))
+        self.example = example
+        self.uses = cost.uses(self.model, example)
+        self.log = logging.getLogger(f"secateur.run.{folder}")
+
+    def create(self) -> State:
+        """Return the first state; nothing is asked yet."""
+        archive = checkpoint.Archive(self.folder / "archive")
+        return self.method.start(self.setting, training.tensors_of(self.model), archive)
+
+    def restore(self) -> tuple[State, dict[str, Any]]:
+        """Return the state of the last checkpoint, with the records cut back to it."""
+        saved = checkpoint.load(self.folder, self.setting)
+        rows = self.folder / ROUNDS
+        if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
+            raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
+        with rows.open("r+b") as file:
+            file.truncate(saved.extra["records"])
+        return saved.state, saved.extra
+
+    def play(self, state: State, extra: dict[str, Any], watch: Watch = silent) -> Row:
+        """Run from ``state`` to the end, checkpointing after every exchange; return the summary."""
+        handler = _open_log(self.log, self.folder / "run.log")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        store = StateStore(self.folder / "clients", self.runtime.state_budget)
+        try:
+            store.restore({int(k): v for k, v in extra.get("clients", {}).items()})
+            serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
+            with LocalEngine(
+                serve, clients=self.shards.clients, workers=self.runtime.workers, store=store,
+                preload=("secateur.client", "torch.optim", "torch._dynamo"),
+            ) as engine:  # fmt: skip
+                return self._loop(state, engine, store, watch)
+        finally:
+            store.close()
+            torch.set_num_threads(threads)
+            self.log.removeHandler(handler)
+            handler.close()
+
+    def _loop(self, state: State, engine: Engine, store: StateStore, watch: Watch) -> Row:
+        self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
+        while (ask := self.method.plan(state)) is not None:
+            begun = time.perf_counter()
+
+            def notify(done: int, total: int, ask: Ask = ask) -> None:
+                watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
+
+            exchange = Exchange(ask, engine, self.study, self.runtime.deadline, notify)
+            replies = Replies(ask, exchange.replies())
+            state = self.method.absorb(state, replies)
+            for _ in replies:  # a method may stop reading early; what was sent must still be counted
+                pass
+            row = self._row(ask, exchange, state, time.perf_counter() - begun)
+            length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+            manifest = store.commit()
+            checkpoint.save(self.folder, state, {"records": length, "clients": manifest})
+            store.collect(manifest)
+            watch({"event": "row", **row})
+            self.log.info("%s", _line(row))
+        return self._finish(self.method.final(state), engine, watch)
+
+    def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
+        processed = sum(int(t.get("processed", 0)) for t in exchange.told)
+        due = ask.phase == "train" and (
+            ask.round % self.study.evaluate_every == 0 or ask.round == self.study.rounds
+        )
+        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
+        return {
+            "phase": ask.phase,
+            "round": ask.round,
+            "clients": list(ask.clients),
+            "left_out": exchange.left_out,
+            "bytes_down": sum(exchange.down.values()),
+            "bytes_up": sum(exchange.up.values()),
+            "down": exchange.down,
+            "up": exchange.up,
+            "client_seconds": sum(float(t[client.SECONDS]) for t in exchange.told),
+            "seconds": seconds,
+            "processed": processed,
+            "train_macs": 3 * processed * cost.macs(self.uses, state.weights, ask.message.mask),
+            "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
+            **self._quality(state, evaluate=due),
+        }
+
+    def _quality(self, state: State, *, evaluate: bool) -> Row:
+        total = sum(t.numel() for t in state.weights.values())
+        removed = 0 if state.mask is None else masks.size(state.mask) - masks.kept(state.mask)
+        row: Row = {
+            "sparsity": masks.sparsity(state.mask),
+            "sparsity_all": removed / total,
+            "kept": total - removed,
+            "macs": cost.macs(self.uses, state.weights, state.mask),
+        }
+        if evaluate:
+            training.load(self.model, state.model())
+            score = training.evaluate(self.model, client.wrap(self.shards, *self.shards.server_test()))
+            name = "accuracy" if self.shards.task == "classification" else "mae"
+            row |= {name: score.metric, "loss": score.loss}
+        return row
+
+    def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
+        final = {**self._quality(state, evaluate=True), **self._structure(state), **self._local(state, engine)}
+        checkpoint.ship(self.folder, state.model(), state.mask, self.study.to_toml())
+        rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        summary = summarise(self.study, rows, final)
+        checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        watch({"event": "end", **summary})
+        return summary
+
+    def _structure(self, state: State) -> Row:
+        """Count what is left after the dead units are really cut out of the model."""
+        dense = cost.macs(self.uses, state.weights, None)
+        removal = plan(state.mask or {}, self.setting.layout.groups)
+        training.load(self.model, state.model())
+        small = shrink(self.model, removal)
+        uses = cost.uses(small, self.example)
+        weights = dict(small.state_dict())
+        checkpoint.write(self.folder / "plan.json", removal.to_json().encode())
+        return {
+            "macs_dense": dense,
+            "macs_physical": cost.macs(uses, weights, None),
+            "parameters_dense": sum(p.numel() for p in self.model.parameters()),
+            "parameters_physical": sum(p.numel() for p in small.parameters()),
+        }
+
+    def _local(self, state: State, engine: Engine) -> Row:
+        """Score the shipped model on the clients' own test splits; its traffic stands on its own line."""
+        message = Message(state.model(), state.mask)
+        expects = Expected({}, scalars=client.SCORES)
+        ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects)
+        exchange = Exchange(ask, engine, self.study, self.runtime.deadline, lambda _done, _total: None)
+        scores = [float(m.scalars["metric"]) for _, m in exchange.replies() if int(m.scalars["samples"])]
+        return {
+            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
+            "local": sorted(scores),
+        }
+
+
+def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
+    """Add up a run's records, each phase on its own line."""
+    summary: Row = {"study": study.hash(), "method": study.method, "seed": study.seed, "phases": {}, "final": final}
+    for row in rows:
+        phase = summary["phases"].setdefault(
+            row["phase"],
+            {"asks": 0, "bytes_down": 0, "bytes_up": 0, "client_seconds": 0.0, "seconds": 0.0, "train_macs": 0, "left_out": 0},
+        )
+        phase["asks"] += 1
+        phase["left_out"] += len(row["left_out"])
+        for name in ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs"):
+            phase[name] += row[name]
+    return summary
+
+
+def new_folder(study: Study, out: Path | None) -> Path:
+    """Return where a new run goes: ``out``, or runs/METHOD-HASH with a number where that is taken.
+
+    Raises:
+        ConfigError: ``out`` is a file or holds something already.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out {out} is not an empty folder: give another, or: secateur resume {out}")
+        return out
+    base = Path("runs") / f"{study.method.rpartition('.')[2]}-{study.hash()}"
+    taken = itertools.takewhile(Path.exists, (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)))
+    count = sum(1 for _ in taken)
+    return base if count == 0 else Path(f"{base}-{count + 1}")
+
+
+def reserve(folder: Path, study: Study) -> None:
+    """Make a run's folder with its complete study, so that ``resume`` knows what was meant."""
+    if not (folder / STUDY).exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as broken:
+            raise ConfigError(f"cannot make the run folder {folder}: {broken.strerror}") from broken
+        checkpoint.write(folder / STUDY, study.to_toml().encode())
+
+
+def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
+    """Run a study in a new folder and return its summary."""
+    reserve(new_folder(study, folder), study)
+    return resume(folder, runtime, shards=shards, watch=watch)
+
+
+def resume(folder: Path, runtime: Runtime, *, shards: Path, watch: Watch = silent) -> Row:
+    """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
+    if (folder / SUMMARY).exists():
+        return dict(json.loads((folder / SUMMARY).read_text("utf-8")))
+    run = Run(read_study(folder), runtime, folder, shards)
+    if not (folder / checkpoint.NAME).exists():  # stopped before the first exchange was complete
+        (folder / ROUNDS).unlink(missing_ok=True)
+        return run.play(run.create(), {}, watch)
+    state, extra = run.restore()
+    return run.play(state, extra, watch)
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study of a run folder.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    if not (folder / STUDY).exists():
+        raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
+    return parse_study(read(folder / STUDY))
+
+
+def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    return handler
+
+
+def _line(row: Row) -> str:
+    quality = f"accuracy {row['accuracy']:.4f} " if "accuracy" in row else ""
+    text = (
+        f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "
+        f"down {row['bytes_down']} up {row['bytes_up']} B, {row['seconds']:.2f} s"
+    )
+    return text + "".join(f"; left out client {o['client']}: {o['reason']}" for o in row["left_out"])

@@ -1,0 +1,237 @@
+"""The local loop: a resident model, seeded batches, a mask that holds after every optimiser step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from secateur.errors import check
+from secateur.pruning.mask import Mask, Tensors
+from secateur.streams import derive, global_stream
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a client trains.
+
+    Attributes:
+        epochs: E, local epochs in a round.
+        batch_size: B.
+        optimiser: ``sgd`` or ``adam``; made anew in each round, so no optimiser state crosses rounds.
+        lr: learning rate eta of round 1.
+        decay: factor on the learning rate for each further round.
+        momentum: of SGD.
+        weight_decay: L2 coefficient in the optimiser.
+        prox: mu of FedProx, the weight of (mu/2) |w - w_server|^2 (arXiv 1812.06127); 0 is plain FedAvg.
+        clip: largest L2 norm of a step's gradient; 0 means no clipping.
+    """
+
+    epochs: int = 5
+    batch_size: int = 16
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    decay: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    prox: float = 0.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, name="training.epochs", value=self.epochs, must="be at least 1")
+        check(self.batch_size >= 1, name="training.batch_size", value=self.batch_size, must="be at least 1")
+        check(self.lr > 0, name="training.lr", value=self.lr, must="be above 0")
+        check(0 < self.decay <= 1, name="training.decay", value=self.decay, must="be in (0, 1]")
+        for name in ("momentum", "weight_decay", "prox", "clip"):
+            value = getattr(self, name)
+            check(value >= 0, name=f"training.{name}", value=value, must="be 0 or more")
+
+    def rate(self, round_: int) -> float:
+        """Return eta_t = lr * decay^(t - 1)."""
+        return self.lr * self.decay ** (round_ - 1)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A client's rows as stored, and how a batch becomes the model's input.
+
+    Attributes:
+        x: rows, shape (n, ...); uint8 images or tokens, or float32 features.
+        y: targets, shape (n,): class indices, or float32 values for regression.
+        kind: ``image`` rows are divided by ``scale``; ``tokens`` become int64; ``tabular`` stay.
+        scale: see ``kind``.
+        task: chooses the loss: cross-entropy or mean squared error.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    kind: str = "image"
+    scale: float = 255.0
+    task: str = "classification"
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.y)
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return model inputs and targets of these rows."""
+        x, y = self.x[index], self.y[index]
+        if self.kind == "tokens":
+            x = x.long()
+        elif self.kind == "image":
+            x = x.float() / self.scale
+        return x, y.float() if self.task == "regression" else y.long()
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the mean loss of a batch."""
+        if self.task == "regression":
+            return nn.functional.mse_loss(output.squeeze(-1), target)
+        return nn.functional.cross_entropy(output, target)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a local training did: rows it holds, rows processed, optimiser steps, epochs, last epoch's loss."""
+
+    samples: int
+    processed: int
+    steps: int
+    epochs: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long one call of ``fit`` trains, where that differs from the round's setting."""
+
+    epochs: int
+    patience: int = 0
+    share: float = 1.0
+
+
+def load(model: nn.Module, tensors: Tensors) -> None:
+    """Copy tensors into a resident model, in place."""
+    state = model.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return copies of the exchanged tensors: parameters and floating-point buffers."""
+    return {n: t.detach().clone() for n, t in model.state_dict().items() if t.is_floating_point()}
+
+
+def enforce(model: nn.Module, mask: Mask | None) -> None:
+    """Set pruned entries of the resident model to +0.0."""
+    if mask is not None:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in mask:
+                    parameter.masked_fill_(~mask[name], 0.0)
+
+
+def fit(
+    model: nn.Module, data: Data, training: Training, *, round_: int, seed: int, client: int,
+    mask: Mask | None = None, effort: Effort | None = None,
+) -> Fit:
+    """Train the resident model in place on a client's rows.
+
+    After every optimiser step w <- w * M, so a pruned weight is exactly 0 whatever the momentum says. With
+    ``effort.patience`` P > 0 training stops after P epochs without a better epoch-mean loss.
+
+    Args:
+        round_: t; sets the learning rate, and with ``client`` the random stream (0 is exploration).
+        effort: epochs, patience and share of rows where they differ from the round's setting.
+
+    Guarantees:
+        The same (seed, round, client) and weights give the same bits in any process with one thread.
+    """
+    effort = effort or Effort(training.epochs)
+    optimiser = _optimiser(model, training, max(1, round_))
+    anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
+    dead = {n: ~m for n, m in mask.items() if not bool(m.all())} if mask else {}
+    frozen = [(p, dead[n]) for n, p in model.named_parameters() if n in dead]
+    use = max(1, math.ceil(effort.share * len(data)))
+    shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
+    best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
+    model.train()
+    with global_stream(seed, "dropout", round_, client):
+        rows = torch.randperm(len(data), generator=shuffle)[:use] if use < len(data) else torch.arange(use)
+        for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
+            total = 0.0
+            for index in rows[torch.randperm(use, generator=shuffle)].split(training.batch_size):
+                loss = _step(model, data, index, optimiser, training, anchor)
+                for parameter, gone in frozen:
+                    parameter.detach().masked_fill_(gone, 0.0)
+                total += loss * len(index)
+                steps += 1
+            processed += use
+            mean_loss = total / use
+            stale = 0 if mean_loss < best else stale + 1
+            best = min(best, mean_loss)
+            if effort.patience and stale >= effort.patience:
+                break
+    return Fit(len(data), processed, steps, epoch, mean_loss)
+
+
+def _step(
+    model: nn.Module, data: Data, index: torch.Tensor, optimiser: torch.optim.Optimizer, training: Training,
+    anchor: list[torch.Tensor],
+) -> float:
+    x, y = data.batch(index)
+    optimiser.zero_grad(set_to_none=True)
+    loss = data.loss(model(x), y)
+    value = loss.item()
+    for parameter, start in zip(model.parameters(), anchor, strict=False):
+        loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    if training.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), training.clip)
+    optimiser.step()
+    return value
+
+
+def _optimiser(model: nn.Module, training: Training, round_: int) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    rate = training.rate(round_)
+    if training.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=training.weight_decay, foreach=True)
+    return torch.optim.SGD(
+        parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay, foreach=True
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Quality on a set of rows.
+
+    Attributes:
+        metric: accuracy in [0, 1]; for regression the mean absolute error.
+        loss: mean cross-entropy, or mean squared error.
+        samples: rows scored.
+    """
+
+    metric: float
+    loss: float
+    samples: int
+
+
+def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
+    """Score the resident model; fixed batches, so that the figures do not depend on who computes them."""
+    model.eval()
+    total, hits = 0.0, 0.0
+    with torch.no_grad():
+        for start in range(0, len(data), batch_size):
+            x, y = data.batch(slice(start, start + batch_size))
+            output = model(x)
+            total += float(data.loss(output, y)) * len(y)
+            if data.task == "regression":
+                hits += float((output.squeeze(-1) - y).abs().sum())
+            else:
+                hits += float((output.argmax(1) == y).sum())
+    count = len(data)
+    return Score(hits / count, total / count, count) if count else Score(math.nan, math.nan, 0)

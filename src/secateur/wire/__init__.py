@@ -1,0 +1,1 @@
+"""The wire: Message <-> bytes. Knows no method."""

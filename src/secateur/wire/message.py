@@ -1,0 +1,66 @@
+"""Message: named tensors, an optional mask, a few scalars; and what a receiver is ready to accept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+
+Tensors = Mapping[str, torch.Tensor]
+Masks = Mapping[str, torch.Tensor]
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True)
+class Message:
+    """What travels in one direction between the server and one client.
+
+    Attributes:
+        tensors: by name; float32, or int64, int32, uint8, bool.
+        mask: boolean tensors for some of ``tensors``; where False the value is 0 and is not sent. None: no
+            mask at all.
+        scalars: by name; a number costs the same whatever its value.
+    """
+
+    tensors: Tensors
+    mask: Masks | None = None
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a receiver is ready to accept; every length is checked against it before anything is allocated.
+
+    Attributes:
+        tensors: the names that must come, each with its shape and dtype.
+        mask: ``none`` may come; a fresh one is ``optional`` or ``required``; or exactly the ``same`` as known.
+        maskable: names that a fresh mask may cover (None: any), and must all cover when it is ``required``.
+        known: the mask that both sides hold already.
+        within: a fresh mask must not keep anything that ``known`` prunes.
+        scalars: exactly these names and types; None: any, at most 64.
+        optional: some or all of the tensors may be missing.
+    """
+
+    tensors: Mapping[str, Spec]
+    mask: Literal["none", "optional", "required", "same"] = "none"
+    maskable: frozenset[str] | None = None
+    known: Masks | None = None
+    within: bool = False
+    scalars: Mapping[str, type] | None = None
+    optional: bool = False
+
+    @classmethod
+    def of(cls, tensors: Tensors, **changes: Any) -> Expected:
+        """Return what accepts exactly these tensors' names, shapes and dtypes."""
+        specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        return replace(cls(specs), **changes)

@@ -1,0 +1,93 @@
+"""Allocations: counts are exact, ties included."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.pruning.allocation import Global, Quantile, Threshold, Uniform, lowest, pruned_count
+
+scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
+
+
+def test_lowest_prunes_the_later_of_equal_scores():
+    flags = lowest(torch.tensor([1.0, 0.0, 1.0, 1.0, 2.0]), 3)
+    assert flags.tolist() == [False, True, True, True, False]
+    assert lowest(torch.tensor([1.0, 0.0]), 0).tolist() == [False, False]
+
+
+@given(scores_lists, st.floats(0, 0.999))
+def test_lowest_against_a_sort(values, share):
+    count = int(share * len(values))
+    flags = lowest(torch.tensor(values, dtype=torch.float64), count)
+    order = sorted(range(len(values)), key=lambda i: (values[i], -i))  # lowest first, later index first
+    assert sorted(i for i, f in enumerate(flags.tolist()) if f) == sorted(order[:count])
+
+
+@pytest.mark.parametrize(("s", "n", "count"), [(0.29, 100, 29), (0.2, 10, 2), (0.95, 20, 19), (0.3, 7, 2), (0, 5, 0)])
+def test_pruned_count(s, n, count):
+    assert pruned_count(s, n) == count
+
+
+@given(scores_lists, scores_lists, st.floats(0, 0.99), st.booleans())
+def test_global_count_is_exact_over_all_tensors(one, two, s, guard):
+    scores = {"a": torch.tensor(one, dtype=torch.float32), "b": torch.tensor(two, dtype=torch.float32)[None]}
+    mask = Global(guard=guard).keep(scores, s)
+    total = len(one) + len(two)
+    assert sum(int(m.sum()) for m in mask.values()) == total - math.floor(s * total + 1e-6)
+    assert [m.shape for m in mask.values()] == [v.shape for v in scores.values()]
+
+
+def test_global_by_hand():
+    scores = {"a": torch.tensor([5.0, 1.0]), "b": torch.tensor([4.0, 2.0, 3.0])}
+    mask = Global(guard=False).keep(scores, 0.4)
+    assert mask["a"].tolist() == [True, False]
+    assert mask["b"].tolist() == [True, False, True]
+
+
+def test_guard_keeps_the_best_weight_of_each_unit_within_the_same_count():
+    scores = {"w": torch.tensor([[9.0, 8.0, 7.0], [0.1, 0.3, 0.2]])}
+    assert Global(guard=False).keep(scores, 0.5)["w"].tolist() == [[True, True, True], [False, False, False]]
+    assert Global(guard=True).keep(scores, 0.5)["w"].tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_guard_lets_dead_units_stay_dead_and_gives_way_to_the_budget():
+    dead = {"w": torch.tensor([[3.0, 2.0], [-torch.inf, -torch.inf]])}
+    assert Global().keep(dead, 0.5)["w"].tolist() == [[True, True], [False, False]]
+    many = {"w": torch.tensor([[1.0], [2.0], [3.0], [4.0]])}
+    assert int(Global().keep(many, 0.75)["w"].sum()) == 1
+
+
+def test_guard_accepts_empty_tensors():
+    assert Global().keep({"w": torch.zeros(0, 3)}, 0.5)["w"].shape == (0, 3)
+    assert Global().keep({}, 0.5) == {}
+
+
+def test_uniform_is_exact_in_each_tensor():
+    mask = Uniform().keep({"a": torch.arange(10.0), "b": torch.arange(5.0).reshape(5, 1)}, 0.4)
+    assert mask["a"].tolist() == [False] * 4 + [True] * 6
+    assert mask["b"].flatten().tolist() == [False, False, True, True, True]
+
+
+def test_quantile_matches_torch_quantile_on_distinct_scores():
+    g = torch.randperm(1000, generator=torch.Generator().manual_seed(1)).float()
+    for level in (0.1, 0.3, 0.5):
+        mask = Quantile().keep({"a": g[:400], "b": g[400:]}, level)
+        kept = torch.cat([mask["a"], mask["b"]])
+        assert torch.equal(kept, g > torch.quantile(g, level))
+        assert abs((~kept).float().mean().item() - level) <= 1 / 1000 + 1e-9
+
+
+def test_quantile_prunes_ties_at_the_threshold_and_zero_prunes_nothing():
+    g = {"a": torch.tensor([0.0, 0.0, 0.0, 0.5, 1.0])}
+    assert Quantile().keep(g, 0.2)["a"].tolist() == [False, False, False, True, True]
+    assert Quantile().keep(g, 0.0)["a"].all()
+    assert Quantile().keep({}, 0.3) == {}
+
+
+def test_threshold_reads_the_level_as_a_score():
+    g = {"a": torch.tensor([0.1, 0.3, 0.4])}
+    assert Threshold().keep(g, 0.3)["a"].tolist() == [False, False, True]
+    assert Threshold().keep(g, 0.0)["a"].all()

@@ -1,0 +1,55 @@
+"""The majority vote against hand-worked cases."""
+
+import pytest
+import torch
+
+from secateur.pruning.consensus import Majority, Participants, Pooled
+
+# three clients, eight weights: who keeps which
+CLIENTS = torch.tensor(
+    [
+        [1, 1, 1, 0, 1, 0, 0, 0],
+        [1, 1, 0, 0, 1, 1, 0, 0],
+        [1, 0, 1, 0, 0, 0, 1, 0],
+    ]
+)
+# votes:  3  2  2  0  2  1  1  0
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        ("majority", [1, 1, 1, 0, 1, 0, 0, 0]),  # v > 1.5
+        ("half", [1, 1, 1, 0, 1, 1, 1, 0]),  # v >= floor(3/2) = 1
+        ("union", [1, 1, 1, 0, 1, 1, 1, 0]),
+        ("intersection", [1, 0, 0, 0, 0, 0, 0, 0]),
+    ],
+)
+def test_three_clients_by_eight_weights(rule, kept):
+    votes = {"w": CLIENTS.sum(0)}
+    mask = Majority(rule).vote(votes, 3, {"w": torch.ones(8)}, budget=4)["w"]
+    assert mask.int().tolist() == kept
+
+
+def test_ties_go_to_the_larger_mean_magnitude_while_there_is_room():
+    votes = {"a": torch.tensor([2, 1, 1]), "b": torch.tensor([[1], [0]])}
+    magnitude = {"a": torch.tensor([0.1, 0.5, 0.2]), "b": torch.tensor([[0.9], [9.0]])}
+    by_budget = {
+        budget: {n: m.flatten().tolist() for n, m in Majority().vote(votes, 2, magnitude, budget).items()}
+        for budget in (0, 1, 2, 3, 5)
+    }
+    assert by_budget[0] == by_budget[1] == {"a": [True, False, False], "b": [False, False]}
+    assert by_budget[2] == {"a": [True, False, False], "b": [True, False]}
+    assert by_budget[3] == {"a": [True, True, False], "b": [True, False]}
+    assert by_budget[5] == {"a": [True, True, True], "b": [True, False]}
+
+
+def test_one_client_keeps_its_own_mask_under_every_rule_but_the_published_half():
+    votes = {"w": torch.tensor([1, 0])}
+    for rule in ("majority", "union", "intersection"):
+        assert Majority(rule).vote(votes, 1, {"w": torch.ones(2)}, 1)["w"].tolist() == [True, False]
+    assert Majority("half").vote(votes, 1, {"w": torch.ones(2)}, 1)["w"].tolist() == [True, True]  # floor(1/2) = 0
+
+
+def test_where_masks_are_made():
+    assert (Pooled().where, Majority().where, Participants().where) == ("server", "clients", "cohort")

@@ -1,0 +1,79 @@
+"""Schedules against the formula and the values of the FedSparsify paper's code."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.errors import ConfigError
+from secateur.pruning.schedule import Cubic, EveryRound, Never, OneShot
+
+# sparsity at round t for S_T = .95, n = 3, computed independently from the published formula
+PUBLISHED = {
+    40: {2: 0.071, 5: 0.263, 10: 0.518, 20: 0.822, 30: 0.934},
+    100: {10: 0.236, 20: 0.449, 50: 0.828},
+    200: {10: 0.123, 50: 0.543, 100: 0.829, 150: 0.935},
+}
+
+
+@pytest.mark.parametrize(("rounds", "t", "level"), [(r, t, v) for r, ts in PUBLISHED.items() for t, v in ts.items()])
+def test_cubic_values(rounds, t, level):
+    assert Cubic(sparsity=0.95).level(t, rounds) == pytest.approx(level, abs=6e-4)
+
+
+def test_cubic_starts_strictly_after_t0_and_ends_exactly():
+    ramp = Cubic(sparsity=0.9, start=1)
+    assert ramp.level(0, 10) is None
+    assert ramp.level(1, 10) is None
+    assert ramp.level(2, 10) == pytest.approx(0.9 * (1 - (8 / 9) ** 3))
+    assert ramp.level(10, 10) == 0.9
+
+
+def test_every_f_rounds_and_the_forced_last_level():
+    ramp = Cubic(sparsity=0.95, every=15)
+    assert [t for t in range(101) if ramp.level(t, 100) is not None] == [15, 30, 45, 60, 75, 90, 100]
+    assert ramp.level(100, 100) == 0.95
+    assert ramp.level(90, 100) == pytest.approx(0.95 * (1 - (1 - 89 / 99) ** 3))
+
+
+def test_tail_leaves_rounds_at_the_final_mask():
+    ramp = Cubic(sparsity=0.9, end=-3)
+    assert ramp.level(7, 10) == 0.9
+    assert [ramp.level(t, 10) for t in (8, 9, 10)] == [None, None, None]
+    assert Cubic(end=-30).level(1, 10) == 0.9  # a tail longer than the run: one cut after round 1
+
+
+@given(st.floats(0, 0.99), st.integers(2, 60), st.floats(1, 12))
+def test_cubic_never_falls_and_never_exceeds_the_target(target, rounds, exponent):
+    levels = [x for t in range(rounds + 1) if (x := Cubic(sparsity=target, exponent=exponent).level(t, rounds)) is not None]
+    assert levels == sorted(levels)
+    assert all(level <= target for level in levels)
+    assert levels[-1] == target
+
+
+def test_initial_sparsity_is_where_the_ramp_begins():
+    assert Cubic(sparsity=0.9, initial=0.5).level(2, 1000) == pytest.approx(0.5, abs=2e-3)
+
+
+def test_one_shot_at_start_at_a_round_and_from_the_end():
+    assert OneShot(0.5, at=0).level(0, 10) == 0.5
+    assert OneShot(0.5, at=3).level(3, 10) == 0.5
+    assert OneShot(0.5, at=-4).level(6, 10) == 0.5
+    assert OneShot(0.5, at=-40).level(0, 10) == 0.5
+    assert OneShot(0.5, at=-4).level(7, 10) is None
+
+
+def test_never_and_every_round():
+    assert Never().level(3, 5) is None
+    assert EveryRound(0.3).level(3, 5) == 0.3
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cubic(sparsity=1.0), lambda: Cubic(initial=0.95), lambda: Cubic(start=-1), lambda: Cubic(every=0),
+        lambda: Cubic(exponent=0), lambda: Cubic(end=3), lambda: OneShot(-0.1), lambda: EveryRound(1.5),
+    ],
+)  # fmt: skip
+def test_out_of_bounds_names_the_setting(make):
+    with pytest.raises(ConfigError, match=r"schedule\.\w+ = .* must be"):
+        make()
