@@ -58,7 +58,9 @@ def play(name: str, data: str, out: Path, *, workers: int, quick: bool) -> list[
         else:
             with runs.federation(made) as shards:
                 summary = runs.resume(folder, Runtime(workers=workers), shards=shards)
-        rows.append({"suite": name, "partition": partition, "variant": variant, "seed": seed, **figures(folder, summary)})
+        rows.append(
+            {"suite": name, "partition": partition, "variant": variant, "seed": seed, **figures(folder, summary)}
+        )
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -106,8 +108,10 @@ def render(rows: list[dict[str, Any]]) -> str:
     for partition in dict.fromkeys(r["partition"] for r in rows):
         parts.append(f"**{partition}**, {len({r['seed'] for r in rows})} seed(s), {rows[0]['rounds']} rounds\n")
         parts.append(
-            "| method | accuracy %, last 10 rounds | shipped model % | lowest tenth of clients % | sparsity % | bytes, rounds"
-            " | bytes, exploration | MACs | MACs, units removed | training MACs | + exploration |\n|" + "---|" * 11
+            "| method | accuracy %, last 10 evaluations | shipped model % | lowest tenth of clients % | sparsity %"
+            " | bytes, rounds | bytes, exploration | MACs | MACs, units removed | training MACs | + exploration |\n|"
+            + "---|"
+            * 11
         )
         here = [r for r in rows if r["partition"] == partition]
         for variant in dict.fromkeys(r["variant"] for r in here):
@@ -118,8 +122,8 @@ def render(rows: list[dict[str, Any]]) -> str:
 
             shows = [
                 ("accuracy_last10", _percent), ("accuracy_final", _percent), ("accuracy_lowest_tenth", _percent),
-                ("sparsity", _percent), ("bytes", size), ("bytes_explore", size), ("macs", amount), ("macs_physical", amount),
-                ("train_macs", amount), ("train_macs_explore", amount),
+                ("sparsity", _percent), ("bytes", size), ("bytes_explore", size), ("macs", amount),
+                ("macs_physical", amount),                ("train_macs", amount), ("train_macs_explore", amount),
             ]  # fmt: skip
             parts.append(f"| {variant} | " + " | ".join(cell(key, shown) for key, shown in shows) + " |")
         parts.append("")

@@ -1,0 +1,31 @@
+"""secateur prunes neural networks while they train across a federation.
+
+The public names are imported when they are first used, so that ``import secateur`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOME = {
+    "Ask": "method",
+    "Client": "method",
+    "Composition": "composition",
+    "Message": "wire.message",
+    "Method": "method",
+    "Replies": "method",
+    "Runtime": "config",
+    "SecateurError": "errors",
+    "Setting": "method",
+    "State": "method",
+    "Study": "config",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 -- a sorted list of names, made from the table above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'secateur' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"secateur.{_HOME[name]}"), name)

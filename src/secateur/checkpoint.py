@@ -121,7 +121,9 @@ def save(folder: Path, state: State, extra: dict[str, Any]) -> None:
         "archive": digests, "order": list(tensors), "digest": _digest(tensors), "extra": extra,
     }  # fmt: skip
     # contiguous copies: safetensors refuses views that share memory
-    write(folder / NAME, safetensors.save({n: t.contiguous() for n, t in tensors.items()}, {"secateur": json.dumps(head)}))
+    write(
+        folder / NAME, safetensors.save({n: t.contiguous() for n, t in tensors.items()}, {"secateur": json.dumps(head)})
+    )
 
 
 def load(folder: Path, setting: Setting) -> Saved:
@@ -166,7 +168,7 @@ def _digest(tensors: Tensors) -> str:
     running = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         running.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+        running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return running.hexdigest()
 
 

@@ -25,7 +25,7 @@ Deadline = Annotated[Optional[float], typer.Option(help="Seconds that a round wa
 
 
 @app.command()
-def run(  # noqa: PLR0913 -- one parameter for each flag
+def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     method: Annotated[Optional[str], typer.Argument(help="A name of `secateur list`, or your.module")] = None,  # noqa: UP045
     data: Annotated[Optional[str], typer.Option(help="digits, idx:FOLDER, cifar10:FOLDER, text:FILE, hub:NAME")] = None,  # noqa: UP045
     model: Annotated[Optional[str], typer.Option(help="A name of `secateur list`, or module:factory")] = None,  # noqa: UP045
@@ -37,7 +37,7 @@ def run(  # noqa: PLR0913 -- one parameter for each flag
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="slot.option=value or training.lr=…")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
-    dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,
+    dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,  # noqa: FBT002
     workers: Workers = None,
     deadline: Deadline = None,
 ) -> None:
@@ -68,10 +68,10 @@ def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> 
 
 
 @app.command(name="list")
-def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:
+def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:  # noqa: FBT002
     """Show the methods, criteria, data sets and models, each with one line and its paper."""
-    from secateur.report import listing  # noqa: PLC0415
     from secateur.catalogue import catalogue  # noqa: PLC0415
+    from secateur.report import listing  # noqa: PLC0415
 
     listing.show(catalogue(), _console(), markdown=markdown)
 

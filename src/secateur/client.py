@@ -94,4 +94,3 @@ def build(study: str, folder: str) -> Participant:
     """
     torch.set_num_threads(1)
     return Participant(Study.model_validate_json(study), open_shards(Path(folder)))
-

@@ -1,6 +1,6 @@
 """Composition: a method as one frozen dataclass of slots; the round that all of them share stands here once.
 
-    criterion x allocation x granularity x schedule x consensus x aggregator
+criterion x allocation x granularity x schedule x consensus x aggregator
 """
 
 from __future__ import annotations
@@ -104,6 +104,11 @@ class Composition(Method):
     def final(self, state: State) -> State:
         """With cohort-wise masks, ship under the mask of all explorers' statistics."""
         return replace(state, mask=self._cohort_mask(state, None)) if self._cohort_wise else state
+
+    @property
+    def regrows(self) -> bool:
+        """Return True where the mask is made anew for each cohort."""
+        return self._cohort_wise
 
     @property
     def _cohort_wise(self) -> bool:

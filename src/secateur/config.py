@@ -43,9 +43,9 @@ class DataSection(_Section):
     """
 
     source: str = "digits"
-    clients: int = Field(20, ge=1, le=1_000_000)
+    clients: int = Field(default=20, ge=1, le=1_000_000)
     partition: str = "pathological:2"
-    test_fraction: float = Field(0.2, ge=0, lt=1)
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
 
 
 class ModelSection(_Section):
@@ -75,14 +75,14 @@ class Study(_Section):
     """
 
     method: str = "autoflip"
-    seed: int = Field(0, ge=0)
-    rounds: int = Field(60, ge=1)
-    participation: float = Field(0.5, gt=0, le=1)
-    evaluate_every: int = Field(1, ge=1)
-    data: DataSection = Field(default_factory=DataSection)
-    model: ModelSection = Field(default_factory=ModelSection)
-    training: Training = Field(default_factory=Training)
-    wire: WireSection = Field(default_factory=WireSection)
+    seed: int = Field(default=0, ge=0)
+    rounds: int = Field(default=60, ge=1)
+    participation: float = Field(default=0.5, gt=0, le=1)
+    evaluate_every: int = Field(default=1, ge=1)
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    training: Training = Training()
+    wire: WireSection = WireSection()
     options: dict[str, Option] = Field(default_factory=dict)
 
     def build_method(self) -> Method:
@@ -200,7 +200,7 @@ def _worded(broken: ValidationError) -> ConfigError:
         for part in first["loc"][:-1]:
             section = section.model_fields[str(part)].annotation
         known = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
-        return typing.cast(ConfigError, unknown("setting", str(first["loc"][-1]), known))
+        return typing.cast("ConfigError", unknown("setting", str(first["loc"][-1]), known))
     return ConfigError(f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")
 
 
@@ -232,9 +232,10 @@ def choices(slot: type) -> dict[str, type]:
 
 def build(cls: type[Method], options: Mapping[str, Option]) -> Method:
     """Return ``cls()`` with options set by path; slot names first, so that order does not matter."""
-    method = _construct(cls, {}, cls.__name__)
+    method: Method = _construct(cls, {}, cls.__name__)
     for path in sorted(options, key=lambda p: (p.count("."), p)):
-        method = typing.cast(Method, _replace(method, path.split("."), options[path], path))
+        changed: Method = _replace(method, path.split("."), options[path], path)
+        method = changed
     return method
 
 

@@ -31,7 +31,7 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
         handles.append(module.register_forward_hook(hook))
 
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)):
+        if isinstance(module, (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
             watch(name, module)
     was_training = model.training
     model.eval()
@@ -52,7 +52,7 @@ def _layer_uses(module: nn.Module, entered: torch.Tensor, output: object) -> dic
     assert isinstance(output, torch.Tensor)  # noqa: S101 -- conv and linear layers return one tensor
     if isinstance(module, nn.Linear):
         return {"weight": output.numel() // output.shape[-1]}
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 -- likewise
         return {"weight": entered[0, 0].numel()}
     return {"weight": output[0, 0].numel()}
 

@@ -51,7 +51,12 @@ class MissingExtraError(SecateurError):
 
 
 def check(
-    condition: bool, *, name: str, value: object, must: str, error: type[SecateurError] = ConfigError
+    condition: bool,  # noqa: FBT001 -- reads as an assertion
+    *,
+    name: str,
+    value: object,
+    must: str,
+    error: type[SecateurError] = ConfigError,
 ) -> None:
     """Raise ``error`` with name, value and bound unless ``condition`` holds.
 
@@ -61,9 +66,7 @@ def check(
         raise error(f"{name} = {value!r} must {must}")
 
 
-def unknown(
-    kind: str, name: str, choices: Iterable[str], *, error: type[SecateurError] = ConfigError
-) -> SecateurError:
+def unknown(kind: str, name: str, choices: Iterable[str], *, error: type[SecateurError] = ConfigError) -> SecateurError:
     """Return (not raise) an error that names the unknown thing, the nearest known one, and all choices.
 
     >>> str(unknown("model", "twocn", ["mlp", "twocnn"]))

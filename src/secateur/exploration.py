@@ -6,7 +6,6 @@ what is kept of the replies. AutoFLIP thresholds the result into masks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -15,6 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -164,6 +165,11 @@ def report(done: local.Fit) -> dict[str, Scalar]:
 class Method(ABC):
     """Base of all methods: frozen dataclasses whose fields are their options, defaulting to the paper's."""
 
+    @property
+    def regrows(self) -> bool:
+        """Return whether a pruned weight may come back; masks are nested otherwise."""
+        return False
+
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the state before anything was asked."""
         return State(setting, 0, weights, archive=archive)
@@ -198,7 +204,7 @@ def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[s
         mask: what the cohort trains under; sent along, and not sent back.
         votes: names of the tensors that clients send a mask of their own for, None if they keep this one.
     """
-    held = "same" if votes is None and mask is not None else "none"
+    held: Literal["same", "none"] = "same" if votes is None and mask is not None else "none"
     expects = Expected(
         state.setting.specs,
         mask="required" if votes is not None else held,

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from secateur import checkpoint, client, cost, training
-from secateur.config import Runtime, Study, read, study as parse_study
+from secateur.config import Runtime, Study, read
+from secateur.config import study as parse_study
 from secateur.data import load as load_data
 from secateur.data.partition import partition
-from secateur.data.shards import Shards, make_shards
-from secateur.engines import Engine, Failure
+from secateur.data.shards import Shards, make_shards, open_shards
+from secateur.engines import Engine, Failure, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError, WireError
@@ -88,18 +89,17 @@ class Exchange:
         expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), client.SECONDS: float})
         waiting: dict[int, bytes | Failure] = {}
         order = list(ask.clients)
-        answered = 0
-        for who, reply in self.engine.exchange(((k, request) for k in ask.clients), self.deadline):
+        arrivals = self.engine.exchange(((k, request) for k in ask.clients), self.deadline)
+        for answered, (who, reply) in enumerate(arrivals, start=1):
             if not isinstance(reply, Failure) or reply.sent:
                 _add(self.down, request)
             waiting[who] = reply
-            answered += 1
             self.notify(answered, len(ask.clients))
             while order and order[0] in waiting:
-                who = order.pop(0)
-                message = self._check(who, waiting.pop(who), expects)
+                first = order.pop(0)
+                message = self._check(first, waiting.pop(first), expects)
                 if message is not None:
-                    yield who, message
+                    yield first, message
 
     def _check(self, who: int, reply: bytes | Failure, expects: Expected) -> Message | None:
         if isinstance(reply, Failure):
@@ -130,15 +130,27 @@ def _sane(scalars: Mapping[str, Scalar]) -> None:
             raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
 
 
+OpenEngine = Callable[[Callable[[], Serve], int, Runtime, StateStore], Engine]
+
+
+def open_local(make_serve: Callable[[], Serve], clients: int, runtime: Runtime, store: StateStore) -> Engine:
+    """Return the default engine: worker processes on this machine."""
+    preload = ("secateur.client", "torch.optim", "torch._dynamo")  # what a first optimiser would import later
+    return LocalEngine(make_serve, clients=clients, workers=runtime.workers, store=store, preload=preload)
+
+
 class Run:
     """A run in its folder: ``study.toml``, ``rounds.jsonl``, checkpoint, ``model.safetensors``, ``run.log``."""
 
-    def __init__(self, study: Study, runtime: Runtime, folder: Path, shards: Path) -> None:
+    def __init__(
+        self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
+    ) -> None:
         self.study = study.complete()
         self.runtime = runtime
         self.folder = folder
         self.shards_folder = shards
-        self.shards: Shards = client.open_shards(shards)
+        self.open_engine = open_engine
+        self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients)
         self.method: Method = self.study.build_method()
@@ -171,10 +183,7 @@ class Run:
         try:
             store.restore({int(k): v for k, v in extra.get("clients", {}).items()})
             serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
-            with LocalEngine(
-                serve, clients=self.shards.clients, workers=self.runtime.workers, store=store,
-                preload=("secateur.client", "torch.optim", "torch._dynamo"),
-            ) as engine:  # fmt: skip
+            with self.open_engine(serve, self.shards.clients, self.runtime, store) as engine:
                 return self._loop(state, engine, store, watch)
         finally:
             store.close()
@@ -206,9 +215,7 @@ class Run:
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.told)
-        due = ask.phase == "train" and (
-            ask.round % self.study.evaluate_every == 0 or ask.round == self.study.rounds
-        )
+        due = ask.phase == "train" and (ask.round % self.study.evaluate_every == 0 or ask.round == self.study.rounds)
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
         return {
             "phase": ask.phase,
@@ -287,7 +294,15 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     for row in rows:
         phase = summary["phases"].setdefault(
             row["phase"],
-            {"asks": 0, "bytes_down": 0, "bytes_up": 0, "client_seconds": 0.0, "seconds": 0.0, "train_macs": 0, "left_out": 0},
+            {
+                "asks": 0,
+                "bytes_down": 0,
+                "bytes_up": 0,
+                "client_seconds": 0.0,
+                "seconds": 0.0,
+                "train_macs": 0,
+                "left_out": 0,
+            },
         )
         phase["asks"] += 1
         phase["left_out"] += len(row["left_out"])

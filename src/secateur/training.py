@@ -135,8 +135,15 @@ def enforce(model: nn.Module, mask: Mask | None) -> None:
 
 
 def fit(
-    model: nn.Module, data: Data, training: Training, *, round_: int, seed: int, client: int,
-    mask: Mask | None = None, effort: Effort | None = None,
+    model: nn.Module,
+    data: Data,
+    training: Training,
+    *,
+    round_: int,
+    seed: int,
+    client: int,
+    mask: Mask | None = None,
+    effort: Effort | None = None,
 ) -> Fit:
     """Train the resident model in place on a client's rows.
 
@@ -163,7 +170,7 @@ def fit(
         rows = torch.randperm(len(data), generator=shuffle)[:use] if use < len(data) else torch.arange(use)
         for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
             total = 0.0
-            for index in rows[torch.randperm(use, generator=shuffle)].split(training.batch_size):
+            for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
                 loss = _step(model, data, index, optimiser, training, anchor)
                 for parameter, gone in frozen:
                     parameter.detach().masked_fill_(gone, 0.0)
@@ -179,7 +186,11 @@ def fit(
 
 
 def _step(
-    model: nn.Module, data: Data, index: torch.Tensor, optimiser: torch.optim.Optimizer, training: Training,
+    model: nn.Module,
+    data: Data,
+    index: torch.Tensor,
+    optimiser: torch.optim.Optimizer,
+    training: Training,
     anchor: list[torch.Tensor],
 ) -> float:
     x, y = data.batch(index)

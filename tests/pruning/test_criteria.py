@@ -56,11 +56,19 @@ def test_order_of_explorers_does_not_matter():
 
 def test_exploration_defaults_are_the_papers():
     e = Deviation().statistic
-    assert (e.epochs, e.patience, e.fraction, e.start, e.base, e.warm_start) == (150, 40, 1.0, "common", "initial", False)
+    assert (e.epochs, e.patience, e.fraction, e.start, e.base, e.warm_start) == (
+        150,
+        40,
+        1.0,
+        "common",
+        "initial",
+        False,
+    )
 
 
 @pytest.mark.parametrize(
-    "settings", [{"epochs": 0}, {"patience": 0}, {"fraction": 0.0}, {"data": 1.1}, {"start": "sequential", "base": "epoch"}]
+    "settings",
+    [{"epochs": 0}, {"patience": 0}, {"fraction": 0.0}, {"data": 1.1}, {"start": "sequential", "base": "epoch"}],
 )
 def test_bad_exploration(settings):
     with pytest.raises(ConfigError, match=r"explore\."):

@@ -44,7 +44,9 @@ def test_tail_leaves_rounds_at_the_final_mask():
 
 @given(st.floats(0, 0.99), st.integers(2, 60), st.floats(1, 12))
 def test_cubic_never_falls_and_never_exceeds_the_target(target, rounds, exponent):
-    levels = [x for t in range(rounds + 1) if (x := Cubic(sparsity=target, exponent=exponent).level(t, rounds)) is not None]
+    levels = [
+        x for t in range(rounds + 1) if (x := Cubic(sparsity=target, exponent=exponent).level(t, rounds)) is not None
+    ]
     assert levels == sorted(levels)
     assert all(level <= target for level in levels)
     assert levels[-1] == target

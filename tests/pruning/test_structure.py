@@ -88,7 +88,11 @@ def random_mask(model, seed, drop=0.5):
     """Kill whole units of each group at random, and single weights besides."""
     found = layout(model)
     g = torch.Generator().manual_seed(seed)
-    mask = {n: torch.rand(t.shape, generator=g) > 0.2 for n, t in model.state_dict().items() if found.roles.get(n) in {"weight", "bias", "norm"}}
+    mask = {
+        n: torch.rand(t.shape, generator=g) > 0.2
+        for n, t in model.state_dict().items()
+        if found.roles.get(n) in {"weight", "bias", "norm"}
+    }
     for group in found.groups:
         keep = torch.rand(group.units, generator=g) > drop
         for slot in group.incoming:
@@ -157,7 +161,8 @@ def test_bad_plans(text, says):
 
 
 @pytest.mark.parametrize(
-    ("tensors", "says"), [({}, "absent"), ({"w": torch.zeros(3)}, r"shape \(3,\)"), ({"w": torch.tensor(1.0)}, r"shape \(\)")]
+    ("tensors", "says"),
+    [({}, "absent"), ({"w": torch.zeros(3)}, r"shape \(3,\)"), ({"w": torch.tensor(1.0)}, r"shape \(\)")],
 )
 def test_a_plan_for_another_model_is_refused(tensors, says):
     removal = Plan.from_json('{"secateur_plan": 1, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": [1]}]}')
@@ -196,9 +201,13 @@ def test_hybrid_guard_keeps_the_best_units():
     mask = Hybrid(rho=0.5, floor=0.5).mask(low, layout(two_layers()), allocation=Threshold(), sparsity=0.5)
     # every kept fraction is 0; the two neurons with the best mean guidance stay as units
     assert [bool(e) for e in mask["2.weight"].any(0)] == [False] * 4  # all single weights fall to the threshold
-    removed = Hybrid(rho=0.5, floor=0.5)._removed(layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5)
+    removed = Hybrid(rho=0.5, floor=0.5)._removed(
+        layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
+    )
     assert removed.tolist() == [False, False, True, True]
-    one = Hybrid(rho=0.5, floor=0.0)._removed(layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5)
+    one = Hybrid(rho=0.5, floor=0.0)._removed(
+        layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
+    )
     assert one.tolist() == [False, True, True, True]
 
 

@@ -36,9 +36,7 @@ def parse(spec: str) -> tuple[str, float]:
     return kind, value
 
 
-def partition(
-    labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int
-) -> list[np.ndarray]:
+def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int) -> list[np.ndarray]:
     """Return the row numbers of each client, ascending.
 
     ``pathological:K`` gives client i the class i mod C and K - 1 others at random, so that every class is
@@ -66,7 +64,8 @@ def partition(
     if empty:
         raise DataError(
             f"data.partition = {spec!r} leaves {len(empty)} of {clients} clients without rows "
-            f"({', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}): use fewer clients or a larger number"
+            f"({', '.join(map(str, empty[:5]))}{', ...' if len(empty) > 5 else ''}): "
+            "fewer clients or a larger number helps"
         )
     return [np.sort(part) for part in rows]
 
@@ -76,7 +75,9 @@ def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
         raise DataError("data.partition = 'natural': this data set has no natural client ids; use another partition")
     values, counts = np.unique(ids, return_counts=True)
     if clients > len(values):
-        raise DataError(f"data.clients = {clients}: the data set has {len(values)} natural ids; ask for at most that many")
+        raise DataError(
+            f"data.clients = {clients}: the data set has {len(values)} natural ids; ask for at most that many"
+        )
     largest = np.sort(values[np.argsort(-counts, kind="stable")[:clients]])
     datasets, partitioners = _libraries()
     made = partitioners.NaturalIdPartitioner(partition_by="id")
@@ -106,7 +107,9 @@ def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int)
         return [np.array(made.load_partition(client)["row"], dtype=np.int64) for client in range(clients)]
     except (ValueError, IndexError) as broken:
         message = " ".join(str(broken).split())[:200]
-        raise DataError(f"data.partition = '{kind}:{value:g}' over {clients} clients cannot be made: {message}") from broken
+        raise DataError(
+            f"data.partition = '{kind}:{value:g}' over {clients} clients cannot be made: {message}"
+        ) from broken
 
 
 def _libraries() -> tuple[Any, Any]:

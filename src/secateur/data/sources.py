@@ -218,7 +218,7 @@ def _hub(argument: str, seed: int) -> Source:
     try:
         on_disk = Path(name, "dataset_dict.json").exists() or Path(name, "dataset_info.json").exists()
         found = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name)
-    except Exception as broken:  # noqa: BLE001 -- the library raises errors of many kinds, from many packages
+    except Exception as broken:
         raise DataError(f"data set {name!r} cannot be loaded: {' '.join(str(broken).split())[:300]}") from broken
     parts = found if isinstance(found, dict) else {"train": found}
     if "train" not in parts:

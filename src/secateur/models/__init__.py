@@ -50,7 +50,7 @@ def names() -> dict[str, ModelInfo]:
     return found
 
 
-def build(  # noqa: PLR0913 -- what defines a model
+def build(
     name: str, *, input_shape: tuple[int, ...], outputs: int, init: str = "xavier_normal", seed: int = 0,
     options: Mapping[str, Any] | None = None, tokens: bool = False,
 ) -> nn.Module:  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -19,7 +20,7 @@ class MLP(nn.Sequential):
         super().__init__()
         self.flatten = nn.Flatten()
         sizes = [math.prod(input_shape), *hidden]
-        for n, (entering, leaving) in enumerate(zip(sizes, sizes[1:], strict=False), start=1):
+        for n, (entering, leaving) in enumerate(itertools.pairwise(sizes), start=1):
             self.add_module(f"fc{n}", nn.Linear(entering, leaving))
             self.add_module(f"relu{n}", nn.ReLU())
         self.add_module(f"fc{len(sizes)}", nn.Linear(sizes[-1], outputs))

@@ -121,7 +121,26 @@ class VGG16(nn.Sequential):
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
         """Make the network; height and width must be multiples of 32."""
-        widths: list[int | str] = [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
+        widths: list[int | str] = [
+            64,
+            64,
+            "M",
+            128,
+            128,
+            "M",
+            256,
+            256,
+            256,
+            "M",
+            512,
+            512,
+            512,
+            "M",
+            512,
+            512,
+            512,
+            "M",
+        ]
         super().__init__()
         self.features = nn.Sequential(*_blocks(_channels(input_shape), widths, norm_each=True))
         self.flatten = nn.Flatten()

@@ -51,7 +51,7 @@ def _flat(scores: Tensors) -> torch.Tensor:
 
 
 def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
-    parts = flags.split([s.numel() for s in like.values()])
+    parts = torch.split(flags, [s.numel() for s in like.values()])
     return {name: part.reshape(like[name].shape) for name, part in zip(like, parts, strict=True)}
 
 
@@ -128,4 +128,6 @@ class Threshold:
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return scores > sparsity."""
-        return {name: s > sparsity if sparsity > 0 else torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
+        return {
+            name: s > sparsity if sparsity > 0 else torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()
+        }

@@ -94,5 +94,5 @@ class Majority:
         index = tied.nonzero().squeeze(1)
         winners = index[~lowest(score[index], max(0, len(index) - room))]
         chosen = torch.zeros_like(tied).index_fill_(0, winners, value=True)
-        parts = chosen.split([v.numel() for v in votes.values()])
+        parts = torch.split(chosen, [v.numel() for v in votes.values()])
         return {n: mask[n] | part.reshape(mask[n].shape) for n, part in zip(votes, parts, strict=True)}

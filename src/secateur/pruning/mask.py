@@ -34,8 +34,8 @@ def intersect(one: Mask | None, other: Mask | None) -> Mask | None:
     """Return the mask that keeps what both keep; None keeps everything."""
     if one is None or other is None:
         return other if one is None else one
-    names = list(one) + [name for name in other if name not in one]
-    return {n: one[n] & other[n] if n in one and n in other else one.get(n, other.get(n)) for n in names}  # type: ignore[misc]
+    both = {name: one[name] & other[name] for name in one if name in other}
+    return {**one, **other, **both}
 
 
 def kept(mask: Mask) -> int:

@@ -101,7 +101,9 @@ class Cubic:
 
     def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
-        check(0 <= self.initial <= self.sparsity, name="schedule.initial", value=self.initial, must="be in [0, sparsity]")
+        check(
+            0 <= self.initial <= self.sparsity, name="schedule.initial", value=self.initial, must="be in [0, sparsity]"
+        )
         check(self.start >= 0, name="schedule.start", value=self.start, must="be 0 or more")
         check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
         check(self.exponent > 0, name="schedule.exponent", value=self.exponent, must="be above 0")
@@ -114,9 +116,10 @@ class Cubic:
             return self.sparsity
         if done <= self.start or done > last or done % self.every:
             return None
-        level = self.sparsity + (self.initial - self.sparsity) * (
-            1 - (done - self.start) / (last - self.start)
-        ) ** self.exponent
+        level = (
+            self.sparsity
+            + (self.initial - self.sparsity) * (1 - (done - self.start) / (last - self.start)) ** self.exponent
+        )
         return level if level > 0 else None
 
 

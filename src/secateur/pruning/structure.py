@@ -23,7 +23,7 @@ from secateur.pruning.mask import Mask, Tensors
 
 Role = Literal["weight", "bias", "norm", "buffer"]
 
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SLF001 -- torch's own base class
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CHANNELWISE = (
@@ -138,7 +138,7 @@ def _reach(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[list[str], 
 
 def _group(name: str, modules: Mapping[str, nn.Module], norms: list[str], layers: list[str]) -> Group:
     layer = modules[name]
-    units = layer.weight.shape[0]  # type: ignore[union-attr]
+    units = _weight(layer).shape[0]
     owners = [name, *norms]
     incoming = [
         Slot(f"{owner}.{part}", 0)
@@ -152,11 +152,15 @@ def _group(name: str, modules: Mapping[str, nn.Module], norms: list[str], layers
         for part in ("running_mean", "running_var")
         if isinstance(getattr(modules[owner], part, None), torch.Tensor)
     ]
-    outgoing = [
-        Slot(f"{reached}.weight", 1, modules[reached].weight.shape[1] // units)  # type: ignore[union-attr,operator]
-        for reached in layers
-    ]
-    return Group(name, int(units), f"{name}.weight", tuple(incoming), tuple(statistics), tuple(outgoing))
+    outgoing = [Slot(f"{reached}.weight", 1, _weight(modules[reached]).shape[1] // units) for reached in layers]
+    return Group(name, units, f"{name}.weight", tuple(incoming), tuple(statistics), tuple(outgoing))
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"{type(layer).__name__} has no weight")
+    return weight
 
 
 def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
@@ -220,7 +224,9 @@ class Plan:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
         for cut in cuts:
             if list(cut.kept) != sorted(set(cut.kept)) or not all(0 <= i < cut.size for i in cut.kept):
-                raise ModelError(f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}")
+                raise ModelError(
+                    f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}"
+                )
         return cls(cuts)
 
 

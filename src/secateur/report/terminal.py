@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import (
@@ -57,7 +57,7 @@ class Display:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> Display:
+    def __enter__(self) -> Self:
         """Start drawing."""
         self.progress.start()
         return self
@@ -115,7 +115,7 @@ def comparison(summary: Row, dense: Row | None) -> Table:
         table.add_column("dense FedAvg", justify="right")
         table.add_column("ratio", justify="right")
     for label, value, shown in _lines(summary):
-        other = dict((name, number) for name, number, _ in _lines(dense)) if dense is not None else {}
+        other = {name: number for name, number, _ in _lines(dense)} if dense is not None else {}
         cells = [label, shown(value)]
         if dense is not None:
             twin = other.get(label)
@@ -125,7 +125,13 @@ def comparison(summary: Row, dense: Row | None) -> Table:
     return table
 
 
-_SECTIONS = {"local accuracy, lowest tenth", "sparsity of all parameters", "MACs, units removed", "bytes down, explore", "bytes up, total"}
+_SECTIONS = {
+    "local accuracy, lowest tenth",
+    "sparsity of all parameters",
+    "MACs, units removed",
+    "bytes down, explore",
+    "bytes up, total",
+}
 
 
 def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:

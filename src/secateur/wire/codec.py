@@ -94,7 +94,9 @@ def _tensor(name: str, tensor: torch.Tensor, mask: torch.Tensor | None, *, fresh
     if tensor.dtype not in _DTYPES:
         raise WireError(f"tensor {name!r} has dtype {tensor.dtype}; float32, int64, int32, uint8, bool can be sent")
     if mask is not None and (mask.shape != tensor.shape or mask.dtype != torch.bool):
-        raise WireError(f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {tuple(tensor.shape)}")
+        raise WireError(
+            f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {tuple(tensor.shape)}"
+        )
     label = name.encode()
     form = _DENSE if mask is None else _FRESH if fresh else _KNOWN
     sent = (tensor if mask is None else tensor[mask]).contiguous().reshape(-1)
@@ -233,7 +235,7 @@ def _read_scalars(reader: _Reader, wanted: Mapping[str, type] | None) -> dict[st
     return scalars
 
 
-def _read_tensor(  # noqa: PLR0913 -- the parts of one message under construction
+def _read_tensor(
     reader: _Reader, expected: Expected, values: torch.dtype, mask_form: int,
     tensors: dict[str, torch.Tensor], masks: dict[str, torch.Tensor],
 ) -> None:  # fmt: skip
