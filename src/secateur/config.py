@@ -141,13 +141,24 @@ def study(values: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: one line that names the setting, what is wrong and the nearest known name.
     """
+    given = dict(values)
+    if isinstance(given.get("options"), Mapping):
+        given["options"] = _flat(given["options"])
     try:
-        made = Study.model_validate(dict(values))
+        made = Study.model_validate(given)
     except ValidationError as broken:
         raise _worded(broken) from broken
     parse_partition(made.data.partition)
     made.build_method()
     return made
+
+
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested TOML tables of options as dotted paths."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -242,7 +253,8 @@ def build(cls: type[Method], options: Mapping[str, Option]) -> Method:
 def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
     names = {f.name for f in dataclasses.fields(owner)}
     if path[0] not in names:
-        raise unknown(f"option of {type(owner).__name__}", full, _paths(owner, full, path))
+        prefix = full.removesuffix(".".join(path))
+        raise unknown(f"option of {type(owner).__name__}", prefix + path[0], [prefix + name for name in names])
     hint = typing.get_type_hints(type(owner))[path[0]]
     current = getattr(owner, path[0])
     if len(path) > 1:
@@ -270,11 +282,6 @@ def _construct(cls: type, values: Mapping[str, Any], full: str) -> Any:
 
 def _values(owner: Any) -> dict[str, Any]:
     return {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner)}
-
-
-def _paths(owner: Any, full: str, path: list[str]) -> list[str]:
-    prefix = full[: len(full) - len(".".join(path))]
-    return [prefix + f.name for f in dataclasses.fields(owner)]
 
 
 def _slot_class(slot: type, name: str, full: str) -> type:

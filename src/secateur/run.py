@@ -343,11 +343,18 @@ def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: 
     return resume(folder, runtime, shards=shards, watch=watch)
 
 
-def resume(folder: Path, runtime: Runtime, *, shards: Path, watch: Watch = silent) -> Row:
+def resume(
+    folder: Path,
+    runtime: Runtime,
+    *,
+    shards: Path,
+    watch: Watch = silent,
+    open_engine: OpenEngine = open_local,
+) -> Row:
     """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
     if (folder / SUMMARY).exists():
         return dict(json.loads((folder / SUMMARY).read_text("utf-8")))
-    run = Run(read_study(folder), runtime, folder, shards)
+    run = Run(read_study(folder), runtime, folder, shards, open_engine)
     if not (folder / checkpoint.NAME).exists():  # stopped before the first exchange was complete
         (folder / ROUNDS).unlink(missing_ok=True)
         return run.play(run.create(), {}, watch)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,8 @@ def parse(spec: str) -> tuple[str, float]:
     fits = {
         "iid": not text,
         "natural": not text,
-        "dirichlet": 0 < value < float("inf"),
-        "pathological": value >= 1 and value == int(value),
+        "dirichlet": 0 < value < math.inf,
+        "pathological": value >= 1 and value.is_integer(),
     }
     if not fits.get(kind, False):
         raise ConfigError(f"data.partition = {spec!r}: write {_WRITTEN}, for example dirichlet:0.5 or pathological:2")
@@ -104,7 +106,9 @@ def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int)
         )
     made.dataset = datasets.Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
     try:
-        return [np.array(made.load_partition(client)["row"], dtype=np.int64) for client in range(clients)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the library warns of each draw that it repeats
+            return [np.array(made.load_partition(client)["row"], dtype=np.int64) for client in range(clients)]
     except (ValueError, IndexError) as broken:
         message = " ".join(str(broken).split())[:200]
         raise DataError(

@@ -10,9 +10,11 @@ from torch import nn
 from secateur.errors import ModelError
 
 
-def _channels(input_shape: tuple[int, ...]) -> int:
+def _channels(input_shape: tuple[int, ...], *, least: int = 1) -> int:
     if len(input_shape) != 3:
         raise ModelError(f"an image model needs inputs (channels, height, width), the data has {input_shape}")
+    if min(input_shape[1:]) < least:
+        raise ModelError(f"this model needs images of at least {least}x{least}, the data has {input_shape}")
     return input_shape[0]
 
 
@@ -24,7 +26,7 @@ class SmallCNN(nn.Sequential):
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int, *, width: int = 16, features: int = 64) -> None:
         """Make convolutions of ``width`` and ``2 width`` channels and a hidden layer of ``features``."""
-        channels, height, across = _channels(input_shape), input_shape[1] // 4, input_shape[2] // 4
+        channels, height, across = _channels(input_shape, least=4), input_shape[1] // 4, input_shape[2] // 4
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1)
         self.relu1 = nn.ReLU()
@@ -103,7 +105,7 @@ class SparsifyCNN(nn.Sequential):
         """Make the network; height and width must be multiples of 8."""
         plan: list[int | str] = [64, 64, "M", "N", 128, 128, "M", "N", 128, 128, "M"]
         super().__init__()
-        self.features = nn.Sequential(*_blocks(_channels(input_shape), plan, norm_each=False))
+        self.features = nn.Sequential(*_blocks(_channels(input_shape, least=8), plan, norm_each=False))
         self.flatten = nn.Flatten()
         self.fc1 = nn.Linear(128 * (input_shape[1] // 8) * (input_shape[2] // 8), 512)
         self.relu = nn.ReLU()
@@ -142,7 +144,7 @@ class VGG16(nn.Sequential):
             "M",
         ]
         super().__init__()
-        self.features = nn.Sequential(*_blocks(_channels(input_shape), widths, norm_each=True))
+        self.features = nn.Sequential(*_blocks(_channels(input_shape, least=32), widths, norm_each=True))
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(512 * (input_shape[1] // 32) * (input_shape[2] // 32), outputs)
 

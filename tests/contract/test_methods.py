@@ -1,0 +1,254 @@
+"""The contract that every method keeps, those of the package and anyone's; no method is named in a check."""
+
+import inspect
+import random
+import sys
+
+import pytest
+import torch
+from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
+
+from secateur import checkpoint, methods
+from secateur import run as runs
+from secateur.config import Runtime, flatten
+from secateur.engines import Failure
+from secateur.wire.codec import encode, part_sizes
+from secateur.wire.message import Message
+
+METHODS = [*methods.names(), "toy_method"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, shards):
+    """Run each method once, undisturbed; return its folder."""
+    folders = {}
+
+    def of(name):
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp("reference")
+            play(small(name), folders[name], shards)
+        return folders[name]
+
+    return of
+
+
+def sparsity_options(study):
+    return [p for p, v in flatten(study.build_method()).items() if p.rpartition(".")[2] == "sparsity" and v]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_sparsity_zero_is_fedavg_bit_for_bit(name, tmp_path, shards):
+    options = sparsity_options(small(name))
+    off = small(name, *(f"{path}=0" for path in options))
+    play(off, tmp_path / "off", shards)
+    play(off.dense(), tmp_path / "dense", shards)
+    assert same(model_of(tmp_path / "off"), model_of(tmp_path / "dense"))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_state_survives_save_and_load(name, tmp_path, shards, reference):
+    """Stop after every single exchange, as a new process would find it, and go on from disk."""
+    study, folder = small(name), tmp_path / "run"
+    runs.reserve(folder, study)
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "row":
+            raise Stop
+
+    for _ in range(50):
+        try:
+            runs.resume(folder, INLINE, shards=shards, watch=stop)
+            break
+        except Stop:
+            continue
+    assert same(model_of(folder), model_of(reference(name)))
+    strip = [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
+    assert strip == [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(reference(name))]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_budget_shapes_and_dtypes(name, reference):
+    study = small(name)
+    tensors = model_of(reference(name))
+    masks = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
+    model = {n: t for n, t in tensors.items() if not n.startswith("mask/")}
+    levels = [flatten(study.build_method())[p] for p in sparsity_options(study)]
+    total, kept = sum(m.numel() for m in masks.values()), sum(int(m.sum()) for m in masks.values())
+    if levels:
+        assert kept <= total - int(max(levels) * total + 1e-6)
+        assert kept > 0
+    assert all(t.dtype == torch.float32 for t in model.values())
+    assert {n: tuple(t.shape) for n, t in model.items()} == {n: tuple(masks[n].shape) for n in masks} | {
+        n: tuple(t.shape) for n, t in model.items() if n not in masks
+    }
+    for n, mask in masks.items():
+        assert (model[n][~mask] == 0).all()
+        assert not torch.signbit(model[n][~mask]).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_regrowth_unless_declared(name, tmp_path, shards):
+    seen = []
+
+    class Watched(Wrapped):
+        def exchange(self, requests, deadline=None):
+            yield from self.inner.exchange(requests, deadline)
+
+    study = small(name)
+    runs.reserve(tmp_path / "run", study)
+    original = checkpoint.save
+
+    def save(folder, state, extra):
+        seen.append(state.mask)
+        original(folder, state, extra)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        runs.resume(tmp_path / "run", INLINE, shards=shards, open_engine=Watched.open)
+    if not study.build_method().regrows:
+        pairs = [(a, b) for a, b in zip(seen, seen[1:], strict=False) if a is not None]
+        assert all(b is not None and not (b[n] & ~a[n]).any() for a, b in pairs for n in a)
+
+
+class Shuffled(Wrapped):
+    """Answers arrive in another order."""
+
+    def exchange(self, requests, deadline=None):
+        answers = list(self.inner.exchange(requests, deadline))
+        random.Random(len(answers)).shuffle(answers)
+        yield from answers
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_four_workers_and_shuffled_replies_change_nothing(name, tmp_path, shards, reference):
+    play(small(name), tmp_path / "run", shards, runtime=Runtime(workers=4), open_engine=Shuffled.open)
+    assert same(model_of(tmp_path / "run"), model_of(reference(name)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_ledger_equals_bytes_carried(name, tmp_path, shards):
+    carried = []
+
+    class Counting(Wrapped):
+        def exchange(self, requests, deadline=None):
+            count = {"down": 0, "up": 0}
+            carried.append(count)
+
+            def counted():
+                for client, request in requests:
+                    count["down"] += len(request)
+                    yield client, request
+
+            for client, reply in self.inner.exchange(counted(), deadline):
+                count["up"] += len(reply)
+                yield client, reply
+
+    summary = play(small(name), tmp_path / "run", shards, open_engine=Counting.open)
+    rows = rows_of(tmp_path / "run")
+    assert [(r["bytes_down"], r["bytes_up"]) for r in rows] == [(c["down"], c["up"]) for c in carried[:-1]]
+    assert summary["final"]["evaluate_bytes"] == sum(carried[-1].values())
+    for direction in ("down", "up"):
+        assert all(sum(r[direction].values()) == r[f"bytes_{direction}"] for r in rows)
+        totals = sum(phase[f"bytes_{direction}"] for phase in summary["phases"].values())
+        assert totals == sum(c[direction] for c in carried[:-1])
+
+
+def nan_reply(reply):
+    del reply
+    return encode(Message({"fc1.weight": torch.full((12, 16), torch.nan)}))
+
+
+HOSTILE = {
+    "garbage": lambda reply: b"\x00garbage" * 7,
+    "empty": lambda reply: b"",
+    "truncated": lambda reply: reply[: len(reply) // 2],
+    "flipped": lambda reply: reply[:40] + bytes([reply[40] ^ 1]) + reply[41:],
+    "another message": lambda reply: encode(Message({}, None, {"samples": 1})),
+    "nan": nan_reply,
+}
+
+
+class Hostile(Wrapped):
+    """Client 1 sends something else; or, with ``attack`` None, nothing at all."""
+
+    attack = None
+
+    def exchange(self, requests, deadline=None):
+        for client, reply in self.inner.exchange(requests, deadline):
+            if client == 1 and not isinstance(reply, Failure):
+                yield client, Failure(1, "silent") if self.attack is None else HOSTILE[self.attack](reply)
+            else:
+                yield client, reply
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_hostile_reply_costs_only_its_sender(name, tmp_path, shards):
+    models = {}
+    for attack in (None, *HOSTILE):
+        engine = type("Attack", (Hostile,), {"attack": attack})
+        summary = play(small(name), tmp_path / str(attack), shards, open_engine=engine.open)
+        models[attack] = model_of(tmp_path / str(attack))
+        left = [entry for row in rows_of(tmp_path / str(attack)) for entry in row["left_out"]]
+        assert left
+        assert {entry["client"] for entry in left} == {1}
+        assert sum(p["left_out"] for p in summary["phases"].values()) == len(left)
+    assert all(same(models[None], models[attack]) for attack in HOSTILE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_round_without_any_reply_keeps_the_model(name, tmp_path, shards):
+    class Deaf(Wrapped):
+        def exchange(self, requests, deadline=None):
+            yield from ((client, Failure(client, "silent")) for client, _ in requests)
+
+    summary = play(small(name), tmp_path / "run", shards, open_engine=Deaf.open)
+    assert summary["final"]["local"] == []
+    assert all(torch.isfinite(t.float()).all() for t in model_of(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_docstring_has_a_reference_and_options_have_defaults(name):
+    cls = methods.find(name)
+    text = inspect.cleandoc(sys.modules[cls.__module__].__doc__)
+    assert "\nReference: " in text
+    assert text.splitlines()[0].endswith((".", ":"))
+    cls()
+    if name != "toy_method":
+        assert "Departures: " in text
+        assert "eproduced" in text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_values_and_masks_are_told_apart_in_every_payload(name, tmp_path, shards):
+    class Parts(Wrapped):
+        def exchange(self, requests, deadline=None):
+            for client, reply in self.inner.exchange(requests, deadline):
+                assert sum(part_sizes(reply).values()) == len(reply)
+                yield client, reply
+
+    play(replace_rounds(small(name), 2), tmp_path / "run", shards, open_engine=Parts.open)
+
+
+def replace_rounds(study, rounds):
+    return study.model_copy(update={"rounds": rounds})
+
+
+def test_a_method_file_is_small_and_shares_little():
+    """At most 100 code lines, and no two files share more than 15 lines in a row."""
+    files = {n: inspect.getsource(sys.modules[methods.find(n).__module__]).splitlines() for n in methods.names()}
+    for lines in files.values():
+        assert sum(bool(line.strip()) for line in lines) <= 100
+    for one in files:
+        for other in files:
+            if one < other:
+                runs_of = {"\n".join(files[one][i : i + 16]) for i in range(max(0, len(files[one]) - 15))}
+                assert not any("\n".join(files[other][i : i + 16]) in runs_of for i in range(len(files[other]) - 15))
+    assert len(inspect.getsource(sys.modules["toy_method"]).splitlines()) <= 40

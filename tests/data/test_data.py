@@ -1,0 +1,313 @@
+"""Sources, partitions and shards."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from secateur import data
+from secateur.data.partition import parse, partition
+from secateur.data.shards import make_shards, open_shards
+from secateur.errors import ConfigError, DataError
+
+FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
+
+
+# ---- sources
+
+
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    found = data.load("digits", seed=3)
+    original = load_digits()
+    rows = {(row.tobytes(), label) for row, label in zip(original.images.astype(np.uint8), original.target, strict=True)}
+    assert len(found.x_train) + len(found.x_test) == 1797
+    both = zip(np.concatenate([found.x_train, found.x_test]), np.concatenate([found.y_train, found.y_test]), strict=True)
+    assert {(x[0].tobytes(), y) for x, y in both} == rows
+    assert (found.x_train.shape[1:], found.scale, found.outputs) == ((1, 8, 8), 16.0, 10)
+    share = np.bincount(found.y_test) / np.bincount(original.target)
+    assert np.allclose(share, 0.2, atol=0.003)
+    assert np.array_equal(found.x_test, data.load("digits", seed=3).x_test)
+    assert not np.array_equal(found.y_test, data.load("digits", seed=4).y_test)
+
+
+def write_idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(gzip.compress(head + array.tobytes()))
+
+
+@pytest.fixture
+def idx(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, n in (("train", 12), ("t10k", 5)):
+        write_idx(tmp_path / f"{part}-images-idx3-ubyte.gz", rng.integers(0, 255, (n, 4, 3)).astype(np.uint8))
+        write_idx(tmp_path / f"{part}-labels-idx1-ubyte.gz", (np.arange(n) % 3).astype(np.uint8))
+    return tmp_path
+
+
+def test_idx_folder(idx):
+    found = data.load(f"idx:{idx}", seed=0)
+    assert found.x_train.shape == (12, 1, 4, 3)
+    assert found.y_test.tolist() == [0, 1, 2, 0, 1]
+    assert found.outputs == 3
+
+
+def test_fashion_mnist_itself():
+    if not FASHION.exists():
+        pytest.skip("Fashion-MNIST is not beside this checkout (../shared/data/fashion_mnist)")
+    found = data.load(f"idx:{FASHION}", seed=0)
+    assert found.x_train.shape == (60000, 1, 28, 28)
+    assert np.bincount(found.y_train).tolist() == [6000] * 10
+    assert np.bincount(found.y_test).tolist() == [1000] * 10
+
+
+def test_idx_damage(idx):
+    images = idx / "train-images-idx3-ubyte.gz"
+    whole = images.read_bytes()
+    images.write_bytes(whole[:-20])
+    with pytest.raises(DataError, match="train-images.*complete gzip"):
+        data.load(f"idx:{idx}", seed=0)
+    images.write_bytes(gzip.compress(b"\0\0\x0b\3" + bytes(12)))
+    with pytest.raises(DataError, match="not an idx file"):
+        data.load(f"idx:{idx}", seed=0)
+    images.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
+    with pytest.raises(DataError, match=r"announces \(12, 4, 3\) but holds 143"):
+        data.load(f"idx:{idx}", seed=0)
+    write_idx(images, np.zeros((11, 4, 3), np.uint8))
+    with pytest.raises(DataError, match="11 train images but 12 labels"):
+        data.load(f"idx:{idx}", seed=0)
+    images.unlink()
+    with pytest.raises(DataError, match="is missing: the folder must hold"):
+        data.load(f"idx:{idx}", seed=0)
+
+
+def test_cifar10_binary(tmp_path):
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    records = rng.integers(0, 255, (6, 3073)).astype(np.uint8)
+    records[:, 0] = np.arange(6)
+    records[:4].tofile(folder / "data_batch_1.bin")
+    records[4:5].tofile(folder / "data_batch_2.bin")
+    records[5:].tofile(folder / "test_batch.bin")
+    for spec in (tmp_path, folder):
+        found = data.load(f"cifar10:{spec}", seed=0)
+        assert found.y_train.tolist() == [0, 1, 2, 3, 4]
+        assert found.x_test[0, 1, 0].tolist() == records[5, 1 + 1024 : 1 + 1024 + 32].tolist()
+    (folder / "test_batch.bin").write_bytes(b"x" * 3074)
+    with pytest.raises(DataError, match="3074 bytes"):
+        data.load(f"cifar10:{folder}", seed=0)
+    (folder / "test_batch.bin").write_bytes(b"\xff" * 3073)
+    with pytest.raises(DataError, match="labels above 9"):
+        data.load(f"cifar10:{folder}", seed=0)
+    (folder / "test_batch.bin").unlink()
+    with pytest.raises(DataError, match="cannot read.*test_batch"):
+        data.load(f"cifar10:{folder}", seed=0)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(DataError, match="holds no data_batch"):
+        data.load(f"cifar10:{tmp_path / 'other'}", seed=0)
+
+
+def test_text_by_role(tmp_path):
+    play = tmp_path / "play.txt"
+    a, b = "abcdefghij" * 40, "klmnopqrst" * 40
+    play.write_text(f"ROMEO:\n{a}\n\nJULIET:\n{b}\n\nROMEO:\n{a}\n")
+    found = data.load(f"text:{play}", seed=0)
+    assert (found.x_train.shape[1], found.kind, found.outputs) == (80, "tokens", 80)
+    assert set(found.ids.tolist()) == {0, 1}
+    vocabulary = sorted(set(play.read_text()))
+    first = "".join(vocabulary[c] for c in found.x_train[0])
+    assert first == a[:80]
+    assert vocabulary[found.y_train[0]] == a[80]
+    assert np.bincount(found.ids)[0] > np.bincount(found.ids)[1]
+
+
+def test_text_without_roles_and_refusals(tmp_path):
+    plain = tmp_path / "plain.txt"
+    plain.write_text("the quick brown fox " * 100)
+    assert set(data.load(f"text:{plain}", seed=0).ids.tolist()) == {0}
+    plain.write_text("short")
+    with pytest.raises(DataError, match="more than 80"):
+        data.load(f"text:{plain}", seed=0)
+    plain.write_text("\n\n".join(f"ROLE {n}:\nshort\n" for n in range(40)))
+    with pytest.raises(DataError, match="speaks long enough"):
+        data.load(f"text:{plain}", seed=0)
+    with pytest.raises(DataError, match="cannot read the text"):
+        data.load(f"text:{tmp_path / 'none.txt'}", seed=0)
+
+
+@pytest.fixture
+def hub():
+    return pytest.importorskip("datasets", reason="needs the hub extra")
+
+
+def test_hub_images_with_natural_ids(hub, tmp_path):
+    pictures = [np.full((5, 4), k * 9, np.uint8) for k in range(20)]
+    features = hub.Features({"img": hub.Image(), "fine": hub.ClassLabel(num_classes=2), "who": hub.Value("string")})
+    rows = {"img": pictures, "fine": [k % 2 for k in range(20)], "who": [f"w{k % 3}" for k in range(20)]}
+    whole = hub.Dataset.from_dict(rows, features=features)
+    hub.DatasetDict({"train": whole.select(range(15)), "test": whole.select(range(15, 20))}).save_to_disk(tmp_path / "set")
+    found = data.load(f"hub:{tmp_path / 'set'}#who", seed=0)
+    assert found.x_train.shape == (15, 1, 5, 4)
+    assert found.x_train[3, 0, 0, 0] == 27
+    assert found.ids.tolist() == [k % 3 for k in range(15)]
+    assert found.y_test.tolist() == [1, 0, 1, 0, 1]
+    with pytest.raises(DataError, match="no column 'nobody'"):
+        data.load(f"hub:{tmp_path / 'set'}#nobody", seed=0)
+
+
+def test_hub_text_and_colour_without_a_test_split(hub, tmp_path):
+    texts = hub.Dataset.from_dict({"text": ["ab" * k for k in range(1, 51)], "label": [k % 2 for k in range(50)]})
+    texts.save_to_disk(tmp_path / "texts")
+    found = data.load(f"hub:{tmp_path / 'texts'}", seed=0)
+    assert (len(found.x_train), len(found.x_test), found.kind) == (40, 10, "tokens")
+    assert found.x_train.shape[1] == 80
+    colour = [np.zeros((3, 3, 3), np.uint8) for _ in range(10)]
+    features = hub.Features({"image": hub.Image(), "labels": hub.Value("int64")})
+    hub.Dataset.from_dict({"image": colour, "labels": [0, 1] * 5}, features=features).save_to_disk(tmp_path / "colour")
+    assert data.load(f"hub:{tmp_path / 'colour'}", seed=0).x_train.shape[1:] == (3, 3, 3)
+
+
+def test_hub_refusals(hub, tmp_path):
+    hub.Dataset.from_dict({"text": ["a"], "x": [1]}).save_to_disk(tmp_path / "nolabel")
+    with pytest.raises(DataError, match="no class label"):
+        data.load(f"hub:{tmp_path / 'nolabel'}", seed=0)
+    hub.Dataset.from_dict({"x": [1.0], "label": [1]}).save_to_disk(tmp_path / "noinput")
+    with pytest.raises(DataError, match="neither an image nor a text"):
+        data.load(f"hub:{tmp_path / 'noinput'}", seed=0)
+    hub.DatasetDict({"other": hub.Dataset.from_dict({"x": [1]})}).save_to_disk(tmp_path / "nosplit")
+    with pytest.raises(DataError, match="no split named train"):
+        data.load(f"hub:{tmp_path / 'nosplit'}", seed=0)
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+    shapes = [np.zeros((3, 3), np.uint8), np.zeros((4, 4), np.uint8)]
+    hub.Dataset.from_dict({"image": shapes, "label": [0, 1]}, features=features).save_to_disk(tmp_path / "shapes")
+    with pytest.raises(DataError, match="2 different shapes"):
+        data.load(f"hub:{tmp_path / 'shapes'}", seed=0)
+    with pytest.raises(DataError, match="cannot be loaded"):
+        data.load(f"hub:{tmp_path / 'nothing here'}", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("digit", "did you mean 'digits'"), ("idx", "say where it is, as idx:FOLDER"), ("digits:x", "take no folder"),
+        ("idx:/no/such/folder", "no such folder"), ("cifar10:/no/such/folder", "no such folder"),
+    ],
+)  # fmt: skip
+def test_unknown_sources(spec, says):
+    with pytest.raises(DataError, match=says):
+        data.load(spec, seed=0)
+
+
+def test_listing():
+    listed = data.names()
+    assert listed["idx"].name == "idx:FOLDER"
+    assert all(info.summary and info.reference for info in listed.values())
+
+
+# ---- partitions
+
+LABELS = np.arange(600) % 10
+
+
+@pytest.mark.parametrize("spec", ["iid", "dirichlet:0.5", "pathological:2"])
+def test_partitions_cover_every_row_once_and_follow_the_seed(spec):
+    parts = partition(LABELS, None, spec, clients=20, seed=1)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(600))
+    assert all((np.diff(p) > 0).all() for p in parts)
+    again = partition(LABELS, None, spec, clients=20, seed=1)
+    other = partition(LABELS, None, spec, clients=20, seed=2)
+    assert all(np.array_equal(a, b) for a, b in zip(parts, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
+
+
+def test_pathological_clients_hold_at_most_k_classes():
+    for k in (1, 2, 3):
+        parts = partition(LABELS, None, f"pathological:{k}", clients=20, seed=0)
+        assert all(len(set(LABELS[p])) == k for p in parts)
+
+
+def test_iid_is_balanced_and_dirichlet_is_skewed():
+    sizes = [len(p) for p in partition(LABELS, None, "iid", clients=7, seed=0)]
+    assert max(sizes) - min(sizes) <= 1
+    skewed = [np.bincount(LABELS[p], minlength=10).max() / len(p) for p in partition(LABELS, None, "dirichlet:0.1", clients=5, seed=0)]
+    flat = [np.bincount(LABELS[p], minlength=10).max() / len(p) for p in partition(LABELS, None, "dirichlet:1000", clients=5, seed=0)]
+    assert np.mean(skewed) > 2 * np.mean(flat)
+
+
+def test_natural_ids_and_the_largest_of_them():
+    ids = np.repeat([7, 3, 9], [10, 30, 20])
+    labels = np.zeros(60, int)
+    parts = partition(labels, ids, "natural", clients=3, seed=0)
+    assert [len(p) for p in parts] == [30, 10, 20]
+    assert [set(ids[p]) for p in parts] == [{3}, {7}, {9}]
+    assert [set(ids[p]) for p in partition(labels, ids, "natural", clients=2, seed=0)] == [{3}, {9}]
+    with pytest.raises(DataError, match="has 3 natural ids"):
+        partition(labels, ids, "natural", clients=4, seed=0)
+    with pytest.raises(DataError, match="no natural client ids"):
+        partition(labels, None, "natural", clients=2, seed=0)
+
+
+def test_partitions_that_cannot_be_made():
+    with pytest.raises(DataError, match="only 600 training rows"):
+        partition(LABELS, None, "iid", clients=601, seed=0)
+    with pytest.raises(DataError, match=r"pathological:11.*cannot be made"):
+        partition(LABELS, None, "pathological:11", clients=4, seed=0)
+    with pytest.raises(DataError, match=r"dirichlet:0\.01.*100 clients cannot be made"):
+        partition(LABELS, None, "dirichlet:0.01", clients=100, seed=0)
+    with pytest.raises(DataError, match="needed to be assigned to more partitions"):
+        partition(np.array([0] * 3 + [1] * 27), None, "pathological:1", clients=30, seed=0)
+
+
+def test_clients_left_empty_are_named(monkeypatch):
+    parts = [np.arange(600)] + [np.arange(0)] * 7
+    monkeypatch.setattr("secateur.data.partition._split", lambda *_: parts)
+    with pytest.raises(DataError, match=r"leaves 7 of 8 clients without rows \(1, 2, 3, 4, 5, \.\.\.\): fewer clients"):
+        partition(LABELS, None, "iid", clients=8, seed=0)
+
+
+@pytest.mark.parametrize("spec", ["dirichlet", "dirichlet:-1", "dirichlet:x", "pathological:1.5", "iid:3", "shards", "natural:2", "dirichlet:inf"])
+def test_nonsense_is_refused_before_any_data_is_read(spec):
+    with pytest.raises(ConfigError, match=r"data\.partition"):
+        parse(spec)
+
+
+# ---- shards
+
+
+def source(n=40):
+    x = np.arange(n * 4, dtype=np.uint8).reshape(n, 1, 2, 2)
+    return data.Source("s", x, np.arange(n), x[:3], np.arange(3), None, n)
+
+
+def test_shards_split_each_client_and_map_without_copying(tmp_path):
+    parts = [np.arange(0, 10), np.arange(10, 11), np.arange(11, 40)]
+    made = make_shards(source(), parts, test_fraction=0.2, seed=0, folder=tmp_path)
+    assert made.clients == 3
+    assert (made.input_shape, made.outputs, made.kind, made.scale, made.task) == ((1, 2, 2), 40, "image", 255.0, "classification")
+    for client, rows in enumerate(parts):
+        train, test = made.train(client)[1].tolist(), made.test(client)[1].tolist()
+        assert sorted(train + test) == rows.tolist()
+    assert [len(made.test(k)[1]) for k in range(3)] == [2, 0, 6]
+    x, y = made.train(2)
+    assert torch.equal(x[:, 0, 0, 0], (y * 4).to(torch.uint8))
+    again = open_shards(tmp_path)
+    assert torch.equal(again.train(2)[0], x)
+    assert again.train(0)[0].untyped_storage().data_ptr() == again.train(1)[0].untyped_storage().data_ptr()
+    assert len(again.server_test()[1]) == 3
+
+
+def test_shards_without_local_tests_and_by_seed(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    none = make_shards(source(), [np.arange(40)], test_fraction=0.0, seed=0, folder=tmp_path / "a")
+    assert len(none.test(0)[1]) == 0
+    assert len(none.train(0)[1]) == 40
+    other = make_shards(source(), [np.arange(40)], test_fraction=0.5, seed=1, folder=tmp_path / "b")
+    (tmp_path / "c").mkdir()
+    third = make_shards(source(), [np.arange(40)], test_fraction=0.5, seed=2, folder=tmp_path / "c")
+    assert other.test(0)[1].tolist() != third.test(0)[1].tolist()

@@ -1,0 +1,56 @@
+"""What workers serve in the tests; a module of its own, so that worker processes can import it."""
+
+import os
+import time
+
+
+def echo(client, request, state):
+    """Reply with what came; remember how often this client was asked."""
+    count = int(state or b"0") + 1
+    return b"%d:" % client + request, b"%d" % count
+
+
+def counted(client, request, state):
+    """Reply with how often this client was asked before."""
+    return (state or b"0"), b"%d" % (int(state or b"0") + 1)
+
+
+def troubled(client, request, state):
+    """Client 1 raises, client 2 kills its worker, client 3 takes long."""
+    if client == 1:
+        raise ValueError("two\nlines")
+    if client == 2:
+        os._exit(9)
+    if client == 3:
+        time.sleep(60)
+    return request, None
+
+
+def slow(client, request, state):
+    """Reply after a moment, with the worker's process id."""
+    time.sleep(0.05)
+    return b"%d" % os.getpid(), None
+
+
+def make_echo():
+    return echo
+
+
+def make_counted():
+    return counted
+
+
+def make_troubled():
+    return troubled
+
+
+def make_slow():
+    return slow
+
+
+def make_broken():
+    raise RuntimeError("no model\nhere")
+
+
+def make_dead():
+    os._exit(3)

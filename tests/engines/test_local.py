@@ -1,0 +1,157 @@
+"""The local engine with real processes: order, deaths, deadlines, states."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from secateur.engines import Failure
+from secateur.engines.local import LocalEngine
+from secateur.engines.store import StateStore
+from secateur.errors import EngineError
+
+from engines import serving
+
+REQUESTS = [(k, b"x" * k) for k in range(20)]
+
+
+def engine(make, workers=2, clients=20, **options):
+    return LocalEngine(make, clients=clients, workers=workers, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+def test_same_replies_for_any_number_of_workers(workers):
+    with engine(serving.make_echo, workers) as running:
+        assert list(running.clients()) == list(range(20))
+        for _ in range(2):
+            assert dict(running.exchange(REQUESTS)) == {k: b"%d:" % k + b"x" * k for k in range(20)}
+        assert running.store.get(3) == b"2"
+
+
+def test_state_stays_with_the_client_whatever_worker_serves_it():
+    with engine(serving.make_counted, 3, clients=4) as running:
+        for n in range(4):
+            assert dict(running.exchange((k, b"") for k in range(4))) == {k: b"%d" % n for k in range(4)}
+
+
+def test_large_payloads_pass():
+    big = os.urandom(30_000_000)
+    with engine(serving.make_echo, 1, clients=1) as running:
+        assert dict(running.exchange([(0, big)]))[0] == b"0:" + big
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_exception_is_a_failure_of_its_client_alone(workers):
+    with engine(serving.make_troubled, workers) as running:
+        answers = dict(running.exchange([(0, b"a"), (1, b"b"), (4, b"c")]))
+    assert answers == {0: b"a", 1: Failure(1, "ValueError: two lines"), 4: b"c"}
+
+
+def test_a_task_that_kills_its_worker_fails_alone():
+    with engine(serving.make_troubled) as running:
+        answers = dict(running.exchange([(0, b"a"), (2, b"b"), (4, b"c"), (5, b"d")]))
+    assert "died 3 times" in answers.pop(2).reason
+    assert answers == {0: b"a", 4: b"c", 5: b"d"}
+
+
+def test_killed_workers_leave_no_trace_in_the_replies():
+    with engine(serving.make_slow, 2, clients=40) as running:
+        seen = []
+        for client, reply in running.exchange((k, b"") for k in range(40)):
+            assert isinstance(reply, bytes)
+            seen.append(client)
+            if len(seen) in {3, 11, 12, 25}:
+                os.kill(running.pids()[len(seen) % 2], signal.SIGKILL)
+    assert sorted(seen) == list(range(40))
+
+
+def test_deadline_names_the_late_and_the_engine_goes_on():
+    with engine(serving.make_troubled, 2) as running:
+        dict(running.exchange([(0, b"a")]))
+        begun = time.monotonic()
+        answers = dict(running.exchange([(0, b"a"), (3, b"b"), (4, b"c")], deadline=1.5))
+        assert time.monotonic() - begun < 10
+        assert answers == {0: b"a", 3: Failure(3, "no reply within 1.5 s"), 4: b"c"}
+        assert dict(running.exchange([(5, b"z")])) == {5: b"z"}
+
+
+@pytest.mark.parametrize(("workers", "sent"), [(0, 0), (1, 1)])
+def test_after_the_deadline_nothing_more_is_sent(workers, sent):
+    with engine(serving.make_echo, workers) as running:
+        dict(running.exchange([(0, b"")]))
+        late = dict(running.exchange([(1, b"x"), (2, b"y"), (4, b"z")], deadline=1e-9))
+    assert sum(late[k].sent for k in (1, 2, 4)) == sent
+    assert "no reply within" in late[1].reason
+
+
+def test_an_exchange_left_early_leaves_a_usable_engine():
+    with engine(serving.make_slow) as running:
+        for _ in running.exchange(REQUESTS):
+            break
+        assert len(dict(running.exchange(REQUESTS[:4]))) == 4
+
+
+def test_requests_run_at_most_four_times_the_workers_ahead():
+    """While the first request takes a minute, no more than 4 x 2 are taken; the deadline then names the rest."""
+    taken, at_first_answer = [], []
+
+    def requests():
+        for k in range(40):
+            taken.append(k)
+            yield (3 if k == 0 else 4), b""
+
+    with engine(serving.make_troubled, 2) as running:
+        dict(running.exchange([(0, b"")]))
+        for _, reply in running.exchange(requests(), deadline=2.0):
+            if isinstance(reply, Failure) and not at_first_answer:
+                at_first_answer.append(len(taken))
+    assert at_first_answer == [8]
+    assert len(taken) == 40
+
+
+def test_workers_that_cannot_serve_are_an_error_not_a_hang():
+    with engine(serving.make_broken) as running, pytest.raises(EngineError, match="RuntimeError: no model here"):
+        list(running.exchange(REQUESTS))
+    with engine(serving.make_dead, 1) as running, pytest.raises(EngineError, match="3 worker processes ended"):
+        list(running.exchange(REQUESTS))
+
+
+def test_unknown_clients_are_refused():
+    with engine(serving.make_echo, 0, clients=2) as running, pytest.raises(EngineError, match="client 7 is unknown"):
+        list(running.exchange([(7, b"")]))
+
+
+def test_no_worker_outlives_a_killed_server(tmp_path):
+    script = tmp_path / "server.py"
+    script.write_text(
+        "import sys, time\n"
+        "from engines import serving\n"
+        "from secateur.engines.local import LocalEngine\n"
+        "if __name__ == '__main__':\n"
+        "    running = LocalEngine(serving.make_echo, clients=2, workers=2)\n"
+        "    print(dict(running.exchange([(0, b''), (1, b'')])), flush=True)\n"
+        "    print(*running.pids(), flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    server = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    with server:
+        server.stdout.readline()
+        pids = [int(p) for p in server.stdout.readline().split()]
+        server.kill()
+    assert len(pids) == 2
+    end = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_store_given_from_outside_stays_open(tmp_path):
+    store = StateStore(tmp_path)
+    with engine(serving.make_echo, 0, store=store) as running:
+        dict(running.exchange([(1, b"")]))
+    assert store.get(1) == b"1"

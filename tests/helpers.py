@@ -1,0 +1,103 @@
+"""A tiny federation for tests: real digits, real methods, real bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file
+
+from secateur import run as runs
+from secateur.config import Runtime, assign, study
+from secateur.data.shards import make_shards
+from secateur.data.sources import Source
+
+INLINE = Runtime(workers=0)
+
+
+def small(method="fedavg", *settings, **top):
+    """Return a study of a few rounds on a small MLP; ``settings`` as on the command line."""
+    values = {
+        "method": method,
+        "rounds": 4,
+        "participation": 0.75,
+        "data": {"clients": 4, "partition": "iid", "test_fraction": 0.2},
+        "model": {"name": "mlp", "options": {"hidden": (12, 8)}},
+        "training": {"epochs": 1, "batch_size": 16, "lr": 0.1},
+    } | top
+    if method == "autoflip":
+        assign(values, "criterion.explore.epochs=2")
+    for setting in settings:
+        assign(values, setting)
+    return study(values)
+
+
+def tiny_source(rows=96, classes=3, seed=0, size=4):
+    """Return a learnable set of small images: class c is bright in row c."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(rows) % classes
+    x = rng.integers(0, 100, (rows, 1, size, size)).astype(np.uint8)
+    for row, label in enumerate(y):
+        x[row, 0, label] += 120
+    return Source("tiny", x, y.astype(np.int64), x[: rows // 4], y[: rows // 4].astype(np.int64), None, classes)
+
+
+def tiny_shards(folder: Path, clients=4, size=4):
+    """Write the shards of ``tiny_source`` for some clients and return their folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source = tiny_source(size=size)
+    parts = [np.arange(k, len(source.y_train), clients) for k in range(clients)]
+    make_shards(source, parts, test_fraction=0.25, seed=0, folder=folder)
+    return folder
+
+
+def play(study_, folder, shards, *, runtime=INLINE, open_engine=runs.open_local, watch=runs.silent):
+    """Run a study to its end; return its summary."""
+    runs.reserve(folder, study_)
+    return runs.resume(folder, runtime, shards=shards, open_engine=open_engine, watch=watch)
+
+
+def model_of(folder):
+    """Return the shipped tensors of a run folder."""
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def rows_of(folder):
+    """Return the records of a run folder."""
+    return [json.loads(line) for line in (Path(folder) / "rounds.jsonl").read_text().splitlines()]
+
+
+def same(one, other):
+    """Whether two sets of tensors are equal bit for bit (0.0 and -0.0 differ)."""
+    return list(one) == list(other) and all(
+        one[n].dtype == other[n].dtype and one[n].numpy().tobytes() == other[n].numpy().tobytes() for n in one
+    )
+
+
+class Wrapped:
+    """An engine around another: subclasses change or watch what is carried."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def open(cls, *args):
+        return cls(runs.open_local(*args))
+
+    def clients(self):
+        return self.inner.clients()
+
+    def exchange(self, requests, deadline=None):
+        yield from self.inner.exchange(requests, deadline)
+
+    def close(self):
+        self.inner.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.close()
+
+

@@ -1,0 +1,128 @@
+"""The networks: parameter counts of the papers, seeded initialisation, clear refusals."""
+
+import pytest
+import torch
+from torch import nn
+
+from secateur import models
+from secateur.errors import ModelError
+from secateur.training import tensors_of
+
+COUNTS = [
+    ("twocnn", (1, 24, 24), 10, {}, 1_663_370),
+    ("twocnn", (3, 24, 24), 10, {}, 1_664_970),
+    ("twocnn", (3, 24, 24), 100, {"hidden": 128}, 7_303_524),
+    ("femnistcnn", (1, 28, 28), 62, {}, 13_180_734),
+    ("mlp", (1, 28, 28), 10, {}, 118_282),
+    ("sparsifycnn", (3, 32, 32), 10, {}, 1_609_930),
+    ("vgg16", (3, 32, 32), 100, {}, 14_774_436),
+    ("resnet20", (3, 32, 32), 10, {}, 272_474),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "outputs", "options", "count"), COUNTS)
+def test_parameter_counts(name, shape, outputs, options, count):
+    model = models.build(name, input_shape=shape, outputs=outputs, options=options)
+    assert sum(p.numel() for p in model.parameters()) == count
+
+
+def test_charlstm_has_the_leaf_count_and_reads_tokens():
+    model = models.build("charlstm", input_shape=(80,), outputs=80, tokens=True)
+    assert sum(p.numel() for p in model.parameters()) == 819_920
+    assert model(torch.randint(0, 80, (3, 80))).shape == (3, 80)
+
+
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"charlstm"}))
+def test_every_model_takes_a_batch_and_trains(name):
+    size = 32 if name in {"sparsifycnn", "vgg16", "resnet20", "resnet18"} else 8
+    options = {"femnistcnn": {"hidden": 2, "features": 8}, "twocnn": {"hidden": 2, "features": 8}, "resnet18": {"width": 8}}
+    model = models.build(name, input_shape=(1, size, size), outputs=3, options=options.get(name))
+    out = model(torch.randn(2, 1, size, size))
+    assert out.shape == (2, 3)
+    out.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_group_norm_replaces_batch_norm():
+    for name in ("resnet20", "resnet18"):
+        kinds = {type(m) for m in models.build(name, input_shape=(3, 32, 32), outputs=10).modules()}
+        assert nn.GroupNorm in kinds
+        assert nn.BatchNorm2d not in kinds
+
+
+@pytest.mark.parametrize("init", ["xavier_normal", "xavier_uniform", "kaiming_normal", "torch"])
+def test_initialisation_is_seeded(init):
+    def made(seed):
+        return tensors_of(models.build("mlp", input_shape=(64,), outputs=10, init=init, seed=seed))
+
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    one, again, other = made(1), made(1), made(2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(one[n], again[n]) for n in one)
+    assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
+    if init != "torch":
+        assert all((t == 0).all() for n, t in one.items() if n.endswith("bias"))
+    deviation = {"xavier_normal": (2 / 192) ** 0.5, "xavier_uniform": (2 / 192) ** 0.5, "kaiming_normal": (2 / 64) ** 0.5}
+    if init in deviation:
+        assert one["fc1.weight"].std().item() == pytest.approx(deviation[init], rel=0.03)
+    if init == "xavier_uniform":
+        assert one["fc1.weight"].abs().max() <= (6 / 192) ** 0.5
+
+
+def test_lstm_keeps_torchs_defaults():
+    kept = models.build("charlstm", input_shape=(80,), outputs=80, tokens=True, init="torch")
+    assert (kept.lstm.bias_ih_l0 != 0).any()
+    set_ = models.build("charlstm", input_shape=(80,), outputs=80, tokens=True, init="xavier_normal")
+    assert torch.equal(set_.lstm.weight_ih_l0, kept.lstm.weight_ih_l0)
+    assert (set_.fc.bias == 0).all()
+
+
+def test_your_own_factory_by_module_and_name(monkeypatch, tmp_path):
+    (tmp_path / "their_models.py").write_text(
+        "from torch import nn\n\ndef net(input_shape, outputs, **options):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * 4, outputs, **options))\n"
+        "def text(input_shape, outputs):\n    return 'a string'\n"
+        "def wide(input_shape, outputs):\n    return nn.Flatten()\n"
+        "number = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = models.build("their_models:net", input_shape=(1, 2, 2), outputs=5, options={"bias": False})
+    assert sum(p.numel() for p in model.parameters()) == 20
+    for name, says in {
+        "their_models:text": "returned str",
+        "their_models:wide": r"shape \(2, 4\) for a batch of 2, \(2, 5\)",
+        "their_models:number": "not callable",
+        "their_models:nothing": "has no attribute 'nothing'",
+        "no_such_package:net": "No module named",
+    }.items():
+        with pytest.raises(ModelError, match=says):
+            models.build(name, input_shape=(1, 2, 2), outputs=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "says"),
+    [
+        ("twocn", (1, 8, 8), {}, "did you mean 'twocnn'"),
+        ("mlp", (1, 8, 8), {"hiden": 3}, "unknown option of model mlp 'hiden': did you mean 'hidden'"),
+        ("twocnn", (64,), {}, "channels, height, width"),
+        ("charlstm", (1, 8, 8), {}, "characters"),
+        ("vgg16", (3, 8, 8), {}, "at least 32x32"),
+        ("sparsifycnn", (3, 4, 32), {}, "at least 8x8"),
+        ("mlp", (64,), {"hidden": "x"}, "cannot take inputs"),
+    ],
+)
+def test_refusals(name, shape, options, says):
+    with pytest.raises(ModelError, match=says):
+        models.build(name, input_shape=shape, outputs=10, options=options)
+
+
+def test_unknown_initialisation():
+    with pytest.raises(ModelError, match="unknown initialisation 'xavier'"):
+        models.build("mlp", input_shape=(4,), outputs=2, init="xavier")
+
+
+def test_listing_reads_the_docstrings():
+    listed = models.names()
+    assert listed["twocnn"].reference.startswith("AutoFLIP")
+    assert all(info.summary and info.reference for info in listed.values())

@@ -1,0 +1,129 @@
+"""Checkpoints: exact, atomic, and damage is named."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from secateur import checkpoint
+from secateur.errors import CheckpointError
+from secateur.method import Setting, State
+from secateur.pruning.structure import Layout
+
+SETTING = Setting(0, 3, 2, 1.0, Layout({}), {})
+
+
+def state(folder, mask=True):
+    archive = checkpoint.Archive(folder / "archive")
+    archive["deviation/3"] = {"b": torch.tensor([-0.0, 2.0]), "a": torch.ones(1, 2)}
+    return State(
+        SETTING, 2, {"w": torch.tensor([-0.0, 1e-40]), "a/b": torch.tensor(3.0)},
+        {"w": torch.tensor([True, False])} if mask else None,
+        {"velocity": {"w": torch.zeros(0), "a/b": torch.ones(2, 2).t()}}, {"explore": 1, "x": "y"}, archive,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_round_trip_is_exact(tmp_path, mask):
+    before = state(tmp_path, mask)
+    checkpoint.save(tmp_path, before, {"records": 5})
+    saved = checkpoint.load(tmp_path, SETTING)
+    after = saved.state
+    assert saved.extra == {"records": 5}
+    assert (after.round, after.notes, list(after.weights), list(after.memory)) == (2, before.notes, ["w", "a/b"], ["velocity"])
+    assert after.weights["w"].numpy().tobytes() == before.weights["w"].numpy().tobytes()
+    assert torch.equal(after.memory["velocity"]["a/b"], torch.ones(2, 2))
+    assert (after.mask is None) == (not mask)
+    assert list(after.archive["deviation/3"]) == ["b", "a"]
+    assert torch.signbit(after.archive["deviation/3"]["b"]).tolist() == [True, False]
+    assert list(after.archive) == ["deviation/3"]
+    assert len(after.archive) == 1
+
+
+def test_archive_entries_are_written_once_and_checked(tmp_path):
+    archive = state(tmp_path).archive
+    with pytest.raises(TypeError, match="write-once"):
+        del archive["deviation/3"]
+    path = next((tmp_path / "archive").iterdir())
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=r"deviation-3.* is damaged"):
+        archive["deviation/3"]
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot read"):
+        archive["deviation/3"]
+
+
+def test_every_kind_of_damage_is_one_clear_error(tmp_path):
+    checkpoint.save(tmp_path, state(tmp_path), {})
+    path = tmp_path / checkpoint.NAME
+    whole = path.read_bytes()
+    cases = {"tensor bit": whole[:-1] + bytes([whole[-1] ^ 1]), "truncated": whole[:-9], "empty": b"", "noise": b"x" * 500}
+    head = int.from_bytes(whole[:8], "little")
+    cases["header"] = whole[:20] + b"#" * 8 + whole[28 : 8 + head] + whole[8 + head :]
+    for data in cases.values():
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match="checkpoint.*secateur run --config"):
+            checkpoint.load(tmp_path, SETTING)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint in"):
+        checkpoint.load(tmp_path, SETTING)
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from secateur import checkpoint
+from secateur.errors import CheckpointError
+from secateur.method import Setting, State
+from secateur.pruning.structure import Layout
+
+folder = Path(sys.argv[1])
+setting = Setting(0, 3, 2, 1.0, Layout({}), {})
+checkpoint.save(folder, State(setting, 1, {"w": torch.ones(1000)}), {})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+try:
+    checkpoint.save(folder, State(setting, 2, {"w": torch.ones(100000)}), {})
+except CheckpointError as error:
+    print(error)
+try:
+    for _ in range(1000):
+        checkpoint.append(folder / "rounds.jsonl", "x" * 1000)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    """A real failing write: the kernel refuses to let the file grow."""
+    if not hasattr(resource, "RLIMIT_FSIZE"):
+        pytest.skip("this system cannot limit the size of a file")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )  # fmt: skip
+    first, second = done.stdout.strip().splitlines()
+    assert "cannot write" in first
+    assert "untouched" in first
+    assert "secateur resume" in first
+    assert "rounds.jsonl" in second
+    assert checkpoint.load(tmp_path, SETTING).state.round == 1
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_ship_writes_dense_layout_and_mask(tmp_path):
+    checkpoint.ship(tmp_path, {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([False, True])}, "study text")
+    with safe_open(tmp_path / checkpoint.MODEL, framework="pt") as file:
+        assert file.get_tensor("w").tolist() == [0.0, 2.0]
+        assert file.get_tensor("mask/w").tolist() == [0, 1]
+        assert file.metadata() == {"study": "study text"}
+
+
+def test_append_needs_a_writable_place(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        checkpoint.append(tmp_path / "no folder" / "rounds.jsonl", "x")

@@ -1,0 +1,174 @@
+"""Settings: paths, types, bounds; every mistake is one clear line before any training."""
+
+import tomllib
+
+import pytest
+
+from secateur import methods
+from secateur.aggregation import ServerMomentum
+from secateur.config import Runtime, Study, assign, build, choices, flatten, read, study
+from secateur.errors import ConfigError
+from secateur.methods.autoflip import AutoFLIP
+from secateur.methods.fedavg import FedAvg
+from secateur.pruning.criteria import Criterion, Exploration
+from secateur.pruning.schedule import Cubic
+
+
+def test_defaults_are_the_main_job():
+    made = study({})
+    assert (made.method, made.data.source, made.data.clients, made.data.partition) == ("autoflip", "digits", 20, "pathological:2")
+    assert isinstance(made.build_method(), AutoFLIP)
+
+
+def test_assign_sorts_paths_into_study_model_and_method():
+    values = {}
+    for setting in (
+        "rounds=7", "training.lr=0.5", "data.clients=3", "model.name=mlp", "model.hidden=[8,4]", "model.options.extra=x",
+        "criterion.explore.epochs=9", "aggregator=mean", "options.granularity.rho=0.25",
+    ):  # fmt: skip
+        assign(values, setting)
+    assert values == {
+        "rounds": "7", "training": {"lr": "0.5"}, "data": {"clients": "3"},
+        "model": {"name": "mlp", "options": {"hidden": (8, 4), "extra": "x"}},
+        "options": {"criterion.explore.epochs": "9", "aggregator": "mean", "granularity.rho": "0.25"},
+    }  # fmt: skip
+    made = study(values)
+    assert made.training.lr == 0.5
+    method = made.build_method()
+    assert (method.criterion.explore.epochs, method.granularity.rho) == (9, 0.25)
+    assert made.complete().options["aggregator"] == "mean"
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_options_round_trip_for_every_method(name):
+    method = methods.find(name)()
+    assert build(type(method), flatten(method)) == method
+
+
+def test_a_composition_that_no_paper_has():
+    options = {"criterion": "deviation", "criterion.explore.epochs": 3, "schedule": "cubic", "schedule.sparsity": "0.8",
+               "consensus": "majority", "aggregator": "server_momentum", "aggregator.beta": 0.5}  # fmt: skip
+    made = build(FedAvg, options)
+    assert made.criterion.explore == Exploration(epochs=3)
+    assert made.schedule == Cubic(sparsity=0.8)
+    assert made.aggregator == ServerMomentum(beta=0.5)
+    assert build(FedAvg, flatten(made)) == made
+
+
+def test_a_slot_value_of_your_own(monkeypatch, tmp_path):
+    (tmp_path / "their_slots.py").write_text(
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Half:\n    share: float = 0.5\n"
+        "    def level(self, done, rounds):\n        return self.share\nnumber = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    made = build(FedAvg, {"schedule": "their_slots:Half", "schedule.share": "0.25"})
+    assert made.schedule.level(1, 2) == 0.25
+    assert flatten(made)["schedule"] == "their_slots:Half"
+    for value, says in {"their_slots:number": "frozen dataclass", "their_slots:no": "no attribute", "nowhere:X": "No module"}.items():
+        with pytest.raises(ConfigError, match=says):
+            build(FedAvg, {"schedule": value})
+
+
+def test_slot_choices_leave_out_helpers():
+    assert sorted(choices(Criterion)) == ["deviation", "magnitude", "random"]
+    assert choices(Exploration) == {"exploration": Exploration}
+
+
+def test_hash_names_the_result_and_written_defaults_do_not_change_it():
+    made = study({"method": "fedsparsify"})
+    assert len(made.hash()) == 8
+    assert made.hash() == made.complete().hash() == study(tomllib.loads(made.to_toml())).hash()
+    assert made.hash() != study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
+    assert made.hash() != study({"method": "fedsparsify", "seed": 1}).hash()
+
+
+def test_toml_round_trip_with_model_options():
+    made = study({"model": {"name": "mlp", "options": {"hidden": (8, 4)}}}).complete()
+    assert study(tomllib.loads(made.to_toml())) == made
+
+
+def test_dense_twin_shares_all_but_the_method():
+    made = study({"method": "autoflip", "options": {"aggregator.beta": 0.5}})
+    twin = made.dense()
+    assert twin.method == "fedavg"
+    assert twin.build_method().aggregator == made.build_method().aggregator
+    assert (twin.data, twin.model, twin.training, twin.seed) == (made.data, made.model, made.training, made.seed)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"method": "autofilp"}, "unknown method 'autofilp': did you mean 'autoflip'"),
+        ({"round": 3}, "unknown setting 'round': did you mean 'rounds'"),
+        ({"training": {"learning": 3}}, "unknown setting 'learning'"),
+        ({"data": {"client": 3}}, "unknown setting 'client': did you mean 'clients'"),
+        ({"rounds": 0}, "rounds = 0: input should be greater"),
+        ({"rounds": "many"}, "rounds = 'many'"),
+        ({"participation": 1.5}, "participation = 1.5"),
+        ({"training": {"lr": -1}}, r"training\.lr = -1"),
+        ({"training": {"optimiser": "sgdd"}}, r"training\.optimiser = 'sgdd'"),
+        ({"data": {"partition": "dirichlet:-1"}}, r"data\.partition"),
+        ({"options": {"schedule.sparsty": 0.5}}, "unknown option of EveryRound 'schedule.sparsty': did you mean 'schedule.sparsity'"),
+        ({"options": {"shedule.sparsity": 0.5}}, "did you mean 'schedule'"),
+        ({"options": {"schedule.sparsity": 1.5}}, r"schedule\.sparsity = 1\.5 must be in"),
+        ({"options": {"schedule.sparsity": "lots"}}, r"schedule\.sparsity = 'lots'"),
+        ({"options": {"schedule.sparsity.x": 1}}, "single value"),
+        ({"options": {"schedule": "cubik"}}, "unknown value of schedule 'cubik': did you mean 'cubic'"),
+        ({"options": {"criterion.normalise": "afterwards"}}, r"criterion\.normalise = 'afterwards'"),
+        ({"wire": {"values": "fp8"}}, r"wire\.values = 'fp8'"),
+    ],
+)
+def test_mistakes(values, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        study(values)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_as_nested_tables_of_a_file(tmp_path):
+    path = tmp_path / "run.toml"
+    path.write_text('method = "fedsparsify"\n[options]\n"schedule.sparsity" = 0.8\n')
+    assert study(read(path)).build_method().schedule.sparsity == 0.8
+    path.write_text('method = "fedsparsify"\n[options.schedule]\nsparsity = 0.8\n')
+    assert study(read(path)).build_method().schedule.sparsity == 0.8
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="No such file.*path of a TOML file"):
+        read(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("rounds = = 3")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        read(tmp_path / "bad.toml")
+
+
+@pytest.mark.parametrize("setting", ["rounds", "=3", ""])
+def test_set_without_a_value(setting):
+    with pytest.raises(ConfigError, match="write it as slot.option=value"):
+        assign({}, setting)
+
+
+def test_runtime_bounds():
+    assert Runtime().workers >= 1
+    with pytest.raises(ConfigError, match="workers = -1"):
+        Runtime(workers=-1)
+    with pytest.raises(ConfigError, match="deadline = 0"):
+        Runtime(deadline=0)
+
+
+def test_a_study_cannot_be_changed():
+    with pytest.raises(Exception, match="frozen"):
+        Study().rounds = 3
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("x = 1\n", "exactly one frozen dataclass"),
+        ("import nothing_like_this\n", "cannot be imported: No module named 'nothing_like_this'"),
+    ],
+)
+def test_modules_that_are_no_method(source, says, monkeypatch, tmp_path):
+    name = f"their_method_{len(source)}"
+    (tmp_path / f"{name}.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=says):
+        methods.find(name)

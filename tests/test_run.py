@@ -1,0 +1,256 @@
+"""Runs: folders, workers, resuming after kills, personal state, records, local scores."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
+
+from secateur import checkpoint
+from secateur import run as runs
+from secateur.config import Runtime
+from secateur.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_gives_the_same_bits(workers, tmp_path, shards):
+    study = small("autoflip", model={"name": "smallcnn", "options": {"width": 4, "features": 8}})
+    play(study, tmp_path / "inline", shards)
+    play(study, tmp_path / "workers", shards, runtime=Runtime(workers=workers))
+    assert same(model_of(tmp_path / "inline"), model_of(tmp_path / "workers"))
+
+
+def test_a_run_folder_is_complete_and_runs_again_to_the_same_bits(tmp_path, shards):
+    study = small("fedsparsify")
+    summary = play(study, tmp_path / "one", shards)
+    names = {p.name for p in (tmp_path / "one").iterdir()}
+    assert {"study.toml", "rounds.jsonl", "checkpoint.safetensors", "model.safetensors", "run.log", "summary.json"} <= names
+    assert json.loads((tmp_path / "one" / "summary.json").read_text()) == summary
+    play(runs.read_study(tmp_path / "one"), tmp_path / "two", shards)
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    assert "train 4: accuracy" in (tmp_path / "one" / "run.log").read_text()
+    assert summary["final"]["accuracy"] == rows_of(tmp_path / "one")[-1]["accuracy"]
+    assert len(summary["final"]["local"]) == 4
+
+
+def test_evaluation_every_few_rounds_and_always_at_the_end(tmp_path, shards):
+    play(small("fedavg", evaluate_every=3), tmp_path / "run", shards)
+    assert ["accuracy" in row for row in rows_of(tmp_path / "run")] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("values", ["fp16", "bf16"])
+def test_half_formats_halve_the_values_and_still_learn(values, tmp_path, shards):
+    full = play(small(), tmp_path / "full", shards)
+    half = play(small("fedavg", f"wire.values={values}"), tmp_path / "half", shards)
+    rows, other = rows_of(tmp_path / "full"), rows_of(tmp_path / "half")
+    assert all(2 * b["down"]["values"] == a["down"]["values"] for a, b in zip(rows, other, strict=True))
+    assert abs(full["final"]["accuracy"] - half["final"]["accuracy"]) < 0.2
+
+
+def test_batch_norm_statistics_travel_and_are_averaged(tmp_path, monkeypatch, shards):
+    (tmp_path / "their_norm.py").write_text(
+        "from torch import nn\n\ndef net(input_shape, outputs):\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, outputs))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for method in ("fedsparsify", "autoflip"):
+        play(small(method, model={"name": "their_norm:net"}), tmp_path / method, shards)
+        tensors = model_of(tmp_path / method)
+        assert (tensors["1.running_var"] > 0).all()
+        assert not torch.equal(tensors["1.running_mean"], torch.zeros(4))
+
+
+def test_clients_keep_personal_state_through_a_stop(tmp_path, shards, monkeypatch):
+    """A method that counts on its clients: what they keep is saved with the run."""
+    (tmp_path / "their_counter.py").write_text(
+        '"""Count visits.\n\nReference: none\n"""\n'
+        "from dataclasses import dataclass\nimport torch\nfrom secateur.composition import Composition\n\n"
+        "@dataclass(frozen=True)\nclass Counter(Composition):\n"
+        "    def respond(self, ask, client):\n"
+        "        reply = super().respond(ask, client)\n"
+        "        visits = client.memory.get('visits', torch.zeros(1)) + 1\n"
+        "        client.memory['visits'] = visits\n"
+        "        tensors = {n: t + visits for n, t in reply.tensors.items()}\n"
+        "        return type(reply)(tensors, reply.mask, reply.scalars)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    study = small("their_counter", rounds=5)
+    play(study, tmp_path / "whole", shards)
+    whole = model_of(tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "reply" and event["round"] == 3 and event["done"] == 2:
+            raise Stop
+
+    runs.reserve(tmp_path / "cut", study)
+    with pytest.raises(Stop):
+        runs.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
+    runs.resume(tmp_path / "cut", INLINE, shards=shards)
+    assert same(model_of(tmp_path / "cut"), whole)
+    assert len(list((tmp_path / "cut" / "clients").iterdir())) <= 4
+    forgotten = small("fedavg", rounds=5)
+    play(forgotten, tmp_path / "plain", shards)
+    assert not same(model_of(tmp_path / "plain"), whole)
+
+
+SERVER = """
+import sys
+from pathlib import Path
+from secateur import run as runs
+from secateur.config import Runtime
+
+if __name__ == "__main__":
+    folder, shards = Path(sys.argv[1]), Path(sys.argv[2])
+    def watch(event):
+        if event["event"] == "row":
+            print(event["phase"], event["round"], flush=True)
+    runs.resume(folder, Runtime(workers=2), shards=shards, watch=watch)
+"""
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory, shards):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    study = small("autoflip", rounds=12)
+    play(study, folder, shards)
+    return study, model_of(folder), [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(folder)]
+
+
+def serve(script, folder, shards):
+    path = os.pathsep.join(p for p in sys.path if p)
+    return subprocess.Popen(
+        [sys.executable, script, folder, shards], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+
+
+def children(pid):
+    """Return all living descendants of a process."""
+    tasks = Path(f"/proc/{pid}/task")
+    direct = [int(c) for t in tasks.glob("*/children") for c in t.read_text().split()] if tasks.exists() else []
+    return direct + [c for d in direct for c in children(d)]
+
+
+def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_run):
+    """Twenty trials: the server, or a worker, is killed at a random moment; then the run goes on from its folder."""
+    study, model, records = long_run
+    script = tmp_path / "server.py"
+    script.write_text(SERVER)
+    draw = random.Random(7)
+    folder, trials, finished = tmp_path / "run0", 0, 0
+    runs.reserve(folder, study)
+    while trials < 20:
+        server = serve(script, folder, shards)
+        with server:
+            lines = draw.randint(0, 4)
+            seen = 0
+            while seen < lines and server.stdout.readline():
+                seen += 1
+            time.sleep(draw.random() * 0.03)
+            trials += 1
+            if trials % 2:
+                server.kill()
+            else:
+                for worker in children(server.pid)[-2:]:
+                    try:
+                        os.kill(worker, signal.SIGKILL)
+                    except ProcessLookupError:
+                        continue
+                server.stdout.read()
+        if (folder / "summary.json").exists():
+            finished += 1
+            assert same(model_of(folder), model)
+            assert [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(folder)] == records
+            folder = tmp_path / f"run{trials}"
+            runs.reserve(folder, study)
+    runs.resume(folder, INLINE, shards=shards)
+    assert same(model_of(folder), model)
+    assert [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(folder)] == records
+    assert finished
+
+
+def test_records_behind_the_checkpoint_are_cut_and_lost_ones_are_an_error(tmp_path, shards):
+    study = small()
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "row" and event["round"] == 2:
+            raise Stop
+
+    runs.reserve(tmp_path / "run", study)
+    with pytest.raises(Stop):
+        runs.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
+    with (tmp_path / "run" / "rounds.jsonl").open("a") as file:
+        file.write('{"round": 3, "half a li')
+    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
+    for name in ("summary.json", "rounds.jsonl"):
+        (tmp_path / "run" / name).unlink()
+    with pytest.raises(CheckpointError, match="records of this run are lost"):
+        runs.resume(tmp_path / "run", INLINE, shards=shards)
+
+
+def test_a_finished_run_returns_its_summary_without_running(tmp_path, shards):
+    summary = play(small(), tmp_path / "run", shards)
+    (tmp_path / "run" / checkpoint.NAME).unlink()
+    assert runs.resume(tmp_path / "run", INLINE, shards=Path("/nowhere")) == summary
+
+
+def test_new_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = small()
+    first = runs.new_folder(study, None)
+    assert first == Path("runs") / f"fedavg-{study.hash()}"
+    runs.reserve(first, study)
+    assert runs.new_folder(study, None) == Path(f"{first}-2")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        runs.new_folder(study, first)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        runs.new_folder(study, tmp_path / "file")
+    with pytest.raises(ConfigError, match="cannot make the run folder"):
+        runs.reserve(tmp_path / "file" / "run", study)
+    with pytest.raises(CheckpointError, match="holds no run"):
+        runs.read_study(tmp_path)
+
+
+def test_start_is_reserve_and_resume(tmp_path, shards):
+    summary = runs.start(small(), INLINE, tmp_path / "run", shards=shards)
+    assert summary["phases"]["train"]["asks"] == 4
+
+
+def test_a_deadline_names_who_was_late(tmp_path, shards):
+    class Late(Wrapped):
+        def exchange(self, requests, deadline=None):
+            assert deadline == 5.0
+            yield from self.inner.exchange(requests, 1e-9)
+
+    play(small(), tmp_path / "run", shards, runtime=Runtime(workers=0, deadline=5.0), open_engine=Late.open)
+    left = rows_of(tmp_path / "run")[0]["left_out"]
+    assert [entry["client"] for entry in left] == rows_of(tmp_path / "run")[0]["clients"]
+    assert "no reply within" in left[0]["reason"]
+    assert rows_of(tmp_path / "run")[0]["bytes_down"] == 0  # nothing was sent
+
+
+def test_federation_makes_shards_and_removes_them():
+    with runs.federation(small(data={"clients": 5, "partition": "iid"})) as folder:
+        from secateur.data.shards import open_shards
+
+        assert open_shards(folder).clients == 5
+    assert not folder.exists()
