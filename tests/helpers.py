@@ -99,5 +99,3 @@ class Wrapped:
 
     def __exit__(self, *exception):
         self.close()
-
-

@@ -16,7 +16,11 @@ def t(*values):
     return {"w": torch.tensor(values)}
 
 
-@given(st.lists(st.tuples(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), st.integers(1, 10**6)), min_size=1))
+@given(
+    st.lists(
+        st.tuples(st.lists(st.floats(-1e3, 1e3, width=32), min_size=3, max_size=3), st.integers(1, 10**6)), min_size=1
+    )
+)
 def test_weighted_mean_against_numpy(clients):
     mean = WeightedMean()
     for values, n in clients:

@@ -34,7 +34,12 @@ def test_round_trip_is_exact(tmp_path, mask):
     saved = checkpoint.load(tmp_path, SETTING)
     after = saved.state
     assert saved.extra == {"records": 5}
-    assert (after.round, after.notes, list(after.weights), list(after.memory)) == (2, before.notes, ["w", "a/b"], ["velocity"])
+    assert (after.round, after.notes, list(after.weights), list(after.memory)) == (
+        2,
+        before.notes,
+        ["w", "a/b"],
+        ["velocity"],
+    )
     assert after.weights["w"].numpy().tobytes() == before.weights["w"].numpy().tobytes()
     assert torch.equal(after.memory["velocity"]["a/b"], torch.ones(2, 2))
     assert (after.mask is None) == (not mask)
@@ -61,7 +66,12 @@ def test_every_kind_of_damage_is_one_clear_error(tmp_path):
     checkpoint.save(tmp_path, state(tmp_path), {})
     path = tmp_path / checkpoint.NAME
     whole = path.read_bytes()
-    cases = {"tensor bit": whole[:-1] + bytes([whole[-1] ^ 1]), "truncated": whole[:-9], "empty": b"", "noise": b"x" * 500}
+    cases = {
+        "tensor bit": whole[:-1] + bytes([whole[-1] ^ 1]),
+        "truncated": whole[:-9],
+        "empty": b"",
+        "noise": b"x" * 500,
+    }
     head = int.from_bytes(whole[:8], "little")
     cases["header"] = whole[:20] + b"#" * 8 + whole[28 : 8 + head] + whole[8 + head :]
     for data in cases.values():

@@ -16,15 +16,20 @@ from secateur.pruning.schedule import Cubic
 
 def test_defaults_are_the_main_job():
     made = study({})
-    assert (made.method, made.data.source, made.data.clients, made.data.partition) == ("autoflip", "digits", 20, "pathological:2")
+    assert (made.method, made.data.source, made.data.clients, made.data.partition) == (
+        "autoflip",
+        "digits",
+        20,
+        "pathological:2",
+    )
     assert isinstance(made.build_method(), AutoFLIP)
 
 
 def test_assign_sorts_paths_into_study_model_and_method():
     values = {}
     for setting in (
-        "rounds=7", "training.lr=0.5", "data.clients=3", "model.name=mlp", "model.hidden=[8,4]", "model.options.extra=x",
-        "criterion.explore.epochs=9", "aggregator=mean", "options.granularity.rho=0.25",
+        "rounds=7", "training.lr=0.5", "data.clients=3", "model.name=mlp", "model.hidden=[8,4]",
+        "model.options.extra=x",        "criterion.explore.epochs=9", "aggregator=mean", "options.granularity.rho=0.25",
     ):  # fmt: skip
         assign(values, setting)
     assert values == {
@@ -64,7 +69,11 @@ def test_a_slot_value_of_your_own(monkeypatch, tmp_path):
     made = build(FedAvg, {"schedule": "their_slots:Half", "schedule.share": "0.25"})
     assert made.schedule.level(1, 2) == 0.25
     assert flatten(made)["schedule"] == "their_slots:Half"
-    for value, says in {"their_slots:number": "frozen dataclass", "their_slots:no": "no attribute", "nowhere:X": "No module"}.items():
+    for value, says in {
+        "their_slots:number": "frozen dataclass",
+        "their_slots:no": "no attribute",
+        "nowhere:X": "No module",
+    }.items():
         with pytest.raises(ConfigError, match=says):
             build(FedAvg, {"schedule": value})
 
@@ -108,7 +117,10 @@ def test_dense_twin_shares_all_but_the_method():
         ({"training": {"lr": -1}}, r"training\.lr = -1"),
         ({"training": {"optimiser": "sgdd"}}, r"training\.optimiser = 'sgdd'"),
         ({"data": {"partition": "dirichlet:-1"}}, r"data\.partition"),
-        ({"options": {"schedule.sparsty": 0.5}}, "unknown option of EveryRound 'schedule.sparsty': did you mean 'schedule.sparsity'"),
+        (
+            {"options": {"schedule.sparsty": 0.5}},
+            "unknown option of EveryRound 'schedule.sparsty': did you mean 'schedule.sparsity'",
+        ),
         ({"options": {"shedule.sparsity": 0.5}}, "did you mean 'schedule'"),
         ({"options": {"schedule.sparsity": 1.5}}, r"schedule\.sparsity = 1\.5 must be in"),
         ({"options": {"schedule.sparsity": "lots"}}, r"schedule\.sparsity = 'lots'"),

@@ -11,7 +11,13 @@ from secateur.pruning.structure import layout, plan, shrink
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("mlp", (1, 28, 28)), ("smallcnn", (1, 8, 8)), ("twocnn", (1, 24, 24)), ("sparsifycnn", (3, 32, 32)), ("resnet20", (3, 32, 32))],
+    [
+        ("mlp", (1, 28, 28)),
+        ("smallcnn", (1, 8, 8)),
+        ("twocnn", (1, 24, 24)),
+        ("sparsifycnn", (3, 32, 32)),
+        ("resnet20", (3, 32, 32)),
+    ],
 )
 def test_dense_macs_are_half_of_torchs_flops(name, shape):
     model = models.build(name, input_shape=shape, outputs=10)

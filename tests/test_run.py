@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 
+from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.config import Runtime
@@ -36,10 +36,19 @@ def test_a_run_folder_is_complete_and_runs_again_to_the_same_bits(tmp_path, shar
     study = small("fedsparsify")
     summary = play(study, tmp_path / "one", shards)
     names = {p.name for p in (tmp_path / "one").iterdir()}
-    assert {"study.toml", "rounds.jsonl", "checkpoint.safetensors", "model.safetensors", "run.log", "summary.json"} <= names
+    assert {
+        "study.toml",
+        "rounds.jsonl",
+        "checkpoint.safetensors",
+        "model.safetensors",
+        "run.log",
+        "summary.json",
+    } <= names
     assert json.loads((tmp_path / "one" / "summary.json").read_text()) == summary
     play(runs.read_study(tmp_path / "one"), tmp_path / "two", shards)
-    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (tmp_path / "two" / "model.safetensors").read_bytes()
+    assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
+        tmp_path / "two" / "model.safetensors"
+    ).read_bytes()
     assert "train 4: accuracy" in (tmp_path / "one" / "run.log").read_text()
     assert summary["final"]["accuracy"] == rows_of(tmp_path / "one")[-1]["accuracy"]
     assert len(summary["final"]["local"]) == 4
@@ -62,7 +71,8 @@ def test_half_formats_halve_the_values_and_still_learn(values, tmp_path, shards)
 def test_batch_norm_statistics_travel_and_are_averaged(tmp_path, monkeypatch, shards):
     (tmp_path / "their_norm.py").write_text(
         "from torch import nn\n\ndef net(input_shape, outputs):\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, outputs))\n"
+        "    head = nn.Linear(16, outputs)\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), head)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     for method in ("fedsparsify", "autoflip"):
@@ -134,7 +144,10 @@ def long_run(tmp_path_factory, shards):
 def serve(script, folder, shards):
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.Popen(
-        [sys.executable, script, folder, shards], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+        [sys.executable, script, folder, shards],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
     )
 
 

@@ -50,12 +50,17 @@ def test_equals_a_plain_loop(optimiser):
 @pytest.mark.parametrize("optimiser", [{"momentum": 0.9}, {"optimiser": "adam", "lr": 0.01}, {"weight_decay": 0.1}])
 def test_pruned_weights_are_zero_after_every_step_even_with_momentum(optimiser):
     net = model()
-    mask = {"1.weight": torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) > 0.5, "3.bias": torch.ones(3, dtype=torch.bool)}
+    mask = {
+        "1.weight": torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) > 0.5,
+        "3.bias": torch.ones(3, dtype=torch.bool),
+    }
     fit(net, data(), Training(epochs=2), round_=1, seed=0, client=0)  # momentum has somewhere to come from
     enforce(net, mask)
     seen = []
     net[1].register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach().clone()))
-    fit(net, data(), Training(epochs=2, batch_size=4, **{"lr": 0.1, **optimiser}), round_=1, seed=0, client=0, mask=mask)
+    fit(
+        net, data(), Training(epochs=2, batch_size=4, **{"lr": 0.1, **optimiser}), round_=1, seed=0, client=0, mask=mask
+    )
     assert len(seen) == 10
     assert all((w[~mask["1.weight"]] == 0).all() for w in [*seen, net[1].weight])
     assert not torch.signbit(net[1].weight[~mask["1.weight"]]).any()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -81,18 +81,18 @@ def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
     from secateur.report.terminal import Display, comparison  # noqa: PLC0415
 
     console = _console()
-    twin: Any = None
     with runs.federation(study) as shards, Display(console) as display:
+        console.print(f"Run folder: {folder} (if stopped: secateur resume {folder})", highlight=False, soft_wrap=True)
         plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
+        for place, part in plan:
+            runs.Run(part, runtime, place, shards)  # a model that does not fit is refused before anything is written
         for place, part in plan:
             runs.reserve(place, part)
         summaries = []
         for place, part in plan:
             name = part.method if place == folder else "dense fedavg"
             summaries.append(runs.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
-        twin = summaries[1] if dense else None
-    console.print(comparison(summaries[0], twin))
-    console.print(f"Run folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(comparison(summaries[0], summaries[1] if dense else None))
 
 
 def _folder(study: Study, out: Path | None) -> Path:

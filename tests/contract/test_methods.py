@@ -1,13 +1,14 @@
 """The contract that every method keeps, those of the package and anyone's; no method is named in a check."""
 
 import inspect
+import itertools
 import random
 import sys
 
 import pytest
 import torch
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 
+from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import checkpoint, methods
 from secateur import run as runs
 from secateur.config import Runtime, flatten
@@ -114,7 +115,7 @@ def test_no_regrowth_unless_declared(name, tmp_path, shards):
         patch.setattr(checkpoint, "save", save)
         runs.resume(tmp_path / "run", INLINE, shards=shards, open_engine=Watched.open)
     if not study.build_method().regrows:
-        pairs = [(a, b) for a, b in zip(seen, seen[1:], strict=False) if a is not None]
+        pairs = [(a, b) for a, b in itertools.pairwise(seen) if a is not None]
         assert all(b is not None and not (b[n] & ~a[n]).any() for a, b in pairs for n in a)
 
 
@@ -246,9 +247,7 @@ def test_a_method_file_is_small_and_shares_little():
     files = {n: inspect.getsource(sys.modules[methods.find(n).__module__]).splitlines() for n in methods.names()}
     for lines in files.values():
         assert sum(bool(line.strip()) for line in lines) <= 100
-    for one in files:
-        for other in files:
-            if one < other:
-                runs_of = {"\n".join(files[one][i : i + 16]) for i in range(max(0, len(files[one]) - 15))}
-                assert not any("\n".join(files[other][i : i + 16]) in runs_of for i in range(len(files[other]) - 15))
+    for one, other in itertools.combinations(files.values(), 2):
+        blocks = {"\n".join(one[i : i + 16]) for i in range(max(0, len(one) - 15))}
+        assert not any("\n".join(other[i : i + 16]) in blocks for i in range(len(other) - 15))
     assert len(inspect.getsource(sys.modules["toy_method"]).splitlines()) <= 40

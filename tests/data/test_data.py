@@ -24,9 +24,13 @@ def test_digits_are_scikit_learns():
 
     found = data.load("digits", seed=3)
     original = load_digits()
-    rows = {(row.tobytes(), label) for row, label in zip(original.images.astype(np.uint8), original.target, strict=True)}
+    rows = {
+        (row.tobytes(), label) for row, label in zip(original.images.astype(np.uint8), original.target, strict=True)
+    }
     assert len(found.x_train) + len(found.x_test) == 1797
-    both = zip(np.concatenate([found.x_train, found.x_test]), np.concatenate([found.y_train, found.y_test]), strict=True)
+    both = zip(
+        np.concatenate([found.x_train, found.x_test]), np.concatenate([found.y_train, found.y_test]), strict=True
+    )
     assert {(x[0].tobytes(), y) for x, y in both} == rows
     assert (found.x_train.shape[1:], found.scale, found.outputs) == ((1, 8, 8), 16.0, 10)
     share = np.bincount(found.y_test) / np.bincount(original.target)
@@ -150,7 +154,9 @@ def test_hub_images_with_natural_ids(hub, tmp_path):
     features = hub.Features({"img": hub.Image(), "fine": hub.ClassLabel(num_classes=2), "who": hub.Value("string")})
     rows = {"img": pictures, "fine": [k % 2 for k in range(20)], "who": [f"w{k % 3}" for k in range(20)]}
     whole = hub.Dataset.from_dict(rows, features=features)
-    hub.DatasetDict({"train": whole.select(range(15)), "test": whole.select(range(15, 20))}).save_to_disk(tmp_path / "set")
+    hub.DatasetDict({"train": whole.select(range(15)), "test": whole.select(range(15, 20))}).save_to_disk(
+        tmp_path / "set"
+    )
     found = data.load(f"hub:{tmp_path / 'set'}#who", seed=0)
     assert found.x_train.shape == (15, 1, 5, 4)
     assert found.x_train[3, 0, 0, 0] == 27
@@ -234,8 +240,14 @@ def test_pathological_clients_hold_at_most_k_classes():
 def test_iid_is_balanced_and_dirichlet_is_skewed():
     sizes = [len(p) for p in partition(LABELS, None, "iid", clients=7, seed=0)]
     assert max(sizes) - min(sizes) <= 1
-    skewed = [np.bincount(LABELS[p], minlength=10).max() / len(p) for p in partition(LABELS, None, "dirichlet:0.1", clients=5, seed=0)]
-    flat = [np.bincount(LABELS[p], minlength=10).max() / len(p) for p in partition(LABELS, None, "dirichlet:1000", clients=5, seed=0)]
+    skewed = [
+        np.bincount(LABELS[p], minlength=10).max() / len(p)
+        for p in partition(LABELS, None, "dirichlet:0.1", clients=5, seed=0)
+    ]
+    flat = [
+        np.bincount(LABELS[p], minlength=10).max() / len(p)
+        for p in partition(LABELS, None, "dirichlet:1000", clients=5, seed=0)
+    ]
     assert np.mean(skewed) > 2 * np.mean(flat)
 
 
@@ -270,7 +282,10 @@ def test_clients_left_empty_are_named(monkeypatch):
         partition(LABELS, None, "iid", clients=8, seed=0)
 
 
-@pytest.mark.parametrize("spec", ["dirichlet", "dirichlet:-1", "dirichlet:x", "pathological:1.5", "iid:3", "shards", "natural:2", "dirichlet:inf"])
+@pytest.mark.parametrize(
+    "spec",
+    ["dirichlet", "dirichlet:-1", "dirichlet:x", "pathological:1.5", "iid:3", "shards", "natural:2", "dirichlet:inf"],
+)
 def test_nonsense_is_refused_before_any_data_is_read(spec):
     with pytest.raises(ConfigError, match=r"data\.partition"):
         parse(spec)
@@ -288,7 +303,13 @@ def test_shards_split_each_client_and_map_without_copying(tmp_path):
     parts = [np.arange(0, 10), np.arange(10, 11), np.arange(11, 40)]
     made = make_shards(source(), parts, test_fraction=0.2, seed=0, folder=tmp_path)
     assert made.clients == 3
-    assert (made.input_shape, made.outputs, made.kind, made.scale, made.task) == ((1, 2, 2), 40, "image", 255.0, "classification")
+    assert (made.input_shape, made.outputs, made.kind, made.scale, made.task) == (
+        (1, 2, 2),
+        40,
+        "image",
+        255.0,
+        "classification",
+    )
     for client, rows in enumerate(parts):
         train, test = made.train(client)[1].tolist(), made.test(client)[1].tolist()
         assert sorted(train + test) == rows.tolist()

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from engines import serving
 from secateur.engines import Failure
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
-
-from engines import serving
 
 REQUESTS = [(k, b"x" * k) for k in range(20)]
 
@@ -35,7 +34,7 @@ def test_same_replies_for_any_number_of_workers(workers):
 def test_state_stays_with_the_client_whatever_worker_serves_it():
     with engine(serving.make_counted, 3, clients=4) as running:
         for n in range(4):
-            assert dict(running.exchange((k, b"") for k in range(4))) == {k: b"%d" % n for k in range(4)}
+            assert dict(running.exchange((k, b"") for k in range(4))) == dict.fromkeys(range(4), b"%d" % n)
 
 
 def test_large_payloads_pass():
@@ -138,7 +137,9 @@ def test_no_worker_outlives_a_killed_server(tmp_path):
         "    time.sleep(60)\n"
     )
     path = os.pathsep.join(p for p in sys.path if p)
-    server = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    server = subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
     with server:
         server.stdout.readline()
         pids = [int(p) for p in server.stdout.readline().split()]

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 
+from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import checkpoint, client, cost, exploration
 from secateur import run as runs
 from secateur.config import build, flatten
@@ -100,8 +100,15 @@ def test_4_pruning_off_is_fedavg_bit_for_bit(tmp_path, shards):
 
 @pytest.mark.parametrize("model", ["mlp", "smallcnn", "twocnn"])
 def test_5_the_shrunken_model_equals_the_masked_one(model, tmp_path):
-    options = {"twocnn": {"hidden": 4, "features": 16}, "mlp": {"hidden": (12, 8)}, "smallcnn": {"width": 4, "features": 8}}
-    lab = Lab(small("autoflip", "schedule.sparsity=0.5", model={"name": model, "options": options[model]}), tiny_shards(tmp_path, size=8))
+    options = {
+        "twocnn": {"hidden": 4, "features": 16},
+        "mlp": {"hidden": (12, 8)},
+        "smallcnn": {"width": 4, "features": 8},
+    }
+    lab = Lab(
+        small("autoflip", "schedule.sparsity=0.5", model={"name": model, "options": options[model]}),
+        tiny_shards(tmp_path, size=8),
+    )
     state = lab.method.final(explored(lab))
     net = lab.participant.model
     load(net, state.model())
@@ -234,8 +241,8 @@ def test_options_of_every_open_point_round_trip():
     options = flatten(AutoFLIP())
     named = [
         "criterion.explore.start", "criterion.explore.base", "criterion.explore.warm_start", "criterion.normalise",
-        "criterion.scope", "allocation", "granularity.rule", "granularity.floor", "consensus.static", "aggregator.pruned",
-        "consensus.enforce", "granularity.biases", "criterion.explore.data", "criterion.explore.fraction",
+        "criterion.scope", "allocation", "granularity.rule", "granularity.floor", "consensus.static",
+        "aggregator.pruned",        "consensus.enforce", "granularity.biases", "criterion.explore.data", "criterion.explore.fraction",
     ]  # fmt: skip
     assert set(named) <= set(options)
     assert build(AutoFLIP, options) == AutoFLIP()

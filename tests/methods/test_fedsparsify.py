@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from helpers import model_of, play, rows_of, same, small, tiny_shards
 
+from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.method import REPORT, Ask, Replies, Setting, State
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal

@@ -35,7 +35,11 @@ def test_charlstm_has_the_leaf_count_and_reads_tokens():
 @pytest.mark.parametrize("name", sorted(set(models.names()) - {"charlstm"}))
 def test_every_model_takes_a_batch_and_trains(name):
     size = 32 if name in {"sparsifycnn", "vgg16", "resnet20", "resnet18"} else 8
-    options = {"femnistcnn": {"hidden": 2, "features": 8}, "twocnn": {"hidden": 2, "features": 8}, "resnet18": {"width": 8}}
+    options = {
+        "femnistcnn": {"hidden": 2, "features": 8},
+        "twocnn": {"hidden": 2, "features": 8},
+        "resnet18": {"width": 8},
+    }
     model = models.build(name, input_shape=(1, size, size), outputs=3, options=options.get(name))
     out = model(torch.randn(2, 1, size, size))
     assert out.shape == (2, 3)
@@ -63,7 +67,11 @@ def test_initialisation_is_seeded(init):
     assert not torch.equal(one["fc1.weight"], other["fc1.weight"])
     if init != "torch":
         assert all((t == 0).all() for n, t in one.items() if n.endswith("bias"))
-    deviation = {"xavier_normal": (2 / 192) ** 0.5, "xavier_uniform": (2 / 192) ** 0.5, "kaiming_normal": (2 / 64) ** 0.5}
+    deviation = {
+        "xavier_normal": (2 / 192) ** 0.5,
+        "xavier_uniform": (2 / 192) ** 0.5,
+        "kaiming_normal": (2 / 64) ** 0.5,
+    }
     if init in deviation:
         assert one["fc1.weight"].std().item() == pytest.approx(deviation[init], rel=0.03)
     if init == "xavier_uniform":

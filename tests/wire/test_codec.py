@@ -33,7 +33,9 @@ def messages(draw):
         shape = tuple(draw(st.lists(st.integers(0, 5), max_size=3)))
         dtype = draw(st.sampled_from(list(DTYPES)))
         value = torch.randn(shape, generator=g) * 3
-        tensor = value > 0 if dtype == torch.bool else value.abs().to(dtype) if dtype == torch.uint8 else value.to(dtype)
+        tensor = (
+            value > 0 if dtype == torch.bool else value.abs().to(dtype) if dtype == torch.uint8 else value.to(dtype)
+        )
         if draw(st.booleans()):
             mask[f"t{n}"] = torch.rand(shape, generator=g) < draw(st.sampled_from([0.0, 0.3, 1.0]))
             tensor = torch.where(mask[f"t{n}"], tensor, torch.zeros((), dtype=dtype))
@@ -93,7 +95,9 @@ def test_known_mask_of_a_model_costs_sixteen_bytes():
 
 def test_negative_zero_is_canonical_where_pruned_and_kept_where_not():
     mask = torch.tensor([False, True])
-    back = decode(encode(Message({"w": torch.tensor([-0.0, -0.0])}, {"w": mask})), Expected({"w": Spec((2,))}, "optional"))
+    back = decode(
+        encode(Message({"w": torch.tensor([-0.0, -0.0])}, {"w": mask})), Expected({"w": Spec((2,))}, "optional")
+    )
     assert torch.signbit(back.tensors["w"]).tolist() == [False, True]
 
 
@@ -187,7 +191,9 @@ def test_masks():
     refused(known, Expected(W, "none", known=MASK), "none is accepted")
     refused(encode(FULL), Expected(W, "required"), "required and none came")
     refused(encode(FULL), Expected(W, "same", known=MASK), "required and none came")
-    refused(fresh, Expected(W, "required", known={"w": torch.tensor([True, True, False])}, within=True), "pruned already")
+    refused(
+        fresh, Expected(W, "required", known={"w": torch.tensor([True, True, False])}, within=True), "pruned already"
+    )
     assert decode(fresh, Expected(W, "required", frozenset("w"), {"w": MASK["w"] | True}, within=True)).mask
     assert decode(known, Expected(W, "same", known=MASK)).mask is MASK
     bits = len(fresh) - 8 - 1
@@ -227,7 +233,9 @@ def test_scalars():
 @settings(deadline=None, max_examples=400)
 @given(st.data())
 def test_mutations_raise_wire_error_or_decode(data):
-    payload = bytearray(encode(data.draw(st.sampled_from([FULL, MASKED, Message(W_TENSORS, None, {"i": 1, "s": "abc"})]))))
+    payload = bytearray(
+        encode(data.draw(st.sampled_from([FULL, MASKED, Message(W_TENSORS, None, {"i": 1, "s": "abc"})])))
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(payload)))
         kind = data.draw(st.sampled_from(["flip", "cut", "insert"]))

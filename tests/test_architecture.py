@@ -1,0 +1,113 @@
+"""The house rules that a program can check: imports point down, no pickle, nothing global, small functions."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import secateur
+
+ROOT = Path(secateur.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# low to high; members of one line never import each other
+LAYERS = [
+    {"errors", "streams"},
+    {"pruning", "wire", "engines", "cost", "models", "data"},
+    {"training", "aggregation", "report"},
+    {"method"},
+    {"exploration"},
+    {"composition"},
+    {"methods"},
+    {"config"},
+    {"client", "checkpoint", "catalogue"},
+    {"run"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+SHARED = {("streams", "errors")}
+
+
+def unit(path):
+    relative = path.relative_to(ROOT)
+    return relative.parts[0].removesuffix(".py")
+
+
+def imported(path):
+    """Return the units of this package that a file imports, wherever in the file."""
+    units = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "secateur":
+            rest = node.module.split(".")[1:]
+            units |= {rest[0]} if rest else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            units |= {a.name.split(".")[1] for a in node.names if a.name.startswith("secateur.")}
+    return units
+
+
+def test_every_file_has_its_layer():
+    assert {unit(path) for path in FILES} - {"__init__"} == set(RANK)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = unit(path)
+    if here == "__init__":
+        assert imported(path) == set()
+        return
+    for other in imported(path) - {here}:
+        assert RANK[other] < RANK[here], f"{here} imports {other}"
+
+
+def test_engines_know_no_tensor_and_nobody_pickles():
+    for path in FILES:
+        modules = {
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            for name in (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        tops = {m.split(".")[0] for m in modules}
+        assert not tops & {"pickle", "dill", "cloudpickle", "marshal", "flwr", "torchvision"}
+        if unit(path) == "engines":
+            assert not tops & {"torch", "numpy"}
+
+
+def functions():
+    for path in FILES:
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield path, source.splitlines(), node
+
+
+def code_lines(lines, node):
+    doc = node.body[0] if ast.get_docstring(node) else None
+    skip = range(doc.lineno, doc.end_lineno + 1) if doc else ()
+    numbers = [n for n in range(node.lineno, node.end_lineno + 1) if n not in skip]
+    return sum(bool(lines[n - 1].strip()) and not lines[n - 1].strip().startswith("#") for n in numbers)
+
+
+def test_functions_and_modules_are_small():
+    sizes = [(code_lines(lines, node), f"{path.name}:{node.name}") for path, lines, node in functions()]
+    assert max(sizes)[0] <= 50, max(sizes)
+    ordered = sorted(size for size, _ in sizes)
+    assert ordered[len(ordered) // 2] <= 8
+    assert all(len(path.read_text().splitlines()) <= 420 for path in FILES)
+
+
+def test_no_asserts_validate_and_no_global_random_state():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        asserts = [n for n in ast.walk(tree) if isinstance(n, ast.Assert)]
+        assert len(asserts) <= (1 if path.name == "cost.py" else 0), path
+        text = path.read_text()
+        if path.name != "streams.py":
+            for call in ("torch.manual_seed", "np.random", "random.seed", "torch.rand(", "torch.randperm("):
+                for line in text.splitlines():
+                    assert call not in line or "generator=" in line, f"{path.name}: {line.strip()}"

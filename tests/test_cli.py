@@ -1,0 +1,139 @@
+"""The command line, as a user types it: in its own process where it matters."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers import model_of, same
+from secateur import cli
+
+QUICK = [
+    "--clients", "4", "--rounds", "3", "--partition", "iid", "--workers", "1", "--model", "mlp",
+    "--set", "model.hidden=[8]",    "--set", "training.epochs=1", "--set", "criterion.explore.epochs=2",
+]  # fmt: skip
+
+
+def secateur(*arguments, cwd, ok=True, **env):
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur.cli", *map(str, arguments)], check=False, capture_output=True, text=True, cwd=cwd,
+        env={**os.environ, "PYTHONPATH": path, **env},
+    )  # fmt: skip
+    assert (done.returncode == 0) == ok, done.stderr
+    return done
+
+
+def refused(*arguments, cwd):
+    """Return the one line on stderr; exit code 2."""
+    done = secateur(*arguments, cwd=cwd, ok=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("secateur: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def test_run_shows_both_methods_and_leaves_a_folder_that_runs_again(tmp_path):
+    done = secateur("run", *QUICK, "--out", "one", cwd=tmp_path)
+    for words in (
+        "autoflip",
+        "dense FedAvg",
+        "bytes down, explore",
+        "client seconds, train",
+        "MACs, units removed",
+        "sparsity",
+    ):
+        assert words in done.stdout
+    assert "Run folder: one" in done.stdout
+    secateur("run", "--config", "one/study.toml", "--out", "two", "--no-dense", "--workers", "2", cwd=tmp_path)
+    assert same(model_of(tmp_path / "one"), model_of(tmp_path / "two"))
+    again = secateur("resume", "one", cwd=tmp_path)
+    assert "dense FedAvg" in again.stdout
+    summary = json.loads((tmp_path / "one" / "summary.json").read_text())
+    dense = json.loads((tmp_path / "one" / "dense" / "summary.json").read_text())
+    assert dense["final"]["sparsity"] == 0
+    assert summary["phases"]["train"]["asks"] == dense["phases"]["train"]["asks"] == 3
+
+
+def test_a_method_by_its_dotted_path(tmp_path):
+    (tmp_path / "their").mkdir()
+    toy = Path(__file__).parent / "toy_method.py"
+    (tmp_path / "their" / "method.py").write_text(toy.read_text())
+    quick = [q for q in QUICK if q != "criterion.explore.epochs=2"][:-1]
+    done = secateur(
+        "run", "their.method", *quick, "--set", "sparsity=0.25", "--out", "run", cwd=tmp_path, PYTHONPATH=str(tmp_path)
+    )
+    assert "their.method" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "autofilp"], "did you mean 'autoflip'"),
+        (["run", "--set", "schedule.sparsty=1"], "schedule.sparsity"),
+        (["run", "--set", "rounds"], "slot.option=value"),
+        (["run", "--partition", "shards"], "data.partition"),
+        (["run", "--rounds", "0"], "rounds = '0'"),
+        (["run", "--config", "none.toml"], "none.toml"),
+        (["run", "--data", "idx:/no/such"], "no such folder"),
+        (["run", "--data", "digit"], "did you mean 'digits'"),
+        (["run", "--model", "twocn"], "did you mean 'twocnn'"),
+        (["run", "--clients", "5000"], "only 1438 training rows"),
+        (["run", "--partition", "dirichlet:0.001"], "cannot be made"),
+        (["run", "--workers", "-1"], "workers = -1"),
+        (["resume", "nothing"], "holds no run"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(arguments, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["secateur", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert says in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []  # nothing was trained, nothing was written
+
+
+def test_a_config_with_a_typo_and_a_corrupt_checkpoint(tmp_path):
+    (tmp_path / "run.toml").write_text("rouns = 3\n")
+    assert "did you mean 'rounds'" in refused("run", "--config", "run.toml", cwd=tmp_path)
+    secateur("run", "fedavg", *QUICK[:-2], "--no-dense", "--out", "run", cwd=tmp_path)
+    (tmp_path / "run" / "summary.json").unlink()
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-3])
+    assert "checkpoint" in refused("resume", "run", cwd=tmp_path)
+    assert path.exists()
+
+
+def test_help_does_not_import_torch(tmp_path):
+    code = "import sys; from secateur import cli; assert 'torch' not in sys.modules; assert 'numpy' not in sys.modules"
+    path = os.pathsep.join(p for p in sys.path if p)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_list(tmp_path, monkeypatch, capsys):
+    for extra in ([], ["--markdown"]):
+        monkeypatch.setattr(sys, "argv", ["secateur", "list", *extra])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code in {0, None}
+        out = capsys.readouterr().out
+        assert "fedsparsify_local" in out
+        assert "2405.10271" in out
+        assert "server_momentum" in out
+
+
+def test_interrupt(monkeypatch, capsys):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 130
+    assert "secateur resume" in capsys.readouterr().err

@@ -1,0 +1,80 @@
+"""What the terminal shows."""
+
+import io
+
+from rich.console import Console
+
+from secateur.report.terminal import Display, amount, comparison, size
+
+
+def event(phase="train", round_=1, **more):
+    return {
+        "event": "row", "phase": phase, "round": round_, "bytes_down": 1000, "bytes_up": 500, "sparsity": 0.25,
+        "left_out": [],
+    } | more  # fmt: skip
+
+
+def shown(*, terminal, events, rounds=20):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120)
+    with Display(console) as display:
+        watch = display.watch("autoflip", rounds)
+        for each in events:
+            watch(each)
+    return out.getvalue()
+
+
+def test_plain_lines_for_every_tenth_of_the_rounds():
+    events = [event("explore", 0), *(event(round_=t, accuracy=0.5) for t in range(1, 21))]
+    lines = shown(terminal=False, events=events).splitlines()
+    assert lines[0] == "autoflip explore: sparsity 0.250  1.5 kB"
+    assert lines[1] == "autoflip round 2/20: accuracy 0.500  sparsity 0.250  4.5 kB"
+    assert len([line for line in lines if "round" in line]) == 10
+
+
+def test_live_display_shows_phases_rounds_and_time_left():
+    reply = {"event": "reply", "phase": "explore", "round": 0, "done": 3, "total": 12}
+    text = shown(terminal=True, events=[reply, reply | {"phase": "train"}, event(round_=4, mae=2.5)])
+    for words in ("explore", "3/12", "4/20", "MAE 2.500", "left"):
+        assert words in text
+
+
+def test_who_was_left_out_is_said():
+    left = [{"client": 7, "reason": "payload is damaged"}]
+    assert "client 7 left out: payload is damaged" in shown(terminal=False, events=[event(left_out=left)])
+
+
+def summary(method, **phases):
+    costs = {"bytes_down": 2e6, "bytes_up": 1e6, "client_seconds": 1.5, "train_macs": 3e9}
+    final = {
+        "accuracy": 0.9,
+        "local": [0.5, 0.7, 0.9],
+        "sparsity": 0.3,
+        "sparsity_all": 0.29,
+        "macs": 7e4,
+        "macs_physical": 8e4,
+    }
+    return {"method": method, "study": "abcd1234", "phases": dict.fromkeys(["train", *phases], costs), "final": final}
+
+
+def test_the_table_has_ratios_and_exploration_on_its_own_line():
+    out = io.StringIO()
+    Console(file=out, width=120).print(comparison(summary("autoflip", explore=1), summary("fedavg")))
+    text = out.getvalue()
+    line = next(row for row in text.splitlines() if "bytes down, total" in row)
+    assert "4 MB" in line
+    assert "2.000" in line
+    assert "bytes up, explore" in text
+    assert "local accuracy, lowest tenth" in text
+    alone = io.StringIO()
+    regression = summary("x")
+    regression["final"] |= {"mae": 3.0, "local": []}
+    del regression["final"]["accuracy"]
+    Console(file=alone, width=120).print(comparison(regression, None))
+    assert "mae on the server" in alone.getvalue()
+    assert "ratio" not in alone.getvalue()
+
+
+def test_units():
+    assert [size(x) for x in (999, 1000, 1234567, 5e9, 7e12)] == ["999 B", "1 kB", "1.23 MB", "5 GB", "7 TB"]
+    assert [amount(x) for x in (12, 7120000, 3e9, 8e13)] == ["12", "7.12 M", "3 G", "80 T"]
