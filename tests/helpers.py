@@ -43,10 +43,10 @@ def tiny_source(rows=96, classes=3, seed=0, size=4):
     return Source("tiny", x, y.astype(np.int64), x[: rows // 4], y[: rows // 4].astype(np.int64), None, classes)
 
 
-def tiny_shards(folder: Path, clients=4, size=4):
+def tiny_shards(folder: Path, clients=4, size=4, rows=96):
     """Write the shards of ``tiny_source`` for some clients and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = tiny_source(size=size)
+    source = tiny_source(rows, size=size)
     parts = [np.arange(k, len(source.y_train), clients) for k in range(clients)]
     make_shards(source, parts, test_fraction=0.25, seed=0, folder=folder)
     return folder

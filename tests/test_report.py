@@ -27,8 +27,8 @@ def shown(*, terminal, events, rounds=20):
 def test_plain_lines_for_every_tenth_of_the_rounds():
     events = [event("explore", 0), *(event(round_=t, accuracy=0.5) for t in range(1, 21))]
     lines = shown(terminal=False, events=events).splitlines()
-    assert lines[0] == "autoflip explore: sparsity 0.250  1.5 kB"
-    assert lines[1] == "autoflip round 2/20: accuracy 0.500  sparsity 0.250  4.5 kB"
+    assert lines[0] == "autoflip explore: sparsity 0.25 1.5 kB"
+    assert lines[1] == "autoflip round 2/20: accuracy 0.500 sparsity 0.25 4.5 kB"
     assert len([line for line in lines if "round" in line]) == 10
 
 

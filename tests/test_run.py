@@ -219,6 +219,24 @@ def test_records_behind_the_checkpoint_are_cut_and_lost_ones_are_an_error(tmp_pa
         runs.resume(tmp_path / "run", INLINE, shards=shards)
 
 
+def test_changed_data_is_noticed_before_going_on(tmp_path, shards):
+    study = small()
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "row":
+            raise Stop
+
+    runs.reserve(tmp_path / "run", study)
+    with pytest.raises(Stop):
+        runs.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
+    other = tiny_shards(tmp_path / "other", clients=4, rows=120)
+    with pytest.raises(CheckpointError, match="no longer what the run began with"):
+        runs.resume(tmp_path / "run", INLINE, shards=other)
+
+
 def test_a_finished_run_returns_its_summary_without_running(tmp_path, shards):
     summary = play(small(), tmp_path / "run", shards)
     (tmp_path / "run" / checkpoint.NAME).unlink()

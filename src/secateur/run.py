@@ -28,7 +28,7 @@ from secateur.data.shards import Shards, make_shards, open_shards
 from secateur.engines import Engine, Failure, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
-from secateur.errors import CheckpointError, ConfigError, WireError
+from secateur.errors import CheckpointError, ConfigError, DataError, WireError
 from secateur.method import Ask, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import plan, shrink
@@ -61,7 +61,10 @@ def federation(study: Study) -> Iterator[Path]:
     parts = partition(source.y_train, source.ids, section.partition, clients=section.clients, seed=study.seed)
     folder = Path(tempfile.mkdtemp(prefix="secateur-"))
     try:
-        make_shards(source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder)
+        try:
+            make_shards(source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder)
+        except OSError as broken:
+            raise DataError(f"cannot write the clients' rows to {folder}: {broken.strerror}; set TMPDIR") from broken
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -167,6 +170,11 @@ class Run:
     def restore(self) -> tuple[State, dict[str, Any]]:
         """Return the state of the last checkpoint, with the records cut back to it."""
         saved = checkpoint.load(self.folder, self.setting)
+        if saved.extra["data"] != self.shards.fingerprint():
+            raise CheckpointError(
+                f"the data of {self.folder} is no longer what the run began with (rows, labels or partition differ): "
+                f"bring it back, or start again with: secateur run --config {self.folder / STUDY}"
+            )
         rows = self.folder / ROUNDS
         if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
             raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
@@ -193,6 +201,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, store: StateStore, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
+        fingerprint = self.shards.fingerprint()
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
 
@@ -207,7 +216,7 @@ class Run:
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             manifest = store.commit()
-            checkpoint.save(self.folder, state, {"records": length, "clients": manifest})
+            checkpoint.save(self.folder, state, {"records": length, "clients": manifest, "data": fingerprint})
             store.collect(manifest)
             watch({"event": "row", **row})
             self.log.info("%s", _line(row))
@@ -373,8 +382,20 @@ def read_study(folder: Path) -> Study:
     return parse_study(read(folder / STUDY))
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a full disk may cut short; what counts is in the records, whose failures are raised."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
+        """Keep quiet."""
+
+
 def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
-    handler = logging.FileHandler(path, encoding="utf-8")
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as broken:
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror}; free some space or mend permissions"
+        ) from broken
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -160,8 +160,8 @@ def fit(
     effort = effort or Effort(training.epochs)
     optimiser = _optimiser(model, training, max(1, round_))
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
-    dead = {n: ~m for n, m in mask.items() if not bool(m.all())} if mask else {}
-    frozen = [(p, dead[n]) for n, p in model.named_parameters() if n in dead]
+    held = [(p.detach(), mask[n].float()) for n, p in model.named_parameters() if mask and n in mask]
+    held = [(weight, keep) for weight, keep in held if not bool(keep.all())]
     use = max(1, math.ceil(effort.share * len(data)))
     shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
@@ -172,8 +172,8 @@ def fit(
             total = 0.0
             for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
                 loss = _step(model, data, index, optimiser, training, anchor)
-                for parameter, gone in frozen:
-                    parameter.detach().masked_fill_(gone, 0.0)
+                for weight, keep in held:
+                    weight.mul_(keep)  # a product is several times faster than a fill; signs of zero are mended below
                 total += loss * len(index)
                 steps += 1
             processed += use
@@ -182,6 +182,7 @@ def fit(
             best = min(best, mean_loss)
             if effort.patience and stale >= effort.patience:
                 break
+    enforce(model, mask)
     return Fit(len(data), processed, steps, epoch, mean_loss)
 
 

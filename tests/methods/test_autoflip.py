@@ -179,7 +179,8 @@ def test_explorers_outside_the_cohort_and_silent_explorers(tmp_path, shards):
 
         first = True
 
-    summary = play(small("autoflip"), tmp_path / "run", shards, open_engine=Mute.open)
+    study = small("autoflip", "criterion.explore.warm_start=true")
+    summary = play(study, tmp_path / "run", shards, open_engine=Mute.open)
     assert summary["phases"]["explore"]["left_out"] == 4
     assert summary["final"]["sparsity"] == 0.0  # no statistics, no pruning
 
@@ -242,8 +243,8 @@ def test_options_of_every_open_point_round_trip():
     named = [
         "criterion.explore.start", "criterion.explore.base", "criterion.explore.warm_start", "criterion.normalise",
         "criterion.scope", "allocation", "granularity.rule", "granularity.floor", "consensus.static",
-        "aggregator.pruned",        "consensus.enforce", "granularity.biases", "criterion.explore.data", "criterion.explore.fraction",
-    ]  # fmt: skip
+        "aggregator.pruned", "consensus.enforce", "granularity.biases",
+        "criterion.explore.data", "criterion.explore.fraction"    ]  # fmt: skip
     assert set(named) <= set(options)
     assert build(AutoFLIP, options) == AutoFLIP()
 

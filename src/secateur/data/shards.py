@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -66,6 +67,13 @@ class Shards:
     def task(self) -> Task:
         """Return what is learnt."""
         return self.meta.task
+
+    def fingerprint(self) -> str:
+        """Return a digest of who holds which targets; it differs when the data or its partition changed."""
+        running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
+        for name in ("y_train", "y_local", "y_test"):
+            running.update(self._tensors[name].numpy().tobytes())
+        return running.hexdigest()
 
     def train(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's training rows and targets, as views."""

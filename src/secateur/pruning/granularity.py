@@ -81,7 +81,7 @@ class Hybrid:
     def prunable(self, layout: Layout) -> list[str]:
         """Return weights and, if asked, biases; and what goes with a removable unit (its batch norm)."""
         names = set(_prunable(layout, biases=self.biases, norms=False))
-        if self.rho > 0 or self.rule == "mean":
+        if self._removes_units:
             names.update(slot.tensor for group in layout.groups for slot in group.incoming)
         return [name for name in layout.roles if name in names]
 
@@ -95,14 +95,17 @@ class Hybrid:
         mask = {
             name: single.get(name, torch.ones_like(scores[name], dtype=torch.bool)) for name in self.prunable(layout)
         }
-        if sparsity <= 0:
+        if sparsity <= 0 or not self._removes_units:
             return mask
         for group in layout.groups:
             keep = ~self._removed(group, single, scores, sparsity)
             for slot in (*group.incoming, *group.outgoing):
-                if slot.tensor in mask:
-                    mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)
+                mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)
         return mask
+
+    @property
+    def _removes_units(self) -> bool:
+        return self.rho > 0 or self.rule == "mean"
 
     def _removed(self, group: Group, single: Tensors, scores: Tensors, sparsity: float) -> torch.Tensor:
         mean = scores[group.weight].double().flatten(1).mean(1)

@@ -12,7 +12,7 @@ import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import fx, nn
@@ -157,10 +157,7 @@ def _group(name: str, modules: Mapping[str, nn.Module], norms: list[str], layers
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:
-    weight = layer.weight
-    if not isinstance(weight, torch.Tensor):
-        raise TypeError(f"{type(layer).__name__} has no weight")
-    return weight
+    return cast("torch.Tensor", layer.weight)
 
 
 def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
@@ -278,10 +275,9 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def _resize(module: nn.Module) -> None:
-    weight = getattr(module, "weight", None)
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         module.out_channels, module.in_channels = module.weight.shape[:2]
-    elif isinstance(module, _BATCH_NORMS) and isinstance(weight, torch.Tensor):
-        module.num_features = weight.shape[0]
+    else:  # the only other members of a group are batch norms
+        cast("nn.BatchNorm2d", module).num_features = len(_weight(module))

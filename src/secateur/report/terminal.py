@@ -14,7 +14,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
@@ -47,12 +46,11 @@ class Display:
         self.console = console
         self.progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=8),
             MofNCompleteColumn(),
             TextColumn("{task.fields[facts]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("left"),
-            TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
@@ -75,7 +73,8 @@ class Display:
 
         def task(phase: str, total: int) -> TaskID:
             if phase not in tasks:
-                tasks[phase] = self.progress.add_task(f"{name} [dim]{phase}[/dim]", total=total, facts="")
+                label = name if phase == "train" else f"{name} [dim]{phase}[/dim]"
+                tasks[phase] = self.progress.add_task(label, total=total, facts="")
             return tasks[phase]
 
         def on(event: Row) -> None:
@@ -101,9 +100,9 @@ class Display:
 
 
 def _facts(row: Row, sent: int) -> str:
-    quality = f"accuracy {row['accuracy']:.3f}  " if "accuracy" in row else ""
-    quality = f"MAE {row['mae']:.3f}  " if "mae" in row else quality
-    return f"{quality}sparsity {row['sparsity']:.3f}  {size(sent)}"
+    quality = f"accuracy {row['accuracy']:.3f} " if "accuracy" in row else ""
+    quality = f"MAE {row['mae']:.3f} " if "mae" in row else quality
+    return f"{quality}sparsity {row['sparsity']:.2f} {size(sent)}"
 
 
 def comparison(summary: Row, dense: Row | None) -> Table:
