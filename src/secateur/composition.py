@@ -72,14 +72,16 @@ class Composition(Method):
     def respond(self, ask: Ask, client: Client) -> Message:
         """Explore, or train under the mask; with a vote, prune the result and send the own mask."""
         if ask.phase == exploration.PHASE and self._explores is not None:
-            return exploration.respond(self._explores, ask, client)
+            reply = exploration.respond(self._explores, ask, client)
+            if self.consensus.where == "clients":  # the server will not hold what this client's vote is made of
+                client.memory |= {n: t for n, t in reply.tensors.items() if n in client.setting.specs}
+            return reply
         mask = ask.message.mask
         if isinstance(self.consensus, Participants) and not self.consensus.enforce:
             mask = None
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
         if self._voted(client.setting, ask.round) is not None:
-            level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
-            mask = self._mask(client.setting, weights, (), level, held=mask)
+            mask = self._own_mask(client, weights, ask)
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:
@@ -123,6 +125,18 @@ class Composition(Method):
         if self.consensus.where != "clients" or not self.schedule.level(round_, setting.rounds):
             return None
         return self.granularity.prunable(setting.layout)
+
+    def _own_mask(self, client: Client, weights: Tensors, ask: Ask) -> Mask:
+        """Return a client's vote, made of its own weights or of its own statistic.
+
+        A client that never measured the statistic, or lost it, votes to keep what it was sent.
+        """
+        names = self.granularity.prunable(client.setting.layout)
+        level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
+        if self._explores is not None and not client.memory:
+            level = 0.0
+        mask = self._mask(client.setting, weights, [client.memory], level, held=ask.message.mask)
+        return mask or {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
 
     def _mask(
         self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], level: float, *, held: Mask | None

@@ -1,0 +1,180 @@
+"""The shared round: cohorts, merging, and any combination of slots."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers import model_of, play, rows_of, same, small, tiny_shards
+from secateur import client
+from secateur.aggregation import Mean, ServerMomentum
+from secateur.config import build, choices, flatten
+from secateur.data.shards import open_shards
+from secateur.errors import ConfigError
+from secateur.method import Ask, Setting, State, merge, train_ask
+from secateur.methods.fedavg import FedAvg
+from secateur.pruning.structure import Layout
+from secateur.training import tensors_of
+from secateur.wire.message import Expected, Message, Spec
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def setting(clients=10, participation=0.25, seed=0, **roles):
+    roles = roles or {"w": "weight", "b": "bias", "m": "buffer"}
+    return Setting(seed, 5, clients, participation, Layout(roles), {n: Spec((2,)) for n in roles})
+
+
+@given(st.integers(1, 300), st.floats(0.001, 1.0), st.integers(1, 50), st.integers(0, 5))
+def test_cohorts_are_distinct_ascending_and_of_the_papers_size(clients, participation, round_, seed):
+    cohort = setting(clients, participation, seed).cohort(round_)
+    assert len(cohort) == max(1, math.floor(participation * clients + 1e-9))
+    assert list(cohort) == sorted(set(cohort))
+    assert 0 <= cohort[0] <= cohort[-1] < clients
+    assert cohort == setting(clients, participation, seed).cohort(round_)
+
+
+def test_every_client_is_drawn_about_equally_often():
+    here = setting(10, 0.3)
+    counts = [0] * 10
+    for round_ in range(1, 2001):
+        for drawn in here.cohort(round_):
+            counts[drawn] += 1
+    assert sum(counts) == 6000
+    assert all(abs(c - 600) < 5 * math.sqrt(600 * 0.7) for c in counts)
+
+
+def test_cohorts_do_not_depend_on_the_method_or_its_options(tmp_path, shards):
+    seen = []
+    for method in ("fedavg", "autoflip", "fedsparsify_local"):
+        play(small(method, participation=0.5), tmp_path / method, shards)
+        seen.append([row["clients"] for row in rows_of(tmp_path / method) if row["phase"] == "train"])
+    assert seen[0] == seen[1] == seen[2]
+
+
+def ask(mask=None):
+    return Ask("train", 1, (0,), Message({}, mask), Expected({}))
+
+
+def test_merge_by_hand_buffers_take_the_plain_mean():
+    """beta = .5: w moves half of the way, the running statistic the whole."""
+    state = State(setting(), 0, {n: torch.tensor([4.0, 4.0]) for n in ("w", "b", "m")})
+    mean = {n: torch.tensor([2.0, 0.0]) for n in ("w", "b", "m")}
+    after = merge(state, ask(), mean, ServerMomentum(beta=0.5))
+    assert after.weights["w"].tolist() == after.weights["b"].tolist() == [3.0, 2.0]
+    assert after.weights["m"].tolist() == [2.0, 0.0]
+    assert list(after.weights) == list(mean)
+    assert set(after.memory["velocity"]) == {"w", "b"}
+    assert after.round == 1
+
+
+def test_merge_of_nothing_counts_the_round_and_keeps_the_rest():
+    mask = {"w": torch.tensor([True, False])}
+    state = State(setting(), 0, {"w": torch.ones(2)}, memory={"velocity": {"w": torch.ones(2)}})
+    after = merge(state, ask(mask), {}, Mean())
+    assert (after.round, after.weights, after.memory) == (1, state.weights, state.memory)
+    assert after.mask is mask
+
+
+def test_the_evaluated_model_is_the_pruned_one():
+    state = State(setting(), 0, {"w": torch.ones(2), "b": torch.ones(2)}, {"w": torch.tensor([True, False])})
+    assert state.model()["w"].tolist() == [1.0, 0.0]
+    assert state.model()["b"].tolist() == [1.0, 1.0]
+
+
+def test_train_ask_says_what_replies_must_look_like():
+    state = State(setting(), 0, {"w": torch.ones(2)})
+    mask = {"w": torch.tensor([True, False])}
+    assert train_ask(state, 1, None).expects.mask == "none"
+    assert train_ask(state, 1, mask).expects.mask == "same"
+    assert train_ask(state, 1, mask).message.tensors["w"].tolist() == [1.0, 0.0]
+    voting = train_ask(state, 1, mask, votes=["w"]).expects
+    assert (voting.mask, voting.maskable, voting.within) == ("required", frozenset("w"), True)
+    assert train_ask(state, 3, None).clients == state.setting.cohort(3)
+
+
+SLOTS = {
+    "criterion": ["magnitude", "random", "deviation"],
+    "allocation": ["global", "uniform", "quantile"],
+    "granularity": ["weight", "hybrid"],
+    "schedule": ["cubic", "one_shot", "every_round"],
+    "consensus": ["pooled", "majority", "participants"],
+    "aggregator": ["mean", "server_momentum"],
+}
+ALL = [dict(zip(SLOTS, values, strict=True)) for values in itertools.product(*SLOTS.values())]
+
+
+def test_the_table_of_slots_is_complete():
+    import typing
+
+    from secateur.composition import Composition
+
+    hints = typing.get_type_hints(Composition)
+    known = {slot: set(choices(hints[slot])) for slot in SLOTS}
+    assert {slot: set(values) for slot, values in SLOTS.items()} == {
+        slot: values - {"never", "threshold"} for slot, values in known.items()
+    }
+
+
+@pytest.mark.parametrize("index", range(0, len(ALL), 13))
+def test_any_combination_of_slots_prunes_and_learns(index, tmp_path, shards):
+    """Every thirteenth of the 324 combinations, which meets every pair of slot values at least once."""
+    slots = ALL[index]
+    options = [f"{slot}={value}" for slot, value in slots.items()] + ["schedule.sparsity=0.5"]
+    options += ["schedule.at=-2"] if slots["schedule"] == "one_shot" else []
+    options += ["criterion.explore.epochs=1"] if slots["criterion"] == "deviation" else []
+    study = small("fedavg", *options)
+    summary = play(study, tmp_path / "run", shards)
+    assert 0.45 <= summary["final"]["sparsity"] < 0.95
+    assert all(torch.isfinite(t.float()).all() for t in model_of(tmp_path / "run").values())
+    rows = rows_of(tmp_path / "run")
+    assert [r["phase"] for r in rows].count("explore") == (slots["criterion"] == "deviation")
+    assert not any(r["left_out"] for r in rows)
+    play(study, tmp_path / "again", shards)
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "again"))
+
+
+def test_each_client_votes_by_its_own_exploration(shards):
+    """AutoFLIP's criterion under a majority vote: three clients explored, the fourth keeps what it is sent."""
+    study = small("autoflip", "consensus=majority", "schedule.sparsity=0.5", "granularity=weight", "allocation=global")
+    served = client.Participant(study, open_shards(shards))
+    method, weights = study.build_method(), tensors_of(served.model)
+    state = method.start(served.setting, weights, {})
+    explore = method.plan(state)
+    views = [client.Client(k, served.setting, served.model, served.data(k), study.training) for k in range(4)]
+    measured = [method.respond(explore, view).tensors for view in views[:3]]
+    ask = train_ask(state, 1, None, votes=method.granularity.prunable(served.setting.layout))
+    votes = [method.respond(ask, view).mask for view in views]
+    for own, vote in zip(measured, votes, strict=False):
+        scores = method.criterion.scores(weights, [own], seed=0)
+        expected = method.granularity.mask(scores, served.setting.layout, allocation=method.allocation, sparsity=0.5)
+        assert same(vote, expected)
+    assert not same(votes[0], votes[1])
+    assert all(m.all() for m in votes[3].values())
+    held = train_ask(state, 1, votes[0], votes=list(votes[0]))
+    assert same(method.respond(held, views[3]).mask, votes[0])
+
+
+def test_slots_of_the_sample_meet_every_pair():
+    chosen = ALL[::13]
+    for one, other in itertools.combinations(SLOTS, 2):
+        met = {(slots[one], slots[other]) for slots in chosen}
+        assert met == set(itertools.product(SLOTS[one], SLOTS[other])), (one, other)
+
+
+@pytest.mark.parametrize("slots", ALL[::5])
+def test_any_combination_round_trips_through_its_options(slots):
+    made = build(FedAvg, slots)
+    assert build(FedAvg, flatten(made)) == made
+    assert {slot: flatten(made)[slot] for slot in slots} == slots
+
+
+def test_options_of_a_slot_that_was_replaced_are_unknown():
+    with pytest.raises(ConfigError, match="unknown option of Mean 'aggregator.beta'"):
+        build(FedAvg, {"aggregator.beta": 0.5})
