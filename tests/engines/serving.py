@@ -32,6 +32,41 @@ def slow(client, request, state):
     return b"%d" % os.getpid(), None
 
 
+def clumsy(client, request, state):
+    """Client 1 replies with text, client 2 raises what UTF-8 cannot write."""
+    if client == 1:
+        return "text", None
+    if client == 2:
+        raise ValueError("\ud800")
+    return request, None
+
+
+def leaver(client, request, state):
+    """Client 1 leaves a process behind, which holds all that its worker had open, and dies."""
+    if client == 1:
+        if os.fork() == 0:
+            time.sleep(5)
+        os._exit(1)
+    return request, None
+
+
+def threads(client, request, state):
+    """Reply with the number of threads that the environment asks for."""
+    return f"{os.environ.get('OMP_NUM_THREADS')} {os.environ.get('MKL_NUM_THREADS')}".encode(), None
+
+
+def make_clumsy():
+    return clumsy
+
+
+def make_leaver():
+    return leaver
+
+
+def make_threads():
+    return threads
+
+
 def make_echo():
     return echo
 

@@ -1,5 +1,8 @@
 """Client states: spilled beyond the budget, durable after a commit, checked when read."""
 
+import os
+import stat
+
 import pytest
 
 from secateur.engines.store import StateStore
@@ -68,3 +71,26 @@ def test_a_temporary_folder_goes_away():
     store.close()
     assert not store.folder.exists()
     StateStore(store.folder).collect({})
+
+
+def test_what_a_kill_left_half_written_is_collected(tmp_path):
+    (tmp_path / "3-0123456789abcdef.tmp").write_bytes(b"hal")
+    store = StateStore(tmp_path)
+    store.put(1, b"one")
+    manifest = store.commit()
+    store.collect(manifest)
+    assert [p.name for p in tmp_path.iterdir()] == [manifest[1]]
+
+
+def test_a_commit_writes_the_folder_too(tmp_path, monkeypatch):
+    """Once for a commit that wrote something, however many files; not for one that wrote nothing."""
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda handle: synced.append(stat.S_ISDIR(os.fstat(handle).st_mode)))
+    store = StateStore(tmp_path, budget=0)
+    store.put(1, b"spilled at once")
+    store.put(2, b"this too")
+    assert synced == [False, False]
+    store.commit()
+    assert synced == [False, False, True]
+    store.commit()
+    assert synced == [False, False, True]

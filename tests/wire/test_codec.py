@@ -109,9 +109,16 @@ def test_half_formats_round_to_nearest(values, dtype):
 
 
 def test_fp16_overflow_is_refused_at_the_sender():
-    with pytest.raises(WireError, match="'w'.*fp16"):
+    with pytest.raises(WireError, match="'w'.*fp16.*as bf16 or fp32"):
         encode(Message({"w": torch.tensor([1e6])}), values="fp16")
     encode(Message({"w": torch.tensor([1e6])}), values="bf16")
+    with pytest.raises(WireError, match="'w'.*bf16.*as fp32"):
+        encode(Message({"w": torch.tensor([3.4e38])}), values="bf16")
+
+
+def test_parameters_can_be_sent_as_they_are():
+    w = torch.ones(2, requires_grad=True)
+    assert encode(Message({"w": w})) == encode(Message({"w": torch.ones(2)}))
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,10 @@ def test_fp16_overflow_is_refused_at_the_sender():
         (Message({}, None, {"": 1}), "scalar ''"),
         (Message({}, None, {"s": 2**63}), "64 bits"),
         (Message({}, None, {"s": "x" * 70000}), "70000 bytes"),
+        (Message({}, None, {"\ud800": 1}), "name of scalar.*UTF-8"),
+        (Message({}, None, {"s": "\ud800"}), "text of scalar 's'.*UTF-8"),
+        (Message({"\ud800": torch.zeros(1)}), "name of tensor.*UTF-8"),
+        (Message({"x" * 70000: torch.zeros(1)}), "name of 70000 bytes"),
     ],
 )
 def test_what_cannot_be_sent(message, says):
@@ -214,6 +225,45 @@ def test_masks():
     refused(sealed(data), Expected({**W, "v": Spec((1,))}, "same", known=MASK), "known mask does not cover")
 
 
+def test_a_tensor_that_a_fresh_mask_leaves_out_is_a_mask_that_keeps_everything():
+    """Otherwise a client brings pruned weights back by not naming them in its mask."""
+    both = {"w": Spec((3,)), "v": Spec((1,))}
+    v = {"v": torch.ones(1, dtype=torch.bool)}
+    data = encode(Message({"w": torch.ones(3), "v": torch.ones(1)}, v))
+    refused(data, Expected(both, "optional", known={**MASK, **v}, within=True), "'w' keeps what is pruned already")
+    for open_ in (Expected(both, "optional", known={**MASK, **v}), Expected(both, "optional", known=v, within=True)):
+        assert decode(data, open_).mask.keys() == {"v"}
+    nothing_pruned = {"w": MASK["w"] | True, **v}
+    assert decode(data, Expected(both, "optional", known=nothing_pruned, within=True)).mask.keys() == {"v"}
+
+
+def test_the_known_mask_comes_with_all_its_tensors():
+    """The mask of a message never names a tensor that the message does not have."""
+    bare = encode(MASKED, known=MASK)[:28] + struct.pack("<HI", 0, 0)
+    refused(sealed(bare), Expected(W, "optional", known=MASK, optional=True), "covers 'w', which did not come")
+
+
+def test_part_sizes_of_what_was_never_encoded():
+    data = encode(FULL)
+    for bad, says in (
+        (edit(data, HEAD, b"\x07"), "unknown form"),
+        (edit(data, HEAD, b"\x02"), "unknown form"),  # a bitmap in a payload that has no mask
+        (edit(data, HEAD + 1, b"\x09"), "unknown form or dtype"),
+        (sealed(data + b"xx"), "2 bytes after"),
+        (sealed(data[:-1]), "ends within"),
+        (data[:-1], "checksum"),
+    ):
+        with pytest.raises(WireError, match=says):
+            part_sizes(bad)
+
+
+def test_part_sizes_counts_whatever_decode_accepts():
+    wanted = {f"s{n}": int for n in range(70)}
+    data = encode(Message({}, None, dict.fromkeys(wanted, 1)))
+    assert len(decode(data, Expected({}, scalars=wanted)).scalars) == 70
+    assert part_sizes(data) == {"values": 0, "mask": 0, "framing": len(data)}
+
+
 def test_scalars():
     data = encode(Message({}, None, {"b": True, "i": 1, "f": 0.5, "s": "x"}))
     wanted = {"b": bool, "i": int, "f": float, "s": str}
@@ -224,6 +274,8 @@ def test_scalars():
     refused(edit(data, 14 + 2, b"?"), Expected({}), "unknown type")
     refused(edit(data, 14 + 1, b"\xff"), Expected({}), "not UTF-8")
     refused(edit(data, 14 + 4 + 1, b"b"), Expected({}), "comes twice")
+    nameless = data[:12] + struct.pack("<H", 1) + b"\x00b\x01" + struct.pack("<I", 0)
+    refused(sealed(nameless), Expected({}), "without a name")
     many = encode(Message({}, None, {f"s{n}": n for n in range(65)}))
     refused(many, Expected({}), "65 scalars announced")
     text = encode(Message({}, None, {"s": "x"}))
@@ -249,10 +301,16 @@ def test_mutations_raise_wire_error_or_decode(data):
     if len(mutated) > 12 and data.draw(st.booleans()):
         mutated = sealed(mutated)
     try:
+        part_sizes(mutated)
+    except WireError:
+        with pytest.raises(WireError):
+            decode(mutated, Expected(W, "optional", known=MASK, optional=True))
+    try:
         message = decode(mutated, Expected(W, "optional", known=MASK, optional=True))
     except WireError:
         return
     assert all(t.shape == (3,) and t.isfinite().all() for t in message.tensors.values())
+    assert (message.mask or {}).keys() <= message.tensors.keys()
 
 
 W_TENSORS = {"w": torch.tensor([0.5, -1.0, 2.0])}

@@ -21,6 +21,7 @@ from secateur.errors import EngineError
 
 _TRIES = 3
 _WINDOW = 4
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _HEAD = struct.Struct("<Bqq")
 _READY, _OK, _RAISED, _BROKEN = range(4)
 _Task = tuple[int, int, bytes]
@@ -36,16 +37,35 @@ def _unpack(data: bytes) -> tuple[int, int, bytes, bytes | None]:
     return kind, client, data[cut:], None if length < 0 else data[_HEAD.size : cut]
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+def _one_line(error: BaseException) -> bytes:
+    # a text may hold what UTF-8 cannot (lone surrogates of a file name): it must not cost the worker
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".encode(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Let processes started inside the block compute in one thread; this process's environment is put back.
+
+    The number of workers is set to the number of cores, so more threads would only fight for them.
+    """
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _answer(serve: Serve, client: int, request: bytes, state: bytes | None) -> bytes:
     try:
         reply, kept = serve(client, request, state)
+        return _pack(_OK, client, reply, kept)
     except Exception as error:  # noqa: BLE001 -- whatever a client's code raises costs that client its place only
-        return _pack(_RAISED, client, _one_line(error).encode(), None)
-    return _pack(_OK, client, reply, kept)
+        return _pack(_RAISED, client, _one_line(error), None)
 
 
 def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
@@ -54,7 +74,7 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
     try:
         serve = make_serve()
     except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
-        pipe.send_bytes(_pack(_BROKEN, 0, _one_line(error).encode(), None))
+        pipe.send_bytes(_pack(_BROKEN, 0, _one_line(error), None))
         return
     with contextlib.suppress(EOFError, OSError):
         pipe.send_bytes(_pack(_READY, 0, b"", None))
@@ -71,8 +91,14 @@ class _Worker:
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, make_serve), daemon=True
         )
-        self.process.start()
-        theirs.close()
+        try:
+            with _one_thread_each():
+                self.process.start()
+        except Exception as error:
+            self.pipe.close()
+            raise EngineError(f"a worker process cannot be started: {_one_line(error).decode()}") from error
+        finally:
+            theirs.close()
         self.task: _Task | None = None
         self.ready = False
 
@@ -131,12 +157,11 @@ class LocalEngine:
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        end = None if deadline is None else time.monotonic() + deadline
         tasks = ((n, client, request) for n, (client, request) in enumerate(self._checked(requests)))
         if self._size == 0:
-            yield from self._serve_inline(tasks, end, deadline)
+            yield from self._serve_inline(tasks, deadline)
             return
-        exchange = _Exchange(self, tasks, end)
+        exchange = _Exchange(self, tasks, deadline)
         try:
             yield from exchange.run()
         finally:
@@ -168,9 +193,8 @@ class LocalEngine:
                 raise EngineError(f"client {client} is unknown: there are 0..{self._count - 1}")
             yield client, request
 
-    def _serve_inline(
-        self, tasks: Iterable[_Task], end: float | None, deadline: float | None
-    ) -> Iterator[tuple[int, bytes | Failure]]:
+    def _serve_inline(self, tasks: Iterable[_Task], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
+        end = None if deadline is None else time.monotonic() + deadline
         if self._inline is None:
             self._inline = self._make_serve()
         for _, client, request in tasks:
@@ -210,9 +234,6 @@ class LocalEngine:
         self._replace(worker)
 
     def _context(self) -> multiprocessing.context.BaseContext:
-        # one thread each: the server sets the number of workers to the number of cores
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-            os.environ.setdefault(name, "1")
         if "forkserver" not in multiprocessing.get_all_start_methods():
             return multiprocessing.get_context("spawn")
         context = multiprocessing.get_context("forkserver")
@@ -223,11 +244,11 @@ class LocalEngine:
 class _Exchange:
     """One exchange over the workers: dispatch in order, retry after a death, stop at the deadline."""
 
-    def __init__(self, engine: LocalEngine, tasks: Iterator[_Task], end: float | None) -> None:
+    def __init__(self, engine: LocalEngine, tasks: Iterator[_Task], deadline: float | None) -> None:
         self.engine = engine
         self.tasks = tasks
-        self.begun = time.monotonic()
-        self.end = end
+        self.deadline = deadline
+        self.end = None if deadline is None else time.monotonic() + deadline
         self.again: deque[_Task] = deque()
         self.deaths: dict[int, int] = {}
         self.open: set[int] = set()
@@ -245,8 +266,9 @@ class _Exchange:
             if left is not None and left <= 0:
                 yield from self._late()
                 return
-            ready = wait([w.pipe for w in workers], left)
-            for worker in [w for w in workers if w.pipe in ready]:
+            # a process that a client's code left behind may hold a dead worker's pipe open: watch both
+            ready = wait([*(w.pipe for w in workers), *(w.process.sentinel for w in workers)], left)
+            for worker in [w for w in workers if w.pipe in ready or w.process.sentinel in ready]:
                 yield from self._hear(worker)
 
     def _give(self, worker: _Worker) -> None:
@@ -276,8 +298,11 @@ class _Exchange:
 
     def _hear(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
         try:
-            data = worker.pipe.recv_bytes()
+            # what a worker sent before it died still counts
+            data = worker.pipe.recv_bytes() if worker.pipe.poll() else None
         except (EOFError, OSError):
+            data = None
+        if data is None:
             yield from self._died(worker)
             return
         if data[0] == _BROKEN:
@@ -289,7 +314,11 @@ class _Exchange:
         task, worker.task = worker.task, None
         if task is not None:
             self.open.discard(task[0])
-            yield task[1], self.engine.accept(data)
+            answer = self.engine.accept(data)
+            # the next task first: the worker computes while the receiver handles this answer
+            if self.end is None or time.monotonic() < self.end:
+                self._give(worker)
+            yield task[1], answer
 
     def _died(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
         task = worker.task
@@ -305,9 +334,8 @@ class _Exchange:
         yield client, Failure(client, f"its worker process died {_TRIES} times (out of memory, or killed)")
 
     def _late(self) -> Iterator[tuple[int, bytes | Failure]]:
-        waited = (self.end or 0) - self.begun
         busy = [w.task for w in self.engine.staffed() if w.task is not None]
-        reason = f"no reply within {waited:g} s"
+        reason = f"no reply within {self.deadline:g} s"
         for _, client, _ in [*busy, *self.again]:
             yield client, Failure(client, reason)
         for _, client, _ in self.tasks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -29,6 +30,7 @@ class StateStore:
         self._memory: OrderedDict[int, bytes] = OrderedDict()
         self._dirty: set[int] = set()
         self._held = 0
+        self._unsynced = False
 
     def get(self, client: int) -> bytes | None:
         """Return a client's state, None if it keeps nothing.
@@ -54,6 +56,8 @@ class StateStore:
         """Write what changed and return the manifest: client -> file name."""
         for client in sorted(self._dirty):
             self._write(client)
+        if self._unsynced:
+            self._sync_folder()
         return dict(sorted(self._files.items()))
 
     def restore(self, manifest: Mapping[int, str]) -> None:
@@ -70,9 +74,9 @@ class StateStore:
             self._read(client)
 
     def collect(self, manifest: Mapping[int, str]) -> None:
-        """Delete files that the manifest does not name and nobody here needs."""
+        """Delete files that the manifest does not name and nobody here needs, and what a kill left half written."""
         wanted = set(manifest.values()) | set(self._files.values())
-        for path in self.folder.glob("*.state") if self.folder.exists() else ():
+        for path in [*self.folder.glob("*.state"), *self.folder.glob("*.tmp")]:
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
 
@@ -103,10 +107,21 @@ class StateStore:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(path)
+                self._unsynced = True
         except OSError as broken:
             raise CheckpointError(f"cannot write client state {path}: {broken.strerror}; free some space") from broken
         self._files[client] = name
         self._dirty.discard(client)
+
+    def _sync_folder(self) -> None:
+        # a rename survives a power cut only when its folder is written too
+        with contextlib.suppress(OSError):  # some systems cannot open a folder
+            handle = os.open(self.folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        self._unsynced = False
 
     def _read(self, client: int) -> bytes:
         path = self.folder / self._files[client]

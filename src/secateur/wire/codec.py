@@ -17,7 +17,6 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -36,6 +35,7 @@ _DENSE = 0
 _HASH = 16
 _MOST_SCALARS = 64
 _LONGEST_TEXT = 65536
+_LONGEST_NAME = 65535
 _VALUES: dict[Values, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _DTYPES = (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
 _NUMPY = {torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1", torch.float32: "<f4"}
@@ -53,7 +53,8 @@ def encode(message: Message, *, values: Values = "fp32", known: Masks | None = N
         known: the mask that the receiver holds already.
 
     Raises:
-        WireError: a tensor of another dtype, a mask that does not fit its tensor, a value beyond fp16.
+        WireError: a tensor of another dtype, a mask that does not fit its tensor, a value beyond the chosen
+            format, a name or a text that cannot be written.
     """
     form = _NO_MASK if message.mask is None else _KNOWN if _equal(message.mask, known) else _FRESH
     parts: list[bytes] = []
@@ -74,12 +75,12 @@ def encode(message: Message, *, values: Values = "fp32", known: Masks | None = N
 
 
 def _scalar(name: str, value: Scalar) -> bytes:
-    label = name.encode()
+    label = _utf8(name, f"the name of scalar {name!r}")
     tag = _TAGS.get(type(value))
     if tag is None or not 0 < len(label) < 256:
         raise WireError(f"scalar {name!r}: bool, int, float or str under a name of 1 to 255 bytes can be sent")
     if isinstance(value, str):
-        text = value.encode()
+        text = _utf8(value, f"the text of scalar {name!r}")
         if len(text) > _LONGEST_TEXT:
             raise WireError(f"scalar {name!r}: text of {len(text)} bytes, at most {_LONGEST_TEXT} can be sent")
         data = struct.pack("<I", len(text)) + text
@@ -90,6 +91,13 @@ def _scalar(name: str, value: Scalar) -> bytes:
     return bytes([len(label)]) + label + tag + data
 
 
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise WireError(f"{what} cannot be written as UTF-8") from None
+
+
 def _tensor(name: str, tensor: torch.Tensor, mask: torch.Tensor | None, *, fresh: bool, values: Values) -> list[bytes]:
     if tensor.dtype not in _DTYPES:
         raise WireError(f"tensor {name!r} has dtype {tensor.dtype}; float32, int64, int32, uint8, bool can be sent")
@@ -97,13 +105,14 @@ def _tensor(name: str, tensor: torch.Tensor, mask: torch.Tensor | None, *, fresh
         raise WireError(
             f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {tuple(tensor.shape)}"
         )
-    label = name.encode()
+    label = _utf8(name, f"the name of tensor {name!r}")
+    if len(label) > _LONGEST_NAME:
+        raise WireError(f"tensor {name[:40]!r}...: a name of {len(label)} bytes, at most {_LONGEST_NAME} can be sent")
     form = _DENSE if mask is None else _FRESH if fresh else _KNOWN
-    sent = (tensor if mask is None else tensor[mask]).contiguous().reshape(-1)
+    sent = (tensor if mask is None else tensor[mask]).detach().cpu().contiguous().reshape(-1)
     head = struct.pack("<H", len(label)) + label + bytes([form, _DTYPES.index(tensor.dtype), tensor.dim()])
     head += struct.pack(f"<{tensor.dim()}IQ", *tensor.shape, sent.numel())
-    bitmap = _pack(mask) if mask is not None and fresh else b""
-    return [head, bitmap, _to_bytes(name, sent, values)]
+    return [head, _FORMS[form].write(mask), _to_bytes(name, sent, values)]
 
 
 def _to_bytes(name: str, sent: torch.Tensor, values: Values) -> bytes:
@@ -113,12 +122,13 @@ def _to_bytes(name: str, sent: torch.Tensor, values: Values) -> bytes:
         return sent.numpy().astype("<f4", copy=False).tobytes()
     rounded = sent.to(_VALUES[values])
     if bool((rounded.isinf() & ~sent.isinf()).any()):
-        raise WireError(f"tensor {name!r} has a value beyond {values}'s range; send it as fp32 (wire.values)")
+        wider = "bf16 or fp32" if values == "fp16" else "fp32"
+        raise WireError(f"tensor {name!r} has a value beyond {values}'s range; send it as {wider} (wire.values)")
     return rounded.view(torch.int16).numpy().astype("<i2", copy=False).tobytes()
 
 
 def _pack(mask: torch.Tensor) -> bytes:
-    return np.packbits(mask.reshape(-1).numpy(), bitorder="little").tobytes()
+    return np.packbits(mask.reshape(-1).cpu().numpy(), bitorder="little").tobytes()
 
 
 def _equal(mask: Masks, known: Masks | None) -> bool:
@@ -175,7 +185,10 @@ def decode(data: bytes, expected: Expected) -> Message:
         sent = reader.take(_HASH, "the mask's hash")
         if expected.known is None or bytes(sent) != _digest(expected.known):
             raise WireError("the payload refers to a mask that the receiver does not hold")
-    scalars = _read_scalars(reader, expected.scalars)
+    wanted = expected.scalars
+    scalars = _read_scalars(reader, _MOST_SCALARS if wanted is None else len(wanted))
+    if wanted is not None and {n: type(v) for n, v in scalars.items()} != dict(wanted):
+        raise WireError(f"scalars {sorted(scalars)} arrived, expected {sorted(wanted)} with their types")
     (count,) = reader.numbers("I", "the number of tensors")
     if count > len(expected.tensors):
         raise WireError(f"{count} tensors announced, {len(expected.tensors)} expected")
@@ -188,6 +201,9 @@ def decode(data: bytes, expected: Expected) -> Message:
     missing = [name for name in expected.tensors if name not in tensors]
     if missing and not expected.optional:
         raise WireError(f"tensor {missing[0]!r} is missing")
+    bare = [name for name in (expected.known or {}) if name not in tensors]
+    if form == _KNOWN and bare:
+        raise WireError(f"the known mask covers {bare[0]!r}, which did not come")
     return Message(tensors, _check_mask(form, masks, expected), scalars)
 
 
@@ -205,17 +221,17 @@ def _open(reader: _Reader) -> tuple[int, torch.dtype]:
     return form, list(_VALUES.values())[values]
 
 
-def _read_scalars(reader: _Reader, wanted: Mapping[str, type] | None) -> dict[str, Scalar]:
+def _read_scalars(reader: _Reader, most: int) -> dict[str, Scalar]:
     (count,) = reader.numbers("H", "the number of scalars")
-    if count > (_MOST_SCALARS if wanted is None else len(wanted)):
+    if count > most:
         raise WireError(f"{count} scalars announced, more than expected")
     scalars: dict[str, Scalar] = {}
     for _ in range(count):
         (length,) = reader.numbers("B", "a scalar's name")
         name = reader.text(length, "a scalar's name")
         tag = bytes(reader.take(1, f"scalar {name!r}"))
-        if name in scalars:
-            raise WireError(f"scalar {name!r} comes twice")
+        if name in scalars or not name:
+            raise WireError(f"scalar {name!r} comes twice" if name else "a scalar comes without a name")
         if tag == b"s":
             (size,) = reader.numbers("I", f"scalar {name!r}")
             if size > _LONGEST_TEXT:
@@ -230,8 +246,6 @@ def _read_scalars(reader: _Reader, wanted: Mapping[str, type] | None) -> dict[st
             scalars[name] = bool(flag)
         else:
             raise WireError(f"scalar {name!r} is of an unknown type")
-    if wanted is not None and {n: type(v) for n, v in scalars.items()} != dict(wanted):
-        raise WireError(f"scalars {sorted(scalars)} arrived, expected {sorted(wanted)} with their types")
     return scalars
 
 
@@ -253,7 +267,9 @@ def _read_tensor(
     if form not in (_DENSE, mask_form) or (covered and form == _DENSE):
         raise WireError(f"tensor {name!r}: its form does not fit the payload's mask")
     (count,) = reader.numbers("Q", f"tensor {name!r}")
-    mask = _read_mask(reader, name, form, spec, expected)
+    mask = _FORMS[form].read(reader, name, spec, expected)
+    if mask_form == _FRESH and expected.within:
+        _check_within(name, mask, expected)
     if count != (math.prod(shape) if mask is None else int(mask.sum())):
         raise WireError(f"tensor {name!r}: {count} values announced, its shape and mask say otherwise")
     sent = _read_values(reader, name, count, spec.dtype, values)
@@ -265,25 +281,63 @@ def _read_tensor(
         tensors[name][mask] = sent
 
 
-def _read_mask(reader: _Reader, name: str, form: int, spec: Spec, expected: Expected) -> torch.Tensor | None:
-    if form == _DENSE:
+class _Form:
+    """How one tensor's mask travels, between the tensor's head and its values; this one: dense, no mask.
+
+    A new form is a subclass and a place in ``_FORMS``, whose index is the form's byte on the wire.
+    """
+
+    def write(self, mask: torch.Tensor | None) -> bytes:  # noqa: ARG002 -- for those that have one
+        """Return the mask as it travels."""
+        return b""
+
+    def size(self, entries: int) -> int:  # noqa: ARG002
+        """Return how many bytes of mask there are for a tensor of so many entries."""
+        return 0
+
+    def read(self, reader: _Reader, name: str, spec: Spec, expected: Expected) -> torch.Tensor | None:  # noqa: ARG002
+        """Return the tensor's mask, checked against what is expected; None: every value travels."""
         return None
-    known = None if expected.known is None else expected.known.get(name)
-    if form == _KNOWN:
-        if known is None:
+
+
+class _Known(_Form):
+    """The mask that both sides hold; its hash stands once, before the scalars."""
+
+    def read(self, reader: _Reader, name: str, spec: Spec, expected: Expected) -> torch.Tensor | None:  # noqa: ARG002
+        mask = (expected.known or {}).get(name)
+        if mask is None:
             raise WireError(f"tensor {name!r} comes without the values that the known mask does not cover")
-        return known
-    if expected.mask in {"none", "same"} or (expected.maskable is not None and name not in expected.maskable):
-        raise WireError(f"tensor {name!r}: no fresh mask is accepted for it")
-    count = math.prod(spec.shape)
-    packed = np.frombuffer(reader.take((count + 7) // 8, f"the mask of {name!r}"), dtype=np.uint8)
-    bits = np.unpackbits(packed, bitorder="little")
-    if bits[count:].any():
-        raise WireError(f"the mask of {name!r} has bits beyond its tensor")
-    mask = torch.from_numpy(bits[:count].astype(bool)).reshape(spec.shape)
-    if expected.within and known is not None and bool((mask & ~known).any()):
+        return mask
+
+
+class _Fresh(_Form):
+    """A bitmap of ceil(n/8) bytes, first entry in the lowest bit, unused bits 0."""
+
+    def write(self, mask: torch.Tensor | None) -> bytes:
+        return b"" if mask is None else _pack(mask)
+
+    def size(self, entries: int) -> int:
+        return (entries + 7) // 8
+
+    def read(self, reader: _Reader, name: str, spec: Spec, expected: Expected) -> torch.Tensor | None:
+        if expected.mask in {"none", "same"} or (expected.maskable is not None and name not in expected.maskable):
+            raise WireError(f"tensor {name!r}: no fresh mask is accepted for it")
+        count = math.prod(spec.shape)
+        packed = np.frombuffer(reader.take(self.size(count), f"the mask of {name!r}"), dtype=np.uint8)
+        bits = np.unpackbits(packed, bitorder="little")
+        if bits[count:].any():
+            raise WireError(f"the mask of {name!r} has bits beyond its tensor")
+        return torch.from_numpy(bits[:count].astype(bool)).reshape(spec.shape)
+
+
+_FORMS = (_Form(), _Known(), _Fresh())
+
+
+def _check_within(name: str, mask: torch.Tensor | None, expected: Expected) -> None:
+    # a tensor that a fresh mask leaves out keeps everything: that is a mask too
+    known = (expected.known or {}).get(name)
+    if known is not None and bool((~known if mask is None else mask & ~known).any()):
         raise WireError(f"the mask of {name!r} keeps what is pruned already")
-    return mask
 
 
 def _read_values(reader: _Reader, name: str, count: int, dtype: torch.dtype, values: torch.dtype) -> torch.Tensor:
@@ -324,24 +378,29 @@ def _check_mask(form: int, masks: dict[str, torch.Tensor], expected: Expected) -
 def part_sizes(data: bytes) -> dict[str, int]:
     """Return how many bytes of a payload are values, mask and framing; they add up to its length.
 
-    Only for payloads that ``encode`` made or ``decode`` accepted.
+    Raises:
+        WireError: the payload is not one that ``encode`` could have made.
     """
     reader = _Reader(data)
     form, values = _open(reader)
     mask = _HASH if form == _KNOWN else 0
     reader.take(mask, "the mask's hash")
-    _read_scalars(reader, None)
+    _read_scalars(reader, 2**16)
     carried = 0
     (count,) = reader.numbers("I", "the number of tensors")
     for _ in range(count):
         (length,) = reader.numbers("H", "a tensor's name")
         reader.take(length, "a tensor's name")
         kind, dtype, dims = reader.numbers("BBB", "a tensor")
+        if kind not in (_DENSE, form) or dtype >= len(_DTYPES):
+            raise WireError("a tensor is of an unknown form or dtype")
         shape = reader.numbers(f"{dims}I", "a tensor")
         (sent,) = reader.numbers("Q", "a tensor")
-        bitmap = (math.prod(shape) + 7) // 8 if kind == _FRESH else 0
+        bitmap = _FORMS[kind].size(math.prod(shape))
         travelled = values if _DTYPES[dtype] == torch.float32 else _DTYPES[dtype]
         reader.take(bitmap + sent * travelled.itemsize, "a tensor")
         mask += bitmap
         carried += sent * travelled.itemsize
+    if reader.at != len(data):
+        raise WireError(f"{len(data) - reader.at} bytes after the last tensor")
     return {"values": carried, "mask": mask, "framing": len(data) - carried - mask}

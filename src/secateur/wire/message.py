@@ -46,7 +46,7 @@ class Expected:
         mask: ``none`` may come; a fresh one is ``optional`` or ``required``; or exactly the ``same`` as known.
         maskable: names that a fresh mask may cover (None: any), and must all cover when it is ``required``.
         known: the mask that both sides hold already.
-        within: a fresh mask must not keep anything that ``known`` prunes.
+        within: a fresh mask must not keep anything that ``known`` prunes; what it does not cover, it keeps.
         scalars: exactly these names and types; None: any, at most 64.
         optional: some or all of the tensors may be missing.
     """
