@@ -28,11 +28,11 @@ docs: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[sim]'
+	$(PIP) --editable .
 	touch $@
 
 .venv/tested: .venv/installed
-	$(PIP) --editable '.[sim,hub,dev]'
+	$(PIP) --editable '.[hub,dev]'
 	touch $@
 
 clean:

@@ -1,6 +1,9 @@
 """The house rules that a program can check: imports point down, no pickle, nothing global, small functions."""
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -76,6 +79,17 @@ def test_engines_know_no_tensor_and_nobody_pickles():
         assert not tops & {"pickle", "dill", "cloudpickle", "marshal", "flwr", "torchvision"}
         if unit(path) == "engines":
             assert not tops & {"torch", "numpy"}
+
+
+def test_a_client_needs_no_data_set_stack():
+    """An edge device that installs without dependencies needs torch, numpy, pydantic and safetensors."""
+    code = "import sys, secateur.client; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    heavy = {"datasets", "flwr_datasets", "flwr", "sklearn", "pandas", "pyarrow", "matplotlib", "rich", "typer"}
+    assert not heavy & set(done.stdout.split())
 
 
 def functions():

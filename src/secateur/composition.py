@@ -155,10 +155,9 @@ class Composition(Method):
 
     def _cohort_mask(self, state: State, cohort: tuple[int, ...] | None) -> Mask | None:
         level = self.schedule.level(state.round, state.setting.rounds)
-        statistics = list(self._statistics(state, cohort))
-        if level is None or (self._explores is not None and not statistics):
+        if level is None or (self._explores is not None and not exploration.known(self._explores, state)):
             return state.mask
-        return self._mask(state.setting, state.weights, statistics, level, held=None)
+        return self._mask(state.setting, state.weights, self._statistics(state, cohort), level, held=None)
 
     def _prune_merged(self, state: State, done: int) -> State:
         level = self.schedule.level(done, state.setting.rounds)

@@ -78,15 +78,16 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, error: type[Secateu
     return error(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def need(module: str, *, extra: str) -> ModuleType:
+def need(module: str, *, install: str) -> ModuleType:
     """Import an optional ``module`` where it is used.
 
     Raises:
-        MissingExtraError: it is not installed; the text names the extra that brings it.
+        MissingExtraError: it is not installed; the text says what to install: an extra of this package, or
+            a package that an installation without dependencies left out.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         raise MissingExtraError(
-            f"this needs {missing.name!r}, which is not installed: pip install 'secateur[{extra}]'"
+            f"this needs {missing.name!r}, which is not installed: pip install '{install}'"
         ) from missing

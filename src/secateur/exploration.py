@@ -92,10 +92,15 @@ def absorb(settings: Exploration, state: State, replies: Replies) -> State:
     return _finish(settings, state) if ask(settings, state) is None else state
 
 
+def known(settings: Exploration, state: State) -> list[int]:
+    """Return the explorers whose deviations arrived, ascending."""
+    return [k for k in explorers(settings, state.setting) if f"deviation/{k}" in state.archive]
+
+
 def deviations(settings: Exploration, state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
     """Iterate D_k of S_t, the explorers in ``cohort``; of all explorers where none is in it or it is None."""
-    known = [k for k in explorers(settings, state.setting) if f"deviation/{k}" in state.archive]
-    chosen = [k for k in known if cohort is not None and k in cohort] or known
+    heard = known(settings, state)
+    chosen = [k for k in heard if cohort is not None and k in cohort] or heard
     return (state.archive[f"deviation/{k}"] for k in chosen)
 
 

@@ -117,7 +117,7 @@ def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int)
 
 
 def _libraries() -> tuple[Any, Any]:
-    datasets = need("datasets", extra="sim")
-    partitioners = need("flwr_datasets.partitioner", extra="sim")
+    datasets = need("datasets", install="flwr-datasets")
+    partitioners = need("flwr_datasets.partitioner", install="flwr-datasets")
     datasets.disable_progress_bars()
     return datasets, partitioners

@@ -98,7 +98,7 @@ def _digits(argument: str, seed: int) -> Source:
     """
     if argument:
         raise DataError(f"data 'digits:{argument}': digits are embedded and take no folder; write digits")
-    data = need("sklearn.datasets", extra="sim").load_digits()
+    data = need("sklearn.datasets", install="scikit-learn").load_digits()
     x = data.images.astype(np.uint8)[:, None]
     y = data.target.astype(np.int64)
     train, test = _hold_out(y, seed)
@@ -213,7 +213,7 @@ def _hub(argument: str, seed: int) -> Source:
 
     Reference: Lhoest et al., Datasets, arXiv 2109.02846
     """
-    datasets = need("datasets", extra="hub")
+    datasets = need("datasets", install="secateur[hub]")
     name, _, id_column = argument.partition("#")
     try:
         on_disk = Path(name, "dataset_dict.json").exists() or Path(name, "dataset_info.json").exists()
