@@ -35,6 +35,9 @@ def test_one_client_passes_through_bit_for_bit():
     mean.add({"w": w}, 72)
     assert torch.equal(mean.mean()["w"], w)
     assert WeightedMean().mean() == {}
+    empty = WeightedMean()
+    empty.add({"w": w}, 0)
+    assert empty.mean() == {}  # clients without samples cannot divide by zero
 
 
 def test_coverage_divides_by_those_who_kept_it():

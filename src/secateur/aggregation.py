@@ -40,7 +40,9 @@ class WeightedMean:
                 self._covered[name] = self._covered[name].add_(gain) if name in self._covered else gain
 
     def mean(self) -> dict[str, torch.Tensor]:
-        """Return the mean in float32; empty when nothing was added."""
+        """Return the mean in float32; empty when nothing of any weight was added."""
+        if not self.total:
+            return {}
         if self.coverage:
             return {
                 name: torch.where(c > 0, self._sums[name] / c.clamp(min=1e-300), 0.0).float()

@@ -129,7 +129,7 @@ def _sane(scalars: Mapping[str, Scalar]) -> None:
     for name, value in scalars.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
-        if name in {"samples", "processed"} and not 0 <= int(value) <= _MOST_SAMPLES:
+        if name in {"samples", "processed", client.SECONDS} and not 0 <= float(value) <= _MOST_SAMPLES:
             raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
 
 
@@ -299,25 +299,15 @@ class Run:
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     """Add up a run's records, each phase on its own line."""
-    summary: Row = {"study": study.hash(), "method": study.method, "seed": study.seed, "phases": {}, "final": final}
+    summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs")
+    phases: dict[str, Row] = {}
     for row in rows:
-        phase = summary["phases"].setdefault(
-            row["phase"],
-            {
-                "asks": 0,
-                "bytes_down": 0,
-                "bytes_up": 0,
-                "client_seconds": 0.0,
-                "seconds": 0.0,
-                "train_macs": 0,
-                "left_out": 0,
-            },
-        )
+        phase = phases.setdefault(row["phase"], dict.fromkeys(("asks", "left_out", *summed), 0))
         phase["asks"] += 1
         phase["left_out"] += len(row["left_out"])
-        for name in ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs"):
+        for name in summed:
             phase[name] += row[name]
-    return summary
+    return {"study": study.hash(), "method": study.method, "seed": study.seed, "phases": phases, "final": final}
 
 
 def new_folder(study: Study, out: Path | None) -> Path:

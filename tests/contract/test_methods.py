@@ -3,7 +3,9 @@
 import inspect
 import itertools
 import random
+import struct
 import sys
+import zlib
 
 import pytest
 import torch
@@ -167,7 +169,24 @@ def nan_reply(reply):
     return encode(Message({"fc1.weight": torch.full((12, 16), torch.nan)}))
 
 
+def edited(**scalars):
+    """Return an attack that changes scalars of an honest reply and seals it again."""
+
+    def attack(reply):
+        data = bytearray(reply)
+        for name, value in scalars.items():
+            at = data.index(b"%c%s" % (len(name), name.encode())) + 1 + len(name) + 1
+            data[at : at + 8] = struct.pack("<q" if isinstance(value, int) else "<d", value)
+        return bytes(data[:8]) + struct.pack("<I", zlib.crc32(data[12:], zlib.crc32(data[:8]))) + bytes(data[12:])
+
+    return attack
+
+
 HOSTILE = {
+    "negative samples": edited(samples=-5),
+    "endless samples": edited(samples=2**60),
+    "infinite loss": edited(loss=float("inf")),
+    "negative seconds": edited(seconds=-1.0),
     "garbage": lambda reply: b"\x00garbage" * 7,
     "empty": lambda reply: b"",
     "truncated": lambda reply: reply[: len(reply) // 2],

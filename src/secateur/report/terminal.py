@@ -128,8 +128,8 @@ _SECTIONS = {
     "local accuracy, lowest tenth",
     "sparsity of all parameters",
     "MACs, units removed",
-    "bytes down, explore",
-    "bytes up, total",
+    "bytes down, total",
+    "bytes, local scores at the end",
 }
 
 
@@ -155,6 +155,7 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
             lines.append((f"bytes {direction}, {phase}", costs[f"bytes_{direction}"], size))
         total = sum(costs[f"bytes_{direction}"] for costs in phases.values())
         lines.append((f"bytes {direction}, total", total, size))
+    lines.append(("bytes, local scores at the end", final["evaluate_bytes"], size))
     for phase, costs in phases.items():
         lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))
     lines.append(("client seconds, total", sum(costs["client_seconds"] for costs in phases.values()), seconds))
