@@ -1,5 +1,6 @@
 """The codec: round trips, exact lengths, and nothing but WireError for what does not fit."""
 
+import hashlib
 import struct
 import zlib
 
@@ -81,6 +82,22 @@ def test_lengths_by_hand():
     # a scalar's value never changes the length
     lengths = {len(encode(Message({}, None, {"s": value}))) for value in (0.0, 1e-300, -123456.789)}
     assert lengths == {frame + 1 + 1 + 1 + 8}
+
+
+def test_bytes_by_hand():
+    """The layout of docs/wire.md, written out: a second implementation could start from this."""
+    mask = torch.tensor([[True, False], [False, True]])
+    message = Message({"w": torch.tensor([[1.0, 0.0], [0.0, -2.0]]), "n": torch.tensor(7)}, {"w": mask}, {"t": 3})
+    body = b"\x01\x00" + b"\x01t" + b"i" + (3).to_bytes(8, "little")  # one scalar
+    body += b"\x02\x00\x00\x00"  # two tensors
+    body += b"\x01\x00w" + b"\x02\x00\x02" + b"\x02\x00\x00\x00" * 2 + (2).to_bytes(8, "little")
+    body += bytes([0b1001]) + b"\x00\x00\x80\x3f" + b"\x00\x00\x00\xc0"  # bitmap, then 1.0 and -2.0
+    body += b"\x01\x00n" + b"\x00\x01\x00" + (1).to_bytes(8, "little") + (7).to_bytes(8, "little")
+    head = b"SCTR" + b"\x01\x02\x00\x00"
+    expected = head + zlib.crc32(head + body).to_bytes(4, "little") + body
+    assert encode(message) == expected
+    digest = hashlib.blake2b(b"w(2, 2)" + bytes([0b1001]), digest_size=16).digest()
+    assert encode(message, known={"w": mask})[12:28] == digest
 
 
 def test_known_mask_of_a_model_costs_sixteen_bytes():
