@@ -93,9 +93,9 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spread(values: list[float], shown: Any) -> str:
-    if len(values) == 1:
-        return str(shown(values[0]))
-    return f"{shown(statistics.mean(values))} ± {shown(statistics.stdev(values))}"
+    """Return mean ± standard deviation; the mean alone where nothing varies."""
+    mean = str(shown(statistics.mean(values)))
+    return mean if len(set(values)) == 1 else f"{mean} ± {shown(statistics.stdev(values))}"
 
 
 def _percent(value: float) -> str:
