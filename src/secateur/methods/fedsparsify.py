@@ -12,7 +12,8 @@ Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.
 Departures: biases and normalisation are protected (granularity.biases, granularity.norms bring them back);
 the best weight of each output unit stays (allocation.guard); S_T is reached also where F does not divide T;
 local optimisers start anew in each round; masks are explicit and never read off from w == 0.
-Reproduced in part: see docs/results.md.
+Reproduced in part: a third of the traffic, yes (2.9 times less at 90 %); equal accuracy at a tenth of the size,
+nearly (0.8 to 0.9 points below dense on Fashion-MNIST; docs/results.md).
 """
 
 from __future__ import annotations

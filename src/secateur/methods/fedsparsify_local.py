@@ -6,7 +6,7 @@
 Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
 Departures: a strict majority instead of the published code's v >= floor(K/2) (``consensus.rule = "half"``);
 ties go to the larger mean magnitude within the schedule's budget; else as ``fedsparsify``.
-Reproduced in part: see docs/results.md.
+Reproduced in part: as ``fedsparsify``; the vote changes accuracy by less than the spread (docs/results.md).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Reference: the OneShot baseline of Stripelis et al., arXiv 2204.12430.
 Departures: as ``fedsparsify``. Where T < 10 the cut stands before round 1.
-Reproduced in part: see docs/results.md.
+Reproduced in part: clearly below the progressive ramp, as published (docs/results.md).
 """
 
 from __future__ import annotations
