@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from secateur import data
+from secateur import data, models
 from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
+from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
 
 FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
+
+SMALL = {"hidden": 4}  # of an LSTM
 
 
 # ---- sources
@@ -81,6 +86,15 @@ def test_idx_damage(idx):
     images.write_bytes(gzip.compress(gzip.decompress(whole)[:-1]))
     with pytest.raises(DataError, match=r"announces \(12, 4, 3\) but holds 143"):
         data.load(f"idx:{idx}", seed=0)
+    images.write_bytes(gzip.compress(b"\0\0\x08\3" + struct.pack(">3I", 2**31, 2**31, 4)))  # 0 modulo 2**64
+    with pytest.raises(DataError, match="holds 0 bytes"):
+        data.load(f"idx:{idx}", seed=0)
+    images.write_bytes(whole[:10] + b"\xff" * 8 + whole[18:])
+    with pytest.raises(DataError, match="not a complete gzip"):
+        data.load(f"idx:{idx}", seed=0)
+    write_idx(images, np.zeros((12, 5, 3), np.uint8))
+    with pytest.raises(DataError, match=r"different shapes: \(1, 5, 3\) and \(1, 4, 3\)"):
+        data.load(f"idx:{idx}", seed=0)
     write_idx(images, np.zeros((11, 4, 3), np.uint8))
     with pytest.raises(DataError, match="11 train images but 12 labels"):
         data.load(f"idx:{idx}", seed=0)
@@ -144,6 +158,33 @@ def test_text_without_roles_and_refusals(tmp_path):
         data.load(f"text:{tmp_path / 'none.txt'}", seed=0)
 
 
+def test_text_loses_no_paragraph(tmp_path):
+    novel = tmp_path / "novel.txt"
+    before, note, after = "dark night. " * 40, "this is a note. " * 40, "and on it went. " * 40
+    novel.write_text(f"{before}\n\nNote:\n{note}\n\n{after}")
+    found = data.load(f"text:{novel}", seed=0)
+    vocabulary = np.array(sorted(set(novel.read_text())))
+    told = ["".join(vocabulary[row]) for row in found.x_train]
+    assert set(found.ids.tolist()) == {0, 1}
+    for part in ("dark night", "this is a note", "on it went"):
+        assert any(part in row for row in told)
+
+
+def test_no_character_of_the_test_part_is_a_training_target(tmp_path):
+    # one role of 1,001 different places: the text says where it is
+    place = tmp_path / "place.txt"
+    text = "".join(chr(0x4E00 + k % 251) for k in range(1001))
+    place.write_text(text, "utf-8")
+    found = data.load(f"text:{place}", seed=0)
+    targets = np.arange(80, 1001, 10)
+    assert len(found.y_train) == (targets < 0.9 * 1001).sum()
+    assert len(found.y_test) == (targets >= 0.9 * 1001).sum()
+    assert found.y_test.tolist() == (targets[targets >= 0.9 * 1001] % 251).tolist()
+    assert found.outputs == 251
+    model = models.build("charlstm", input_shape=(80,), outputs=found.outputs, tokens=True, options=SMALL)
+    assert model(torch.from_numpy(found.x_train[:2]).long()).shape == (2, 251)
+
+
 @pytest.fixture
 def hub():
     return pytest.importorskip("datasets", reason="needs the hub extra")
@@ -178,8 +219,87 @@ def test_hub_text_and_colour_without_a_test_split(hub, tmp_path):
     assert data.load(f"hub:{tmp_path / 'colour'}", seed=0).x_train.shape[1:] == (3, 3, 3)
 
 
+def save(rows, folder):
+    rows.save_to_disk(folder)
+    return f"hub:{folder}"
+
+
+def test_hub_text_is_coded_by_leafs_letters(hub, tmp_path):
+    spec = save(hub.Dataset.from_dict({"who": ["w"] * 10, "text": ["az~", None] * 5, "label": [0, 1] * 5}), tmp_path)
+    found = data.load(f"{spec}#who", seed=0)  # the column of ids is not mistaken for the text
+    row = found.x_train[found.y_train == 0][0]
+    assert row.tolist() == [LETTERS.index("a"), LETTERS.index("z"), LETTERS.index(" ")] + [0] * 77
+    assert not found.x_train[found.y_train == 1].any()
+    assert (len(LETTERS), len(set(LETTERS)), found.ids.tolist()) == (80, 80, [0] * 8)
+    model = models.build("charlstm", input_shape=(80,), outputs=found.outputs, tokens=True, options=SMALL)
+    assert model(torch.from_numpy(found.x_train).long()).shape == (8, 2)
+
+
+def test_hub_text_without_labels_is_next_character_prediction(hub, tmp_path):
+    rows = hub.Dataset.from_dict({"text": ["abc" * 100, "xyz" * 100, "short"], "who": ["p", "p", "q"]})
+    found = data.load(save(rows, tmp_path / "rows"), seed=0)
+    assert (found.kind, found.outputs, set(found.ids.tolist())) == ("tokens", 80, {0, 1})
+    assert [LETTERS[c] for c in found.x_train[0, :3]] == ["a", "b", "c"]
+    assert LETTERS[found.y_train[0]] == "abc"[80 % 3]
+    by_id = data.load(f"hub:{tmp_path / 'rows'}#who", seed=0)
+    assert set(by_id.ids.tolist()) == {0}
+    split = hub.DatasetDict({"train": rows, "test": rows.select([1])})
+    given_test = data.load(save(split, tmp_path / "split"), seed=0)
+    assert (len(given_test.x_train), len(given_test.x_test)) == (44, 22)
+    with pytest.raises(DataError, match="0 training and 0 test rows"):
+        data.load(save(rows.select([2]), tmp_path / "tiny"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("who", "ids"),
+    [([10, 2, 10, 2, 1], [2, 1, 2, 1, 0]), (["b", None, "a", "b", None], [2, 0, 1, 2, 0])],  # numbers in their order
+)
+def test_hub_ids_keep_the_order_of_their_kind(hub, tmp_path, who, ids):
+    rows = hub.Dataset.from_dict({"text": ["hello"] * 5, "label": [0] * 5, "who": who})
+    spec = save(hub.DatasetDict({"train": rows, "test": rows}), tmp_path / "set")
+    assert data.load(f"{spec}#who", seed=0).ids.tolist() == ids
+
+
+def test_hub_labels(hub, tmp_path):
+    text = ["hello"] * 10
+    features = hub.Features({"text": hub.Value("string"), "kind": hub.ClassLabel(num_classes=7)})
+    rows = hub.Dataset.from_dict({"text": text, "kind": [0, 1] * 5}, features=features)
+    assert data.load(save(rows, tmp_path / "seven"), seed=0).outputs == 7
+    for n, labels in enumerate(([-1] * 10, ["a"] * 10, [None] + [1] * 9, [0.5] * 10)):
+        spec = save(hub.Dataset.from_dict({"text": text, "label": labels}), tmp_path / str(n))
+        with pytest.raises(DataError, match="'label' must hold a class 0, 1"):
+            data.load(spec, seed=0)
+    spec = save(hub.Dataset.from_dict({"text": text, "label": [0] * 9 + [1]}), tmp_path / "rare")
+    rare = data.load(spec, seed=0)
+    assert (rare.y_train.tolist().count(1), rare.y_test.tolist()) == (1, [0, 0])
+
+
+def test_hub_images_of_every_mode(hub, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="needs the hub extra")
+    features = hub.Features({"image": hub.Image(), "label": hub.Value("int64")})
+
+    def loaded(name, pictures):
+        rows = {"image": pictures, "label": [k % 2 for k in range(len(pictures))]}
+        return data.load(save(hub.Dataset.from_dict(rows, features=features), tmp_path / name), seed=0)
+
+    grey, colour, clear = (image.new(mode, (4, 4)) for mode in ("L", "RGB", "RGBA"))
+    palette = image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 200, 100, 50] + [0] * 762)
+    assert loaded("grey", [grey] * 6).x_train.shape[1:] == (1, 4, 4)
+    assert loaded("mixed", [grey, grey, colour, colour]).x_train.shape[1:] == (3, 4, 4)
+    assert loaded("clear", [clear] * 6).x_train.shape[1:] == (4, 4, 4)
+    assert loaded("palette", [palette] * 6).x_train[0, :, 0, 0].tolist() == [200, 100, 50]
+    with pytest.raises(DataError, match=r"not of 8 bits: \['I;16'\]"):
+        loaded("deep", [image.fromarray(np.full((4, 4), 1000, np.uint16))] * 6)
+    with pytest.raises(DataError, match="missing"):
+        loaded("none", [None] * 6)
+
+
 def test_hub_refusals(hub, tmp_path):
-    hub.Dataset.from_dict({"text": ["a"], "x": [1]}).save_to_disk(tmp_path / "nolabel")
+    features = hub.Features({"image": hub.Image(), "x": hub.Value("int64")})
+    hub.Dataset.from_dict({"image": [np.zeros((3, 3), np.uint8)], "x": [1]}, features=features).save_to_disk(
+        tmp_path / "nolabel"
+    )
     with pytest.raises(DataError, match="no class label"):
         data.load(f"hub:{tmp_path / 'nolabel'}", seed=0)
     hub.Dataset.from_dict({"x": [1.0], "label": [1]}).save_to_disk(tmp_path / "noinput")
@@ -231,6 +351,47 @@ def test_partitions_cover_every_row_once_and_follow_the_seed(spec):
     assert not all(np.array_equal(a, b) for a, b in zip(parts, other, strict=True))
 
 
+@settings(derandomize=True, max_examples=15, deadline=None, database=None)
+@given(
+    rows=st.integers(40, 200), classes=st.integers(2, 6), clients=st.integers(1, 12), seed=st.integers(0, 2**40),
+    spec=st.sampled_from(["iid", "dirichlet:1", "pathological:2"]),
+)  # fmt: skip
+def test_no_row_has_two_clients_and_none_is_lost(rows, classes, clients, seed, spec):
+    labels = np.arange(rows) % classes
+    try:
+        parts = partition(labels, None, spec, clients=clients, seed=seed)
+    except DataError:
+        assert spec == "dirichlet:1"  # few rows over many clients: the library gives up, and says so
+        return
+    found = np.concatenate(parts)
+    held = np.isin(labels, labels[found])
+    assert np.array_equal(np.sort(found), np.flatnonzero(held))
+    assert all(len(part) for part in parts)
+    if not spec.startswith("pathological") or clients >= classes:
+        assert held.all()
+
+
+def test_pathological_with_few_clients_leaves_classes_out_whole():
+    parts = partition(LABELS, None, "pathological:2", clients=3, seed=0)
+    found = np.concatenate(parts)
+    held = np.unique(LABELS[found])
+    assert len(held) < 10
+    assert sorted(found.tolist()) == np.flatnonzero(np.isin(LABELS, held)).tolist()
+
+
+def test_dirichlet_of_a_large_set_over_a_hundred_clients():
+    labels = np.repeat(np.arange(10), 6000)  # the labels of Fashion-MNIST, sorted
+    parts = partition(labels, None, "dirichlet:0.5", clients=100, seed=0)
+    assert sum(map(len, parts)) == 60_000
+    assert min(map(len, parts)) >= 2
+
+
+@pytest.mark.parametrize("spec", ["iid", "dirichlet:0.5", "pathological:2", "natural"])
+def test_partitions_are_quiet(spec, capfd):
+    partition(LABELS, LABELS, spec, clients=10, seed=0)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_pathological_clients_hold_at_most_k_classes():
     for k in (1, 2, 3):
         parts = partition(LABELS, None, f"pathological:{k}", clients=20, seed=0)
@@ -265,6 +426,9 @@ def test_natural_ids_and_the_largest_of_them():
 
 
 def test_partitions_that_cannot_be_made():
+    for spec in ("iid", "natural"):
+        with pytest.raises(DataError, match=r"data\.clients = 0 must be at least 1"):
+            partition(LABELS, LABELS, spec, clients=0, seed=0)
     with pytest.raises(DataError, match="only 600 training rows"):
         partition(LABELS, None, "iid", clients=601, seed=0)
     with pytest.raises(DataError, match=r"pathological:11.*cannot be made"):
@@ -332,3 +496,24 @@ def test_shards_without_local_tests_and_by_seed(tmp_path):
     (tmp_path / "c").mkdir()
     third = make_shards(source(), [np.arange(40)], test_fraction=0.5, seed=2, folder=tmp_path / "c")
     assert other.test(0)[1].tolist() != third.test(0)[1].tolist()
+
+
+def test_writing_to_a_mapped_tensor_stays_in_this_process(tmp_path):
+    made = make_shards(source(), [np.arange(40)], test_fraction=0.2, seed=0, folder=tmp_path)
+    made.train(0)[0].fill_(7)
+    assert not (open_shards(tmp_path).train(0)[0] == 7).all()
+
+
+def test_folders_that_hold_no_shards(tmp_path):
+    with pytest.raises(DataError, match="holds no complete shards.*make them again"):
+        open_shards(tmp_path)
+    make_shards(source(), [np.arange(40)], test_fraction=0.2, seed=0, folder=tmp_path)
+    whole = (tmp_path / "x_train.npy").read_bytes()
+    for damage in (whole[:-1], whole[:20], b""):
+        (tmp_path / "x_train.npy").write_bytes(damage)
+        with pytest.raises(DataError, match="holds no complete shards"):
+            open_shards(tmp_path)
+    (tmp_path / "x_train.npy").write_bytes(whole)
+    (tmp_path / "meta.json").write_text("{}")
+    with pytest.raises(DataError, match="holds no complete shards"):
+        open_shards(tmp_path)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from secateur import models
-from secateur.errors import ModelError
+from secateur.errors import MissingExtraError, ModelError
 from secateur.training import tensors_of
 
 COUNTS = [
@@ -17,6 +17,8 @@ COUNTS = [
     ("sparsifycnn", (3, 32, 32), 10, {}, 1_609_930),
     ("vgg16", (3, 32, 32), 100, {}, 14_774_436),
     ("resnet20", (3, 32, 32), 10, {}, 272_474),
+    ("resnet18", (3, 32, 32), 10, {}, 11_173_962),
+    ("smallcnn", (1, 8, 8), 10, {}, 160 + 4_640 + 8_256 + 650),
 ]
 
 
@@ -30,6 +32,23 @@ def test_charlstm_has_the_leaf_count_and_reads_tokens():
     model = models.build("charlstm", input_shape=(80,), outputs=80, tokens=True)
     assert sum(p.numel() for p in model.parameters()) == 819_920
     assert model(torch.randint(0, 80, (3, 80))).shape == (3, 80)
+
+
+def test_charlstm_knows_every_symbol_that_its_outputs_name():
+    for outputs, options, symbols in ((97, {}, 97), (2, {}, 80), (2, {"vocabulary": 30}, 30)):
+        small = {"hidden": 4, **options}
+        model = models.build("charlstm", input_shape=(80,), outputs=outputs, tokens=True, options=small)
+        assert model.embedding.num_embeddings == symbols
+
+
+@pytest.mark.parametrize("name", sorted(models.names()))
+def test_every_model_can_be_traced_and_its_trace_agrees(name):
+    tokens = name == "charlstm"
+    shape = (80,) if tokens else (3, 32, 32)
+    options = {"charlstm": {"hidden": 4}, "resnet18": {"width": 8}}.get(name)
+    model = models.build(name, input_shape=shape, outputs=5, tokens=tokens, options=options).eval()
+    x = torch.randint(0, 80, (2, *shape)) if tokens else torch.rand(2, *shape)
+    assert torch.equal(fx.symbolic_trace(model)(x), model(x))
 
 
 @pytest.mark.parametrize("name", sorted(set(models.names()) - {"charlstm"}))
@@ -86,6 +105,53 @@ def test_lstm_keeps_torchs_defaults():
     assert (set_.fc.bias == 0).all()
 
 
+def test_a_bias_set_on_purpose_can_be_kept(monkeypatch, tmp_path):
+    (tmp_path / "biased.py").write_text(
+        "from torch import nn\n\ndef net(input_shape, outputs):\n"
+        "    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, outputs))\n"
+        "    nn.init.constant_(model[1].bias, -2.0)\n"
+        "    model[1].keep_bias = True\n    return model\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    model = models.build("biased:net", input_shape=(4,), outputs=3)
+    assert model[0].bias.tolist() == [0.0] * 4
+    assert model[1].bias.tolist() == [-2.0] * 3
+
+
+def test_whatever_their_code_raises_is_one_clear_line(monkeypatch, tmp_path):
+    (tmp_path / "their_broken.py").write_text(
+        "from torch import nn\nfrom secateur.errors import MissingExtraError\n\n"
+        "class Pair(nn.Module):\n    def __init__(self, shape, outputs):\n        super().__init__()\n"
+        "    def forward(self, x):\n        return x, x\n"
+        "def key(shape, outputs):\n    return {}['nope']\n"
+        "def zero(shape, outputs):\n    return 1 / 0\n"
+        "def extra(shape, outputs):\n    raise MissingExtraError('pip install theirs')\n"
+    )
+    (tmp_path / "their_syntax.py").write_text("def (\n")
+    (tmp_path / "their_import.py").write_text("raise RuntimeError('at\\nimport')\n")
+    (tmp_path / "their_extra.py").write_text(
+        "from secateur.errors import MissingExtraError\nraise MissingExtraError('pip install theirs')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, says in {
+        "their_broken:Pair": "returns tuple, a tensor of logits is expected",
+        "their_broken:key": "KeyError: 'nope'",
+        "their_broken:zero": "ZeroDivisionError",
+        "their_syntax:net": "importing their_syntax failed: SyntaxError",
+        "their_import:net": "importing their_import failed: RuntimeError: at import",
+        "builtins:dict": "TypeError",
+        ":net": "give your own model as module:factory",
+        ".their_broken:key": "give your own model as module:factory",
+        "their_broken:": "give your own model as module:factory",
+    }.items():
+        with pytest.raises(ModelError, match=says) as caught:
+            models.build(name, input_shape=(4,), outputs=2)
+        assert "\n" not in str(caught.value)
+    for name in ("their_broken:extra", "their_extra:net"):
+        with pytest.raises(MissingExtraError, match="pip install theirs"):
+            models.build(name, input_shape=(4,), outputs=2)
+
+
 def test_your_own_factory_by_module_and_name(monkeypatch, tmp_path):
     (tmp_path / "their_models.py").write_text(
         "from torch import nn\n\ndef net(input_shape, outputs, **options):\n"
@@ -118,6 +184,8 @@ def test_your_own_factory_by_module_and_name(monkeypatch, tmp_path):
         ("vgg16", (3, 8, 8), {}, "at least 32x32"),
         ("sparsifycnn", (3, 4, 32), {}, "at least 8x8"),
         ("mlp", (64,), {"hidden": "x"}, "cannot take inputs"),
+        ("mlp", (64,), {"outputs": 2}, "unknown option of model mlp 'outputs'"),
+        ("resnet20", (3, 32, 32), {"groups": 0}, "ZeroDivisionError"),
     ],
 )
 def test_refusals(name, shape, options, says):

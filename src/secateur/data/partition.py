@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from secateur.errors import ConfigError, DataError, need
+from secateur.errors import ConfigError, DataError, check, need
 from secateur.streams import derive, stream
 
 _SMALLEST = 2
@@ -41,14 +44,17 @@ def parse(spec: str) -> tuple[str, float]:
 def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int) -> list[np.ndarray]:
     """Return the row numbers of each client, ascending.
 
-    ``pathological:K`` gives client i the class i mod C and K - 1 others at random, so that every class is
-    held by someone. ``natural`` takes the largest ids where there are more ids than clients.
+    ``iid`` and ``dirichlet`` give every row to one client; ``dirichlet`` leaves no client with fewer than 2
+    rows and does not even out the sizes. ``pathological:K`` gives client i the class i mod C and K - 1 others
+    at random: with at least C clients every class is held by someone, with fewer the rows of a class that
+    nobody drew are left out. ``natural`` takes the largest ids where there are more ids than clients, and
+    leaves out the rows of the others.
 
     Args:
         labels: class of each row, shape (n,).
         ids: natural client of each row, or None.
         spec: see ``parse``.
-        clients: K.
+        clients: how many.
         seed: of the run.
 
     Raises:
@@ -56,6 +62,7 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
             library cannot make.
     """
     kind, value = parse(spec)
+    check(clients >= 1, name="data.clients", value=clients, must="be at least 1", error=DataError)
     if clients > len(labels):
         raise DataError(f"data.clients = {clients}: there are only {len(labels)} training rows to spread")
     order = torch.randperm(len(labels), generator=stream(seed, "partition")).numpy()
@@ -80,15 +87,17 @@ def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
         raise DataError(
             f"data.clients = {clients}: the data set has {len(values)} natural ids; ask for at most that many"
         )
-    largest = np.sort(values[np.argsort(-counts, kind="stable")[:clients]])
+    largest = values[np.argsort(-counts, kind="stable")[:clients]]
+    rows = np.flatnonzero(np.isin(ids, largest))
     datasets, partitioners = _libraries()
     made = partitioners.NaturalIdPartitioner(partition_by="id")
-    made.dataset = datasets.Dataset.from_dict({"id": ids, "row": np.arange(len(ids))})
+    made.dataset = datasets.Dataset.from_dict({"id": ids[rows], "row": rows})
     found = {}
-    for number in range(len(values)):
-        part = made.load_partition(number)
-        found[part["id"][0]] = np.sort(np.array(part["row"]))
-    return [found[value] for value in largest]
+    with _quiet():
+        for number in range(clients):
+            part = made.load_partition(number)
+            found[part["id"][0]] = np.sort(np.array(part["row"]))
+    return [found[value] for value in sorted(found)]
 
 
 def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int) -> list[np.ndarray]:
@@ -106,14 +115,21 @@ def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int)
         )
     made.dataset = datasets.Dataset.from_dict({"label": labels, "row": np.arange(len(labels))})
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the library warns of each draw that it repeats
+        with _quiet():
             return [np.array(made.load_partition(client)["row"], dtype=np.int64) for client in range(clients)]
     except (ValueError, IndexError) as broken:
         message = " ".join(str(broken).split())[:200]
         raise DataError(
             f"data.partition = '{kind}:{value:g}' over {clients} clients cannot be made: {message}"
         ) from broken
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the library: it warns of each draw that it repeats and shows progress on standard error."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _libraries() -> tuple[Any, Any]:

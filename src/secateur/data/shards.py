@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from secateur.data.sources import Kind, Source, Task
+from secateur.errors import DataError
 from secateur.streams import stream
 
 _META = "meta.json"
@@ -121,13 +122,21 @@ def make_shards(
 
 
 def open_shards(folder: Path) -> Shards:
-    """Map the shards in ``folder``; pages are shared between processes and copied only if written to."""
-    meta = json.loads((folder / _META).read_text())
-    meta["train"], meta["local"] = tuple(meta["train"]), tuple(meta["local"])
-    arrays = {}
-    for name in _ARRAYS:
-        path = folder / f"{name}.npy"
-        # an array without rows cannot be mapped
-        empty = name.endswith("_local") and not meta["local"][-1]
-        arrays[name] = np.load(path) if empty else np.load(path, mmap_mode="c")
-    return Shards(Meta(**meta), arrays)
+    """Map the shards in ``folder``; pages are shared between processes and copied only if written to.
+
+    Raises:
+        DataError: the folder holds no shards, or their files are damaged.
+    """
+    try:
+        meta = json.loads((folder / _META).read_text())
+        meta["train"], meta["local"] = tuple(meta["train"]), tuple(meta["local"])
+        arrays = {}
+        for name in _ARRAYS:
+            path = folder / f"{name}.npy"
+            # an array without rows cannot be mapped
+            empty = name.endswith("_local") and not meta["local"][-1]
+            arrays[name] = np.load(path) if empty else np.load(path, mmap_mode="c")
+        return Shards(Meta(**meta), arrays)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as broken:
+        message = " ".join(str(broken).split())
+        raise DataError(f"{folder} holds no complete shards ({message}): make them again from the data") from broken

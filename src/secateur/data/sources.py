@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import gzip
 import inspect
+import math
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,9 @@ from secateur.streams import stream
 Kind = Literal["image", "tokens", "tabular"]
 Task = Literal["classification", "regression"]
 WINDOW = 80
+# LEAF's vocabulary of 80, in its order
+LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
+_CODES = {letter: code for code, letter in enumerate(LETTERS)}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,13 @@ def load(spec: str, *, seed: int) -> Source:
         raise unknown("data source", name, _LOADERS, error=DataError)
     if name != "digits" and not argument:
         raise DataError(f"data {spec!r}: say where it is, as {names()[name].name}")
-    return _LOADERS[name](argument, seed)
+    source = _LOADERS[name](argument, seed)
+    if not len(source.x_train) or not len(source.x_test):
+        raise DataError(f"data {spec!r} has {len(source.x_train)} training and {len(source.x_test)} test rows")
+    if source.x_train.shape[1:] != source.x_test.shape[1:]:
+        shapes = f"{source.x_train.shape[1:]} and {source.x_test.shape[1:]}"
+        raise DataError(f"data {spec!r} has training and test rows of different shapes: {shapes}")
+    return source
 
 
 def _digits(argument: str, seed: int) -> Source:
@@ -128,13 +139,13 @@ def _read_idx(path: Path, dims: int) -> np.ndarray:
         raw = gzip.decompress(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path} is missing: the folder must hold the four idx .gz files of the data set") from None
-    except (OSError, EOFError) as broken:
+    except (OSError, EOFError, zlib.error) as broken:
         raise DataError(f"{path} is not a complete gzip file ({broken}): fetch it again") from broken
     head = 4 + 4 * dims
     if len(raw) < head or raw[:4] != bytes([0, 0, 8, dims]):
         raise DataError(f"{path} is not an idx file of unsigned bytes in {dims} dimensions")
     shape = struct.unpack(f">{dims}I", raw[4:head])
-    if len(raw) - head != int(np.prod(shape)) or not shape[0]:
+    if len(raw) - head != math.prod(shape) or not shape[0]:
         raise DataError(f"{path} announces {shape} but holds {len(raw) - head} bytes")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
@@ -183,29 +194,50 @@ def _text(argument: str, seed: int) -> Source:
     vocabulary = sorted(set(text))
     if len(vocabulary) > 255 or len(text) <= WINDOW:
         raise DataError(f"{path}: {len(vocabulary)} distinct characters, {len(text)} in all; at most 255, more than 80")
-    rows: dict[str, list[tuple[np.ndarray, int, int]]] = {"train": [], "test": []}
-    for number, speech in enumerate(_roles(text)):
-        codes = np.searchsorted(vocabulary, list(speech)).astype(np.uint8)
-        starts = range(0, len(codes) - WINDOW, WINDOW // 8)
-        for at in starts:
-            part = "test" if at >= 0.9 * len(codes) - WINDOW else "train"
-            rows[part].append((codes[at : at + WINDOW], int(codes[at + WINDOW]), number))
-    arrays = {part: [np.array(column) for column in zip(*found, strict=True)] for part, found in rows.items()}
-    if not arrays["train"] or not arrays["test"]:
+    codes = [np.searchsorted(vocabulary, list(speech)).astype(np.uint8) for speech in _roles(text)]
+    x, y, ids, late = _windows(codes)
+    if late.all() or not late.any():
         raise DataError(f"{path}: no role speaks long enough for a window of {WINDOW} characters and a test part")
-    (x, y, ids), (x_test, y_test, _) = arrays["train"], arrays["test"]
-    outputs = max(80, len(vocabulary))
-    return Source(f"text:{path.name}", x, y.astype(np.int64), x_test, y_test.astype(np.int64), ids, outputs, "tokens")
+    outputs = max(len(LETTERS), len(vocabulary))
+    return Source(f"text:{path.name}", x[~late], y[~late], x[late], y[late], ids[~late], outputs, "tokens")
+
+
+def _windows(texts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cut texts into windows, each with the character after it.
+
+    Returns:
+        windows (n, 80), next characters (n,), number of the text (n,), and whether the character to predict
+        is in the last tenth of its text: such characters are the test part and no training row's target.
+    """
+    rows = [np.zeros((0, WINDOW + 1), np.uint8)]
+    ids, late = [np.zeros(0, np.int64)], [np.zeros(0, np.bool_)]
+    for number, codes in enumerate(texts):
+        if len(codes) > WINDOW:
+            rows.append(np.lib.stride_tricks.sliding_window_view(codes, WINDOW + 1)[:: WINDOW // 8])
+            ids.append(np.full(len(rows[-1]), number))
+            late.append(np.arange(len(rows[-1])) * (WINDOW // 8) >= 0.9 * len(codes) - WINDOW)
+    found = np.concatenate(rows)
+    return found[:, :WINDOW].copy(), found[:, WINDOW].astype(np.int64), np.concatenate(ids), np.concatenate(late)
 
 
 def _roles(text: str) -> list[str]:
-    """Join what each role says; a text without roles is one."""
+    """Join what each role says; a paragraph without a role's name goes on with the last one's."""
     speeches: dict[str, list[str]] = {}
+    role = ""
     for block in text.split("\n\n"):
-        name, colon, said = block.strip("\n").partition(":\n")
+        name, colon, said = (block.strip("\n") + "\n").partition(":\n")
         if colon and "\n" not in name:
-            speeches.setdefault(name, []).append(said + "\n")
-    return ["".join(parts) for parts in speeches.values()] or [text]
+            role = name
+        else:
+            said = block.strip("\n")
+        if said:
+            speeches.setdefault(role, []).append(said.rstrip("\n") + "\n")
+    return [text] if set(speeches) == {""} else ["".join(parts) for parts in speeches.values()]
+
+
+def _letters(text: str | None) -> np.ndarray:
+    """Return LEAF's codes; what is not among its letters is a space."""
+    return np.array([_CODES.get(letter, _CODES[" "]) for letter in text or ""], dtype=np.uint8)
 
 
 def _hub(argument: str, seed: int) -> Source:
@@ -213,73 +245,131 @@ def _hub(argument: str, seed: int) -> Source:
 
     Reference: Lhoest et al., Datasets, arXiv 2109.02846
     """
-    datasets = need("datasets", install="secateur[hub]")
     name, _, id_column = argument.partition("#")
+    parts = _hub_splits(name)
+    features = parts["train"].features
+    ids = None
+    if id_column:
+        if id_column not in features:
+            raise DataError(f"data set {name!r} has no column {id_column!r}, only {sorted(features)}")
+        written = np.array(parts["train"][id_column][:])
+        # rows without an id (None) cannot be sorted beside others; as text they are one client
+        ids = np.unique(written.astype(str) if written.dtype == object else written, return_inverse=True)[1]
+    inputs = {column: feature for column, feature in features.items() if column != id_column}
+    label = _label_column(inputs)
+    image, text = _input_columns({column: feature for column, feature in inputs.items() if column != label})
+    if image is None and text is None:
+        raise DataError(f"data set {name!r} has neither an image nor a text column: {sorted(features)}")
+    if label is None:
+        if image is not None or text is None:
+            raise DataError(f"data set {name!r} has no class label among its columns {sorted(features)}")
+        return _hub_characters(f"hub:{argument}", parts, text, ids)
+    kind: Kind = "tokens" if image is None else "image"
+    arrays = {
+        part: (_texts(rows[text]) if image is None else _images(name, rows[image]), _targets(name, rows, label))
+        for part, rows in parts.items()
+    }
+    x, y = arrays["train"]
+    if "test" in arrays:
+        x_test, y_test = arrays["test"]
+    else:
+        train, test = _hold_out(y, seed)
+        x_test, y_test, x, y, ids = x[test], y[test], x[train], y[train], None if ids is None else ids[train]
+    classes = getattr(features[label], "num_classes", None) or 0
+    outputs = max(classes, int(np.concatenate([y, y_test]).max(initial=-1)) + 1)
+    return Source(f"hub:{argument}", x, y, x_test, y_test, ids, outputs, kind)
+
+
+def _hub_splits(name: str) -> dict[str, Any]:
+    """Return the train split and, where there is one, the test split."""
+    datasets = need("datasets", install="secateur[hub]")
+    datasets.disable_progress_bars()
+    folder = Path(name).expanduser()
     try:
-        on_disk = Path(name, "dataset_dict.json").exists() or Path(name, "dataset_info.json").exists()
-        found = datasets.load_from_disk(name) if on_disk else datasets.load_dataset(name)
+        on_disk = (folder / "dataset_dict.json").exists() or (folder / "dataset_info.json").exists()
+        found = datasets.load_from_disk(folder) if on_disk else datasets.load_dataset(name)
     except Exception as broken:
         raise DataError(f"data set {name!r} cannot be loaded: {' '.join(str(broken).split())[:300]}") from broken
     parts = found if isinstance(found, dict) else {"train": found}
     if "train" not in parts:
         raise DataError(f"data set {name!r} has no split named train, only {sorted(parts)}")
-    features = parts["train"].features
-    label = _label_column(name, features)
-    arrays = {part: _columns(name, rows, features, label) for part, rows in parts.items() if part in {"train", "test"}}
-    ids = None
-    if id_column:
-        if id_column not in features:
-            raise DataError(f"data set {name!r} has no column {id_column!r}, only {sorted(features)}")
-        ids = np.unique(np.array(parts["train"][id_column]), return_inverse=True)[1]
-    (x, y), kind = arrays["train"][:2], arrays["train"][2]
-    if "test" in arrays:
-        x_test, y_test = arrays["test"][:2]
+    return {part: rows for part, rows in parts.items() if part in {"train", "test"}}
+
+
+def _hub_characters(shown: str, parts: dict[str, Any], column: str, ids: np.ndarray | None) -> Source:
+    """Next-character prediction on a text column without labels; each natural id, or each row, is one text."""
+    rows = [_letters(text) for text in parts["train"][column]]
+    if ids is not None:
+        rows = [np.concatenate([rows[at] for at in np.flatnonzero(ids == k)]) for k in range(ids.max() + 1)]
+    x, y, text, late = _windows(rows)
+    if "test" in parts:
+        x_test, y_test = _windows([_letters(line) for line in parts["test"][column]])[:2]
     else:
-        train, test = _hold_out(y, seed)
-        x_test, y_test, x, y, ids = x[test], y[test], x[train], y[train], None if ids is None else ids[train]
-    return Source(f"hub:{argument}", x, y, x_test, y_test, ids, int(max(y.max(), y_test.max())) + 1, kind)
+        x_test, y_test = x[late], y[late]
+        x, y, text = x[~late], y[~late], text[~late]
+    return Source(shown, x, y, x_test, y_test, text, len(LETTERS), "tokens")
 
 
-def _label_column(name: str, features: Any) -> str:
+def _label_column(features: dict[str, Any]) -> str | None:
     for column, feature in features.items():
         if type(feature).__name__ == "ClassLabel":
-            return str(column)
-    for column in ("label", "labels", "fine_label"):
-        if column in features:
             return column
-    raise DataError(f"data set {name!r} has no class label among its columns {sorted(features)}")
+    return next((column for column in ("label", "labels", "fine_label") if column in features), None)
 
 
-def _columns(name: str, rows: Any, features: Any, label: str) -> tuple[np.ndarray, np.ndarray, Kind]:
-    y = np.array(rows[label], dtype=np.int64)
-    for column, feature in features.items():
-        if type(feature).__name__ == "Image":
-            return _images(name, rows, column), y, "image"
-    for column, feature in features.items():
-        if getattr(feature, "dtype", "") in {"string", "large_string"}:
-            codes = [[min(ord(c), 127) for c in text[:WINDOW]] for text in rows[column]]
-            padded = [row + [0] * (WINDOW - len(row)) for row in codes]
-            return np.array(padded, dtype=np.uint8), y, "tokens"
-    raise DataError(f"data set {name!r} has neither an image nor a text column: {sorted(features)}")
+def _input_columns(features: dict[str, Any]) -> tuple[str | None, str | None]:
+    images = [column for column, feature in features.items() if type(feature).__name__ == "Image"]
+    texts = [c for c, feature in features.items() if getattr(feature, "dtype", "") in {"string", "large_string"}]
+    return images[0] if images else None, texts[0] if texts else None
 
 
-def _images(name: str, rows: Any, column: str) -> np.ndarray:
-    pixels = [np.asarray(image.convert("L") if image.mode == "1" else image, np.uint8) for image in rows[column]]
+def _targets(name: str, rows: Any, label: str) -> np.ndarray:
+    y = np.array(rows[label][:])
+    if y.size and (y.dtype.kind not in "iub" or y.min() < 0):
+        raise DataError(
+            f"data set {name!r}: column {label!r} must hold a class 0, 1, ... for each row; "
+            "map names to numbers, and drop rows (or the test split) without a label"
+        )
+    return y.astype(np.int64)
+
+
+def _texts(texts: Any) -> np.ndarray:
+    """Return the first 80 characters of each text, filled up with line ends (code 0)."""
+    found = np.zeros((len(texts), WINDOW), np.uint8)
+    for row, text in enumerate(texts):
+        codes = _letters((text or "")[:WINDOW])
+        found[row, : len(codes)] = codes
+    return found
+
+
+def _images(name: str, images: Any) -> np.ndarray:
+    """Return images (n, channels, height, width): one channel if all are grey, else RGB, or RGBA if all are."""
+    pictures = list(images)
+    modes = {getattr(picture, "mode", "missing") for picture in pictures}
+    if not modes <= {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"}:
+        raise DataError(f"data set {name!r} has images that are missing or not of 8 bits: {sorted(modes)}")
+    mode = "L" if modes <= {"1", "L"} else "RGBA" if modes == {"RGBA"} else "RGB"
+    pixels = [np.asarray(picture.convert(mode), np.uint8) for picture in pictures]
     shapes = {p.shape for p in pixels}
-    if len(shapes) != 1:
+    if len(shapes) > 1:
         raise DataError(f"data set {name!r} has images of {len(shapes)} different shapes; resize them to one first")
+    if not pixels:
+        return np.zeros((0, 1, 1, 1), np.uint8)
     stacked = np.stack(pixels)
     return np.ascontiguousarray(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))
 
 
 def _hold_out(y: np.ndarray, seed: int, fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-    """Return (train rows, test rows): a seeded ``fraction`` of each class for the test, at least one row."""
+    """Return (train rows, test rows): a seeded ``fraction`` of each class for the test.
+
+    At least one row of a class is held out, unless it is the only one.
+    """
     generator = stream(seed, "hold out")
     test = []
     for label in np.unique(y):
         rows = np.flatnonzero(y == label)
         order = torch.randperm(len(rows), generator=generator).numpy()
-        test.append(rows[order[: max(1, round(fraction * len(rows)))]])
+        test.append(rows[order[: min(len(rows) - 1, max(1, round(fraction * len(rows))))]])
     chosen = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(y)), chosen), chosen
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.errors import ModelError, unknown
+from secateur.errors import ModelError, SecateurError, unknown
 from secateur.models import tabular, text, vision
 from secateur.streams import global_stream
 
@@ -70,21 +70,16 @@ def build(
     """
     factory = _find(name)
     options = dict(options or {})
-    accepted = inspect.signature(factory).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        for option in options:
-            if option not in accepted:
-                raise unknown(f"option of model {name}", option, list(accepted)[2:], error=ModelError)
+    _check_options(name, factory, options)
     with global_stream(seed, "init"):
         try:
-            model = factory(input_shape, outputs, **options)
-            if not isinstance(model, nn.Module):
-                raise ModelError(f"model {name!r}: the factory returned {type(model).__name__}, not a torch.nn.Module")
+            model = _module(name, factory(input_shape, outputs, **options))
             initialise(model, init)
             _try(model, input_shape, outputs, tokens=tokens)
-        except (RuntimeError, TypeError, ValueError, IndexError) as broken:
-            message = " ".join(str(broken).split())
-            raise ModelError(f"model {name!r} cannot take inputs of shape {input_shape}: {message}") from broken
+        except SecateurError:
+            raise
+        except Exception as broken:  # a factory may be anyone's code
+            raise ModelError(f"model {name!r} cannot take inputs of shape {input_shape}: {_line(broken)}") from broken
     return model
 
 
@@ -93,8 +88,11 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
     ``xavier_normal`` (gain 1; AutoFLIP), ``xavier_uniform`` (Glorot uniform; FedSparsify) and
     ``kaiming_normal`` (for ReLU) set the weights of convolutions and linear layers and zero their biases;
-    LSTM, embedding and normalisation keep torch's defaults. ``torch`` changes nothing, which is also the
-    scheme for a model that sets its own biases.
+    LSTM, embedding and normalisation keep torch's defaults. ``torch`` changes nothing.
+
+    A layer with the attribute ``keep_bias = True`` keeps the bias that its model gave it.
+
+    Reference: Glorot and Bengio, AISTATS 2010 (xavier); He et al., arXiv 1502.01852 (kaiming).
     """
     schemes: dict[str, Callable[[torch.Tensor], object]] = {
         "xavier_normal": nn.init.xavier_normal_,
@@ -108,7 +106,7 @@ def initialise(model: nn.Module, scheme: str) -> None:
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
             schemes[scheme](module.weight)
-            if module.bias is not None:
+            if module.bias is not None and not getattr(module, "keep_bias", False):
                 nn.init.zeros_(module.bias)
 
 
@@ -118,13 +116,42 @@ def _find(name: str) -> Factory:
             raise unknown("model", name, _factories(), error=ModelError)
         return _factories()[name]
     module, _, attribute = name.partition(":")
+    if not attribute or not all(part.isidentifier() for part in module.split(".")):
+        raise ModelError(f"model {name!r}: give your own model as module:factory, for example my_models:net")
     try:
         factory: Factory = getattr(importlib.import_module(module), attribute)
+    except SecateurError:
+        raise
     except (ImportError, AttributeError) as broken:
         raise ModelError(f"model {name!r}: {broken}; give it as module:factory") from broken
+    except Exception as broken:  # importing runs anyone's code
+        raise ModelError(f"model {name!r}: importing {module} failed: {_line(broken)}") from broken
     if not callable(factory):
         raise ModelError(f"model {name!r}: {attribute} is not callable")
     return factory
+
+
+def _module(name: str, made: object) -> nn.Module:
+    if not isinstance(made, nn.Module):
+        raise ModelError(f"model {name!r}: the factory returned {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> None:
+    try:
+        accepted = inspect.signature(factory).parameters
+    except ValueError:  # a factory written in C has none; calling it will tell
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return
+    known = list(accepted)[2:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of model {name}", option, known, error=ModelError)
+
+
+def _line(broken: Exception) -> str:
+    return f"{type(broken).__name__}: {' '.join(str(broken).split())}"
 
 
 def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
@@ -134,5 +161,7 @@ def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, *, tokens
     with torch.no_grad():
         output = model(torch.zeros((2, *input_shape), dtype=dtype))
     model.train(was_training)
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(f"the model returns {type(output).__name__}, a tensor of logits is expected")
     if tuple(output.shape) != (2, outputs):
         raise ModelError(f"the model returns shape {tuple(output.shape)} for a batch of 2, (2, {outputs}) is expected")

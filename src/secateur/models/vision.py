@@ -102,7 +102,7 @@ class SparsifyCNN(nn.Sequential):
     """
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int, *, dropout: float = 0.2) -> None:
-        """Make the network; height and width must be multiples of 8."""
+        """Make the network; height and width are at least 8, and rounded down to multiples of 8 by its pools."""
         plan: list[int | str] = [64, 64, "M", "N", 128, 128, "M", "N", 128, 128, "M"]
         super().__init__()
         self.features = nn.Sequential(*_blocks(_channels(input_shape, least=8), plan, norm_each=False))
@@ -122,29 +122,11 @@ class VGG16(nn.Sequential):
     """
 
     def __init__(self, input_shape: tuple[int, ...], outputs: int) -> None:
-        """Make the network; height and width must be multiples of 32."""
-        widths: list[int | str] = [
-            64,
-            64,
-            "M",
-            128,
-            128,
-            "M",
-            256,
-            256,
-            256,
-            "M",
-            512,
-            512,
-            512,
-            "M",
-            512,
-            512,
-            512,
-            "M",
-        ]
+        """Make the network; height and width are at least 32, and rounded down to multiples of 32 by its pools."""
+        plan: list[int | str] = [64, 64, "M", 128, 128, "M"]
+        plan += [256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"]
         super().__init__()
-        self.features = nn.Sequential(*_blocks(_channels(input_shape, least=32), widths, norm_each=True))
+        self.features = nn.Sequential(*_blocks(_channels(input_shape, least=32), plan, norm_each=True))
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(512 * (input_shape[1] // 32) * (input_shape[2] // 32), outputs)
 
