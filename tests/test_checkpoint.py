@@ -137,3 +137,15 @@ def test_ship_writes_dense_layout_and_mask(tmp_path):
 def test_append_needs_a_writable_place(tmp_path):
     with pytest.raises(CheckpointError, match="cannot write"):
         checkpoint.append(tmp_path / "no folder" / "rounds.jsonl", "x")
+
+
+def test_a_failed_write_says_what_to_do_and_leaves_no_rest(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write .*untouched.*secateur resume"):
+        checkpoint.write(tmp_path / "no folder" / "file", b"x")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(CheckpointError, match="cannot write"):
+        checkpoint.write(tmp_path / "taken", b"x")  # a folder cannot be replaced by a file
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+    checkpoint.write(tmp_path / "file", b"old")
+    checkpoint.write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"

@@ -137,3 +137,27 @@ def test_interrupt(monkeypatch, capsys):
         cli.main()
     assert stopped.value.code == 130
     assert "secateur resume" in capsys.readouterr().err
+
+
+def test_run_and_resume_in_this_process(tmp_path, monkeypatch, capsys):
+    """The same as a user would type, with the worker inside this process."""
+
+    def typed(*arguments):
+        monkeypatch.setattr(sys, "argv", ["secateur", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code in {0, None}
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    inline = [q if q != "1" else "0" for q in QUICK]
+    out = typed("run", "fedsparsify", *inline[:-2], "--set", "schedule.sparsity=0.5")
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"secateur resume runs/{folder.name}" in out
+    assert "dense FedAvg" in out
+    assert json.loads((folder / "summary.json").read_text())["final"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    (folder / "dense" / "summary.json").unlink()  # as if it had been stopped just before its end
+    assert "dense FedAvg" in typed("resume", folder, "--workers", "0")
+    alone = typed("run", "random", *inline[:-2], "--no-dense", "--out", "alone")
+    assert "dense FedAvg" not in alone
+    assert not (tmp_path / "alone" / "dense").exists()

@@ -1,11 +1,13 @@
 """Runs: folders, workers, resuming after kills, personal state, records, local scores."""
 
+import errno
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.config import Runtime
-from secateur.errors import CheckpointError, ConfigError
+from secateur.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -285,3 +287,69 @@ def test_federation_makes_shards_and_removes_them():
 
         assert open_shards(folder).clients == 5
     assert not folder.exists()
+
+
+def test_what_a_method_does_not_read_is_still_counted(tmp_path, monkeypatch, shards):
+    """A method that looks at the first reply only: all of them were carried, and all are in the ledger."""
+    (tmp_path / "their_hasty.py").write_text(
+        '"""Take the first reply.\n\nReference: none\n"""\n'
+        "from dataclasses import dataclass\nfrom secateur.composition import Composition\n"
+        "from secateur.method import Replies\n\n"
+        "@dataclass(frozen=True)\nclass Hasty(Composition):\n"
+        "    def absorb(self, state, replies):\n"
+        "        first = [next(iter(replies))]\n"
+        "        return super().absorb(state, Replies(replies.ask, first))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    play(small("their_hasty"), tmp_path / "hasty", shards)
+    play(small("fedavg"), tmp_path / "plain", shards)
+    hasty, plain = rows_of(tmp_path / "hasty"), rows_of(tmp_path / "plain")
+    assert [r["bytes_up"] for r in hasty] == [r["bytes_up"] for r in plain]
+    assert [r["processed"] for r in hasty] == [r["processed"] for r in plain]
+    assert not same(model_of(tmp_path / "hasty"), model_of(tmp_path / "plain"))
+
+
+def test_a_disk_without_room_for_the_shards_is_one_clear_error(monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = set(Path(tempfile.gettempdir()).glob("secateur-*"))
+    monkeypatch.setattr(runs, "make_shards", full)
+    with (
+        pytest.raises(DataError, match="No space left on device; set TMPDIR"),
+        runs.federation(small(data={"clients": 5, "partition": "iid"})),
+    ):
+        pass
+    assert set(Path(tempfile.gettempdir()).glob("secateur-*")) <= before
+
+
+def test_a_log_that_cannot_be_opened_is_one_clear_error(tmp_path, shards):
+    study = small()
+    runs.reserve(tmp_path / "run", study)
+    (tmp_path / "run" / "run.log").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot write .*run\.log"):
+        runs.resume(tmp_path / "run", INLINE, shards=shards)
+    (tmp_path / "run" / "run.log").rmdir()
+    assert runs.resume(tmp_path / "run", INLINE, shards=shards)["phases"]["train"]["asks"] == 4
+
+
+def test_a_disk_that_fills_in_mid_run_stops_it_and_a_resume_goes_on(tmp_path, monkeypatch, shards):
+    """The third checkpoint cannot be written: the run stops, the second is intact, and nothing differs in the end."""
+    study = small("autoflip")
+    play(study, tmp_path / "whole", shards)
+    original, calls = checkpoint.save, []
+
+    def save(folder, state, extra):
+        calls.append(state.round)
+        if len(calls) == 3:
+            raise CheckpointError("cannot write: No space left on device")
+        original(folder, state, extra)
+
+    runs.reserve(tmp_path / "run", study)
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(CheckpointError, match="No space left"):
+        runs.resume(tmp_path / "run", INLINE, shards=shards)
+    assert len(rows_of(tmp_path / "run")) == 3  # the record of what was not checkpointed is cut off again
+    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
+    assert [r["round"] for r in rows_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
