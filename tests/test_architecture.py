@@ -28,7 +28,6 @@ LAYERS = [
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-SHARED = {("streams", "errors")}
 
 
 def unit(path):
