@@ -17,13 +17,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 LAYERS = [
     {"errors", "streams"},
     {"pruning", "wire", "engines", "cost", "models", "data"},
-    {"training", "aggregation", "report"},
+    {"training", "aggregation", "link", "report"},
     {"method"},
     {"exploration"},
     {"composition"},
     {"methods"},
     {"config"},
     {"client", "checkpoint", "catalogue"},
+    {"exchange"},
     {"run"},
     {"cli"},
 ]

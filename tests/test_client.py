@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 
 from helpers import small, tiny_shards
 from secateur import client
@@ -66,7 +67,8 @@ def test_the_mask_is_not_sent_back(participant):
 
 
 def test_evaluation_scores_the_local_test_split(participant):
-    reply, kept = participant(1, request(participant, client.EVALUATE), b"what it keeps")
+    memory = safetensors.save({"theirs": torch.ones(2)})
+    reply, kept = participant(1, request(participant, client.EVALUATE), memory)
     message = decode(reply, Expected({}, scalars={**client.SCORES, client.SECONDS: float}))
     assert kept is None  # nothing new
     x, y = participant.shards.test(1)

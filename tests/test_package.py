@@ -17,7 +17,7 @@ def test_public_names_are_sorted_and_exist():
         _ = secateur.nothing
 
 
-MODULES = ["errors", "streams", "config", "pruning.allocation", "pruning.criteria"]
+MODULES = ["errors", "streams", "config", "pruning.allocation", "pruning.criteria", "wire.entropy", "wire.reader"]
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -30,7 +30,7 @@ def test_examples_in_docstrings(name):
 
 def test_every_error_is_a_secateur_error():
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(found) == 8
+    assert len(found) == 9
     assert all(issubclass(e, errors.SecateurError) for e in found)
 
 

@@ -61,13 +61,14 @@ def test_evaluation_every_few_rounds_and_always_at_the_end(tmp_path, shards):
     assert ["accuracy" in row for row in rows_of(tmp_path / "run")] == [False, False, True, True]
 
 
-@pytest.mark.parametrize("values", ["fp16", "bf16"])
-def test_half_formats_halve_the_values_and_still_learn(values, tmp_path, shards):
+@pytest.mark.parametrize(("values", "most"), [("fp16", 0.55), ("bf16", 0.55), ("int8", 0.40)])
+def test_smaller_formats_send_less_and_still_learn(values, most, tmp_path, shards):
     full = play(small(), tmp_path / "full", shards)
-    half = play(small("fedavg", f"wire.values={values}"), tmp_path / "half", shards)
-    rows, other = rows_of(tmp_path / "full"), rows_of(tmp_path / "half")
-    assert all(2 * b["down"]["values"] == a["down"]["values"] for a, b in zip(rows, other, strict=True))
-    assert abs(full["final"]["accuracy"] - half["final"]["accuracy"]) < 0.2
+    less = play(small("fedavg", f"wire.values={values}"), tmp_path / "less", shards)
+    rows, other = rows_of(tmp_path / "full"), rows_of(tmp_path / "less")
+    for way in ("down", "up"):
+        assert all(b[way]["values"] < most * a[way]["values"] for a, b in zip(rows, other, strict=True))
+    assert abs(full["final"]["accuracy"] - less["final"]["accuracy"]) < 0.2
 
 
 def test_batch_norm_statistics_travel_and_are_averaged(tmp_path, monkeypatch, shards):
@@ -304,7 +305,7 @@ def test_what_a_method_does_not_read_is_still_counted(tmp_path, monkeypatch, sha
     play(small("their_hasty"), tmp_path / "hasty", shards)
     play(small("fedavg"), tmp_path / "plain", shards)
     hasty, plain = rows_of(tmp_path / "hasty"), rows_of(tmp_path / "plain")
-    assert [r["bytes_up"] for r in hasty] == [r["bytes_up"] for r in plain]
+    assert hasty[0]["bytes_up"] == plain[0]["bytes_up"]  # later rounds train other weights, which shrink otherwise
     assert [r["processed"] for r in hasty] == [r["processed"] for r in plain]
     assert not same(model_of(tmp_path / "hasty"), model_of(tmp_path / "plain"))
 
@@ -339,11 +340,11 @@ def test_a_disk_that_fills_in_mid_run_stops_it_and_a_resume_goes_on(tmp_path, mo
     play(study, tmp_path / "whole", shards)
     original, calls = checkpoint.save, []
 
-    def save(folder, state, extra):
+    def save(folder, state, *rest):
         calls.append(state.round)
         if len(calls) == 3:
             raise CheckpointError("cannot write: No space left on device")
-        original(folder, state, extra)
+        original(folder, state, *rest)
 
     runs.reserve(tmp_path / "run", study)
     monkeypatch.setattr(checkpoint, "save", save)

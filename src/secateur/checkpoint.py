@@ -10,8 +10,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +104,25 @@ class Archive(MutableMapping[str, Tensors]):
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds beside the state: the run's position in its own files."""
+    """What a checkpoint holds: the state, and what the run itself must know to go on.
+
+    Attributes:
+        state: the method's.
+        extra: small facts, such as the run's position in its own files.
+        beside: named groups of tensors.
+    """
 
     state: State
     extra: dict[str, Any]
+    beside: Mapping[str, Tensors] = field(default_factory=dict)
 
 
-def save(folder: Path, state: State, extra: dict[str, Any]) -> None:
-    """Write the checkpoint of ``folder``."""
+def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str, Tensors] | None = None) -> None:
+    """Write the checkpoint of ``folder``; ``extra`` and ``beside`` as in ``Saved``."""
     tensors = {f"weights/{n}": t for n, t in state.weights.items()}
     tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
     tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}
+    tensors |= {f"beside/{k}/{n}": t for k, group in (beside or {}).items() for n, t in group.items()}
     digests = state.archive.digests if isinstance(state.archive, Archive) else {}
     head = {
         "format": 1, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
@@ -148,13 +156,15 @@ def load(folder: Path, setting: Setting) -> Saved:
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
-        group, _, inner = rest.partition("/") if kind == "memory" else ("", "", rest)
+        group, _, inner = rest.partition("/") if kind in {"memory", "beside"} else ("", "", rest)
         parts.setdefault(f"{kind}/{group}", {})[inner] = tensor
-    memory = {k.removeprefix("memory/"): v for k, v in parts.items() if k.startswith("memory/")}
+    memory, beside = (
+        {k.removeprefix(kind): v for k, v in parts.items() if k.startswith(kind)} for kind in ("memory/", "beside/")
+    )
     mask = parts.get("mask/", {}) if head["masked"] else None
     archive = Archive(folder / "archive", head["archive"])
     state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], archive)
-    return Saved(state, head["extra"])
+    return Saved(state, head["extra"], beside)
 
 
 def ship(folder: Path, model: Tensors, mask: Mask | None, study: str) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import torch as safetensors
 from torch import nn
 
-from secateur import training
+from secateur import link, training
 from secateur.config import Study
 from secateur.data.shards import Shards, open_shards
-from secateur.method import Ask, Client, Setting
+from secateur.errors import MaskNotHeldError
+from secateur.link import Kept, Wire
+from secateur.method import TRAIN, Ask, Client, Setting
 from secateur.models import build as build_model
 from secateur.pruning.structure import layout
-from secateur.wire.codec import decode, encode
+from secateur.streams import derive
+from secateur.wire.codec import context_of, decode, encode, lost
 from secateur.wire.message import Expected, Message, Scalar, Spec
 
 EVALUATE = "evaluate"
@@ -55,21 +59,29 @@ class Participant:
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
         """Decode, respond, encode; return the reply and what the client keeps (None: nothing new)."""
         start = time.perf_counter()
-        message = decode(request, self.accepts)
+        kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
+        try:
+            message = decode(request, replace(self.accepts, known=kept.held))
+        except MaskNotHeldError:
+            return lost(request), None
+        if message.mask is not None:
+            kept = replace(kept, held=message.mask)
         scalars = dict(message.scalars)
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
         if phase == EVALUATE:
-            reply, kept = self._evaluate(client, message), state
+            reply = self._evaluate(client, message)
         else:
-            memory = safetensors.load(state) if state else {}
             view = Client(client, self.setting, self.model, self.data(client), self.study.training, memory)
             reply = self.method.respond(ask, view)
-            kept = safetensors.save(view.memory) if view.memory else None
-        told: dict[str, Scalar] = {**reply.scalars, SECONDS: time.perf_counter() - start}
-        answer = encode(replace(reply, scalars=told), values=self.study.wire.values, known=message.mask)
-        return answer, kept if kept != state else None
+            memory = view.memory
+        seed = derive(self.study.seed, "wire", phase, round_, client)
+        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=phase == TRAIN)
+        answer, kept = sending.encode({SECONDS: time.perf_counter() - start})
+        after = memory | kept.tensors()
+        data = safetensors.save(after) if after else None
+        return answer, data if data != state else None
 
     def data(self, client: int) -> training.Data:
         """Return the client's training rows."""
@@ -80,6 +92,44 @@ class Participant:
         score = training.evaluate(self.model, wrap(self.shards, *self.shards.test(client)))
         metric, loss = (score.metric, score.loss) if score.samples else (0.0, 0.0)
         return Message({}, None, {"samples": score.samples, "metric": metric, "loss": loss})
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """A reply on its way out: as the study's wire wants it, with what was left out before, if it is trained weights."""
+
+    wire: Wire
+    request: Message
+    reply: Message
+    kept: Kept
+    context: int
+    seed: int
+    trains: bool
+
+    def encode(self, told: Mapping[str, Scalar]) -> tuple[bytes, Kept]:
+        """Return the payload, and what this end of the link remembers after it."""
+        wanted, sent = self.reply, self.reply
+        if self.trains:
+            wanted, sent = self._shape()
+        sent = replace(sent, scalars={**self.reply.scalars, **told})
+        known = self.request.mask
+        template = {name: Spec(tuple(t.shape), t.dtype) for name, t in self.request.tensors.items()}
+        answer = encode(
+            sent, values=self.wire.values, known=known, template=template, context=self.context, seed=self.seed
+        )
+        if not self.trains or not self.wire.feedback or not self.wire.leaves_out:
+            return answer, self.kept
+        arrived = decode(answer, Expected.of(sent.tensors, mask="optional", known=known))
+        return answer, replace(self.kept, error=link.left_out(wanted, arrived))
+
+    def _shape(self) -> tuple[Message, Message]:
+        """Return what is to be told of the trained weights, and what of it is sent."""
+        reply = self.reply
+        if self.wire.replies != "weights":
+            reply = link.as_update(reply, self.request.tensors)
+        if self.wire.feedback and self.wire.leaves_out:
+            reply = link.add(reply, self.kept.error)
+        return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
 def wrap(shards: Shards, x: torch.Tensor, y: torch.Tensor) -> training.Data:

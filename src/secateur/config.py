@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from secateur import methods
 from secateur.data.partition import parse as parse_partition
 from secateur.errors import ConfigError, unknown
+from secateur.link import Wire
 from secateur.method import Method
 from secateur.training import Training
 
@@ -56,12 +57,6 @@ class ModelSection(_Section):
     options: dict[str, Option | tuple[int, ...]] = Field(default_factory=dict)
 
 
-class WireSection(_Section):
-    """How values travel: fp32 is lossless; fp16 and bf16 round what both sides then use."""
-
-    values: Literal["fp32", "fp16", "bf16"] = "fp32"
-
-
 class Study(_Section):
     """Everything that defines a run's result; two runs of equal studies give equal bits.
 
@@ -82,7 +77,7 @@ class Study(_Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     training: Training = Training()
-    wire: WireSection = WireSection()
+    wire: Wire = Wire()
     options: dict[str, Option] = Field(default_factory=dict)
 
     def build_method(self) -> Method:

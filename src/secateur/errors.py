@@ -38,6 +38,10 @@ class WireError(SecateurError):
     """A payload does not fit what its receiver expects."""
 
 
+class MaskNotHeldError(WireError):
+    """A payload refers to a mask that its receiver does not hold; the sender must send the whole mask."""
+
+
 class CheckpointError(SecateurError):
     """A checkpoint or run folder is missing, damaged, or could not be written."""
 

@@ -153,6 +153,9 @@ class Client:
         return masks.apply(local.tensors_of(self.model), mask), done
 
 
+TRAIN = "train"
+"""The phase whose replies are the weights of its message, trained; they may travel as updates (``link.Wire``)."""
+
 REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
 """Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
 
@@ -214,7 +217,7 @@ def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[s
         scalars=REPORT,
     )
     message = Message(masks.apply(state.weights, mask), mask)
-    return Ask("train", round_, state.setting.cohort(round_), message, expects)
+    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects)
 
 
 def merge(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator) -> State:

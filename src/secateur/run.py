@@ -6,12 +6,11 @@ import contextlib
 import itertools
 import json
 import logging
-import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,16 @@ from secateur.config import study as parse_study
 from secateur.data import load as load_data
 from secateur.data.partition import partition
 from secateur.data.shards import Shards, make_shards, open_shards
-from secateur.engines import Engine, Failure, Serve
+from secateur.engines import Engine, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
-from secateur.errors import CheckpointError, ConfigError, DataError, WireError
+from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.exchange import Books, Exchange
+from secateur.link import Links
 from secateur.method import Ask, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import plan, shrink
-from secateur.wire.codec import decode, encode, part_sizes
-from secateur.wire.message import Expected, Message, Scalar
+from secateur.wire.message import Expected, Message
 
 Row = dict[str, Any]
 Watch = Callable[[Row], None]
@@ -41,7 +41,6 @@ Watch = Callable[[Row], None]
 STUDY = "study.toml"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
-_MOST_SAMPLES = 2**40
 
 
 def silent(row: Row) -> None:
@@ -68,69 +67,6 @@ def federation(study: Study) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@dataclass
-class Exchange:
-    """One ask under way: encodes the request, checks each reply, counts what the engine carried."""
-
-    ask: Ask
-    engine: Engine
-    study: Study
-    deadline: float | None
-    notify: Callable[[int, int], None]
-    down: dict[str, int] = field(default_factory=dict)
-    up: dict[str, int] = field(default_factory=dict)
-    left_out: list[dict[str, Any]] = field(default_factory=list)
-    told: list[dict[str, Any]] = field(default_factory=list)
-
-    def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield checked replies in the order of the ask, whatever order they arrive in."""
-        ask = self.ask
-        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
-        request = encode(replace(ask.message, scalars=scalars), values=self.study.wire.values)
-        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), client.SECONDS: float})
-        waiting: dict[int, bytes | Failure] = {}
-        order = list(ask.clients)
-        arrivals = self.engine.exchange(((k, request) for k in ask.clients), self.deadline)
-        for answered, (who, reply) in enumerate(arrivals, start=1):
-            if not isinstance(reply, Failure) or reply.sent:
-                _add(self.down, request)
-            waiting[who] = reply
-            self.notify(answered, len(ask.clients))
-            while order and order[0] in waiting:
-                first = order.pop(0)
-                message = self._check(first, waiting.pop(first), expects)
-                if message is not None:
-                    yield first, message
-
-    def _check(self, who: int, reply: bytes | Failure, expects: Expected) -> Message | None:
-        if isinstance(reply, Failure):
-            self.left_out.append({"client": who, "reason": reply.reason})
-            return None
-        try:
-            message = decode(reply, expects)
-            _sane(message.scalars)
-        except WireError as broken:
-            self.up["refused"] = self.up.get("refused", 0) + len(reply)
-            self.left_out.append({"client": who, "reason": str(broken)})
-            return None
-        _add(self.up, reply)
-        self.told.append({"client": who, **message.scalars})
-        return message
-
-
-def _add(counts: dict[str, int], data: bytes) -> None:
-    for part, size in part_sizes(data).items():
-        counts[part] = counts.get(part, 0) + size
-
-
-def _sane(scalars: Mapping[str, Scalar]) -> None:
-    for name, value in scalars.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
-        if name in {"samples", "processed", client.SECONDS} and not 0 <= float(value) <= _MOST_SAMPLES:
-            raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
 
 
 OpenEngine = Callable[[Callable[[], Serve], int, Runtime, StateStore], Engine]
@@ -160,6 +96,7 @@ class Run:
         example, _ = client.wrap(self.shards, *self.shards.server_test()).batch(slice(0, 1))
         self.example = example
         self.uses = cost.uses(self.model, example)
+        self.books = Books(Links(self.setting.specs))
         self.log = logging.getLogger(f"secateur.run.{folder}")
 
     def create(self) -> State:
@@ -180,6 +117,9 @@ class Run:
             raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
         with rows.open("r+b") as file:
             file.truncate(saved.extra["records"])
+        held = {int(k): version for k, version in saved.extra["links"].items()}
+        self.books.links.restore(held, saved.beside.get("links", {}))
+        self.books.error = saved.beside.get("error", {})
         return saved.state, saved.extra
 
     def play(self, state: State, extra: dict[str, Any], watch: Watch = silent) -> Row:
@@ -208,7 +148,7 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = Exchange(ask, engine, self.study, self.runtime.deadline, notify)
+            exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, notify)
             replies = Replies(ask, exchange.replies())
             state = self.method.absorb(state, replies)
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
@@ -216,7 +156,9 @@ class Run:
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             manifest = store.commit()
-            checkpoint.save(self.folder, state, {"records": length, "clients": manifest, "data": fingerprint})
+            links = self.books.links
+            extra = {"records": length, "clients": manifest, "data": fingerprint, "links": links.held}
+            checkpoint.save(self.folder, state, extra, {"links": links.tensors(), "error": self.books.error})
             store.collect(manifest)
             watch({"event": "row", **row})
             self.log.info("%s", _line(row))
@@ -289,7 +231,7 @@ class Run:
         message = Message(state.model(), state.mask)
         expects = Expected({}, scalars=client.SCORES)
         ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects)
-        exchange = Exchange(ask, engine, self.study, self.runtime.deadline, lambda _done, _total: None)
+        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
         scores = [float(m.scalars["metric"]) for _, m in exchange.replies() if int(m.scalars["samples"])]
         return {
             "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
@@ -298,16 +240,20 @@ class Run:
 
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Add up a run's records, each phase on its own line."""
+    """Add up a run's records, each phase on its own line; ``left_out``: by client, in how many exchanges."""
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs")
     phases: dict[str, Row] = {}
+    left_out: Counter[int] = Counter()
     for row in rows:
+        left_out.update(entry["client"] for entry in row["left_out"])
         phase = phases.setdefault(row["phase"], dict.fromkeys(("asks", "left_out", *summed), 0))
         phase["asks"] += 1
         phase["left_out"] += len(row["left_out"])
         for name in summed:
             phase[name] += row[name]
-    return {"study": study.hash(), "method": study.method, "seed": study.seed, "phases": phases, "final": final}
+    named = {str(client): left_out[client] for client in sorted(left_out)}
+    whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
+    return {**whole, "phases": phases, "left_out": named, "final": final}
 
 
 def new_folder(study: Study, out: Path | None) -> Path:

@@ -109,9 +109,9 @@ def test_no_regrowth_unless_declared(name, tmp_path, shards):
     runs.reserve(tmp_path / "run", study)
     original = checkpoint.save
 
-    def save(folder, state, extra):
+    def save(folder, state, *rest):
         seen.append(state.mask)
-        original(folder, state, extra)
+        original(folder, state, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -36,6 +37,11 @@ class Spec:
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
 
+    @property
+    def size(self) -> int:
+        """Return the number of entries."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -45,10 +51,11 @@ class Expected:
         tensors: the names that must come, each with its shape and dtype.
         mask: ``none`` may come; a fresh one is ``optional`` or ``required``; or exactly the ``same`` as known.
         maskable: names that a fresh mask may cover (None: any), and must all cover when it is ``required``.
-        known: the mask that both sides hold already.
+        known: the mask that the receiver holds already; a mask may come as a change of it.
         within: a fresh mask must not keep anything that ``known`` prunes; what it does not cover, it keeps.
         scalars: exactly these names and types; None: any, at most 64.
         optional: some or all of the tensors may be missing.
+        context: the request that must be answered, see ``codec.context_of``; None: any.
     """
 
     tensors: Mapping[str, Spec]
@@ -58,6 +65,7 @@ class Expected:
     within: bool = False
     scalars: Mapping[str, type] | None = None
     optional: bool = False
+    context: int | None = None
 
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:

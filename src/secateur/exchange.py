@@ -1,0 +1,191 @@
+"""One ask on its way: encode the request for each client, check each reply, count what the engine carried."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from secateur import client, link
+from secateur.config import Study
+from secateur.engines import Engine, Failure
+from secateur.errors import ConfigError, WireError
+from secateur.link import Links
+from secateur.method import TRAIN, Ask
+from secateur.streams import derive
+from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_sizes
+from secateur.wire.message import Expected, Message, Scalar, Tensors
+
+_MOST_SAMPLES = 2**40
+_LATE = "asked for the full mask, too late to send it within the deadline"
+
+
+@dataclass
+class Books:
+    """What the server remembers of its links from one exchange to the next; part of a checkpoint.
+
+    Attributes:
+        links: who holds which mask.
+        error: what the last training request left out of the weights; it is added to the next one.
+    """
+
+    links: Links
+    error: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    context: int
+    parts: Mapping[str, int]
+    refers: bool
+
+
+@dataclass
+class Exchange:
+    """One ask under way.
+
+    Attributes:
+        ask: what is asked of whom.
+        engine: carries it.
+        study: says how values travel.
+        books: read and brought up to date.
+        deadline: seconds for all replies; None: no limit.
+        notify: called with (answered, asked).
+        down, up: bytes carried, by part.
+        left_out: who, and why.
+        told: the scalars of each reply that counts.
+    """
+
+    ask: Ask
+    engine: Engine
+    study: Study
+    books: Books
+    deadline: float | None = None
+    notify: Callable[[int, int], None] = lambda _done, _total: None
+    down: dict[str, int] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+    left_out: list[dict[str, Any]] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._sent: dict[int, _Sent] = {}
+        self._answered: dict[int, bool] = {}
+        self._trains = self.ask.phase == TRAIN
+        self._expects = self._expected()
+        self._outgoing, self._base = self._prepare()
+
+    def _expected(self) -> Expected:
+        expects = self.ask.expects
+        expects = replace(expects, scalars={**(expects.scalars or {}), client.SECONDS: float})
+        if not self._trains or self.study.wire.replies != "topk":
+            return expects
+        if expects.mask in {"optional", "required"}:
+            raise ConfigError("wire.replies = topk: this method's clients send masks of their own; use updates")
+        floats = frozenset(n for n, spec in expects.tensors.items() if spec.dtype == torch.float32)
+        return replace(expects, mask="required", maskable=floats, within=expects.known is not None)
+
+    def _prepare(self) -> tuple[Outgoing, Tensors]:
+        """Return the request, and the weights that a client reads in it."""
+        ask, wire = self.ask, self.study.wire
+        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
+        message = replace(ask.message, scalars=scalars)
+        feeds = self._trains and wire.feedback and wire.values != "fp32"
+        if feeds:
+            message = link.add(message, self.books.error)
+        seed = derive(self.study.seed, "wire", ask.phase, ask.round)
+        outgoing = Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)
+        arrived = message
+        if wire.values != "fp32":
+            arrived = decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
+        if feeds:
+            self.books.error = link.left_out(message, arrived)
+        return outgoing, arrived.tensors
+
+    def replies(self) -> Iterator[tuple[int, Message]]:
+        """Yield checked replies in the order of the ask, whatever order they arrive in."""
+        waiting: dict[int, bytes | Failure] = {}
+        order = list(self.ask.clients)
+        for answered, (who, reply) in enumerate(self._arrivals(), start=1):
+            waiting[who] = reply
+            self.notify(answered, len(self.ask.clients))
+            while order and order[0] in waiting:
+                first = order.pop(0)
+                message = self._check(first, waiting.pop(first))
+                if message is not None:
+                    yield first, message
+        if self.ask.message.mask is not None:
+            self.books.links.confirm(self._answered, self.ask.message.mask)
+
+    def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
+        """Yield each client's answer; who has lost the mask that the request refers to is asked once more."""
+        begun = time.monotonic()
+        again: list[int] = []
+        for who, reply in self._carry(self.ask.clients, self.deadline):
+            sent = self._sent.get(who)
+            if sent and sent.refers and isinstance(reply, bytes) and is_lost(reply, sent.context):
+                _add(self.up, part_sizes(reply))
+                self.books.links.held.pop(who, None)
+                again.append(who)
+            else:
+                yield who, reply
+        left = None if self.deadline is None else self.deadline - (time.monotonic() - begun)
+        if left is not None and left <= 0:
+            yield from ((who, Failure(who, _LATE)) for who in again)
+        elif again:
+            yield from self._carry(tuple(again), left)
+
+    def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
+        for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
+            if not isinstance(reply, Failure) or reply.sent:
+                _add(self.down, self._sent[who].parts)
+                self._answered[who] = False
+            yield who, reply
+
+    def _request(self, who: int) -> bytes:
+        held = self.books.links.mask(who) if self.ask.message.mask is not None else None
+        request = self._outgoing.bytes(held)
+        self._sent[who] = _Sent(context_of(request), part_sizes(request), held is not None)
+        return request
+
+    def _check(self, who: int, reply: bytes | Failure) -> Message | None:
+        if isinstance(reply, Failure):
+            self.left_out.append({"client": who, "reason": reply.reason})
+            return None
+        try:
+            message = decode(reply, replace(self._expects, context=self._sent[who].context))
+            _sane(message.scalars)
+            message = self._restore(message)
+        except WireError as broken:
+            self.up["refused"] = self.up.get("refused", 0) + len(reply)
+            self.left_out.append({"client": who, "reason": str(broken)})
+            return None
+        _add(self.up, part_sizes(reply))
+        self._answered[who] = True
+        self.told.append({"client": who, **message.scalars})
+        return message
+
+    def _restore(self, message: Message) -> Message:
+        """Return the weights that a reply stands for."""
+        replies = self.study.wire.replies
+        if not self._trains or replies == "weights":
+            return message
+        if replies == "topk":
+            message = replace(message, mask=self.ask.expects.known if self.ask.expects.mask == "same" else None)
+        return link.from_update(message, self._base)
+
+
+def _add(counts: dict[str, int], parts: Mapping[str, int]) -> None:
+    for part, size in parts.items():
+        counts[part] = counts.get(part, 0) + size
+
+
+def _sane(scalars: Mapping[str, Scalar]) -> None:
+    for name, value in scalars.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
+        if name in {"samples", "processed", client.SECONDS} and not 0 <= float(value) <= _MOST_SAMPLES:
+            raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
