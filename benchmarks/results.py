@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import tomllib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,49 +103,60 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
-def render(rows: list[dict[str, Any]]) -> str:
+COLUMNS: dict[str, tuple[str, Callable[[float], object]]] = {
+    "accuracy_last10": ("accuracy %, last 10 evaluations", _percent),
+    "accuracy_final": ("shipped model %", _percent),
+    "accuracy_lowest_tenth": ("lowest tenth of clients %", _percent),
+    "sparsity": ("sparsity %", _percent),
+    "bytes": ("bytes, rounds", size),
+    "bytes_explore": ("bytes, exploration", size),
+    "macs": ("MACs", amount),
+    "macs_physical": ("MACs, units removed", amount),
+    "train_macs": ("training MACs", amount),
+    "train_macs_explore": ("+ exploration", amount),
+}
+
+
+def render(rows: list[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Return one Markdown table for each partition: mean ± standard deviation over seeds."""
     parts = []
     for partition in dict.fromkeys(r["partition"] for r in rows):
-        parts.append(f"**{partition}**, {len({r['seed'] for r in rows})} seed(s), {rows[0]['rounds']} rounds\n")
-        parts.append(
-            "| method | accuracy %, last 10 evaluations | shipped model % | lowest tenth of clients % | sparsity %"
-            " | bytes, rounds | bytes, exploration | MACs | MACs, units removed | training MACs | + exploration |\n|"
-            + "---|"
-            * 11
-        )
         here = [r for r in rows if r["partition"] == partition]
+        parts.append(f"**{partition}**, {len({r['seed'] for r in here})} seed(s), {here[0]['rounds']} rounds\n")
+        parts.append(f"| method | {' | '.join(COLUMNS[c][0] for c in columns)} |\n|" + "---|" * (1 + len(columns)))
         for variant in dict.fromkeys(r["variant"] for r in here):
             of = [r for r in here if r["variant"] == variant]
-
-            def cell(key: str, shown: Any, of: list[dict[str, Any]] = of) -> str:
-                return _spread([float(r[key]) for r in of], shown)
-
-            shows = [
-                ("accuracy_last10", _percent), ("accuracy_final", _percent), ("accuracy_lowest_tenth", _percent),
-                ("sparsity", _percent), ("bytes", size), ("bytes_explore", size), ("macs", amount),
-                ("macs_physical", amount),                ("train_macs", amount), ("train_macs_explore", amount),
-            ]  # fmt: skip
-            parts.append(f"| {variant} | " + " | ".join(cell(key, shown) for key, shown in shows) + " |")
+            cells = [_spread([float(r[c]) for r in of], COLUMNS[c][1]) for c in columns]
+            parts.append(f"| {variant} | {' | '.join(cells)} |")
         parts.append("")
     return "\n".join(parts)
 
 
+def insert(page: Path, name: str, table: str) -> None:
+    """Put a table between its markers in a page.
+
+    Raises:
+        SystemExit: the page has no such markers.
+    """
+    begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    head, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"{page} has no place for {name!r}: {begin} and {end} are looked for")
+    page.write_text(f"{head}{begin}\n{table}{end}{tail}", encoding="utf-8")
+
+
 def write(page: Path, rows: list[dict[str, Any]]) -> None:
     """Put each suite's table between its markers in a page."""
-    text = page.read_text(encoding="utf-8")
     for name in dict.fromkeys(r["suite"] for r in rows):
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
-        head, _, rest = text.partition(begin)
-        _, _, tail = rest.partition(end)
-        text = f"{head}{begin}\n{render([r for r in rows if r['suite'] == name])}{end}{tail}"
-    page.write_text(text, encoding="utf-8")
+        columns = tomllib.loads((HERE / f"{name}.toml").read_text()).get("columns", tuple(COLUMNS))
+        insert(page, name, render([r for r in rows if r["suite"] == name], columns))
 
 
 def main() -> None:
     """Run or render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", nargs="*", help="fashion or cifar; with --render: the JSON files of suites")
+    parser.add_argument("suite", nargs="*", help="fashion, cifar or values; with --render: the JSON files of suites")
     parser.add_argument("--data", help="folder of the data set")
     parser.add_argument("--out", type=Path, help="where run folders go")
     parser.add_argument("--json", type=Path, help="write the rows here")

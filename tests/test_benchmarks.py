@@ -1,8 +1,9 @@
-"""The results benchmark: a small suite end to end, resumed, and rendered into a page; the README's example."""
+"""The benchmarks: small versions of each, end to end; the README's example."""
 
 import gzip
-import importlib.util
+import importlib
 import json
+import math
 import re
 import struct
 import sys
@@ -10,16 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+from secateur.wire.message import Message
 
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def results():
-    spec = importlib.util.spec_from_file_location("results", ROOT / "benchmarks" / "results.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(name, monkeypatch):
+    """Return a benchmark as a module; one may import another, as scripts of one folder do."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def results(monkeypatch):
+    return script("results", monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,15 @@ def test_render_shows_mean_and_spread(results):
     rows = [{**base, "seed": s, "accuracy_last10": a} for s, a in enumerate((0.80, 0.82, 0.84))]
     assert "| x | 82.0 ± 2.0 |" in results.render(rows)
     assert "| x | 80.0 |" in results.render(rows[:1])
+    assert results.render(rows, ["accuracy_last10", "sparsity"]).endswith("| x | 82.0 ± 2.0 | 50.0 |\n")
+
+
+def test_a_table_needs_its_place_in_the_page(results, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("nothing here")
+    with pytest.raises(SystemExit, match="no place for 'wire'"):
+        results.insert(page, "wire", "| x |\n")
+    assert page.read_text() == "nothing here"
 
 
 def test_the_command_needs_a_suite(results, monkeypatch, capsys):
@@ -76,6 +92,66 @@ def test_the_command_needs_a_suite(results, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         results.main()
     assert "--data and --out" in capsys.readouterr().err
+
+
+def test_short_fuzzing_finds_nothing(monkeypatch):
+    counts = script("fuzz_wire", monkeypatch).fuzz(4000, seed=2)
+    assert sum(counts.values()) == 4000
+    assert min(counts["refused"], counts["decoded"]) > 100
+
+
+def test_the_fuzzer_finds_what_it_looks_for(monkeypatch, capsys):
+    fuzz_wire = script("fuzz_wire", monkeypatch)
+    monkeypatch.setattr(fuzz_wire, "decode", lambda _data, _expected: {}["a defect"])
+    with pytest.raises(SystemExit):
+        fuzz_wire.fuzz(10, seed=0)
+    assert "KeyError" in capsys.readouterr().err
+
+
+def test_peers_of_the_wire_take_what_their_formats_say(monkeypatch):
+    wire = script("wire", monkeypatch)
+    mask = torch.zeros(4, 300, dtype=torch.bool)
+    mask[0, 0] = mask[0, 299] = mask[2, 5] = True
+    message = Message({"w": torch.where(mask, 1.5, 0.0), "b": torch.ones(2)}, {"w": mask})
+    sizes = {name: len(peer(wire.arrays(message))) for name, peer in wire.PEERS.items()}
+    assert sizes["dense"] == 4 * 1202
+    assert sizes["bitmap"] == 150 + 12 + 1 + 8
+    assert sizes["csr"] == 5 * 4 + 3 * 4 + 12 + (3 * 4 + 2 * 4 + 8)  # a bias is a column
+    assert sizes["gaps"] == (1 + 2 + 2) + 12 + 2 + 8
+    assert sizes["zstd"] < 100
+    values, masks = wire.bounds(message)
+    assert values == 20
+    assert masks == pytest.approx(-(3 * math.log2(3 / 1200) + 1197 * math.log2(1197 / 1200)) / 8)
+
+
+def drawn(density):
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(100, 100, generator=generator) < density
+    return Message({"w": torch.where(mask, torch.randn(100, 100, generator=generator), 0.0)}, {"w": mask})
+
+
+def test_the_wire_benchmark_trains_measures_and_renders(monkeypatch, tmp_path, capsys):
+    wire = script("wire", monkeypatch)
+    monkeypatch.setattr(wire, "QUICK", ("TwoCNN, FedSparsify 90 %",))
+    monkeypatch.setattr(wire, "gaussian", drawn)
+    rows = tmp_path / "rows.json"
+    monkeypatch.setattr(
+        sys, "argv", ["wire.py", "--quick", "--workers", "0", "--out", str(tmp_path), "--json", str(rows)]
+    )
+    wire.main()
+    trained = json.loads(rows.read_text())[0]
+    assert trained["case"] == "TwoCNN, FedSparsify 90 %"
+    assert trained["ratio_to_bound_fresh"] <= 1.02
+    assert trained["ratio_to_bound_known"] <= 1.01
+    assert 1 <= trained["unpacked_fresh"] <= 1.02
+    assert trained["bytes_fresh"] < min(trained[peer] for peer in wire.PEERS)
+    assert min(trained["encode_mb_s"], trained["decode_mb_s"]) > 0
+    page = tmp_path / "page.md"
+    page.write_text("<!-- begin wire --><!-- end wire -->")
+    monkeypatch.setattr(sys, "argv", ["wire.py", "--render", str(page), str(rows)])
+    wire.main()
+    assert "| TwoCNN, FedSparsify 90 % |" in page.read_text()
+    capsys.readouterr()
 
 
 def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
