@@ -80,6 +80,7 @@ class Wrapped:
 
     def __init__(self, inner):
         self.inner = inner
+        self.states = inner.states
 
     @classmethod
     def open(cls, *args):

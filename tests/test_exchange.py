@@ -158,10 +158,11 @@ def test_a_client_that_lost_its_state_is_served_the_whole_mask_at_once(tmp_path,
 
     class Forgetful(Wrapped):
         @classmethod
-        def open(cls, make_serve, count, runtime, store):
-            read = store.get
-            store.get = lambda client: None if client == 3 else read(client)
-            return cls(runs.open_local(make_serve, count, runtime, store))
+        def open(cls, *args):
+            engine = cls(runs.open_local(*args))
+            read = engine.states.get
+            engine.states.get = lambda client: None if client == 3 else read(client)
+            return engine
 
         def exchange(self, requests, deadline=None):
             answers = list(self.inner.exchange(requests, deadline))

@@ -69,11 +69,12 @@ def federation(study: Study) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-OpenEngine = Callable[[Callable[[], Serve], int, Runtime, StateStore], Engine]
+OpenEngine = Callable[[Callable[[], Serve], int, Runtime, Path], Engine]
 
 
-def open_local(make_serve: Callable[[], Serve], clients: int, runtime: Runtime, store: StateStore) -> Engine:
-    """Return the default engine: worker processes on this machine."""
+def open_local(make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path) -> Engine:
+    """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
+    store = StateStore(folder / "clients", runtime.state_budget)
     preload = ("secateur.client", "torch.optim", "torch._dynamo")  # what a first optimiser would import later
     return LocalEngine(make_serve, clients=clients, workers=runtime.workers, store=store, preload=preload)
 
@@ -127,19 +128,17 @@ class Run:
         handler = _open_log(self.log, self.folder / "run.log")
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
-        store = StateStore(self.folder / "clients", self.runtime.state_budget)
         try:
-            store.restore({int(k): v for k, v in extra.get("clients", {}).items()})
             serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
-            with self.open_engine(serve, self.shards.clients, self.runtime, store) as engine:
-                return self._loop(state, engine, store, watch)
+            with self.open_engine(serve, self.shards.clients, self.runtime, self.folder) as engine:
+                engine.states.restore({int(k): v for k, v in extra.get("clients", {}).items()})
+                return self._loop(state, engine, watch)
         finally:
-            store.close()
             torch.set_num_threads(threads)
             self.log.removeHandler(handler)
             handler.close()
 
-    def _loop(self, state: State, engine: Engine, store: StateStore, watch: Watch) -> Row:
+    def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
         fingerprint = self.shards.fingerprint()
         while (ask := self.method.plan(state)) is not None:
@@ -155,11 +154,11 @@ class Run:
                 pass
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            manifest = store.commit()
+            manifest = engine.states.commit()
             links = self.books.links
             extra = {"records": length, "clients": manifest, "data": fingerprint, "links": links.held}
             checkpoint.save(self.folder, state, extra, {"links": links.tensors(), "error": self.books.error})
-            store.collect(manifest)
+            engine.states.collect(manifest)
             watch({"event": "row", **row})
             self.log.info("%s", _line(row))
         return self._finish(self.method.final(state), engine, watch)

@@ -28,7 +28,7 @@ def test_same_replies_for_any_number_of_workers(workers):
         assert list(running.clients()) == list(range(20))
         for _ in range(2):
             assert dict(running.exchange(REQUESTS)) == {k: b"%d:" % k + b"x" * k for k in range(20)}
-        assert running.store.get(3) == b"2"
+        assert running.states.get(3) == b"2"
 
 
 def test_state_stays_with_the_client_whatever_worker_serves_it():
@@ -193,7 +193,7 @@ def test_no_worker_outlives_a_killed_server(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_store_given_from_outside_stays_open(tmp_path):
+def test_what_clients_keep_outlives_the_engine_in_a_folder_of_its_own(tmp_path):
     store = StateStore(tmp_path)
     with engine(serving.make_echo, 0, store=store) as running:
         dict(running.exchange([(1, b"")]))

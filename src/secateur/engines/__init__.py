@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -20,8 +20,29 @@ class Failure:
     sent: bool = True
 
 
+class States(Protocol):
+    """What clients keep between rounds, wherever it lies: a checkpoint names it, and a run goes on from there."""
+
+    def commit(self) -> dict[int, str]:
+        """Make it durable and return the manifest: client -> the name of what it keeps."""
+
+    def restore(self, manifest: Mapping[int, str]) -> None:
+        """Go on from what a manifest names."""
+
+    def collect(self, manifest: Mapping[int, str]) -> None:
+        """Forget what the manifest does not name."""
+
+
 class Engine(Protocol):
-    """What an engine offers."""
+    """What an engine offers.
+
+    Attributes:
+        states: what its clients keep.
+    """
+
+    @property
+    def states(self) -> States:
+        """Return what its clients keep."""
 
     def clients(self) -> Sequence[int]:
         """Return the clients that can be asked."""

@@ -116,7 +116,7 @@ class LocalEngine:
         make_serve: picklable; called once in each worker, so that model and data stay resident there.
         clients: how many clients there are: 0..clients-1.
         workers: processes; 0 serves inside this process, for debugging.
-        store: what clients keep between rounds.
+        store: what clients keep between rounds; closed with the engine. None: a temporary one.
         preload: modules that are imported once, before workers are forked.
 
     Guarantees:
@@ -131,8 +131,7 @@ class LocalEngine:
         self._make_serve = make_serve
         self._count = clients
         self._size = workers
-        self._own_store = store is None
-        self.store = StateStore() if store is None else store
+        self.states = StateStore() if store is None else store
         self._preload = list(preload)
         self._workers: list[_Worker] = []
         self._inline: Serve | None = None
@@ -174,8 +173,7 @@ class LocalEngine:
         for worker in self._workers:
             worker.stop()
         self._workers.clear()
-        if self._own_store:
-            self.store.close()
+        self.states.close()
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -201,7 +199,7 @@ class LocalEngine:
             if end is not None and time.monotonic() >= end:
                 yield client, Failure(client, f"no reply within {deadline:g} s", sent=False)
                 continue
-            yield client, self.accept(_answer(self._inline, client, request, self.store.get(client)))
+            yield client, self.accept(_answer(self._inline, client, request, self.states.get(client)))
 
     def accept(self, data: bytes) -> bytes | Failure:
         """Keep the client's new state and return its reply."""
@@ -209,7 +207,7 @@ class LocalEngine:
         if kind == _RAISED:
             return Failure(client, reply.decode())
         if state is not None:
-            self.store.put(client, state)
+            self.states.put(client, state)
         return reply
 
     def staffed(self) -> list[_Worker]:
@@ -281,7 +279,7 @@ class _Exchange:
         _, client, request = task
         # a dead worker is noticed when its pipe is read
         with contextlib.suppress(OSError):
-            worker.pipe.send_bytes(_pack(_OK, client, request, self.engine.store.get(client)))
+            worker.pipe.send_bytes(_pack(_OK, client, request, self.engine.states.get(client)))
 
     def _take(self) -> _Task | None:
         if self.again:
