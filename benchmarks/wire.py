@@ -18,6 +18,7 @@ import json
 import statistics
 import time
 import tomllib
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from safetensors.torch import load_file
 from secateur import models
 from secateur import run as runs
 from secateur.config import Runtime, assign, study
+from secateur.wire import masks
 from secateur.wire.codec import Outgoing, decode, part_sizes
 from secateur.wire.entropy import entropy
 from secateur.wire.message import Expected, Message, Tensors
@@ -144,7 +146,7 @@ def measure(case: str, message: Message, repeats: int, values: str = "fp32") -> 
     tensors, mask = message.tensors, message.mask
     specs = Expected.of(tensors).tensors
     dense = sum(4 * t.numel() for t in tensors.values())
-    surviving, masks = bounds(message)
+    surviving, entropies = bounds(message)
     row: dict[str, Any] = {"case": case, "values": values, "dense_bytes": dense, "density": surviving / dense}
     for kind, known in (("fresh", None), ("known", mask)):
         wanted = Expected(specs, "optional", known=known)
@@ -158,7 +160,7 @@ def measure(case: str, message: Message, repeats: int, values: str = "fp32") -> 
             raise SystemExit(f"{case}: what was decoded is not what was sent")
         parts = part_sizes(payload)
         width = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}[values]
-        bound = surviving / 4 * width + (masks if kind == "fresh" else 0)
+        bound = surviving / 4 * width + (entropies if kind == "fresh" else 0)
         there, back = clock(send, repeats), clock(lambda: decode(payload, wanted), repeats)  # noqa: B023
         row |= {
             f"bytes_{kind}": len(payload),
@@ -186,9 +188,10 @@ def profile(message: Message, repeats: int) -> dict[str, float]:
 
     steps: dict[str, Callable[[], object]] = {
         "copy of the surviving values": flat.copy,
-        "gather them from the tensors": lambda: [values[flags] for values, flags in pairs],
+        "gather them from the tensors": lambda: [np.compress(f.reshape(-1), v.reshape(-1)) for v, f in pairs],
         "scatter them into new tensors": scatter,
-        "new tensors of zeros, written": lambda: [np.full(values.shape, 1, np.float32) for values, _ in pairs],
+        "name the mask (BLAKE2b of its bitmap)": lambda: masks.digest(message.mask or {}),
+        "checksum of the payload": lambda: zlib.crc32(payload),
         "encode": lambda: Outgoing(message, template=specs).bytes(message.mask),
         "decode": lambda: decode(payload, wanted),
     }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,12 +27,13 @@ from secateur.wire.values import FORMATS, Values
 _HEAD = struct.Struct("<4sBBBBIIIQ")
 _CRC_AT = 8
 _MAGIC = b"SCTR"
-_VERSION = 2
+VERSION = 2
 _MESSAGE, _LOST = 0, 1
 _NO_MASK, _KNOWN, _FRESH, _CHANGE = range(4)
 _BY_HASH = 4  # added to the mask's form where the tensors are named by their hash
 _TEMPLATE_HASH = 8
 _MOST_SCALARS = 64
+_BLOCK = 1 << 20
 _LONGEST_NAME = 65535
 _DTYPES = (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
 _NUMPY = {torch.float32: "<f4", torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1"}
@@ -120,7 +121,7 @@ def context_of(request: bytes) -> int:
 
 
 def _seal(kind: int, fmt: int, form: int, context: int, mask: int, vals: int, *, body: list[bytes]) -> bytes:
-    fields = (_MAGIC, _VERSION, kind, form, fmt)
+    fields = (_MAGIC, VERSION, kind, form, fmt)
     rest = struct.pack("<IIQ", context, mask, vals)
     crc = zlib.crc32(rest, zlib.crc32(struct.pack("<4sBBBB", *fields)))
     for part in body:
@@ -173,7 +174,24 @@ def _write_values(message: Message, names: list[str], fmt: Values, seed: int) ->
 
 def _surviving(tensor: torch.Tensor, mask: torch.Tensor | None) -> NDArray[Any]:
     array: NDArray[Any] = tensor.detach().cpu().contiguous().numpy()
-    return array.reshape(-1) if mask is None else array[masks.flags(mask)]
+    flat = array.reshape(-1)
+    if mask is None:
+        return flat
+    flags = masks.flags(mask).reshape(-1)
+    out = np.empty(np.count_nonzero(flags), flat.dtype)
+    for block, place in _blocks(flags):
+        np.compress(flags[block], flat[block], out=out[place])
+    return out
+
+
+def _blocks(flags: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
+    """Iterate (stretch of a tensor, its surviving values), so that no step needs indices of more than a stretch."""
+    at = 0
+    for start in range(0, flags.size, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        kept = int(np.count_nonzero(flags[block]))
+        yield block, slice(at, at + kept)
+        at += kept
 
 
 def decode(data: bytes, expected: Expected) -> Message:
@@ -213,8 +231,8 @@ def _open(reader: Reader) -> _Head:
     magic, version, kind, form, fmt, crc, context, mask, vals = _HEAD.unpack(head)
     if magic != _MAGIC:
         raise WireError("not a secateur payload (wrong first bytes)")
-    if version != _VERSION:
-        raise WireError(f"payload of wire version {version}, this side speaks {_VERSION}: update the older side")
+    if version != VERSION:
+        raise WireError(f"payload of wire version {version}, this side speaks {VERSION}: update the older side")
     if crc != zlib.crc32(reader.view[_HEAD.size :], zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT]))):
         raise WireError("payload is damaged (its checksum differs)")
     if kind > _LOST or form & ~_BY_HASH > _CHANGE or fmt >= len(FORMATS):
@@ -320,9 +338,14 @@ def _spread(array: NDArray[np.generic], mask: NDArray[np.bool_] | None, spec: Sp
     """Return the tensor; owned, so that it may be written to and the payload may go."""
     if mask is None:
         return torch.from_numpy(np.array(array).reshape(spec.shape))
-    full = np.zeros(spec.shape, array.dtype)
-    np.place(full, mask, array)
-    return torch.from_numpy(full)
+    full, flags = np.zeros(spec.size, array.dtype), mask.reshape(-1)
+    for block, place in _blocks(flags):
+        part, kept = flags[block], array[place]
+        if 4 * kept.size > part.size:  # each way is up to three times as fast on its side of this
+            full[block][np.flatnonzero(part)] = kept
+        elif kept.size:
+            np.place(full[block], part, kept)
+    return torch.from_numpy(full.reshape(spec.shape))
 
 
 def part_sizes(data: bytes) -> dict[str, int]:

@@ -82,8 +82,8 @@ def _alive(mask: Flags) -> tuple[Flags, ...]:
     """Return which rows and which columns have anything left; nothing for tensors of fewer than two dimensions."""
     if mask.ndim < 2 or not mask.size:
         return ()
-    pairs: Flags = np.any(mask.reshape(*mask.shape[:2], -1), axis=2)
-    return np.any(pairs, axis=1), np.any(pairs, axis=0)
+    rows = mask.reshape(mask.shape[0], -1)
+    return np.any(rows, axis=1), np.any(np.any(rows, axis=0).reshape(mask.shape[1], -1), axis=1)
 
 
 def _inside(mask: Flags, alive: tuple[Flags, ...]) -> Flags:
