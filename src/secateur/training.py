@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from secateur.errors import check
 from secateur.pruning.mask import Mask, Tensors
@@ -158,7 +160,7 @@ def fit(
         The same (seed, round, client) and weights give the same bits in any process with one thread.
     """
     effort = effort or Effort(training.epochs)
-    optimiser = _optimiser(model, training, max(1, round_))
+    optimiser = _Optimiser(model, training, max(1, round_))
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
     held = [(p.detach(), mask[n].float()) for n, p in model.named_parameters() if mask and n in mask]
     held = [(weight, keep) for weight, keep in held if not bool(keep.all())]
@@ -190,12 +192,12 @@ def _step(
     model: nn.Module,
     data: Data,
     index: torch.Tensor,
-    optimiser: torch.optim.Optimizer,
+    optimiser: _Optimiser,
     training: Training,
     anchor: list[torch.Tensor],
 ) -> float:
     x, y = data.batch(index)
-    optimiser.zero_grad(set_to_none=True)
+    optimiser.clear()
     loss = data.loss(model(x), y)
     value = loss.item()
     for parameter, start in zip(model.parameters(), anchor, strict=False):
@@ -207,14 +209,54 @@ def _step(
     return value
 
 
-def _optimiser(model: nn.Module, training: Training, round_: int) -> torch.optim.Optimizer:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    rate = training.rate(round_)
-    if training.optimiser == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=training.weight_decay, foreach=True)
-    return torch.optim.SGD(
-        parameters, lr=rate, momentum=training.momentum, weight_decay=training.weight_decay, foreach=True
-    )
+class _Optimiser:
+    """The steps of torch's SGD and Adam, bit for bit.
+
+    Its Optimizer classes are not used: the first one made in a process imports the compiler, which takes as long as
+    torch itself, and on a federation a process lives for one message.
+    """
+
+    def __init__(self, model: nn.Module, training: Training, round_: int) -> None:
+        self._training = training
+        self._rate = training.rate(round_)
+        self._parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._momenta: dict[torch.Tensor, torch.Tensor | None] = {}
+        self._moments: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def clear(self) -> None:
+        """Forget the gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """Move each parameter that has a gradient."""
+        moved = [p for p in self._parameters if p.grad is not None]
+        gradients = [p.grad for p in moved if p.grad is not None]
+        with torch.no_grad():
+            if self._training.optimiser == "adam":
+                self._adam(moved, gradients)
+            else:
+                self._sgd(moved, gradients)
+
+    def _sgd(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        momenta = [self._momenta.get(p) for p in moved]
+        sgd(
+            moved, gradients, momenta,
+            foreach=True, weight_decay=self._training.weight_decay, momentum=self._training.momentum,
+            lr=self._rate, dampening=0.0, nesterov=False, maximize=False,
+        )  # fmt: skip
+        self._momenta |= dict(zip(moved, momenta, strict=True))
+
+    def _adam(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+        for p in moved:
+            if p not in self._moments:
+                self._moments[p] = torch.zeros_like(p), torch.zeros_like(p), torch.tensor(0.0)
+        first, second, steps = (list(part) for part in zip(*(self._moments[p] for p in moved), strict=True))
+        adam(
+            moved, gradients, first, second, [], steps,
+            foreach=True, amsgrad=False, beta1=0.9, beta2=0.999, lr=self._rate,
+            weight_decay=self._training.weight_decay, eps=1e-8, maximize=False,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
