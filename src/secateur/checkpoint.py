@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from secateur.pruning.mask import Mask, Tensors
 
 NAME = "checkpoint.safetensors"
 MODEL = "model.safetensors"
+_LOCK = ".lock"
 
 
 def write(path: Path, data: bytes) -> None:
@@ -57,6 +59,32 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep every other process away from a run's folder inside the block; the end of this process frees it too.
+
+    Raises:
+        CheckpointError: another process is at it.
+    """
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            _lock(lock.fileno())
+        except OSError as taken:
+            raise CheckpointError(f"another process is at work on {folder}; stop it, or give another folder") from taken
+        yield
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 -- there is no fcntl there
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # noqa: PLC0415
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 class Archive(MutableMapping[str, Tensors]):

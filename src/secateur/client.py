@@ -137,6 +137,13 @@ def wrap(shards: Shards, x: torch.Tensor, y: torch.Tensor) -> training.Data:
     return training.Data(x, y, shards.kind, shards.scale, shards.task)
 
 
+def example(shards: Shards) -> torch.Tensor:
+    """Return one model input of zeros, with its batch dimension."""
+    x, y = shards.server_test()
+    x, _ = wrap(shards, x.new_zeros(1, *shards.input_shape), y.new_zeros(1)).batch(slice(0, 1))
+    return x
+
+
 def build(study: str, folder: str) -> Participant:
     """Return a participant in a worker process, from the study's JSON and the folder of its shards.
 

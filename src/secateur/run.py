@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import logging
-import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,19 +15,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur import checkpoint, client, cost, training
+from secateur import checkpoint, client, cost, provision, training
 from secateur.config import Runtime, Study, read
 from secateur.config import study as parse_study
-from secateur.data import load as load_data
-from secateur.data.partition import partition
-from secateur.data.shards import Shards, make_shards, open_shards
+from secateur.data.shards import Shards, open_shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
-from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.errors import CheckpointError, ConfigError
 from secateur.exchange import Books, Exchange
 from secateur.link import Links
-from secateur.method import Ask, Method, Replies, Setting, State
+from secateur.method import TRAIN, Ask, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import plan, shrink
 from secateur.wire.message import Expected, Message
@@ -42,31 +37,12 @@ STUDY = "study.toml"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
 
+federation = provision.federation
+
 
 def silent(row: Row) -> None:
     """Watch nothing."""
     del row
-
-
-@contextlib.contextmanager
-def federation(study: Study) -> Iterator[Path]:
-    """Load and partition a study's data; yield a folder of shards that lives as long as the block.
-
-    Raises:
-        DataError: the data cannot be read, or the partition leaves clients empty.
-    """
-    source = load_data(study.data.source, seed=study.seed)
-    section = study.data
-    parts = partition(source.y_train, source.ids, section.partition, clients=section.clients, seed=study.seed)
-    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
-    try:
-        try:
-            make_shards(source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder)
-        except OSError as broken:
-            raise DataError(f"cannot write the clients' rows to {folder}: {broken.strerror}; set TMPDIR") from broken
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 OpenEngine = Callable[[Callable[[], Serve], int, Runtime, Path], Engine]
@@ -75,8 +51,7 @@ OpenEngine = Callable[[Callable[[], Serve], int, Runtime, Path], Engine]
 def open_local(make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path) -> Engine:
     """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
     store = StateStore(folder / "clients", runtime.state_budget)
-    preload = ("secateur.client", "torch.optim", "torch._dynamo")  # what a first optimiser would import later
-    return LocalEngine(make_serve, clients=clients, workers=runtime.workers, store=store, preload=preload)
+    return LocalEngine(make_serve, clients=clients, workers=runtime.workers, store=store, preload=["secateur.client"])
 
 
 class Run:
@@ -94,9 +69,10 @@ class Run:
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients)
         self.method: Method = self.study.build_method()
-        example, _ = client.wrap(self.shards, *self.shards.server_test()).batch(slice(0, 1))
-        self.example = example
-        self.uses = cost.uses(self.model, example)
+        self.metric = "accuracy" if self.shards.task == "classification" else "mae"
+        self.central = len(self.shards.server_test()[1]) > 0
+        self.example = client.example(self.shards)
+        self.uses = cost.uses(self.model, self.example)
         self.books = Books(Links(self.setting.specs))
         self.log = logging.getLogger(f"secateur.run.{folder}")
 
@@ -153,6 +129,8 @@ class Run:
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
                 pass
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
+            if self._due(ask) and not self.central:
+                row |= {k: v for k, v in self._local(state, engine).items() if k != "local"}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             manifest = engine.states.commit()
             links = self.books.links
@@ -160,12 +138,11 @@ class Run:
             checkpoint.save(self.folder, state, extra, {"links": links.tensors(), "error": self.books.error})
             engine.states.collect(manifest)
             watch({"event": "row", **row})
-            self.log.info("%s", _line(row))
+            self.log.info("%s", line(row))
         return self._finish(self.method.final(state), engine, watch)
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.told)
-        due = ask.phase == "train" and (ask.round % self.study.evaluate_every == 0 or ask.round == self.study.rounds)
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
         return {
             "phase": ask.phase,
@@ -181,8 +158,12 @@ class Run:
             "processed": processed,
             "train_macs": 3 * processed * cost.macs(self.uses, state.weights, ask.message.mask),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
-            **self._quality(state, evaluate=due),
+            **self._quality(state, evaluate=self._due(ask)),
         }
+
+    def _due(self, ask: Ask) -> bool:
+        every = self.study.evaluate_every
+        return ask.phase == TRAIN and (ask.round % every == 0 or ask.round == self.study.rounds)
 
     def _quality(self, state: State, *, evaluate: bool) -> Row:
         total = sum(t.numel() for t in state.weights.values())
@@ -193,17 +174,17 @@ class Run:
             "kept": total - removed,
             "macs": cost.macs(self.uses, state.weights, state.mask),
         }
-        if evaluate:
+        if evaluate and self.central:
             training.load(self.model, state.model())
             score = training.evaluate(self.model, client.wrap(self.shards, *self.shards.server_test()))
-            name = "accuracy" if self.shards.task == "classification" else "mae"
-            row |= {name: score.metric, "loss": score.loss}
+            row |= {self.metric: score.metric, "loss": score.loss}
         return row
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         final = {**self._quality(state, evaluate=True), **self._structure(state), **self._local(state, engine)}
         checkpoint.ship(self.folder, state.model(), state.mask, self.study.to_toml())
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = summarise(self.study, rows, final)
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
@@ -226,16 +207,24 @@ class Run:
         }
 
     def _local(self, state: State, engine: Engine) -> Row:
-        """Score the shipped model on the clients' own test splits; its traffic stands on its own line."""
+        """Score a model on the clients' own test splits; its traffic stands on its own line.
+
+        Where the server has no test set, their mean, weighted by rows, is the run's score.
+        """
         message = Message(state.model(), state.mask)
         expects = Expected({}, scalars=client.SCORES)
         ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects)
         exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
-        scores = [float(m.scalars["metric"]) for _, m in exchange.replies() if int(m.scalars["samples"])]
-        return {
+        told = [m.scalars for _, m in exchange.replies() if int(m.scalars["samples"])]
+        row: Row = {
             "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
-            "local": sorted(scores),
+            "local": sorted(float(t["metric"]) for t in told),
         }
+        if told and not self.central:
+            count = sum(int(t["samples"]) for t in told)
+            for name, key in ((self.metric, "metric"), ("loss", "loss")):
+                row[name] = sum(float(t[key]) * int(t["samples"]) for t in told) / count
+        return row
 
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
@@ -298,7 +287,12 @@ def resume(
     """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
     if (folder / SUMMARY).exists():
         return dict(json.loads((folder / SUMMARY).read_text("utf-8")))
-    run = Run(read_study(folder), runtime, folder, shards, open_engine)
+    with checkpoint.alone(folder):
+        return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
+
+
+def _resume(run: Run, watch: Watch) -> Row:
+    folder = run.folder
     if not (folder / checkpoint.NAME).exists():  # stopped before the first exchange was complete
         (folder / ROUNDS).unlink(missing_ok=True)
         return run.play(run.create(), {}, watch)
@@ -338,7 +332,8 @@ def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
     return handler
 
 
-def _line(row: Row) -> str:
+def line(row: Row) -> str:
+    """Return a record in one line, for logs."""
     quality = f"accuracy {row['accuracy']:.4f} " if "accuracy" in row else ""
     text = (
         f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,13 @@ _ARRAYS = ("x_train", "y_train", "x_local", "y_local", "x_test", "y_test")
 
 @dataclass(frozen=True)
 class Meta:
-    """What the arrays mean; ``train`` and ``local`` hold where each client's rows begin, and the end."""
+    """What the arrays mean.
+
+    Attributes:
+        source, outputs, kind, scale, task: as in ``Source``.
+        train, local: where each client's rows begin, and the end.
+        test: rows of the server's test set.
+    """
 
     source: str
     outputs: int
@@ -30,6 +37,7 @@ class Meta:
     task: Task
     train: tuple[int, ...]
     local: tuple[int, ...]
+    test: int
 
 
 class Shards:
@@ -104,7 +112,7 @@ def make_shards(
     train, local = [], []
     for client, rows in enumerate(parts):
         order = torch.randperm(len(rows), generator=stream(seed, "split", client)).numpy()
-        held = min(len(rows) - 1, round(test_fraction * len(rows)))
+        held = max(0, min(len(rows) - 1, round(test_fraction * len(rows))))
         local.append(rows[np.sort(order[:held])])
         train.append(rows[np.sort(order[held:])])
     all_train, all_local = np.concatenate(train), np.concatenate(local)
@@ -114,11 +122,17 @@ def make_shards(
         "x_test": source.x_test, "y_test": source.y_test,
     }  # fmt: skip
     bounds = [tuple(np.cumsum([0, *map(len, split)]).tolist()) for split in (train, local)]
-    meta = Meta(source.name, source.outputs, source.kind, source.scale, source.task, *bounds)
+    meta = Meta(
+        source.name, source.outputs, source.kind, source.scale, source.task, bounds[0], bounds[1], len(source.x_test)
+    )
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     (folder / _META).write_text(json.dumps(asdict(meta)))
     return open_shards(folder)
+
+
+def _rows(name: str, meta: dict[str, Any]) -> int:
+    return int({"train": meta["train"][-1], "local": meta["local"][-1]}.get(name[2:], meta["test"]))
 
 
 def open_shards(folder: Path) -> Shards:
@@ -134,8 +148,7 @@ def open_shards(folder: Path) -> Shards:
         for name in _ARRAYS:
             path = folder / f"{name}.npy"
             # an array without rows cannot be mapped
-            empty = name.endswith("_local") and not meta["local"][-1]
-            arrays[name] = np.load(path) if empty else np.load(path, mmap_mode="c")
+            arrays[name] = np.load(path, mmap_mode="c" if _rows(name, meta) else None)
         return Shards(Meta(**meta), arrays)
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as broken:
         message = " ".join(str(broken).split())

@@ -6,6 +6,7 @@ Each loader is a function ``_NAME(argument, seed)``; its docstring is what ``sec
 from __future__ import annotations
 
 import gzip
+import importlib
 import inspect
 import math
 import struct
@@ -18,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from secateur.errors import DataError, need, unknown
+from secateur.errors import DataError, SecateurError, need, unknown
 from secateur.streams import stream
 
 Kind = Literal["image", "tokens", "tabular"]
@@ -77,28 +78,54 @@ def names() -> dict[str, DataInfo]:
     return found
 
 
-def load(spec: str, *, seed: int) -> Source:
+def load(spec: str, *, seed: int, whole: bool = True) -> Source:
     """Load a source.
 
     Args:
-        spec: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``.
+        spec: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE``, ``hub:NAME``, or your own
+            ``module:function:FOLDER``; the function gets (folder, seed) and returns a ``Source``.
         seed: draws the test part where the data set has none.
+        whole: there must be a test part too; one node's own rows need none.
 
     Raises:
         DataError: unknown source, or files that are missing or not what they should be.
         MissingExtraError: a package that the source needs is not installed.
     """
     name, _, argument = spec.partition(":")
-    if name not in _LOADERS:
+    if name in _LOADERS:
+        if name != "digits" and not argument:
+            raise DataError(f"data {spec!r}: say where it is, as {names()[name].name}")
+        source = _LOADERS[name](argument, seed)
+    elif argument:
+        source = _yours(name, *argument.partition(":")[::2], seed)
+    else:
         raise unknown("data source", name, _LOADERS, error=DataError)
-    if name != "digits" and not argument:
-        raise DataError(f"data {spec!r}: say where it is, as {names()[name].name}")
-    source = _LOADERS[name](argument, seed)
-    if not len(source.x_train) or not len(source.x_test):
+    if not len(source.x_train) or (whole and not len(source.x_test)):
         raise DataError(f"data {spec!r} has {len(source.x_train)} training and {len(source.x_test)} test rows")
     if source.x_train.shape[1:] != source.x_test.shape[1:]:
         shapes = f"{source.x_train.shape[1:]} and {source.x_test.shape[1:]}"
         raise DataError(f"data {spec!r} has training and test rows of different shapes: {shapes}")
+    return source
+
+
+def _yours(module: str, function: str, folder: str, seed: int) -> Source:
+    """Return what a loader of anyone's own returns; whatever it raises is told with its name."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as missing:
+        if missing.name != module.partition(".")[0]:
+            raise DataError(f"data {module}:{function}: {missing}") from missing
+        raise unknown("data source", module, _LOADERS, error=DataError) from missing
+    try:
+        source = getattr(found, function)(folder, seed)
+    except SecateurError:
+        raise
+    except Exception as broken:
+        raise DataError(
+            f"data {module}:{function}: {type(broken).__name__}: {' '.join(str(broken).split())}"
+        ) from broken
+    if not isinstance(source, Source):
+        raise DataError(f"data {module}:{function} returned {type(source).__name__}, not a secateur.data.Source")
     return source
 
 
