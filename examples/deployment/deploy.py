@@ -1,0 +1,267 @@
+"""A whole Flower deployment on this machine's loopback: SuperLink and SuperNodes with TLS and node authentication.
+
+    python examples/deployment/deploy.py                       # the digits app, four nodes
+    python examples/deployment/deploy.py examples/hospitals --data path/to/heart_disease
+
+It makes certificates and keys, starts the processes, registers the nodes, runs the app and stops everything. Each
+process has a home, a log and a state folder of its own below ``--folder``, as if it were another machine; what the
+commands would be on real hosts is printed and explained in docs/flower.md. The model lies in ``FOLDER/run`` in the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import ipaddress
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+HERE = Path(__file__).parent
+DIGITS = HERE.parent / "digits"
+QUIET = {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # the nodes have secateur already
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",  # seconds; Flower's own default is 1
+    "NO_COLOR": "1",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def authority(folder: Path, hosts: tuple[str, ...] = ("localhost", "127.0.0.1")) -> Path:
+    """Make a certificate authority and a server certificate for ``hosts``; return the authority's certificate."""
+    folder.mkdir(parents=True, exist_ok=True)
+    now = dt.datetime.now(dt.UTC)
+    ca_key, key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP384R1())
+    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "secateur try-out CA")])
+
+    def certificate(name: x509.Name, public: ec.EllipticCurvePublicKey, *, ca: bool) -> x509.CertificateBuilder:
+        made = x509.CertificateBuilder().subject_name(name).issuer_name(ca_name).public_key(public)
+        made = made.serial_number(x509.random_serial_number()).not_valid_before(now - dt.timedelta(minutes=5))
+        made = made.not_valid_after(now + dt.timedelta(days=30))
+        return made.add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+
+    ca = certificate(ca_name, ca_key.public_key(), ca=True).add_extension(
+        x509.KeyUsage(
+            digital_signature=True, key_cert_sign=True, crl_sign=True, content_commitment=False,
+            key_encipherment=False, data_encipherment=False, key_agreement=False, encipher_only=False,
+            decipher_only=False,
+        ), critical=True,
+    ).sign(ca_key, hashes.SHA256())  # fmt: skip
+    names: list[x509.GeneralName] = []
+    for host in hosts:
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(host)))
+        except ValueError:
+            names.append(x509.DNSName(host))
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, hosts[0])])
+    server = certificate(subject, key.public_key(), ca=False)
+    server = server.add_extension(x509.SubjectAlternativeName(names), critical=False)
+    pem = serialization.Encoding.PEM
+    (folder / "ca.crt").write_bytes(ca.public_bytes(pem))
+    (folder / "server.pem").write_bytes(server.sign(ca_key, hashes.SHA256()).public_bytes(pem))
+    _private(folder / "server.key", key)
+    return folder / "ca.crt"
+
+
+def node_key(folder: Path, name: str) -> Path:
+    """Make a node's key pair; return the private key's path, beside which ``.pub`` lies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    key = ec.generate_private_key(ec.SECP384R1())
+    ssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    (folder / f"{name}.pub").write_bytes(key.public_key().public_bytes(*ssh))
+    return _private(folder / name, key, serialization.PrivateFormat.OpenSSH)
+
+
+def _private(
+    path: Path, key: ec.EllipticCurvePrivateKey,
+    form: serialization.PrivateFormat = serialization.PrivateFormat.TraditionalOpenSSL,
+) -> Path:  # fmt: skip
+    path.touch(mode=0o600)
+    path.write_bytes(key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()))
+    return path
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Deployment:
+    """SuperLink and SuperNodes as child processes; all are stopped at the end of the ``with`` block."""
+
+    def __init__(self, folder: Path, port: int | None = None) -> None:
+        self.folder = folder.absolute()
+        self.ca = authority(self.folder / "certificates")
+        self.port = port or free_port()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise SystemExit(f"port {self.port} is in use: stop what listens there, or give another with --port")
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.nodes: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        """Start the SuperLink."""
+        self.start_superlink()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything."""
+        for name in list(self.processes):
+            self.stop(name)
+
+    def _home(self, name: str) -> dict[str, str]:
+        home = self.folder / "homes" / name
+        home.mkdir(parents=True, exist_ok=True)
+        path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")])
+        homes = {"FLWR_HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        return {**os.environ, **QUIET, **homes, "PATH": path}
+
+    def _start(self, name: str, *command: str) -> None:
+        full = [str(Path(sysconfig.get_path("scripts")) / command[0]), *command[1:]]
+        print("$", " ".join(repr(part) if " " in part else part for part in command), flush=True)
+        with self.log(name).open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                full, env=self._home(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+            )
+
+    def log(self, name: str) -> Path:
+        """Return a process's log."""
+        return self.folder / f"{name}.log"
+
+    def start_superlink(self) -> None:
+        """Start the SuperLink and wait until it listens."""
+        place = self.folder / "certificates"
+        self._start(
+            "superlink", "flower-superlink", "--port", str(self.port), "--enable-supernode-auth",
+            "--ssl-ca-certfile", str(self.ca), "--ssl-certfile", str(place / "server.pem"),
+            "--ssl-keyfile", str(place / "server.key"), "--disable-runtime-dependency-installation",
+            "--database", str(self.folder / "superlink.db"),  # without it a restart forgets the nodes
+        )  # fmt: skip
+        end = time.monotonic() + 60
+        with socket.socket() as probe:
+            while probe.connect_ex(("127.0.0.1", self.port)) != 0:
+                if self.processes["superlink"].poll() is not None or time.monotonic() > end:
+                    raise SystemExit(f"the SuperLink did not start; see {self.log('superlink')}")
+                time.sleep(0.2)
+        connection = f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.ca}"\n'
+        config = Path(self._home("cli")["FLWR_HOME"]) / "config.toml"
+        config.write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{connection}')
+
+    def start_node(self, name: str, config: str, *, register: bool = True, ca: Path | None = None) -> None:
+        """Start a SuperNode with a node configuration; its key is made and registered the first time.
+
+        A node that was killed is started again only when the SuperLink has noticed: Flower 1.41 lets a second session
+        of a key in no sooner, and a SuperNode that was turned away once does not ask again.
+        """
+        key = self.folder / "keys" / name
+        if not key.exists():
+            node_key(key.parent, name)
+            if register:
+                out = self.flwr("supernode", "register", f"{key}.pub", "here", "--format", "json")
+                self.nodes[name] = str(json.loads(out[out.index("{") :])["node-id"])
+        while self.online(name):
+            time.sleep(2)
+        self._start(
+            name, "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates",
+            str(ca or self.ca), "--auth-supernode-private-key", str(key), "--port", str(free_port()),
+            "--node-config", config,
+        )  # fmt: skip
+
+    def online(self, name: str) -> bool:
+        """Return whether the SuperLink takes a node for connected; it notices a killed one within a minute."""
+        listed = json.loads(self.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
+        return any(str(node["node-id"]) == self.nodes.get(name) and node["status"] == "online" for node in listed)
+
+    def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
+        """End a process and all that it started; ``SIGKILL`` gives it no time for anything."""
+        process = self.processes.pop(name)
+        for sign in (how, signal.SIGKILL):
+            try:
+                os.killpg(process.pid, sign)
+            except ProcessLookupError:
+                break
+            if sign is not signal.SIGKILL:
+                end = time.monotonic() + 10
+                while process.poll() is None and time.monotonic() < end:
+                    time.sleep(0.1)
+        process.wait(30)
+
+    def flwr(self, *command: str) -> str:
+        """Run a ``flwr`` command; return what it prints."""
+        done = subprocess.run(
+            [str(Path(sysconfig.get_path("scripts")) / "flwr"), *command],
+            env=self._home("cli"), capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"flwr {' '.join(command)} failed: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def submit(self, app: Path, **settings: str | float) -> str:
+        """Start an app's run; return its number."""
+        shown = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
+        print("$ flwr run", app, "--run-config", repr(shown), flush=True)
+        out = self.flwr("run", str(app), "here", "--run-config", shown, "--format", "json")
+        return str(json.loads(out[out.index("{") :])["run-id"])
+
+    def status(self, run: str) -> str:
+        """Return a run's status as Flower words it, such as ``finished:completed``."""
+        out = self.flwr("list", "here", "--run-id", run, "--format", "json")
+        return str(json.loads(out[out.index("{") :])["runs"][0]["status"])
+
+    def wait(self, run: str, seconds: float = 3600.0) -> str:
+        """Wait for a run's end, showing secateur's lines as they come; return its status."""
+        end, shown = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            status = self.status(run)
+            lines = [line for line in self.flwr("log", run, "here", "--show").splitlines() if "secateur: " in line]
+            for line in lines[shown:]:
+                print(line.partition("secateur: ")[2], flush=True)
+            shown = len(lines)
+            if status.startswith("finished"):
+                return status
+            time.sleep(1)
+        raise SystemExit(f"run {run} did not end within {seconds:g} s; see the logs in {self.folder}")
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("app", nargs="?", type=Path, default=DIGITS, help="a Flower app; default: examples/digits")
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--folder", type=Path, default=Path("runs/deployment"))
+    parser.add_argument("--port", type=int, help="of the SuperLink; default: a free one")
+    parser.add_argument(
+        "--data", type=Path, help="folder with one folder a node: 0, 1, ...; default: the app's own data"
+    )
+    parser.add_argument("--set", dest="settings", default="", help="settings of the study, such as 'rounds=3 seed=1'")
+    given = parser.parse_args()
+    with Deployment(given.folder, given.port) as here:
+        for k in range(given.nodes):
+            config = f'partition-id={k} state="{here.folder / "state" / str(k)}"'
+            if given.data:
+                config += f' data="{(given.data / str(k)).absolute()}"'
+            here.start_node(f"node{k}", config)
+        run = here.submit(given.app, out=str(here.folder / "run"), set=given.settings)
+        status = here.wait(run)
+    print(f"{status}; logs and the run folder are in {here.folder}")
+    return 0 if status == "finished:completed" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The Flower engine: the same bytes through a Flower Grid. The one module that imports flwr.
+
+Server and nodes speak two message types. ``query.secateur`` asks a node who it is; ``train.secateur`` carries a request
+and its reply, whatever the phase. The payload is one ``Array`` of its own ``stype``, so that Flower stores it in chunks
+and its own strategies refuse it instead of misreading it; beside it stands a ``ConfigRecord``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from secateur.engines import Failure
+from secateur.errors import ConfigError, EngineError, MissingExtraError
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import Result, Strategy
+except ImportError as missing:
+    raise MissingExtraError(
+        f"this needs Flower as of 1.41 ({missing}): pip install --upgrade 'secateur[flower]'"
+    ) from missing
+
+__all__ = [
+    "LOG", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "FlowerEngine", "Grid", "Message",
+    "MetricRecord",
+    "RecordDict", "Result", "ServerApp", "Strategy",
+]  # fmt: skip
+
+
+class _Ours(logging.LoggerAdapter[logging.Logger]):
+    """Flower's own log, in which our lines can be told from its."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return f"secateur: {msg}", kwargs
+
+
+LOG = _Ours(logging.getLogger("flwr.secateur"))
+HELLO, SERVE = "query.secateur", "train.secateur"
+About = dict[str, Any]
+
+_ABOUT, _PAYLOAD = "about", "payload"
+_STYPE = "secateur.wire"
+_PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
+
+
+def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
+    """Return a message's content."""
+    content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
+    if payload is not None:
+        content[_PAYLOAD] = ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
+    return content
+
+
+def unpack(content: RecordDict) -> tuple[About, bytes | None]:
+    """Return what ``pack`` was given; nothing where a record is not of its kind."""
+    about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
+    told = dict(about) if isinstance(about, ConfigRecord) else {}
+    array = arrays.get(_PAYLOAD) if isinstance(arrays, ArrayRecord) else None
+    return told, array.data if isinstance(array, Array) and array.stype == _STYPE else None
+
+
+def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
+    """Return the key of the one ``ArrayRecord`` of someone else's message, and the payload in it, if it is ours.
+
+    Where there is not exactly one, the key is empty.
+    """
+    records = list(content.array_records.items())
+    if len(records) != 1:
+        return "", None
+    key, arrays = records[0]
+    array = arrays.get(_PAYLOAD)
+    return key, array.data if isinstance(array, Array) and array.stype == _STYPE else None
+
+
+def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
+    """Return a message's content with another ``ArrayRecord`` in place of its one."""
+    key, _ = payload_of(content)
+    if not key:
+        raise ConfigError(f"a message holds {len(content.array_records)} ArrayRecords; exactly 1 is expected")
+    return RecordDict({k: arrays if k == key else record for k, record in content.items()})
+
+
+def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
+    """Return a message's content with a payload in place of its one ``ArrayRecord``."""
+    return with_arrays(content, ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)}))
+
+
+class Versions:
+    """The names of what clients keep on their nodes; see ``States``."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, str] = {}
+
+    def commit(self) -> dict[int, str]:
+        """Return client -> name; the nodes wrote it when they answered."""
+        return dict(sorted(self.held.items()))
+
+    def restore(self, manifest: Mapping[int, str]) -> None:
+        """Go on from these; a node that has lost one says so when it is asked."""
+        self.held = dict(manifest)
+
+    def collect(self, manifest: Mapping[int, str]) -> None:
+        """Do nothing: a node itself drops what is older than what it is asked to go on from."""
+
+
+@dataclass
+class Members:
+    """Which node is which client.
+
+    A client's place belongs to the node that took it for as long as that node is connected.
+
+    Attributes:
+        grid: to ask.
+        clients: how many there may be: 0..clients-1.
+        vet: says why a node cannot take part, None if it can.
+        nodes: node of each client.
+        about: what each said of itself.
+    """
+
+    grid: Grid
+    clients: int
+    vet: Callable[[About], str | None]
+    nodes: dict[int, int] = field(default_factory=dict)
+    about: dict[int, About] = field(default_factory=dict)
+    connected: frozenset[int] = frozenset()
+    _greeted: set[int] = field(default_factory=set)
+    _hellos: dict[str, int] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """See who came and who left; greet the new ones, hear those that answered."""
+        self.connected = frozenset(self.grid.get_node_ids())
+        for client in [c for c, node in self.nodes.items() if node not in self.connected]:
+            LOG.warning("client %d: its node %d is no longer connected", client, self.nodes[client])
+            del self.nodes[client], self.about[client]
+        self._greeted &= self.connected
+        self._hellos = {ask: node for ask, node in self._hellos.items() if node in self.connected}
+        for node in sorted(self.connected - self._greeted):
+            (ask,) = self.grid.push_messages([Message(pack({}), node, HELLO)])
+            self._greeted.add(node)
+            self._hellos[ask] = node
+        for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
+            self._enter(self._hellos.pop(reply.metadata.reply_to_message_id), reply)
+
+    def _enter(self, node: int, reply: Message) -> None:
+        about = {"error": reason_of(reply)} if reply.has_error() else unpack(reply.content)[0]
+        client = about.get("client")
+        wrong = about.get("error") or self._misplaced(client) or self.vet(about)
+        if wrong or not isinstance(client, int):
+            LOG.error("node %d cannot take part: %s", node, wrong)
+            return
+        LOG.info("client %d is node %d", client, node)
+        self.nodes[client], self.about[client] = node, about
+
+    def _misplaced(self, client: object) -> str | None:
+        if not isinstance(client, int) or not 0 <= client < self.clients:
+            return f"it says it is client {client!r}; 0 to {self.clients - 1} are expected (partition-id)"
+        if client in self.nodes:
+            return f"it says it is client {client}, which node {self.nodes[client]} is already (partition-id)"
+        return None
+
+    def check(self, vet: Callable[[About], str | None]) -> None:
+        """Judge by ``vet`` from now on, who is here already included."""
+        self.vet = vet
+        for client, about in list(self.about.items()):
+            wrong = vet(about)
+            if wrong:
+                LOG.error("node %d (client %d) cannot take part: %s", self.nodes[client], client, wrong)
+                del self.nodes[client], self.about[client]
+
+
+def reason_of(reply: Message) -> str:
+    """Return an error reply's reason in one line."""
+    return " ".join(str(reply.error.reason or f"error {reply.error.code}").split())
+
+
+class FlowerEngine:
+    """Carries requests to ClientApps; see ``Engine``.
+
+    Args:
+        grid: of the ServerApp.
+        clients: how many there may be.
+        run: names the run to the nodes, so that what they keep of it is found again.
+        wait: seconds to wait for nodes at the start, and whenever not one of a cohort is connected.
+    """
+
+    def __init__(self, grid: Grid, *, clients: int, run: str, wait: float = 120.0) -> None:
+        self.grid = grid
+        self.run = run
+        self.wait = wait
+        self.members = Members(grid, clients, lambda _about: None)
+        self.states = Versions()
+
+    def clients(self) -> Sequence[int]:
+        """Return 0..K-1, connected or not."""
+        return range(self.members.clients)
+
+    def meet(self, enough: Iterable[int]) -> None:
+        """Wait for the nodes of these clients, ``wait`` seconds at most.
+
+        Raises:
+            EngineError: not one of them came.
+        """
+        wanted, end = set(enough), time.monotonic() + self.wait
+        self.members.look()
+        while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
+            time.sleep(_PULL_EVERY)
+            self.members.look()
+        if not wanted & self.members.nodes.keys():
+            raise EngineError(
+                f"no node that can take part was connected within {self.wait:g} s: start SuperNodes with "
+                "--node-config 'partition-id=0' and so on, or raise wait (what each node lacks stands above)"
+            )
+
+    def exchange(
+        self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
+    ) -> Iterator[tuple[int, bytes | Failure]]:
+        """Send each request; see ``Engine.exchange``. Who is not connected is a ``Failure`` at once."""
+        yield from _Exchange(self, deadline).play(requests)
+
+    def close(self) -> None:
+        """Leave the grid to who opened it."""
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+
+
+class _Exchange:
+    """One exchange: what is on its way, and until when."""
+
+    def __init__(self, engine: FlowerEngine, deadline: float | None) -> None:
+        self.engine = engine
+        self.members = engine.members
+        self.deadline = deadline
+        self.end = None if deadline is None else time.monotonic() + deadline
+        self.waiting: dict[str, tuple[int, int]] = {}
+
+    def play(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes | Failure]]:
+        self.members.look()
+        if not self.members.nodes:
+            self.engine.meet(self.engine.clients())
+        for client, request in requests:
+            node = self.members.nodes.get(client)
+            if node is None:
+                yield client, Failure(client, "no node of this client is connected", sent=False)
+                continue
+            about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
+            (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
+            self.waiting[ask] = client, node
+        yield from self._collect()
+
+    def _collect(self) -> Iterator[tuple[int, bytes | Failure]]:
+        look = time.monotonic() + _LOOK_EVERY
+        while self.waiting:
+            yield from self._pull()
+            now = time.monotonic()
+            if self.end is not None and now >= self.end:
+                reason = f"no reply within {self.deadline:g} s"
+                yield from ((client, Failure(client, reason)) for client, _ in self.waiting.values())
+                return
+            if now >= look:
+                self.members.look()
+                yield from self._pull()  # what was sent before its node left still counts
+                yield from self._gone()
+                look = time.monotonic() + _LOOK_EVERY
+            if self.waiting:
+                time.sleep(_PULL_EVERY)
+
+    def _pull(self) -> Iterator[tuple[int, bytes | Failure]]:
+        for reply in self.engine.grid.pull_messages(list(self.waiting)):
+            found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
+            if found is not None:
+                yield found[0], self._accept(found[0], reply)
+
+    def _accept(self, client: int, reply: Message) -> bytes | Failure:
+        if reply.has_error():
+            return Failure(client, reason_of(reply))
+        about, payload = unpack(reply.content)
+        if "error" in about or payload is None:
+            return Failure(client, str(about.get("error", "its reply holds no payload")))
+        if about.get("lost"):
+            LOG.warning("client %d no longer has what it kept; it went on without", client)
+        kept = about.get("kept")
+        if isinstance(kept, str):
+            self.engine.states.held[client] = kept
+        return payload
+
+    def _gone(self) -> Iterator[tuple[int, bytes | Failure]]:
+        for ask, (client, node) in list(self.waiting.items()):
+            if node not in self.members.connected:
+                del self.waiting[ask]
+                yield client, Failure(client, "its node left the federation before it answered")

@@ -1,0 +1,7 @@
+"""secateur on Flower: whole apps for a study, and pruning for apps that exist already."""
+
+from secateur.flower.apps import client_app, server_app
+from secateur.flower.mod import keep_pruned, prune
+from secateur.flower.strategy import Pruned
+
+__all__ = ["Pruned", "client_app", "keep_pruned", "prune", "server_app"]

@@ -1,0 +1,312 @@
+"""secateur on Flower: a ServerApp that runs a study, a ClientApp that serves it, from the same settings.
+
+The run configuration of a Flower app holds a study's settings by their paths (``method``, ``training.lr``,
+``schedule.sparsity``); ``set``, more of these in one text, since Flower overrides only what an app declares; and three
+of the server's own: ``out``, ``deadline``, ``wait``. A node says which client it is by ``partition-id`` in its node
+configuration, where its own data lie by ``data``, and where it keeps what must outlive a restart by ``state``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import os
+import secrets
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur import checkpoint, config, provision
+from secateur import run as runs
+from secateur.client import Participant
+from secateur.config import Runtime, Study
+from secateur.data.shards import Shards, open_shards
+from secateur.engines.flower import (
+    HELLO,
+    LOG,
+    SERVE,
+    About,
+    Array,
+    ArrayRecord,
+    ClientApp,
+    Context,
+    FlowerEngine,
+    Grid,
+    Message,
+    ServerApp,
+    pack,
+    unpack,
+)
+from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
+from secateur.wire import codec
+
+_SERVERS = ("out", "deadline", "wait")
+_RUN_ID = "flower-run"
+
+
+def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
+    """Return the study that a Flower run configuration describes, and the settings of the server itself.
+
+    Raises:
+        ConfigError: a setting is unknown or out of bounds.
+    """
+    values: dict[str, Any] = {}
+    for path, value in run_config.items():
+        if path not in {*_SERVERS, "set"}:
+            config.assign(values, f"{path}={value}")
+    for setting in shlex.split(str(run_config.get("set", ""))):
+        config.assign(values, setting)
+    return config.study(values), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+
+
+# ---- the server
+
+
+def server_app() -> ServerApp:
+    """Return a ServerApp that runs the study of its run configuration into the folder ``out``.
+
+    A folder that holds a stopped run of the same study is gone on with, bit for bit where the nodes have still what
+    they kept.
+    """
+    app = ServerApp()
+
+    @app.main()  # type: ignore[untyped-decorator, unused-ignore]
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            serve(grid, context.run_config)
+        except SecateurError as broken:
+            LOG.error("%s", broken)
+            raise SystemExit(2) from None
+
+    return app
+
+
+def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a study over a grid's nodes; return its summary.
+
+    Raises:
+        SecateurError: the settings do not fit, the folder holds another study, or no node can take part.
+    """
+    study, own = study_of(run_config)
+    folder = _folder(study, own.get("out"))
+    runtime = Runtime(workers=0, deadline=float(own["deadline"]) if "deadline" in own else None)
+    engine = FlowerEngine(grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)))
+    LOG.info("study %s (%s) into %s", study.hash(), study.method, folder)
+    _wait_for_folder(folder, engine.wait)
+    engine.members.check(_versions)
+    engine.meet(engine.clients())
+    with _rows(study, engine.members.about) as shards:
+        ours = _about(study, open_shards(shards))
+        engine.members.check(lambda about: _versions(about) or _unlike(about, ours))
+        if not engine.members.nodes:
+            raise EngineError("no node is left that can take part; what each lacks stands above")
+        runs.reserve(folder, study)
+        return runs.resume(folder, runtime, shards=shards, watch=_told, open_engine=lambda *_: engine)
+
+
+def _folder(study: Study, out: object) -> Path:
+    folder = Path(str(out)).expanduser() if out else runs.new_folder(study, None)
+    folder = folder.absolute()
+    if (folder / runs.STUDY).exists() and runs.read_study(folder).hash() != study.hash():
+        raise ConfigError(f"out = {folder} holds a run of another study; give another folder")
+    return folder
+
+
+def _wait_for_folder(folder: Path, seconds: float) -> None:
+    """Wait for a ServerApp that outlived its SuperLink and still has the folder."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            with checkpoint.alone(folder):
+                return
+        except CheckpointError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(1)
+
+
+def _run_id(folder: Path) -> str:
+    """Return what names this run to its nodes, the same after a restart."""
+    path = folder / _RUN_ID
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write(path, secrets.token_hex(8).encode())
+    return path.read_text("ascii")
+
+
+@contextlib.contextmanager
+def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
+    """Yield the server's shards: the simulated federation's, or none where the nodes have data of their own."""
+    own = {bool(about["own"]) for about in members.values()}
+    if len(own) > 1:
+        raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
+    if own == {False}:
+        yield provision.simulated(study, _cache())
+        return
+    first = members[min(members)]
+    inputs = tuple(int(size) for size in first["inputs"])
+    shape = provision.Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        yield provision.bare(study, shape, Path(folder))
+
+
+def _versions(about: About) -> str | None:
+    if about.get("wire") != codec.VERSION:
+        return (
+            f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
+            f"{importlib.metadata.version('secateur')} ({codec.VERSION}): install the same on both"
+        )
+    return None
+
+
+def _unlike(about: About, ours: About) -> str | None:
+    differs = [name for name in ("inputs", "outputs", "kind", "scale", "task", "model") if about[name] != ours[name]]
+    if not differs:
+        return None
+    return f"its {differs[0]} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
+
+
+def _told(row: runs.Row) -> None:
+    if row["event"] == "row":
+        LOG.info("%s", runs.line(row))
+    elif row["event"] == "end":
+        LOG.info("done: %s", {k: v for k, v in row["final"].items() if isinstance(v, float)})
+
+
+# ---- the client
+
+
+def client_app() -> ClientApp:
+    """Return a ClientApp that serves the study of its run configuration."""
+    app = ClientApp()
+
+    @app.query(HELLO.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
+    def hello(message: Message, context: Context) -> Message:
+        return _answered(message, lambda: pack(_introduce(context)))
+
+    @app.train(SERVE.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
+    def train(message: Message, context: Context) -> Message:
+        return _answered(message, lambda: _serve(message, context))
+
+    return app
+
+
+def _answered(message: Message, make: Any) -> Message:
+    try:
+        content = make()
+    except Exception as broken:  # noqa: BLE001 -- told on both sides; it costs this client its place only
+        line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
+        LOG.error("%s", line)
+        content = pack({"error": line})
+    return Message(content, reply_to=message)
+
+
+def _introduce(context: Context) -> About:
+    client, study, shards = _place(context)
+    data = open_shards(shards)
+    return {"client": client, "own": "data" in context.node_config, **_about(study, data)}
+
+
+def _about(study: Study, shards: Shards) -> About:
+    """Return what must be equal on all sides; ``model``: the hash of its tensors' names, shapes and dtypes."""
+    shape = provision.Shape.of(shards)
+    specs = Participant(study, shards).setting.specs
+    text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
+    return {
+        "secateur": importlib.metadata.version("secateur"), "wire": codec.VERSION,
+        "inputs": list(shape.inputs), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
+        "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16],
+    }  # fmt: skip
+
+
+def _place(context: Context) -> tuple[int, Study, Path]:
+    """Return which client this node is, of which study, and where its rows are."""
+    study, _ = study_of(context.run_config)
+    number = context.node_config.get("partition-id")
+    if not isinstance(number, int) or not 0 <= number < study.data.clients:
+        raise ConfigError(
+            f"partition-id = {number!r}: start this SuperNode with --node-config 'partition-id=K', "
+            f"K from 0 to {study.data.clients - 1}"
+        )
+    data = context.node_config.get("data")
+    rows = provision.simulated(study, _cache()) if data is None else provision.own(study, number, str(data), _cache())
+    return number, study, rows
+
+
+def _serve(message: Message, context: Context) -> Any:
+    client, study, shards = _place(context)
+    about, request = unpack(message.content)
+    if request is None or about.get("client") != client:
+        raise ConfigError(f"a request for client {about.get('client')} came to client {client}")
+    memory = _Memory(context, str(about["run"]), client)
+    wanted = str(about["kept"])
+    state = memory.get(wanted)
+    reply, kept = _participant(study.model_dump_json(), str(shards))(client, request, state)
+    answer: About = {"lost": bool(wanted) and state is None}
+    if kept is not None:
+        answer["kept"] = memory.put(kept, after=wanted)
+    return pack(answer, reply)
+
+
+@functools.lru_cache(maxsize=1)
+def _participant(study: str, shards: str) -> Participant:
+    # one torch thread: the split of a reduction over threads would change its last bits
+    torch.set_num_threads(1)
+    return Participant(Study.model_validate_json(study), open_shards(Path(shards)))
+
+
+class _Memory:
+    """What a client keeps of a run: by name, in the folder ``state`` of the node configuration, else in the Context.
+
+    The state that a request goes on from stays beside the one that its reply leaves, in case the reply gets lost.
+    """
+
+    def __init__(self, context: Context, run: str, client: int) -> None:
+        place = context.node_config.get("state")
+        self._folder = None if place is None else Path(str(place)).expanduser() / f"{_plain(run)}-{client}"
+        self._records = context.state
+        self._key = f"secateur-{run}"
+
+    def get(self, name: str) -> bytes | None:
+        if not name:
+            return None
+        if self._folder is not None:
+            path = self._folder / _plain(name)
+            return path.read_bytes() if path.exists() else None
+        held = self._records.get(self._key)
+        array = held.get(name) if isinstance(held, ArrayRecord) else None
+        return None if array is None else array.data
+
+    def put(self, data: bytes, *, after: str) -> str:
+        name = hashlib.sha256(data).hexdigest()[:16]
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.write(self._folder / name, data)
+            for path in self._folder.iterdir():
+                if path.name not in {name, after}:
+                    path.unlink()
+            return name
+        before = self.get(after)
+        kept = {name: data} if before is None else {after: before, name: data}
+        self._records[self._key] = ArrayRecord(
+            {n: Array("uint8", (len(d),), "secateur.state", d) for n, d in kept.items()}
+        )
+        return name
+
+
+def _plain(name: str) -> str:
+    """Return a name that is safe as a file's: it came over the wire."""
+    if not name.isalnum() or not name.isascii():
+        raise ConfigError(f"{name[:40]!r} does not name a run or a state")
+    return name
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "secateur"

@@ -1,0 +1,114 @@
+"""The client's side of ``Pruned``: a mod that speaks the sparse wire, so that the app below it sees dense arrays."""
+
+from __future__ import annotations
+
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.engines.flower import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
+from secateur.errors import ConfigError, MaskNotHeldError
+from secateur.flower.strategy import EPOCHS, PHASE, specs_of
+from secateur.method import TRAIN
+from secateur.pruning.mask import apply
+from secateur.pruning.structure import layout
+from secateur.wire import masks as packing
+from secateur.wire.codec import context_of, decode, encode, lost
+from secateur.wire.message import Expected, Masks, Spec
+from secateur.wire.message import Message as Sparse
+
+CallNext = Callable[[Message, Context], Message]
+_HELD = "secateur-held"
+_mask: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("mask", default=None)
+
+
+def prune(model: nn.Module) -> Prune:
+    """Return a mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass untouched.
+
+    Args:
+        model: the app's model; its weights do not matter. What arrives must have its names and shapes.
+    """
+    return Prune(specs_of(model), tuple(layout(model).names("weight", "bias", "norm")))
+
+
+@dataclass(frozen=True)
+class Prune:
+    """What ``prune`` returns: callable as Flower calls its mods; a class, so that it can travel to worker processes."""
+
+    specs: dict[str, Spec]
+    trained: tuple[str, ...]
+
+    def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
+        """Decode, let the app train, encode.
+
+        Raises:
+            WireError: what arrived is not for this model.
+            ConfigError: the app's reply has no ArrayRecord, or several.
+        """
+        _, request = payload_of(message.content) if message.has_content() else ("", None)
+        if request is None:
+            return call_next(message, context)
+        try:
+            found = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
+        except MaskNotHeldError:
+            return Message(with_payload(message.content, lost(request)), reply_to=message)
+        if found.mask is not None:
+            _hold(context, found.mask)
+        token = _mask.set(found.mask)
+        try:
+            reply = _trained(message, context, call_next, found)
+        finally:
+            _mask.reset(token)
+        if not reply.has_error():
+            answer = self._answer(found, reply)
+            payload = encode(answer, known=found.mask, template=self.specs, context=context_of(request))
+            reply.content = with_payload(reply.content, payload)
+        return reply
+
+    def _answer(self, found: Sparse, reply: Message) -> Sparse:
+        key, _ = payload_of(reply.content)
+        tensors = dict(reply.content.array_records[key].to_torch_state_dict())
+        if found.scalars[PHASE] == TRAIN:
+            return Sparse(apply(tensors, found.mask), found.mask)
+        return Sparse({n: (found.tensors[n] - tensors[n]).square() for n in self.trained})
+
+
+def keep_pruned(model: nn.Module) -> None:
+    """Set the pruned weights of a model to zero; call it after an optimiser step of an app under ``prune``.
+
+    Without it pruned weights may move within a client's round, and are dropped at its end.
+    """
+    mask = _mask.get() or {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in mask:
+                parameter.masked_fill_(~mask[name].to(parameter.device), 0.0)
+
+
+def _trained(message: Message, context: Context, call_next: CallNext, found: Sparse) -> Message:
+    """Run the app's own training; an exploration repeats it, each time from where it ended."""
+    arrays, content = ArrayRecord(torch_state_dict=dict(found.tensors)), message.content
+    for _ in range(int(found.scalars.get(EPOCHS, 1))):
+        message.content = with_arrays(content, arrays)
+        reply = call_next(message, context)
+        if reply.has_error():
+            return reply
+        if len(reply.content.array_records) != 1:
+            raise ConfigError(f"the app replied with {len(reply.content.array_records)} ArrayRecords; 1 is expected")
+        (arrays,) = reply.content.array_records.values()
+    return reply
+
+
+def _held(context: Context, specs: dict[str, Spec]) -> Masks | None:
+    record = context.state.get(_HELD)
+    if not isinstance(record, ArrayRecord):
+        return None
+    packed = {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    return packing.unpack(packed, specs)
+
+
+def _hold(context: Context, mask: Masks) -> None:
+    context.state[_HELD] = ArrayRecord({n: Array(t.numpy()) for n, t in packing.pack(mask).items()})

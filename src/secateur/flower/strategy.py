@@ -1,0 +1,293 @@
+"""Pruning and sparse messages for a Flower app that exists already: a strategy around its own, a mod in its clients.
+
+    strategy = Pruned(FedAvg(...), FedSparsify(), Net())     the server
+    app = ClientApp(mods=[prune(Net())])                     the client; its training code stays as it is
+    keep_pruned(net)                                         after each optimiser step, if masks shall hold within
+
+The wrapped strategy samples nodes, merges and evaluates as ever. It sees dense arrays, in which a pruned weight has the
+server's own value, so that it neither moves nor counts in a norm. Between server and mod only surviving values travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.aggregation import Mean
+from secateur.composition import Composition
+from secateur.engines.flower import (
+    LOG,
+    ArrayRecord,
+    ConfigRecord,
+    Grid,
+    MetricRecord,
+    Result,
+    Strategy,
+    payload_of,
+    reason_of,
+    with_arrays,
+    with_payload,
+)
+from secateur.engines.flower import Message as FlowerMessage
+from secateur.errors import ConfigError, WireError
+from secateur.link import Links
+from secateur.method import TRAIN, Ask, Replies, Setting, State
+from secateur.pruning import mask as masks
+from secateur.pruning.structure import layout
+from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
+from secateur.wire.message import Message, Scalar, Spec
+
+EPOCHS, PHASE = "epochs", "phase"
+
+
+@dataclass(frozen=True)
+class _Drawn(Setting):
+    """A setting whose cohort another strategy has drawn."""
+
+    drawn: tuple[int, ...] = ()
+
+    def cohort(self, round_: int) -> tuple[int, ...]:
+        """Return the clients that were drawn."""
+        del round_
+        return self.drawn
+
+
+@dataclass
+class _Turn:
+    """One exchange under way: what is asked, what went to whom, what came back."""
+
+    ask: Ask
+    grid: Grid
+    messages: Mapping[int, FlowerMessage]
+    sent: dict[int, bytes] = field(default_factory=dict)
+    answered: dict[int, bool] = field(default_factory=dict)
+    down: dict[str, int] = field(default_factory=dict)
+    up: dict[str, int] = field(default_factory=dict)
+    left_out: dict[int, str] = field(default_factory=dict)
+
+
+def specs_of(model: nn.Module) -> dict[str, Spec]:
+    """Return names, shapes and dtypes of a model's tensors."""
+    return {name: Spec(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
+
+
+class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
+    """A strategy that prunes what another one merges.
+
+    Args:
+        strategy: samples, merges and evaluates, as it would without pruning.
+        method: says what is pruned and when: a composition whose masks are made on the server. The wrapped
+            strategy takes the place of its aggregator.
+        model: the app's model; its weights do not matter.
+        seed: of what the method draws.
+
+    Attributes:
+        state: the method's state: weights (which may be dense beneath the mask), mask, round.
+        ledger: a row for each exchange: bytes by direction and part, sparsity, who was left out and why.
+
+    Raises:
+        ConfigError: the method is no composition, needs votes of clients, or explores in a way that needs more of
+            a client than its training.
+    """
+
+    def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
+        explores = method.criterion.statistic if isinstance(method, Composition) else None
+        plain = explores is None or (explores.start, explores.base, explores.warm_start) == ("common", "initial", False)
+        if not isinstance(method, Composition) or method.consensus.where == "clients" or not plain:
+            raise ConfigError(
+                f"{type(method).__name__}, as it is set here, needs code of its own on clients: run it with "
+                "secateur.flower.server_app and client_app; Pruned takes methods whose masks are made on the server"
+            )
+        shadow = method.aggregator.pruned != "zero"
+        self.strategy = strategy
+        self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
+        self.explores = explores
+        self.layout = layout(model)
+        self.specs = specs_of(model)
+        self.seed = seed
+        self.links = Links(self.specs)
+        self.ledger: list[dict[str, Any]] = []
+        self.state: State | None = None
+        self._nodes: list[int] = []
+        self._turn: _Turn | None = None
+
+    def summary(self) -> None:
+        """Log what prunes, then what the wrapped strategy logs."""
+        LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
+        self.strategy.summary()
+
+    def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:
+        """Run as ``Strategy.start`` does; see there for the arguments.
+
+        Raises:
+            ConfigError: the arrays are not the model's.
+        """
+        weights = dict(initial_arrays.to_torch_state_dict())
+        if {name: Spec(tuple(t.shape), t.dtype) for name, t in weights.items()} != self.specs:
+            raise ConfigError("initial_arrays are not those of the model that Pruned was given")
+        self._nodes, self.ledger, self.links = sorted(grid.get_node_ids()), [], Links(self.specs)
+        setting = _Drawn(self.seed, num_rounds, max(1, len(self._nodes)), 1.0, self.layout, self.specs)
+        self.state = self.method.start(setting, weights, {})
+        return super().start(grid, initial_arrays, num_rounds, *args, **more)
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[FlowerMessage]:
+        """Return the wrapped strategy's messages, with surviving values in place of its arrays.
+
+        Where the method explores, all explorers do so before round 1.
+        """
+        del arrays  # what was returned last is under the mask; the strategy goes on from what lies beneath it
+        state = self._started()
+        dense = ArrayRecord(torch_state_dict=dict(state.weights))
+        messages = {m.metadata.dst_node_id: m for m in self.strategy.configure_train(server_round, dense, config, grid)}
+        if not messages:
+            return []
+        state = self._draw(state, messages)
+        ask = self.method.plan(state)
+        while ask is not None and ask.phase != TRAIN:
+            state = self._explore(state, ask, next(iter(messages.values())), grid)
+            ask = self.method.plan(state)
+        if ask is None:
+            raise ConfigError(f"round {server_round} is beyond the {state.setting.rounds} that were announced")
+        self.state, self._turn = state, _Turn(ask, grid, messages)
+        return [self._send(self._turn, node) for node in messages]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[FlowerMessage]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Let the wrapped strategy merge what arrived, then prune."""
+        state, turn = self._started(), self._turn
+        if turn is None:
+            return self.strategy.aggregate_train(server_round, replies)
+        dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
+        arrays, metrics = self.strategy.aggregate_train(server_round, dense)
+        mask, told = turn.ask.message.mask, []
+        if arrays is not None:
+            merged = masks.apply(arrays.to_torch_state_dict(), mask)
+            told = [(0, Message(merged, None, {"samples": 1, "processed": 0, "loss": 0.0}))]
+        self.state = self.method.absorb(state, Replies(turn.ask, told))
+        if mask is not None:
+            self.links.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
+        self._enter(turn, server_round)
+        self._turn = None
+        return (None if arrays is None else ArrayRecord(torch_state_dict=self._shipped())), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[FlowerMessage]:
+        """Return the wrapped strategy's messages; evaluation sees the pruned model, dense."""
+        return self.strategy.configure_evaluate(server_round, arrays, config, grid)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[FlowerMessage]) -> MetricRecord | None:
+        """Return what the wrapped strategy makes of the replies."""
+        return self.strategy.aggregate_evaluate(server_round, replies)
+
+    def _started(self) -> State:
+        if self.state is None:
+            raise ConfigError("Pruned is started with start(), as every strategy is")
+        return self.state
+
+    def _shipped(self) -> dict[str, torch.Tensor]:
+        state = self._started()
+        done = state.round == state.setting.rounds
+        return (self.method.final(state) if done else state).model()
+
+    def _draw(self, state: State, messages: Mapping[int, FlowerMessage]) -> State:
+        """Return the state with the nodes that the wrapped strategy drew as its cohort."""
+        self._nodes += [node for node in messages if node not in self._nodes]
+        drawn = tuple(sorted(self._nodes.index(node) for node in messages))
+        kept = {f.name: getattr(state.setting, f.name) for f in state.setting.__dataclass_fields__.values()}
+        return replace(state, setting=_Drawn(**{**kept, "clients": len(self._nodes), "drawn": drawn}))
+
+    def _send(self, turn: _Turn, node: int, **scalars: Scalar) -> FlowerMessage:
+        ours, theirs = turn.ask.message, turn.messages[node]
+        held = self.links.mask(node) if ours.mask is not None else None
+        message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
+        payload = encode(message, known=held, template=self.specs)
+        turn.sent[node] = payload
+        _count(turn.down, payload)
+        meta = theirs.metadata
+        return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
+
+    def _served(self, turn: _Turn, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
+        """Return the replies, once the nodes that lost their mask were sent it again."""
+        found = {reply.metadata.src_node_id: reply for reply in replies}
+        again = [node for node, reply in found.items() if not reply.has_error() and self._lost(turn, node, reply)]
+        for node in again:
+            self.links.held.pop(node, None)
+        if again:
+            answers = turn.grid.send_and_receive([self._send(turn, node) for node in again])
+            found |= {reply.metadata.src_node_id: reply for reply in answers}
+        return list(found.values())
+
+    def _lost(self, turn: _Turn, node: int, reply: FlowerMessage) -> bool:
+        _, payload = payload_of(reply.content)
+        referred = turn.ask.message.mask is not None and self.links.mask(node) is not None
+        if payload is None or not referred or not is_lost(payload, context_of(turn.sent.get(node, b""))):
+            return False
+        _count(turn.up, payload)
+        return True
+
+    def _read(self, turn: _Turn, reply: FlowerMessage) -> Message | None:
+        """Return the message in a reply; None, and why in the ledger, where it is not what was asked for."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            turn.left_out[node] = reason_of(reply)
+            return None
+        _, payload = payload_of(reply.content)
+        if payload is None or node not in turn.sent:
+            turn.left_out[node] = "its reply holds no payload: is prune() among the ClientApp's mods?"
+            return None
+        try:
+            message = decode(payload, replace(turn.ask.expects, scalars=None, context=context_of(turn.sent[node])))
+        except WireError as broken:
+            turn.left_out[node] = str(broken)
+            return None
+        _count(turn.up, payload)
+        turn.answered[node] = True
+        return message
+
+    def _receive(self, turn: _Turn, reply: FlowerMessage) -> FlowerMessage | None:
+        """Return a reply as the wrapped strategy wants it: dense, with the server's own values where pruned."""
+        message, state = self._read(turn, reply), self._started()
+        if message is None:
+            return None
+        mask = turn.ask.message.mask or {}
+        tensors = {n: torch.where(mask[n], t, state.weights[n]) if n in mask else t for n, t in message.tensors.items()}
+        reply.content = with_arrays(reply.content, ArrayRecord(torch_state_dict=tensors))
+        return reply
+
+    def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:
+        """Ask explorers for their deviations after the app's own training, repeated for the method's epochs."""
+        nodes = {self._nodes[client]: like for client in ask.clients}
+        turn, epochs = _Turn(ask, grid, nodes), self.explores.epochs if self.explores else 1
+        told = []
+        for reply in grid.send_and_receive([self._send(turn, node, **{EPOCHS: epochs}) for node in nodes]):
+            message = self._read(turn, reply)
+            if message is not None:
+                scalars = {"samples": 1, "processed": 0, "loss": 0.0}
+                told.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
+        self.state = self.method.absorb(state, Replies(ask, sorted(told, key=lambda pair: pair[0])))
+        self._enter(turn, 0)
+        return self.state
+
+    def _enter(self, turn: _Turn, round_: int) -> None:
+        row = {
+            "phase": turn.ask.phase, "round": round_, "down": turn.down, "up": turn.up,
+            "sparsity": masks.sparsity(self._started().mask), "left_out": turn.left_out,
+        }  # fmt: skip
+        self.ledger.append(row)
+        sizes = sum(turn.down.values()), sum(turn.up.values())
+        LOG.info("%s %d: sparsity %.4f, down %d B, up %d B", turn.ask.phase, round_, row["sparsity"], *sizes)
+        for node, reason in turn.left_out.items():
+            LOG.warning("node %d was left out: %s", node, reason)
+
+
+def _count(counts: dict[str, int], payload: bytes) -> None:
+    for part, size in part_sizes(payload).items():
+        counts[part] = counts.get(part, 0) + size

@@ -1,0 +1,145 @@
+"""Flower for real: SuperLink and SuperNodes in processes of their own, TLS, node keys, sockets, kill -9."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'secateur[flower]'")
+
+from helpers import model_of, play, rows_of, same
+from secateur import provision
+from secateur.flower import apps
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SMALL = "rounds=2 model.name=mlp model.hidden=[32] criterion.explore.epochs=1"
+
+
+@pytest.fixture(scope="module")
+def deploy():
+    sys.path.insert(0, str(EXAMPLES / "deployment"))
+    yield importlib.import_module("deploy")
+    sys.path.remove(str(EXAMPLES / "deployment"))
+
+
+@pytest.fixture(scope="module")
+def here(deploy, tmp_path_factory):
+    """Start a SuperLink, four registered nodes, and two that must not get in."""
+    folder = tmp_path_factory.mktemp("deployment")
+    with deploy.Deployment(folder) as running:
+        for k in range(4):
+            running.start_node(f"node{k}", f'partition-id={k} state="{folder / "state" / str(k)}"')
+        running.start_node("unregistered", "partition-id=0", register=False)
+        other = deploy.authority(folder / "another authority")
+        running.start_node("deceived", "partition-id=1", ca=other)
+        yield running
+
+
+def locally(settings, folder):
+    made, _ = apps.study_of(settings)
+    with provision.federation(made) as shards:
+        play(made, folder, shards)
+
+
+def ledger(folder):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
+
+
+def config_of(app):
+    import tomllib
+
+    from flwr.common.config import flatten_dict
+
+    return flatten_dict(tomllib.loads((EXAMPLES / app / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"])
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local") / "run"
+    locally({**config_of("digits"), "set": SMALL}, folder)
+    return folder
+
+
+def test_a_deployment_gives_the_local_engines_bits_and_strangers_get_in_nowhere(here, local):
+    out = here.folder / "run"
+    run = here.submit(EXAMPLES / "digits", out=str(out), set=SMALL)
+    assert here.wait(run, 170) == "finished:completed"
+    assert same(model_of(out), model_of(local))
+    assert ledger(out) == ledger(local)
+    nodes = json.loads(here.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
+    # the deceived node's key is known, but it never connects; the unregistered one is not even listed
+    assert sorted(node["status"] for node in nodes) == ["online"] * 4 + ["registered"]
+    for stranger in ("unregistered", "deceived"):
+        assert "retrying" in here.log(stranger).read_text()
+        here.stop(stranger)
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not happen within {seconds} s"
+        time.sleep(0.2)
+
+
+def records(folder):
+    path = folder / "rounds.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
+    """Node 3 is killed in mid-round and started again; later the whole SuperLink is; the run ends, and tells."""
+    out = here.folder / "disturbed"
+    settings = {"out": str(out), "set": SMALL.replace("rounds=2", "rounds=5"), "deadline": 25}
+    here.submit(EXAMPLES / "digits", **settings)
+    wait_for(lambda: len(records(out)) == 1, 60, "the exploration")
+    time.sleep(2)
+    here.stop("node3", signal.SIGKILL)
+    wait_for(lambda: len(records(out)) >= 2, 60, "a round without node 3")
+    here.stop("superlink", signal.SIGKILL)
+    done = len(records(out))
+    assert not (out / "summary.json").exists()
+    here.start_superlink()  # the nodes find it again by themselves
+    here.start_node("node3", f'partition-id=3 state="{here.folder / "state" / "3"}"')
+    again = here.submit(EXAMPLES / "digits", **settings)
+    assert here.wait(again, 170) == "finished:completed"
+    rows = rows_of(out)
+    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert done >= 2
+    left_out = {row["round"]: [o["client"] for o in row["left_out"]] for row in rows}
+    assert 3 in left_out[1]
+    assert left_out[5] == []
+    assert json.loads((out / "summary.json").read_text())["left_out"]["3"] >= 1
+
+
+def test_flowers_simulation_gives_the_same_bits(deploy, local, tmp_path):
+    pytest.importorskip("ray", reason="Flower's simulation is not installed: pip install 'flwr[simulation]'")
+    out = tmp_path / "run"
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        **os.environ, **deploy.QUIET, "FLWR_HOME": str(home), "XDG_CACHE_HOME": str(home),
+        "PATH": os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]]),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=4", "--run-config",
+         f'out="{out}" set="{SMALL}"'],
+        cwd=EXAMPLES / "digits", env=environment, capture_output=True, text=True, timeout=170, check=False,
+    )  # fmt: skip
+    try:
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        assert same(model_of(out), model_of(local))
+        assert ledger(out) == ledger(local)
+    finally:
+        for found in Path("/proc").glob("[0-9]*/environ"):
+            try:
+                if f"FLWR_HOME={home}".encode() in found.read_bytes():
+                    os.kill(int(found.parent.name), signal.SIGKILL)
+            except OSError:
+                continue

@@ -1,0 +1,542 @@
+"""The Flower engine, apps, strategy and mod over an in-process grid; real processes are in test_deployment.py."""
+
+import json
+import logging
+import random
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("flwr", reason="Flower is not installed: pip install 'secateur[flower]'")
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, message_size_mod
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, Krum
+
+from helpers import INLINE, model_of, play, rows_of, same
+from loopgrid import LoopGrid, Node
+from secateur import provision
+from secateur import run as runs
+from secateur.config import study
+from secateur.data import Source
+from secateur.engines import Failure
+from secateur.engines import flower as engine_of
+from secateur.engines.flower import FlowerEngine
+from secateur.errors import ConfigError, DataError, EngineError
+from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
+from secateur.methods.autoflip import AutoFLIP
+from secateur.methods.fedsparsify import FedSparsify
+from secateur.methods.fedsparsify_local import FedSparsifyLocal
+from secateur.pruning.criteria import Deviation, Exploration
+from secateur.pruning.schedule import Cubic, EveryRound
+
+# Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
+pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+SETTINGS = {
+    "method": "autoflip", "rounds": 3, "data.clients": 4, "participation": 1.0, "data.partition": "iid",
+    "criterion.explore.epochs": 1, "model.name": "mlp", "model.options.hidden": "[16]",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(engine_of, "_PULL_EVERY", 0.001)
+    monkeypatch.setattr(engine_of, "_LOOK_EVERY", 0.01)
+    random.seed(0)
+
+
+@pytest.fixture
+def said(caplog):
+    """Collect what is logged, Flower's logger included, which does not pass its lines on."""
+    logger = logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    caplog.set_level(logging.INFO, logger="flwr")
+    yield lambda: [record.getMessage() for record in caplog.records]
+    logger.removeHandler(caplog.handler)
+
+
+def grid_of(settings, clients=4, **config):
+    return LoopGrid(
+        {10 + k: Node(client_app(), 10 + k, settings, **{"partition-id": k, **config}) for k in range(clients)}
+    )
+
+
+def locally(settings, folder):
+    made, _ = apps.study_of(settings)
+    with provision.federation(made) as shards:
+        play(made, folder, shards, runtime=INLINE)
+
+
+def ledger(folder):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
+
+
+@pytest.mark.parametrize("method", ["autoflip", "fedsparsify", "fedsparsify_local"])
+def test_the_same_model_and_ledger_as_the_local_engine(method, tmp_path):
+    settings = {**SETTINGS, "method": method, "out": str(tmp_path / "flower")}
+    if method != "autoflip":
+        settings.pop("criterion.explore.epochs")
+    summary = apps.serve(grid_of(settings), settings)
+    locally(settings, tmp_path / "local")
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    assert summary["left_out"] == {}
+
+
+@pytest.mark.parametrize("place", ["context", "folder"])
+def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkeypatch):
+    """Error feedback lives on the nodes; a stop, also with replies that the server forgot, changes no bit."""
+    settings = {**SETTINGS, "wire.values": "int8", "out": str(tmp_path / "stopped")}
+    config = {"state": str(tmp_path / "state")} if place == "folder" else {}
+    grid = grid_of(settings, **config)
+    rounds = []
+
+    def stop(row):
+        if row["event"] == "row":
+            rounds.append(row)
+            if len(rounds) == 2:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(apps, "_told", stop)
+    with pytest.raises(KeyboardInterrupt):
+        apps.serve(grid, settings)
+    # a third exchange that the server forgets: the nodes are one state ahead of its checkpoint
+    if place == "folder":  # a new run of Flower, too, has new contexts
+        grid = grid_of(settings, **config)
+    monkeypatch.setattr(runs.checkpoint, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        apps.serve(grid, settings)
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    apps.serve(grid, settings)
+    locally(settings, tmp_path / "whole")
+    assert same(model_of(tmp_path / "stopped"), model_of(tmp_path / "whole"))
+    assert ledger(tmp_path / "stopped") == ledger(tmp_path / "whole")
+
+
+def test_a_node_that_lost_what_it_kept_goes_on_and_it_is_said(tmp_path, said):
+    settings = {**SETTINGS, "wire.values": "int8", "out": str(tmp_path / "run")}
+    grid = grid_of(settings)
+    answer = grid.nodes[12].answer
+
+    def forget(message):
+        grid.nodes[12].context.state = RecordDict()
+        return answer(message)
+
+    grid.nodes[12].answer = forget
+    summary = apps.serve(grid, settings)
+    assert summary["left_out"] == {}
+    assert any("client 2 no longer has what it kept" in line for line in said())
+
+
+def test_a_node_that_never_answers_is_left_out_by_the_deadline(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "deadline": 1.0, "rounds": 2}
+    grid = grid_of(settings)
+    first = grid.nodes[11].answer
+
+    def falls_silent(message):
+        grid.nodes[11].mute = grid.nodes[11].asked >= 2  # greeted, explored
+        return first(message)
+
+    grid.nodes[11].answer = falls_silent
+    apps.serve(grid, settings)
+    reasons = [[(o["client"], o["reason"]) for o in row["left_out"]] for row in rows_of(tmp_path / "run")]
+    assert reasons == [[], [(1, "no reply within 1 s")], [(1, "no reply within 1 s")]]
+
+
+def test_nodes_leave_in_mid_round_and_come_back(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "rounds": 4}
+    grid = grid_of(settings)
+    answer, gone = grid.nodes[13].answer, []
+
+    def leaves(message):
+        if grid.nodes[13].asked == 2:
+            grid.nodes[13].asked += 1
+            gone.append(grid.nodes.pop(13))
+            return None
+        return answer(message)
+
+    grid.nodes[13].answer = leaves
+    counted = grid.nodes[10].answer
+
+    def brings_back(message):
+        if grid.nodes[10].asked == 4 and gone:
+            grid.nodes[99] = Node(client_app(), 99, settings, **{"partition-id": 3})  # restarted: another number
+        return counted(message)
+
+    grid.nodes[10].answer = brings_back
+    apps.serve(grid, settings)
+    reasons = [[(o["client"], o["reason"]) for o in row["left_out"]] for row in rows_of(tmp_path / "run")]
+    assert reasons[0] == []
+    assert reasons[1] == [(3, "its node left the federation before it answered")]
+    assert reasons[2] == [(3, "no node of this client is connected")]
+    assert reasons[-1] == []
+
+
+def test_who_cannot_take_part_is_told_why_and_costs_nobody_else(tmp_path, said):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.2}
+    grid = grid_of(settings)
+    bad = {
+        20: Node(client_app(), 20, settings, **{"partition-id": 7}),
+        21: Node(client_app(), 21, settings),
+        22: Node(client_app(), 22, settings, **{"partition-id": 2}),
+        23: Node(client_app(), 23, {**settings, "metod": "x"}, **{"partition-id": 3}),
+        24: Node(ClientApp(), 24, settings, **{"partition-id": 3}),
+    }
+    del grid.nodes[13]
+    grid.nodes |= bad
+    summary = apps.serve(grid, settings)
+    lines = "\n".join(said())
+    assert (
+        "node 20 cannot take part: partition-id = 7: start this SuperNode with --node-config 'partition-id=K'" in lines
+    )
+    assert "node 21 cannot take part: partition-id = None" in lines
+    assert "node 22 cannot take part: it says it is client 2, which node 12 is already" in lines
+    assert "node 23 cannot take part: unknown option" in lines
+    assert "node 24 cannot take part: ValueError: No query function registered" in lines
+    assert set(summary["left_out"]) == {3} or set(summary["left_out"]) == {"3"}
+
+
+def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, monkeypatch):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.2}
+    grid = grid_of(settings)
+    other = {**settings, "model.options.hidden": "[8]"}
+    grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
+    introduce = apps._introduce
+
+    def older(context):
+        about = introduce(context)
+        return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
+
+    monkeypatch.setattr(apps, "_introduce", older)
+    apps.serve(grid, settings)
+    lines = "\n".join(said())
+    assert "node 12 cannot take part: it has secateur 0.0.9 (wire version 1), this server" in lines
+    assert "node 13 (client 3) cannot take part: its model is" in lines
+    assert all({o["client"] for o in row["left_out"]} == {2, 3} for row in rows_of(tmp_path / "run"))
+
+
+def test_no_node_is_one_clear_line(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.05}
+    with pytest.raises(EngineError, match=r"no node that can take part was connected within 0\.05 s: start SuperNodes"):
+        apps.serve(LoopGrid(), settings)
+
+
+def test_a_folder_of_another_study_is_not_touched(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run")}
+    made, _ = apps.study_of({**settings, "seed": 5})
+    runs.reserve(tmp_path / "run", made)
+    with pytest.raises(ConfigError, match="holds a run of another study"):
+        apps.serve(grid_of(settings), settings)
+
+
+def test_settings_are_checked_and_set_adds_to_them():
+    made, own = apps.study_of({**SETTINGS, "set": "rounds=7 schedule.sparsity=0.4", "out": "", "deadline": 60})
+    assert (made.rounds, made.options["schedule.sparsity"], own) == (7, "0.4", {"deadline": 60})
+    with pytest.raises(ConfigError, match="unknown setting 'lrr': did you mean 'lr'"):
+        apps.study_of({"training.lrr": 3})
+    with pytest.raises(ConfigError, match="unknown setting 'rounds'"):
+        apps.study_of({"set": "data.rounds=1"})
+
+
+def test_a_node_refuses_a_request_for_someone_else_and_names_that_lead_elsewhere(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run")}
+    grid = grid_of(settings, state=str(tmp_path / "state"))
+    for run, client, kept in (("r1", 2, ""), ("../../x", 0, ""), ("r1", 0, "../../etc/passwd")):
+        about = {"run": run, "client": client, "kept": kept}
+        (ask,) = grid.push_messages([Message(engine_of.pack(about, b"x"), 10, engine_of.SERVE)])
+        (reply,) = grid.pull_messages([ask])
+        assert "error" in engine_of.unpack(reply.content)[0]
+    assert not (tmp_path / "x").exists()
+
+
+def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
+    """Content that is nothing of ours, of the wrong kind, or empty."""
+    settings = {**SETTINGS, "out": str(tmp_path / "run")}
+    grid = grid_of(settings)
+    contents = [
+        RecordDict(), RecordDict({"about": MetricRecord({"x": 1.0}), "payload": ConfigRecord({"payload": b"x"})}),
+        RecordDict({"about": ConfigRecord({"kept": 7}), "payload": ArrayRecord([np.ones(3)])}),
+        engine_of.pack({"kept": [1]}, b"garbage"),
+    ]  # fmt: skip
+    answer = grid.nodes[11].answer
+
+    def hostile(message):
+        reply = answer(message)
+        if message.metadata.message_type == engine_of.SERVE:
+            reply.content = contents[grid.nodes[11].asked % len(contents)]
+        return reply
+
+    grid.nodes[11].answer = hostile
+    apps.serve(grid, settings)
+    assert all({o["client"] for o in row["left_out"]} == {1} for row in rows_of(tmp_path / "run"))
+
+
+def hospital(folder, seed):
+    """Return the rows of a folder: a numpy file, its last column the class."""
+    rows = np.concatenate([np.load(path) for path in sorted(Path(folder).glob("*.npy"))])
+    x, y = rows[:, :-1].astype(np.float32), rows[:, -1].astype(np.int64)
+    return Source("hospital", x, y, x[:0], y[:0], None, 2, kind="tabular")
+
+
+def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
+    """The server has no row: it learns shapes from the nodes and has the model scored by them."""
+    monkeypatch.setitem(sys.modules, "hospitals_of_a_test", types.ModuleType("h"))
+    sys.modules["hospitals_of_a_test"].load = hospital
+    settings = {
+        "method": "fedsparsify", "rounds": 4, "data.clients": 3, "participation": 1.0, "model.name": "mlp",
+        "model.options.hidden": "[8]", "data.source": "hospitals_of_a_test:load", "out": str(tmp_path / "run"),
+        "schedule.sparsity": 0.5, "training.lr": 0.1, "wait": 0.2,
+    }  # fmt: skip
+    nodes = {}
+    for k in range(3):
+        rng = np.random.default_rng(k)
+        y = rng.integers(0, 2, 60 + 10 * k)
+        (tmp_path / str(k)).mkdir()
+        np.save(tmp_path / str(k) / "rows.npy", np.column_stack([rng.normal(size=(len(y), 5)) + y[:, None], y]))
+        nodes[k + 1] = Node(client_app(), k + 1, settings, **{"partition-id": k, "data": str(tmp_path / str(k))})
+    summary = apps.serve(LoopGrid(nodes), settings)
+    assert summary["final"]["accuracy"] > 0.8
+    rows = rows_of(tmp_path / "run")
+    assert all(0 < row["evaluate_bytes"] < summary["final"]["evaluate_bytes"] for row in rows)
+    assert summary["final"]["sparsity"] == pytest.approx(0.5, abs=0.02)
+    # the model of a simulation of the same three hospitals is the same
+    (tmp_path / "2" / "rows.npy").unlink()
+    settings["out"] = str(tmp_path / "again")
+    apps.serve(LoopGrid(nodes), settings)
+    assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
+    nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="client 1: its data folder .*nowhere does not exist"):
+        apps._introduce(nodes[2].context)
+
+
+def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):
+    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.1}
+    grid = grid_of(settings)
+    introduce = {k: node.answer for k, node in grid.nodes.items()}
+
+    def own(message):
+        reply = introduce[11](message)
+        about, _ = engine_of.unpack(reply.content)
+        reply.content = engine_of.pack({**about, "own": True})
+        return reply
+
+    grid.nodes[11].answer = own
+    with pytest.raises(EngineError, match="some nodes have data of their own"):
+        apps.serve(grid, settings)
+
+
+def test_the_engine_alone(tmp_path):
+    settings = {**SETTINGS}
+    engine = FlowerEngine(grid_of(settings, clients=3), clients=4, run="r", wait=0.01)
+    with engine:
+        assert list(engine.clients()) == [0, 1, 2, 3]
+        found = dict(engine.exchange([(0, b"junk"), (3, b"junk")]))
+    assert found[3] == Failure(3, "no node of this client is connected", sent=False)
+    assert isinstance(found[0], Failure)
+    assert "payload ends within the header" in found[0].reason
+
+
+# ---- the strategy and the mod, for apps that exist already
+
+
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 12), torch.nn.ReLU(), torch.nn.Linear(12, 2))
+
+
+def rows(k):
+    rng = torch.Generator().manual_seed(k)
+    y = torch.randint(0, 2, (64,), generator=rng)
+    return torch.randn(64, 6, generator=rng) + y[:, None], y
+
+
+def someones_app(mods, *, keeps=False, masks=None):
+    """Return a ClientApp as its author would have written it; with ``keeps`` the one extra line in its loop."""
+    app = ClientApp(mods=mods)
+
+    @app.train()
+    def train(message, context):
+        model, (x, y) = net(), rows(context.node_config["partition-id"])
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            if keeps:
+                keep_pruned(model)
+        if masks is not None:
+            masks.append({n: p.detach() != 0 for n, p in model.named_parameters()})
+        metrics = MetricRecord({"train_loss": loss.item(), "num-examples": len(y)})
+        return Message(RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        model, (x, y) = net(), rows(context.node_config["partition-id"])
+        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        accuracy = float((model(x).argmax(1) == y).float().mean())
+        metrics = MetricRecord({"accuracy": accuracy, "num-examples": len(y)})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    return app
+
+
+def federate(strategy, mods, rounds=6, **app):
+    random.seed(0)  # Flower draws the order in which it adds up its nodes from here
+    nodes = {10 + k: Node(someones_app(mods, **app), 10 + k, {}, **{"partition-id": k}) for k in range(5)}
+    grid = LoopGrid(nodes)
+    return strategy.start(grid, ArrayRecord(net().state_dict()), num_rounds=rounds), grid
+
+
+def density(arrays):
+    kept = [np.count_nonzero(t) for n, t in arrays.to_torch_state_dict().items() if n.endswith("weight")]
+    return sum(kept) / (72 + 24)
+
+
+def test_without_pruning_the_wrapper_changes_no_bit():
+    plain, _ = federate(FedAvg(), [])
+    wrapped, _ = federate(Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.0)), net()), [prune(net())])
+    assert same(plain.arrays.to_torch_state_dict(), wrapped.arrays.to_torch_state_dict())
+
+
+@pytest.mark.parametrize(
+    "inner", [FedAvg, FedAdam, lambda: FedProx(proximal_mu=0.1), lambda: Krum(num_malicious_nodes=1), FedTrimmedAvg]
+)
+def test_it_composes_with_flowers_strategies(inner):
+    method = FedSparsify(schedule=Cubic(sparsity=0.75))
+    strategy = Pruned(inner(), method, net())
+    result, _ = federate(strategy, [prune(net())], rounds=8)
+    assert density(result.arrays) == pytest.approx(0.25, abs=0.02)
+    assert result.evaluate_metrics_clientapp[8]["accuracy"] > 0.8
+    assert [row["round"] for row in strategy.ledger] == list(range(1, 9))
+    assert all(row["left_out"] == {} for row in strategy.ledger)
+    sent = [sum(row["down"].values()) for row in strategy.ledger]
+    assert sent[-1] < 0.6 * sent[0]
+
+
+@pytest.mark.parametrize("mod", [LocalDpMod(10.0, 1e-4, 1.0, 0.1), arrays_size_mod, message_size_mod])
+def test_it_composes_with_flowers_mods(mod):
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    result, _ = federate(strategy, [prune(net()), mod])
+    assert density(result.arrays) == pytest.approx(0.5, abs=0.02)
+    assert all(row["left_out"] == {} for row in strategy.ledger)
+
+
+def test_autoflip_explores_through_the_apps_own_training():
+    method = AutoFLIP(criterion=Deviation(Exploration(epochs=3)), schedule=EveryRound(sparsity=0.3))
+    strategy = Pruned(FedAdam(eta=0.05), method, net())
+    result, _ = federate(strategy, [prune(net())])
+    assert [row["phase"] for row in strategy.ledger] == ["explore"] + ["train"] * 6
+    assert {f"deviation/{k}" for k in range(5)} <= set(strategy.state.archive)
+    expected = (torch.cat([t.reshape(-1) for t in net().state_dict().values()])).numel()
+    assert strategy.ledger[0]["down"]["values"] <= 5 * 4 * expected + 100
+    assert density(result.arrays) < 0.8
+    assert result.evaluate_metrics_clientapp[6]["accuracy"] > 0.8
+
+
+def test_exploration_repeats_the_apps_training_epochs_times():
+    seen = []
+    for epochs in (1, 3):
+        method = AutoFLIP(criterion=Deviation(Exploration(epochs=epochs)))
+        strategy = Pruned(FedAvg(), method, net())
+        federate(strategy, [prune(net())], rounds=1)
+        seen.append(strategy.state.archive["deviation/0"]["0.weight"].sum().item())
+    model, (x, y) = net(), rows(0)
+    start = model[0].weight.detach().clone()
+    for epochs, total in zip((1, 3), seen, strict=True):
+        model.load_state_dict(net().state_dict())
+        for _ in range(epochs):
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            for _ in range(5):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(x), y).backward()
+                optimizer.step()
+        assert total == pytest.approx((model[0].weight - start).square().sum().item(), rel=1e-5)
+
+
+def test_one_line_in_the_loop_keeps_the_mask_within_the_round():
+    for keeps, holds in ((False, False), (True, True)):
+        found = []
+        strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+        federate(strategy, [prune(net())], keeps=keeps, masks=found)
+        pruned = ~strategy.state.mask["0.weight"]
+        early = found[-1]["0.weight"]
+        assert bool((early & pruned).sum() <= 10) is holds or not keeps
+        assert all(row["left_out"] == {} for row in strategy.ledger)
+
+
+def test_a_node_that_lost_its_mask_is_sent_it_again_in_the_same_round():
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    nodes = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(3)}
+    answer = nodes[11].answer
+
+    def forget(message):
+        if nodes[11].asked in {4, 6}:
+            nodes[11].context.state = RecordDict()
+        return answer(message)
+
+    nodes[11].answer = forget
+    random.seed(0)
+    result = strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=6)
+    whole = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    fresh = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(3)}
+    random.seed(0)
+    expected = whole.start(LoopGrid(fresh), ArrayRecord(net().state_dict()), num_rounds=6)
+    assert same(result.arrays.to_torch_state_dict(), expected.arrays.to_torch_state_dict())
+    assert nodes[11].asked > fresh[11].asked
+
+
+def test_nodes_without_the_mod_and_hostile_ones_are_left_out_and_named():
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    nodes = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(4)}
+    nodes[12] = Node(someones_app([]), 12, {}, **{"partition-id": 2})
+    nodes[13] = Node(someones_app([prune(torch.nn.Linear(3, 3))]), 13, {}, **{"partition-id": 3})
+    strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=2)
+    for row in strategy.ledger:
+        assert set(row["left_out"]) == {12, 13}, row["left_out"]
+        assert "tensors are not those expected" in row["left_out"][13]
+
+
+def test_what_the_wrapper_cannot_do_is_refused_at_once():
+    for method in (FedSparsifyLocal(), AutoFLIP(criterion=Deviation(Exploration(warm_start=True)))):
+        with pytest.raises(ConfigError, match="needs code of its own on clients"):
+            Pruned(FedAvg(), method, net())
+    with pytest.raises(ConfigError, match="not those of the model"):
+        Pruned(FedAvg(), FedSparsify(), torch.nn.Linear(2, 2)).start(LoopGrid(), ArrayRecord(net().state_dict()))
+    with pytest.raises(ConfigError, match="started with start"):
+        Pruned(FedAvg(), FedSparsify(), net()).configure_train(1, ArrayRecord(), ConfigRecord(), LoopGrid())
+
+
+def test_a_process_that_serves_a_message_never_imports_the_compiler(tmp_path):
+    """It would take longer than torch itself, for every message of a deployment."""
+    code = """
+import sys
+from pathlib import Path
+import secateur.flower
+from secateur import client, provision
+from secateur.config import study
+from secateur.method import Ask, Client
+made = study({"data": {"clients": 4}})
+serve = client.build(made.model_dump_json(), str(provision.simulated(made, Path(sys.argv[1]))))
+view = Client(0, serve.setting, serve.model, serve.data(0), made.training)
+view.train({n: t.clone() for n, t in serve.model.state_dict().items()}, None, round_=1)
+print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor", "sympy"}))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.replace("'", '"')) == []
+
+
+def test_the_study_of_a_run_config_is_that_of_the_command_line():
+    by_flower, _ = apps.study_of({"method": "fedsparsify", "data.clients": 4, "wire.feedback": False})
+    assert (
+        by_flower.hash() == study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
+    )
