@@ -1,10 +1,16 @@
 """The Flower engine, apps, strategy and mod over an in-process grid; real processes are in test_deployment.py."""
 
+import importlib
+import inspect
 import json
 import logging
+import os
 import random
+import re
+import shutil
 import subprocess
 import sys
+import tomllib
 import types
 from pathlib import Path
 
@@ -14,9 +20,10 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install 'secateur[flower]'")
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, message_size_mod
+from flwr.common.config import flatten_dict
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, Krum
 
 from helpers import INLINE, model_of, play, rows_of, same
@@ -38,6 +45,7 @@ from secateur.pruning.schedule import Cubic, EveryRound
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "method": "autoflip", "rounds": 3, "data.clients": 4, "participation": 1.0, "data.partition": "iid",
     "criterion.explore.epochs": 1, "model.name": "mlp", "model.options.hidden": "[16]",
@@ -540,3 +548,105 @@ def test_the_study_of_a_run_config_is_that_of_the_command_line():
     assert (
         by_flower.hash() == study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
     )
+
+
+# ---- the examples
+
+
+def quickstart(tmp_path, monkeypatch, *, patched):
+    """Return the two apps of the quickstart example, with or without the diff that the documentation shows."""
+    folder = tmp_path / ("after" if patched else "before")
+    shutil.copytree(ROOT / "examples" / "quickstart", folder)
+    if patched:
+        diff = (folder / "fedsparsify.diff").read_bytes()
+        subprocess.run(["patch", "-p1", "--quiet"], input=diff, cwd=folder, check=True)
+    monkeypatch.syspath_prepend(folder)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "quickstart"]:
+        monkeypatch.delitem(sys.modules, name)
+    return importlib.import_module("quickstart.server_app").app, importlib.import_module("quickstart.client_app").app
+
+
+def run_quickstart(apps_, rounds, folder, said):
+    server, client = apps_
+    config = {
+        "num-server-rounds": rounds, "local-epochs": 1, "learning-rate": 0.05, "batch-size": 16,
+        "save-to": str(folder / "model.pt"),
+    }  # fmt: skip
+    nodes = {k + 1: Node(client, k + 1, config, **{"partition-id": k, "num-partitions": 4}) for k in range(4)}
+    server(LoopGrid(nodes), Context(1, 0, {}, RecordDict(), config))
+    lines = [line for line in said() if "'eval_acc'" in line and "Aggregated" in line]
+    accuracy = float(re.search(r"'eval_acc': ([\d.]+)", lines[-1]).group(1))
+    return accuracy, torch.load(folder / "model.pt")
+
+
+def test_the_quickstart_app_becomes_fedsparsify_by_five_changed_lines(tmp_path, monkeypatch, said):
+    diff = (ROOT / "examples" / "quickstart" / "fedsparsify.diff").read_text()
+    assert len([line for line in diff.splitlines() if re.match(r"\+(?!\+\+)", line)]) <= 5
+    assert diff.strip() in (ROOT / "docs" / "flower.md").read_text()
+    before, dense = run_quickstart(quickstart(tmp_path, monkeypatch, patched=False), 8, tmp_path, said)
+    after, sparse = run_quickstart(quickstart(tmp_path, monkeypatch, patched=True), 8, tmp_path, said)
+    kept = sum(int(t.count_nonzero()) for n, t in sparse.items() if n.endswith("weight"))
+    total = sum(t.numel() for n, t in dense.items() if n.endswith("weight"))
+    assert kept / total == pytest.approx(0.1, abs=0.002)
+    assert before > 0.8
+    assert after > before - 0.15
+
+
+def hospitals(folder):
+    """Return four folders, each with the rows of one hospital."""
+    source = Path(__file__).parents[2] / "shared" / "data" / "heart_disease"
+    if not source.is_dir():
+        pytest.skip("the UCI heart disease data is not at hand (shared/data/heart_disease)")
+    places = []
+    for k, name in enumerate(("cleveland", "hungarian", "switzerland", "va")):
+        places.append(folder / str(k))
+        places[-1].mkdir(parents=True)
+        shutil.copy(source / f"processed.{name}.data", places[-1])
+    return places
+
+
+def test_four_hospitals_train_together_and_keep_their_rows(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples" / "hospitals")
+    app = importlib.import_module("hospitals_app")
+    text = tomllib.loads((ROOT / "examples" / "hospitals" / "pyproject.toml").read_text())
+    settings = {**flatten_dict(text["tool"]["flwr"]["app"]["config"]), "out": str(tmp_path / "run"), "wait": 0.2}
+    places = hospitals(tmp_path)
+    nodes = {
+        k + 1: Node(app.client, k + 1, settings, **{"partition-id": k, "data": str(place)})
+        for k, place in enumerate(places)
+    }
+    summary = apps.serve(LoopGrid(nodes), settings)
+    final = summary["final"]
+    assert final["sparsity"] == pytest.approx(0.8, abs=0.01)
+    assert final["accuracy"] > 0.72  # answering "ill" for everyone gives 0.55
+    assert len(final["local"]) == 4
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.suffix in {".npy", ".data"}]
+
+
+def test_flower_still_offers_what_the_engine_is_built_on():
+    """Fail here, with names, when a release of Flower moves something; everything else would fail less clearly."""
+    wanted = {
+        Message: ["content", "reply_to", "dst_node_id", "message_type", "ttl"],
+        engine_of.Array: ["dtype", "shape", "stype", "data"],
+        FedAvg.start: ["grid", "initial_arrays", "num_rounds"],
+        FedAvg.configure_train: ["server_round", "arrays", "config", "grid"],
+        FedAvg.aggregate_train: ["server_round", "replies"],
+    }
+    for thing, names in wanted.items():
+        found = inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters
+        assert set(names) <= set(found), f"{thing} takes {list(found)}"
+    for name in ("get_node_ids", "push_messages", "pull_messages", "send_and_receive"):
+        assert callable(getattr(engine_of.Grid, name))
+    for name in ("to_torch_state_dict", "from_torch_state_dict"):
+        assert hasattr(ArrayRecord, name)
+    for name in ("src_node_id", "dst_node_id", "reply_to_message_id", "message_type", "ttl"):
+        assert hasattr(Metadata, name)
+
+
+def test_without_flower_an_error_names_the_extra(tmp_path):
+    (tmp_path / "flwr.py").write_text("raise ModuleNotFoundError(\"No module named 'flwr'\", name='flwr')")
+    code = "import secateur.flower"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert "MissingExtraError" in done.stderr
+    assert "pip install --upgrade 'secateur[flower]'" in done.stderr

@@ -249,7 +249,7 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, help="folder with one folder a node: 0, 1, ...; default: the app's own data"
     )
-    parser.add_argument("--set", dest="settings", default="", help="settings of the study, such as 'rounds=3 seed=1'")
+    parser.add_argument("--set", dest="settings", help="in place of the app's set, such as 'rounds=3 seed=1'")
     given = parser.parse_args()
     with Deployment(given.folder, given.port) as here:
         for k in range(given.nodes):
@@ -257,7 +257,8 @@ def main() -> int:
             if given.data:
                 config += f' data="{(given.data / str(k)).absolute()}"'
             here.start_node(f"node{k}", config)
-        run = here.submit(given.app, out=str(here.folder / "run"), set=given.settings)
+        more = {"set": given.settings} if given.settings else {}
+        run = here.submit(given.app, out=str(here.folder / "run"), **more)
         status = here.wait(run)
     print(f"{status}; logs and the run folder are in {here.folder}")
     return 0 if status == "finished:completed" else 1

@@ -1,7 +1,9 @@
 """Sources, partitions and shards."""
 
 import gzip
+import re
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -517,3 +519,39 @@ def test_folders_that_hold_no_shards(tmp_path):
     (tmp_path / "meta.json").write_text("{}")
     with pytest.raises(DataError, match="holds no complete shards"):
         open_shards(tmp_path)
+
+
+def yours(tmp_path, monkeypatch, body):
+    (tmp_path / "rows_of_mine.py").write_text("import numpy as np\nfrom secateur.data import Source\n" + body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "rows_of_mine", raising=False)
+
+
+def test_a_loader_of_your_own(tmp_path, monkeypatch):
+    body = """
+def load(folder, seed):
+    x = np.full((6, 3), seed, np.float32)
+    return Source(folder, x, np.arange(6) % 2, x[:2], np.arange(2), None, 2, kind="tabular")
+"""
+    yours(tmp_path, monkeypatch, body)
+    source = data.load("rows_of_mine:load:/some/place", seed=5)
+    assert source.name == "/some/place"
+    assert source.x_train.tolist() == [[5.0] * 3] * 6
+
+
+@pytest.mark.parametrize(
+    ("body", "spec", "words"),
+    [
+        ("def load(folder, seed):\n    raise OSError('no such\\n disk')", "rows_of_mine:load", "OSError: no such disk"),
+        ("def load(folder, seed):\n    return 3", "rows_of_mine:load", "returned int, not a secateur.data.Source"),
+        ("", "rows_of_mine:load", "has no attribute 'load'"),
+        ("import nothing_of_that_name", "rows_of_mine:load", "No module named 'nothing_of_that_name'"),
+        ("", "rows_of_nobody:load", "unknown data source 'rows_of_nobody'"),
+        ("", "digit", "did you mean 'digits'"),
+    ],
+)
+def test_whatever_a_loader_of_your_own_does_is_one_clear_line(body, spec, words, tmp_path, monkeypatch):
+    yours(tmp_path, monkeypatch, body)
+    with pytest.raises(DataError, match=re.escape(words)) as caught:
+        data.load(spec, seed=0)
+    assert "\n" not in str(caught.value)
