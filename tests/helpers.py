@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
+from secateur import methods
 from secateur import run as runs
-from secateur.config import Runtime, assign, study
+from secateur.config import Runtime, assign, flatten, study
 from secateur.data.shards import make_shards
 from secateur.data.sources import Source
 
@@ -28,6 +29,9 @@ def small(method="fedavg", *settings, **top):
     } | top
     if method == "autoflip":
         assign(values, "criterion.explore.epochs=2")
+    for path, value in flatten(methods.find(method)()).items():
+        if path.rpartition(".")[2] == "every" and value > values["rounds"]:
+            assign(values, f"{path}=2")  # something has to happen within so few rounds
     for setting in settings:
         assign(values, setting)
     return study(values)

@@ -152,9 +152,22 @@ class Client:
         )  # fmt: skip
         return masks.apply(local.tensors_of(self.model), mask), done
 
+    def gradients(
+        self, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1, square: bool = False
+    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
+        """Return the gradient at ``tensors`` under ``mask``, pruned weights included; see ``training.gradients``."""
+        local.load(self.model, masks.apply(tensors, mask))
+        return local.gradients(
+            self.model, self.data, self.training,
+            round_=round_, seed=self.setting.seed, client=self.id, batches=batches, square=square,
+        )  # fmt: skip
+
 
 TRAIN = "train"
 """The phase whose replies are the weights of its message, trained; they may travel as updates (``link.Wire``)."""
+
+SCORE = "score"
+"""The phase whose replies are a statistic of each weight."""
 
 REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
 """Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
@@ -196,6 +209,17 @@ class Method(ABC):
     def final(self, state: State) -> State:
         """Return the state whose model is shipped."""
         return state
+
+
+def score_ask(state: State, round_: int, clients: Iterable[int]) -> Ask:
+    """Return the ask for a statistic of each weight, by name and shape, at the current model.
+
+    Its replies are not trained weights, so they never travel as updates; its costs stand under ``score``.
+    """
+    names = state.setting.layout.names("weight")
+    expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
+    message = Message(masks.apply(state.weights, state.mask), state.mask)
+    return Ask(SCORE, round_, tuple(sorted(clients)), message, expects)
 
 
 def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[str] | None = None) -> Ask:

@@ -7,6 +7,7 @@ order, then row-major index) is kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,6 +97,47 @@ class Uniform:
             name: ~lowest(s.reshape(-1), pruned_count(sparsity, s.numel())).reshape(s.shape)
             for name, s in scores.items()
         }
+
+
+@dataclass(frozen=True)
+class ERK:
+    """The lowest scores of each tensor, which is the denser the fewer its weights are for the units it joins.
+
+    A tensor's density is proportional to the sum of its sizes over their product (Erdos-Renyi kernel); those that
+    would be above 1 stay dense and the others share the rest. The total is exact.
+
+    Reference: SET, Mocanu et al., Nature Communications 2018; kernels: RigL, Evci et al., arXiv 1911.11134.
+    """
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        counts = erk({name: tuple(s.shape) for name, s in scores.items()}, sparsity)
+        return {name: ~lowest(s.reshape(-1), s.numel() - counts[name]).reshape(s.shape) for name, s in scores.items()}
+
+
+def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
+    """Return how many weights of each tensor ERK keeps; they add up to N - floor(s N).
+
+    >>> erk({"a": (2, 2), "b": (8, 8)}, 0.5)
+    {'a': 4, 'b': 30}
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    left = sum(sizes.values()) - pruned_count(sparsity, sum(sizes.values()))
+    kept: dict[str, int] = {}
+    while len(kept) < len(shapes):
+        open_ = [name for name in shapes if name not in kept]
+        share = left / max(1, sum(sum(shapes[name]) for name in open_))
+        full = [name for name in open_ if share * sum(shapes[name]) >= sizes[name]]
+        if not full:
+            exact = {name: share * sum(shapes[name]) for name in open_}
+            kept |= {name: math.floor(value + 1e-9) for name, value in exact.items()}
+            rest = left - sum(kept[name] for name in open_)
+            for name in sorted(open_, key=lambda n: kept[n] - exact[n])[:rest]:
+                kept[name] += 1
+            break
+        kept |= {name: sizes[name] for name in full}
+        left -= sum(sizes[name] for name in full)
+    return {name: kept[name] for name in shapes}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""PruneFL: now and then the cohort sends squared gradients of all weights, and the server chooses the mask anew.
+
+    score    D_j = mean_k g_kj^2    every F rounds, for pruned weights too: what the loss can win by a weight
+    protect  the (1 - delta_t) share of the budget with largest |w|;  delta_t = delta 2^(-t/h)
+    fill     the rest of the budget by D_j, largest first
+    round    FedAvg under the mask; a weight that comes in starts at 0
+
+Paper symbol -> option: budget: sparsity; F: every; delta: delta; h: half_life; batches for g: batches.
+
+Reference: Jiang et al., "Model Pruning Enables Efficient Federated Learning on Edge Devices", arXiv 1909.12326.
+*Read*: the published code. *Reconstruction*: the first stage.
+Departures: the density is an input. In the paper it follows from D_j over the seconds that a weight of its layer was
+measured to cost, which no other machine repeats; here all weights cost the same. The first mask is made by the same
+rule from theta_0 and the first cohort's gradients, where the paper lets one client prune on its own. Squared
+gradients are averaged by rows.
+Not reproduced: the paper's figures are times on its own devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from secateur.aggregation import Mean, WeightedMean
+from secateur.errors import check
+from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask
+from secateur.pruning import mask as masks
+from secateur.pruning.allocation import lowest, pruned_count
+from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class PruneFL(Method):
+    """Adaptive pruning by squared gradients.
+
+    Attributes:
+        sparsity: fraction of weights removed.
+        every: F, rounds between reconfigurations; 0: only the first mask.
+        delta: share of the budget that is open to newcomers at the start.
+        half_life: h, rounds in which that share halves.
+        batches: how many a client's squared gradient is the mean of.
+    """
+
+    sparsity: float = 0.7
+    every: int = 50
+    delta: float = 0.3
+    half_life: float = 10_000.0
+    batches: int = 5
+
+    def __post_init__(self) -> None:
+        check(0 <= self.sparsity < 1, name="sparsity", value=self.sparsity, must="be in [0, 1)")
+        check(0 <= self.delta <= 1, name="delta", value=self.delta, must="be in [0, 1]")
+
+    @property
+    def regrows(self) -> bool:
+        """Return True: what was pruned may come back."""
+        return True
+
+    def plan(self, state: State) -> Ask | None:
+        """Ask the next cohort for its gradients where a reconfiguration is due, then to train."""
+        done = state.round
+        if done >= state.setting.rounds:
+            return None
+        due = done == 0 or (self.every and done % self.every == 0)
+        if self.sparsity and due and state.notes.get(SCORE) != done:
+            return score_ask(state, done, state.setting.cohort(done + 1))
+        return train_ask(state, done + 1, state.mask)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Return squared gradients, or train under the mask."""
+        sent, mask = ask.message.tensors, ask.message.mask
+        if ask.phase == SCORE:
+            squares, done = client.gradients(sent, mask, round_=ask.round, batches=self.batches, square=True)
+            return Message({n: squares[n] for n in client.setting.layout.names("weight")}, None, report(done))
+        weights, done = client.train(sent, mask, round_=ask.round)
+        return Message(weights, mask, report(done))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Choose the mask, or merge."""
+        mean = WeightedMean()
+        for _, message in replies:
+            mean.add(message.tensors, int(message.scalars["samples"]))
+        if replies.ask.phase != SCORE:
+            return merge(state, replies.ask, mean.mean(), Mean())
+        state, importance = replace(state, notes={**state.notes, SCORE: state.round}), mean.mean()
+        if not importance:
+            return state
+        mask = self.choose(state, importance)
+        return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
+
+    def choose(self, state: State, importance: masks.Tensors) -> dict[str, torch.Tensor]:
+        """Return the mask: what is protected by magnitude, filled up by importance."""
+        names = list(importance)
+        weights = torch.cat([state.weights[n].abs().reshape(-1).double() for n in names])
+        worth = torch.cat([importance[n].reshape(-1).double() for n in names])
+        budget = weights.numel() - pruned_count(self.sparsity, weights.numel())
+        safe = budget - int(self.delta * 2 ** (-state.round / self.half_life) * budget)
+        kept = ~lowest(weights, weights.numel() - safe)
+        rest = torch.where(kept, -torch.inf, worth)
+        kept |= ~lowest(rest, weights.numel() - (budget - safe)) if budget > safe else kept
+        parts = torch.split(kept, [importance[n].numel() for n in names])
+        return {n: part.reshape(importance[n].shape) for n, part in zip(names, parts, strict=True)}
