@@ -16,9 +16,10 @@ from secateur.engines import Engine, Failure
 from secateur.errors import ConfigError, WireError
 from secateur.link import Links
 from secateur.method import TRAIN, Ask
+from secateur.pruning.mask import apply
 from secateur.streams import derive
 from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_sizes
-from secateur.wire.message import Expected, Message, Scalar, Tensors
+from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 
 _MOST_SAMPLES = 2**40
 _LATE = "asked for the full mask, too late to send it within the deadline"
@@ -76,7 +77,11 @@ class Exchange:
         self._answered: dict[int, bool] = {}
         self._trains = self.ask.phase == TRAIN
         self._expects = self._expected()
-        self._outgoing, self._base = self._prepare()
+        self._bases: dict[int, Tensors] = {}
+        self._outgoing: Outgoing | None = None
+        self._base: Tensors = {}
+        if self.ask.slices is None:
+            self._outgoing, self._base = self._prepare()
 
     def _expected(self) -> Expected:
         expects = self.ask.expects
@@ -86,7 +91,7 @@ class Exchange:
         if expects.mask in {"optional", "required"}:
             raise ConfigError("wire.replies = topk: this method's clients send masks of their own; use updates")
         floats = frozenset(n for n, spec in expects.tensors.items() if spec.dtype == torch.float32)
-        return replace(expects, mask="required", maskable=floats, within=expects.known is not None)
+        return replace(expects, mask="required", maskable=floats, within=expects.mask == "same")
 
     def _prepare(self) -> tuple[Outgoing, Tensors]:
         """Return the request, and the weights that a client reads in it."""
@@ -97,13 +102,27 @@ class Exchange:
         if feeds:
             message = link.add(message, self.books.error)
         seed = derive(self.study.seed, "wire", ask.phase, ask.round)
-        outgoing = Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)
+        outgoing = self._write(message, seed)
         arrived = message
         if wire.values != "fp32":
             arrived = decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
         if feeds:
             self.books.error = link.left_out(message, arrived)
         return outgoing, arrived.tensors
+
+    def _write(self, message: Message, seed: int) -> Outgoing:
+        return Outgoing(message, values=self.study.wire.values, template=self.books.links.specs, seed=seed)
+
+    def _slice(self, who: int) -> tuple[Outgoing, Masks]:
+        """Return the request of a client with a slice of its own, and its mask; what rounding leaves out is lost."""
+        ask, mask = self.ask, (self.ask.slices or {})[who]
+        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
+        message = replace(ask.message, tensors=apply(ask.message.tensors, mask), mask=mask, scalars=scalars)
+        outgoing = self._write(message, derive(self.study.seed, "wire", ask.phase, ask.round, who))
+        if self.study.wire.replies != "weights":
+            arrived = decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
+            self._bases[who] = arrived.tensors
+        return outgoing, mask
 
     def replies(self) -> Iterator[tuple[int, Message]]:
         """Yield checked replies in the order of the ask, whatever order they arrive in."""
@@ -119,6 +138,8 @@ class Exchange:
                     yield first, message
         if self.ask.message.mask is not None:
             self.books.links.confirm(self._answered, self.ask.message.mask)
+        for who, answered in self._answered.items() if self.ask.slices else ():
+            self.books.links.confirm({who: answered}, (self.ask.slices or {})[who])
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; who has lost the mask that the request refers to is asked once more."""
@@ -146,8 +167,9 @@ class Exchange:
             yield who, reply
 
     def _request(self, who: int) -> bytes:
-        held = self.books.links.mask(who) if self.ask.message.mask is not None else None
-        request = self._outgoing.bytes(held)
+        outgoing, mask = (self._outgoing, self.ask.message.mask) if self._outgoing else self._slice(who)
+        held = self.books.links.mask(who) if mask is not None else None
+        request = outgoing.bytes(held)
         self._sent[who] = _Sent(context_of(request), part_sizes(request), held is not None)
         return request
 
@@ -156,9 +178,10 @@ class Exchange:
             self.left_out.append({"client": who, "reason": reply.reason})
             return None
         try:
-            message = decode(reply, replace(self._expects, context=self._sent[who].context))
+            known = self._expects.known if self.ask.slices is None else self.ask.slices[who]
+            message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
             _sane(message.scalars)
-            message = self._restore(message)
+            message = self._restore(message, self._bases.pop(who, self._base), known)
         except WireError as broken:
             self.up["refused"] = self.up.get("refused", 0) + len(reply)
             self.left_out.append({"client": who, "reason": str(broken)})
@@ -168,14 +191,14 @@ class Exchange:
         self.told.append({"client": who, **message.scalars})
         return message
 
-    def _restore(self, message: Message) -> Message:
-        """Return the weights that a reply stands for."""
+    def _restore(self, message: Message, base: Tensors, known: Masks | None) -> Message:
+        """Return the weights that a reply to ``base`` stands for."""
         replies = self.study.wire.replies
         if not self._trains or replies == "weights":
             return message
         if replies == "topk":
-            message = replace(message, mask=self.ask.expects.known if self.ask.expects.mask == "same" else None)
-        return link.from_update(message, self._base)
+            message = replace(message, mask=known if self.ask.expects.mask == "same" else None)
+        return link.from_update(message, base)
 
 
 def _add(counts: dict[str, int], parts: Mapping[str, int]) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from secateur import training as local
-from secateur.aggregation import Aggregator, Memory
+from secateur.aggregation import Aggregator, Mean, Memory, WeightedMean
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Layout
@@ -96,6 +96,8 @@ class Ask:
         clients: whom to ask, ascending.
         message: what they get.
         expects: what their replies must look like; anything else costs the sender its place.
+        slices: each client's own mask, where clients hold different parts of the model: client k is sent the message
+            under ``slices[k]`` and answers under it. ``message`` itself has no mask then.
     """
 
     phase: str
@@ -103,6 +105,7 @@ class Ask:
     clients: tuple[int, ...]
     message: Message
     expects: Expected
+    slices: Mapping[int, Mask] | None = None
 
 
 class Replies:
@@ -242,6 +245,28 @@ def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[s
     )
     message = Message(masks.apply(state.weights, mask), mask)
     return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects)
+
+
+def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
+    """Return the ask of a training round in which each client holds its own slice of the model."""
+    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
+    message = Message(dict(state.weights), None)
+    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, slices)
+
+
+def absorb_slices(state: State, replies: Replies) -> State:
+    """Return the state after a round of slices: each weight is the mean over those clients that hold it, by rows.
+
+    A weight that nobody held stays as it was.
+    """
+    mean, held = WeightedMean(coverage=True), dict[str, torch.Tensor]()
+    for _, message in replies:
+        mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
+        for name, tensor in message.tensors.items():
+            kept = (message.mask or {}).get(name, torch.ones_like(tensor, dtype=torch.bool))
+            held[name] = held[name] | kept if name in held else kept
+    found = {n: torch.where(held[n], t, state.weights[n]) for n, t in mean.mean().items()}
+    return merge(state, replies.ask, found, Mean())
 
 
 def merge(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator) -> State:

@@ -40,14 +40,23 @@ def reference(tmp_path_factory, shards):
     return of
 
 
+# the setting at which a method prunes nothing and gives everyone the whole model
+OFF = {"sparsity": 0, "rate": 0, "levels": 1, "parts": 1}
+
+
+def off_options(study):
+    """Return path=value for each setting that switches a method off."""
+    found = flatten(study.build_method())
+    return [f"{p}={OFF[p.rpartition('.')[2]]}" for p in found if p.rpartition(".")[2] in OFF]
+
+
 def sparsity_options(study):
     return [p for p, v in flatten(study.build_method()).items() if p.rpartition(".")[2] == "sparsity" and v]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_sparsity_zero_is_fedavg_bit_for_bit(name, tmp_path, shards):
-    options = sparsity_options(small(name))
-    off = small(name, *(f"{path}=0" for path in options))
+def test_switched_off_is_fedavg_bit_for_bit(name, tmp_path, shards):
+    off = small(name, *off_options(small(name)))
     play(off, tmp_path / "off", shards)
     play(off.dense(), tmp_path / "dense", shards)
     assert same(model_of(tmp_path / "off"), model_of(tmp_path / "dense"))

@@ -167,6 +167,17 @@ def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
     return units.repeat_interleave(slot.repeat).view(view).expand(shape)
 
 
+def slice_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]], keep: Mapping[str, torch.Tensor]) -> Mask:
+    """Return the mask of a narrower model: ``keep`` has a flag for each unit of each group, by the group's name."""
+    mask: dict[str, torch.Tensor] = {}
+    for group in layout.groups:
+        for slot in (*group.incoming, *group.outgoing):
+            shape = torch.Size(shapes[slot.tensor])
+            held = mask.get(slot.tensor, torch.ones(shape, dtype=torch.bool))
+            mask[slot.tensor] = held & expand(keep[group.name], slot, shape)
+    return mask
+
+
 def dead_units(mask: Mask, group: Group) -> torch.Tensor:
     """Return a flag for each unit whose incoming entries are all pruned, bias and norm included.
 

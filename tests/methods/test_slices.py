@@ -1,0 +1,226 @@
+"""Federated Dropout, HeteroFL, Independent Subnetwork Training: who holds what, how it is merged, what it costs."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from helpers import Wrapped, model_of, play, rows_of, same, small, tiny_shards
+from secateur import client, cost
+from secateur.data.shards import open_shards
+from secateur.engines import Failure
+from secateur.method import Replies
+from secateur.methods.federated_dropout import FederatedDropout
+from secateur.methods.heterofl import HeteroFL
+from secateur.methods.ist import IndependentSubnetworks
+from secateur.pruning.structure import plan, shrink
+from secateur.training import load, tensors_of
+from secateur.wire.codec import part_sizes
+from secateur.wire.message import Message
+
+METHODS = ["federated_dropout", "heterofl", "ist"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def start(folder):
+    def of(study):
+        shards = open_shards(folder)
+        model = client.make_model(study, shards)
+        setting = client.make_setting(study, model, shards.clients)
+        return study.build_method().start(setting, tensors_of(model), {}), model
+
+    return of
+
+
+def reply(tensors, mask, samples):
+    return Message(tensors, mask, {"samples": samples, "processed": 0, "loss": 0.0})
+
+
+def units(mask, layer):
+    """Return which units of a hidden layer a slice holds, by its weights."""
+    return mask[f"{layer}.weight"].any(1)
+
+
+def test_heterofl_gives_leading_units_by_the_clients_number(start):
+    state, _ = start(small("heterofl", participation=1.0))
+    slices = HeteroFL(levels=3).plan(state).slices
+    held = {k: (int(units(m, "fc1").sum()), int(units(m, "fc2").sum())) for k, m in slices.items()}
+    assert held == {0: (12, 8), 1: (6, 4), 2: (3, 2), 3: (12, 8)}
+    assert units(slices[1], "fc1").tolist() == [True] * 6 + [False] * 6
+    mask = slices[1]
+    assert mask["fc2.weight"].tolist() == [[n < 4 and i < 6 for i in range(12)] for n in range(8)]
+    assert mask["fc1.bias"].tolist() == [True] * 6 + [False] * 6
+    assert mask["fc3.weight"].tolist() == [[i < 4 for i in range(8)]] * 3
+    assert "fc3.bias" not in mask
+
+
+def test_dropout_draws_anew_for_each_client_and_round(start):
+    state, _ = start(small("federated_dropout", participation=1.0))
+    method = FederatedDropout(rate=0.3)
+    first = method.plan(state)
+    assert {int(units(m, "fc1").sum()) for m in first.slices.values()} == {12 - 3}
+    assert {int(units(m, "fc2").sum()) for m in first.slices.values()} == {8 - 2}
+    drawn = {tuple(units(m, "fc1").tolist()) for m in first.slices.values()}
+    later = method.plan(method.absorb(state, Replies(first, [])))
+    drawn |= {tuple(units(m, "fc1").tolist()) for m in later.slices.values()}
+    assert len(drawn) > 4
+    again = method.plan(state)
+    assert all(same(again.slices[k], m) for k, m in first.slices.items())
+    nearly_all = FederatedDropout(rate=0.99).plan(state).slices[0]
+    assert int(units(nearly_all, "fc2").sum()) == 1
+
+
+def test_subnetworks_share_no_unit_and_leave_none_out(start):
+    state, _ = start(small("ist", participation=1.0))
+    slices = IndependentSubnetworks().plan(state).slices
+    for layer in ("fc1", "fc2"):
+        assert (sum(units(m, layer).int() for m in slices.values()) == 1).all()
+    two = IndependentSubnetworks(parts=2).plan(state).slices
+    assert torch.equal(units(two[0], "fc1"), units(two[2], "fc1"))
+    assert torch.equal(units(two[0], "fc1"), ~units(two[1], "fc1"))
+    more = IndependentSubnetworks(parts=11).plan(state).slices
+    assert all(units(m, "fc2").any() for m in more.values())
+
+
+def test_a_weight_is_the_mean_over_its_holders_and_stays_where_nobody_held_it(start):
+    study = small("heterofl", participation=1.0)
+    state, _ = start(study)
+    method = HeteroFL(levels=3)
+    ask = method.plan(state)
+    told = []
+    for k, value, rows in ((1, 2.0, 30), (2, 5.0, 10)):  # widths 1/2 and 1/4; nobody holds the other half
+        mask = ask.slices[k]
+        full = {n: torch.full_like(t, value) for n, t in state.weights.items()}
+        tensors = {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in full.items()}
+        told.append((k, reply(tensors, mask, rows)))
+    after = method.absorb(state, Replies(ask, told))
+    weight = after.weights["fc1.weight"]
+    assert torch.allclose(weight[:3], torch.tensor((2.0 * 30 + 5.0 * 10) / 40))
+    assert torch.allclose(weight[3:6], torch.tensor(2.0))
+    assert torch.equal(weight[6:], state.weights["fc1.weight"][6:])
+    assert torch.allclose(after.weights["fc3.bias"], torch.tensor(2.75))
+    assert after.mask is None
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_slice_is_a_narrower_model(name, start):
+    """What a client trains under its mask is what a model computes from which those units were cut."""
+    state, model = start(small(name, participation=1.0))
+    x = torch.randn(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    for mask in small(name, participation=1.0).build_method().plan(state).slices.values():
+        load(model, {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in state.weights.items()})
+        narrow = shrink(model, plan(mask, state.setting.layout.groups))
+        assert sum(p.numel() for p in narrow.parameters()) <= sum(p.numel() for p in model.parameters())
+        torch.testing.assert_close(narrow(x), model(x))
+
+
+class Watched(Wrapped):
+    """Keep what was carried, by client."""
+
+    log = ()
+
+    def exchange(self, requests, deadline=None):
+        def seen():
+            for who, request in requests:
+                self.log.append(("down", who, request))
+                yield who, request
+
+        for who, answer in self.inner.exchange(seen(), deadline):
+            self.log.append(("up", who, answer))
+            yield who, answer
+
+
+def test_narrow_clients_get_and_send_less(folder, tmp_path):
+    watched = type("Here", (Watched,), {"log": []})
+    study = small("heterofl", participation=1.0, rounds=2)
+    play(study, tmp_path / "run", folder, open_engine=watched.open)
+    sizes = {}
+    for way, who, data in watched.log[: 2 * 4 * 2]:
+        sizes.setdefault((way, who), []).append(part_sizes(data))
+    kept = {
+        0: 12 * 16 + 12 + 8 * 12 + 8 + 3 * 8 + 3,
+        1: 6 * 16 + 6 + 4 * 6 + 4 + 3 * 4 + 3,
+        2: 3 * 16 + 3 + 6 + 2 + 6 + 3,
+    }
+    for way in ("down", "up"):
+        for who, count in kept.items():
+            assert all(part["values"] <= 4 * count + 8 for part in sizes[way, who])
+    # the slice is told once, as units; after that both ends know it
+    assert all(part["mask"] == 16 for part in sizes["up", 2])
+    assert sizes["down", 2][0]["mask"] < 60
+    assert sizes["down", 2][1]["mask"] == 16
+
+
+def test_training_is_counted_by_what_each_client_held(folder, tmp_path, start):
+    study = small("heterofl", participation=1.0, rounds=1)
+    play(study, tmp_path / "run", folder)
+    state, model = start(study)
+    shards = open_shards(folder)
+    uses = cost.uses(model, client.example(shards))
+    slices = HeteroFL().plan(state).slices
+    expected = sum(3 * len(shards.train(k)[1]) * cost.macs(uses, state.weights, m) for k, m in slices.items())
+    assert rows_of(tmp_path / "run")[0]["train_macs"] == expected
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "settings", [("wire.values=bf16",), ("wire.values=int8",), ("wire.replies=updates",), ("wire.replies=topk",)]
+)
+def test_every_way_to_travel_goes_with_slices(name, settings, folder, tmp_path):
+    summary = play(small(name, *settings, rounds=3), tmp_path / "run", folder)
+    assert summary["left_out"] == {}
+    assert all(torch.isfinite(t).all() for t in model_of(tmp_path / "run").values())
+
+
+def test_updates_come_to_the_same_model_as_weights(folder, tmp_path):
+    play(small("heterofl", rounds=3), tmp_path / "weights", folder)
+    play(small("heterofl", "wire.replies=updates", rounds=3), tmp_path / "updates", folder)
+    one, other = model_of(tmp_path / "weights"), model_of(tmp_path / "updates")
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_client_that_answers_with_anothers_slice_loses_its_place(folder, tmp_path):
+    class Swapped(Wrapped):
+        def exchange(self, requests, deadline=None):
+            answers = dict(self.inner.exchange(requests, deadline))
+            if len(answers) == 4 and not any(isinstance(a, Failure) for a in answers.values()):
+                answers[2] = answers[1]
+            yield from answers.items()
+
+    play(small("heterofl", participation=1.0, rounds=2), tmp_path / "run", folder, open_engine=Swapped.open)
+    for row in rows_of(tmp_path / "run"):
+        assert [o["client"] for o in row["left_out"]] == [2]
+
+
+def test_a_device_that_lost_its_slice_is_served_at_once(folder, tmp_path):
+    class Forgetful(Wrapped):
+        @classmethod
+        def open(cls, *args):
+            engine = super().open(*args)
+            read = engine.states.get
+            engine.states.get = lambda who: None if who == 1 else read(who)
+            return engine
+
+    study = small("heterofl", participation=1.0, rounds=4)
+    play(study, tmp_path / "run", folder, open_engine=Forgetful.open)
+    play(study, tmp_path / "whole", folder)
+    assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["left_out"] == {}
+
+
+def test_bounds_are_told():
+    for make, words in (
+        (lambda: FederatedDropout(rate=1.0), r"rate = 1\.0 must be in \[0, 1\)"),
+        (lambda: HeteroFL(levels=0), "levels = 0 must be 1 to 16"),
+        (lambda: IndependentSubnetworks(parts=-1), "parts = -1 must be 0 or more"),
+    ):
+        with pytest.raises(Exception, match=words):
+            make()
+    assert math.ceil(2.0**-2 * 12) == 3
