@@ -27,9 +27,9 @@ def small(method="fedavg", *settings, **top):
         "model": {"name": "mlp", "options": {"hidden": (12, 8)}},
         "training": {"epochs": 1, "batch_size": 16, "lr": 0.1},
     } | top
-    if method == "autoflip":
-        assign(values, "criterion.explore.epochs=2")
     for path, value in flatten(methods.find(method)()).items():
+        if path.endswith("explore.epochs"):
+            assign(values, f"{path}=2")
         if path.rpartition(".")[2] == "every" and value > values["rounds"]:
             assign(values, f"{path}=2")  # something has to happen within so few rounds
     for setting in settings:

@@ -310,3 +310,15 @@ def test_scalars():
     refused(many, Expected({}), "65 scalars announced")
     text = encode(Message({}, None, {"s": "x"}))
     refused(edit(text, at + 3, struct.pack("<I", 70000)), Expected({}), "70000 bytes, at most")
+
+
+def test_a_hash_stands_for_the_template_where_more_may_come():
+    specs = {"w": Spec((3,))}
+    more = Expected({**specs, "guide/w": Spec((3,))}, optional=True, template=specs)
+    few = Message({"w": torch.ones(3)})
+    data = encode(few, template=specs)
+    assert set(decode(data, more).tensors) == {"w"}
+    both = Message({"w": torch.ones(3), "guide/w": torch.zeros(3)})
+    assert set(decode(encode(both, template=specs), more).tensors) == {"w", "guide/w"}
+    with pytest.raises(WireError, match="not those expected"):
+        decode(data, Expected(more.tensors, optional=True))

@@ -243,9 +243,10 @@ def _open(reader: Reader) -> _Head:
 def _read_specs(reader: Reader, expected: Expected, *, by_hash: bool) -> dict[str, Spec]:
     """Return the tensors that follow, in the order of the wire."""
     if by_hash:
-        if bytes(reader.take(_TEMPLATE_HASH, "the hash of the tensors")) != _hash(expected.tensors):
+        template = expected.tensors if expected.template is None else expected.template
+        if bytes(reader.take(_TEMPLATE_HASH, "the hash of the tensors")) != _hash(template):
             raise WireError("the sender's tensors are not those expected (another model, or other shapes)")
-        return {name: expected.tensors[name] for name in sorted(expected.tensors)}
+        return {name: template[name] for name in sorted(template)}
     count = reader.varint("the number of tensors")
     if count > len(expected.tensors):
         raise WireError(f"{count} tensors announced, {len(expected.tensors)} expected")

@@ -55,6 +55,7 @@ class Expected:
         within: a fresh mask must not keep anything that ``known`` prunes; what it does not cover, it keeps.
         scalars: exactly these names and types; None: any, at most 64.
         optional: some or all of the tensors may be missing.
+        template: the tensors that a hash in their place stands for; None: all.
         context: the request that must be answered, see ``codec.context_of``; None: any.
     """
 
@@ -65,6 +66,7 @@ class Expected:
     within: bool = False
     scalars: Mapping[str, type] | None = None
     optional: bool = False
+    template: Mapping[str, Spec] | None = None
     context: int | None = None
 
     @classmethod
