@@ -1,7 +1,7 @@
 """The benchmarks: small versions of each, end to end; the README's example."""
 
 import gzip
-import importlib
+import importlib.util
 import json
 import math
 import re
@@ -21,7 +21,11 @@ ROOT = Path(__file__).parents[1]
 def script(name, monkeypatch):
     """Return a benchmark as a module; one may import another, as scripts of one folder do."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module(name)
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_train_ask_says_what_replies_must_look_like():
 
 SLOTS = {
     "criterion": ["magnitude", "random", "deviation"],
-    "allocation": ["global", "uniform", "quantile"],
+    "allocation": ["erk", "global", "uniform", "quantile"],
     "granularity": ["weight", "hybrid"],
     "schedule": ["cubic", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],

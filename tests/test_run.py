@@ -315,7 +315,7 @@ def test_a_disk_without_room_for_the_shards_is_one_clear_error(monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = set(Path(tempfile.gettempdir()).glob("secateur-*"))
-    monkeypatch.setattr(runs, "make_shards", full)
+    monkeypatch.setattr(runs.provision, "make_shards", full)
     with (
         pytest.raises(DataError, match="No space left on device; set TMPDIR"),
         runs.federation(small(data={"clients": 5, "partition": "iid"})),

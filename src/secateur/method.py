@@ -144,16 +144,20 @@ class Client:
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def train(
-        self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None
-    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
-        """Train from ``tensors`` under ``mask``; return the trained tensors and what was done."""
+        self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
+        feedback: bool = False,
+    ) -> tuple[dict[str, torch.Tensor], local.Fit]:  # fmt: skip
+        """Train from ``tensors`` under ``mask``; return the trained tensors and what was done.
+
+        With ``feedback`` the result is dense; see ``training.fit``.
+        """
         local.load(self.model, tensors)
         local.enforce(self.model, mask)
         done = local.fit(
             self.model, self.data, self.training,
-            round_=round_, seed=self.setting.seed, client=self.id, mask=mask, effort=effort,
+            round_=round_, seed=self.setting.seed, client=self.id, mask=mask, effort=effort, feedback=feedback,
         )  # fmt: skip
-        return masks.apply(local.tensors_of(self.model), mask), done
+        return masks.apply(local.tensors_of(self.model), None if feedback else mask), done
 
     def gradients(
         self, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1, square: bool = False

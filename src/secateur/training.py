@@ -136,7 +136,7 @@ def enforce(model: nn.Module, mask: Mask | None) -> None:
                     parameter.masked_fill_(~mask[name], 0.0)
 
 
-def fit(
+def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     model: nn.Module,
     data: Data,
     training: Training,
@@ -146,6 +146,7 @@ def fit(
     client: int,
     mask: Mask | None = None,
     effort: Effort | None = None,
+    feedback: bool = False,
 ) -> Fit:
     """Train the resident model in place on a client's rows.
 
@@ -155,6 +156,8 @@ def fit(
     Args:
         round_: t; sets the learning rate, and with ``client`` the random stream (0 is exploration).
         effort: epochs, patience and share of rows where they differ from the round's setting.
+        feedback: gradients are taken under the mask, but move all weights, and the mask does not hold in the result
+            (dynamic pruning with feedback, Lin et al., arXiv 2006.07253).
 
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
@@ -164,6 +167,7 @@ def fit(
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
     held = [(p.detach(), mask[n].float()) for n, p in model.named_parameters() if mask and n in mask]
     held = [(weight, keep) for weight, keep in held if not bool(keep.all())]
+    dense = [weight.clone() for weight, _ in held] if feedback else []
     use = max(1, math.ceil(effort.share * len(data)))
     shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
@@ -173,7 +177,12 @@ def fit(
         for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
             total = 0.0
             for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
-                loss = _step(model, data, index, optimiser, training, anchor)
+                loss = _gradient(model, data, index, optimiser, training, anchor)
+                for (weight, _), whole in zip(held, dense, strict=False):
+                    weight.copy_(whole)
+                optimiser.step()
+                for (weight, _), whole in zip(held, dense, strict=False):
+                    whole.copy_(weight)
                 for weight, keep in held:
                     weight.mul_(keep)  # a product is several times faster than a fill; signs of zero are mended below
                 total += loss * len(index)
@@ -184,11 +193,14 @@ def fit(
             best = min(best, mean_loss)
             if effort.patience and stale >= effort.patience:
                 break
-    enforce(model, mask)
+    for (weight, _), whole in zip(held, dense, strict=False):
+        weight.copy_(whole)
+    if not feedback:
+        enforce(model, mask)
     return Fit(len(data), processed, steps, epoch, mean_loss)
 
 
-def _step(
+def _gradient(
     model: nn.Module,
     data: Data,
     index: torch.Tensor,
@@ -205,7 +217,6 @@ def _step(
     loss.backward()  # type: ignore[no-untyped-call]
     if training.clip:
         nn.utils.clip_grad_norm_(model.parameters(), training.clip)
-    optimiser.step()
     return value
 
 
