@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
@@ -116,6 +117,13 @@ def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
     assert 3 in left_out[1]
     assert left_out[5] == []
     assert json.loads((out / "summary.json").read_text())["left_out"]["3"] >= 1
+
+
+def test_a_port_in_use_is_one_clear_line(deploy, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SystemExit, match=f"port {port} is in use: stop what listens there"):
+            deploy.Deployment(tmp_path, port)
 
 
 def test_flowers_simulation_gives_the_same_bits(deploy, local, tmp_path):
