@@ -149,3 +149,9 @@ def test_a_failed_write_says_what_to_do_and_leaves_no_rest(tmp_path):
     checkpoint.write(tmp_path / "file", b"old")
     checkpoint.write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_a_memory_that_could_not_be_read_back_is_refused(tmp_path):
+    state = State(None, 0, {"w": torch.zeros(1)}, memory={"mask/0": {"w": torch.zeros(1)}})
+    with pytest.raises(CheckpointError, match=r"State\.memory\['mask/0'\]"):
+        checkpoint.save(tmp_path, state, {})

@@ -147,6 +147,9 @@ class Saved:
 
 def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str, Tensors] | None = None) -> None:
     """Write the checkpoint of ``folder``; ``extra`` and ``beside`` as in ``Saved``."""
+    slashed = [name for name in (*state.memory, *(beside or {})) if "/" in name]
+    if slashed:
+        raise CheckpointError(f"State.memory[{slashed[0]!r}]: a name with a slash cannot be read back; use another")
     tensors = {f"weights/{n}": t for n, t in state.weights.items()}
     tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
     tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}

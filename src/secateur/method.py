@@ -217,6 +217,11 @@ class Method(ABC):
         """Return the state whose model is shipped."""
         return state
 
+    def slices(self, state: State) -> Mapping[int, Mask] | None:
+        """Return the part of the shipped model that each client uses; None: all of it, or what the mask leaves."""
+        del state
+        return None
+
 
 def score_ask(state: State, round_: int, clients: Iterable[int]) -> Ask:
     """Return the ask for a statistic of each weight, by name and shape, at the current model.

@@ -220,7 +220,10 @@ class Run:
         """
         message = Message(state.model(), state.mask)
         expects = Expected({}, scalars=client.SCORES)
-        ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects)
+        slices = self.method.slices(state)
+        if slices is not None:
+            message = Message(dict(state.weights), None)
+        ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects, slices)
         exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
         told = [m.scalars for _, m in exchange.replies() if int(m.scalars["samples"])]
         row: Row = {

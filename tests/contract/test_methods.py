@@ -41,7 +41,7 @@ def reference(tmp_path_factory, shards):
 
 
 # the setting at which a method prunes nothing and gives everyone the whole model
-OFF = {"sparsity": 0, "rate": 0, "levels": 1, "parts": 1, "strength": 0}
+OFF = {"sparsity": 0, "rate": 0, "levels": 1, "parts": 1, "strength": 0, "target": 0}
 
 
 def off_options(study):

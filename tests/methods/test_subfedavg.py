@@ -1,0 +1,101 @@
+"""Sub-FedAvg: the gate and the step by hand, personal masks, personal scores."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from helpers import play, rows_of, small, tiny_shards
+from secateur import client
+from secateur.data.shards import open_shards
+from secateur.method import Client, Replies
+from secateur.methods.subfedavg import SubFedAvg
+from secateur.training import tensors_of
+from secateur.wire.message import Message
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture
+def lab(folder):
+    study = small("subfedavg", participation=1.0, training={"epochs": 3, "batch_size": 8, "lr": 0.1})
+    shards = open_shards(folder)
+    model = client.make_model(study, shards)
+    setting = client.make_setting(study, model, shards.clients)
+    start = study.build_method().start(setting, tensors_of(model), {})
+    return start, lambda k: Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training)
+
+
+def test_a_step_takes_a_share_of_what_is_left_and_stops_at_the_target():
+    weights = {"a": torch.tensor([[5.0, -1.0, 0.5, 3.0, 2.0]]), "b": torch.tensor([[0.1, 4.0, -6.0, 7.0, 8.0]])}
+    full = {n: torch.ones_like(t, dtype=torch.bool) for n, t in weights.items()}
+    method = SubFedAvg(target=0.45, share=0.25)
+    first = method.step(weights, full)  # floor(0.25 * 10) = 2 go
+    assert first["a"].int().tolist() == [[1, 1, 0, 1, 1]]
+    assert first["b"].int().tolist() == [[0, 1, 1, 1, 1]]
+    second = method.step(weights, first)  # floor(0.25 * 8) = 2 more, and 0.45 * 10 allows 4
+    assert sum(int(m.sum()) for m in second.values()) == 6
+    third = method.step(weights, second)  # the target is reached
+    assert all(torch.equal(third[n], second[n]) for n in third)
+
+
+def asked(state, method, k):
+    ask = method.plan(state)
+    mask = ask.slices[k]
+    return replace(ask, message=replace(ask.message, mask=mask))
+
+
+@pytest.mark.parametrize(
+    ("options", "prunes"),
+    [({}, True), ({"accuracy": 1.0}, False), ({"distance": 1.0}, False)],
+)
+def test_the_gate(lab, options, prunes):
+    state, view = lab
+    method = SubFedAvg(target=0.5, share=0.2, **({"accuracy": 0.1} | options))
+    reply = method.respond(asked(state, method, 0), view(0))
+    total = sum(m.numel() for m in reply.mask.values())
+    kept = sum(int(m.sum()) for m in reply.mask.values())
+    assert kept == (total - int(0.2 * total) if prunes else total)
+    for name, mask in reply.mask.items():
+        assert not reply.tensors[name][~mask].any()
+    data = view(0).data
+    assert reply.scalars["processed"] == 3 * len(data) + len(data) // 3
+
+
+def test_masks_are_personal_and_weights_average_over_who_kept_them(lab):
+    state, _ = lab
+    method = SubFedAvg()
+    ask = method.plan(state)
+    told = []
+    for k, value in ((0, 2.0), (1, 6.0)):
+        mask = {n: torch.ones_like(m) for n, m in ask.slices[k].items()}
+        mask["fc1.weight"][k] = False
+        tensors = {n: torch.full_like(t, value) for n, t in state.weights.items()}
+        tensors = {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in tensors.items()}
+        told.append((k, Message(tensors, mask, {"samples": 10, "processed": 0, "loss": 0.0})))
+    after = method.absorb(state, Replies(ask, told))
+    weight = after.weights["fc1.weight"]
+    assert torch.allclose(weight[0], torch.tensor(6.0))
+    assert torch.allclose(weight[1], torch.tensor(2.0))
+    assert torch.allclose(weight[2:], torch.tensor(4.0))
+    slices = method.slices(after)
+    assert not slices[0]["fc1.weight"][0].any()
+    assert slices[0]["fc1.weight"][1:].all()
+    assert slices[2]["fc1.weight"].all()  # not heard from yet
+
+
+def test_clients_are_scored_with_their_own_part(folder, tmp_path):
+    study = small(
+        "subfedavg", "accuracy=0.2", "share=0.3", participation=1.0, rounds=6,
+        training={"epochs": 2, "batch_size": 8, "lr": 0.1},
+    )  # fmt: skip
+    summary = play(study, tmp_path / "run", folder)
+    rows = rows_of(tmp_path / "run")
+    assert len(summary["final"]["local"]) == 4
+    assert rows[-1]["up"]["values"] < 0.75 * rows[0]["up"]["values"]
+    assert rows[-1]["down"]["values"] < 0.75 * rows[0]["down"]["values"]
+    dense = play(small("fedavg", participation=1.0, rounds=1), tmp_path / "dense", folder)
+    assert summary["final"]["evaluate_bytes"] < dense["final"]["evaluate_bytes"]
