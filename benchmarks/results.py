@@ -71,7 +71,12 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
     accuracy = [r["accuracy"] for r in records if "accuracy" in r]
     phases, final = summary["phases"], summary["final"]
-    train, explore = phases["train"], phases.get("explore", {})
+    train, explore = phases["train"], {}
+    for phase, costs in phases.items():
+        if phase != "train":  # exploration, or scores
+            explore = {
+                key: explore.get(key, 0) + value for key, value in costs.items() if isinstance(value, int | float)
+            }
     local = final["local"]
     return {
         "rounds": train["asks"],
@@ -109,7 +114,7 @@ COLUMNS: dict[str, tuple[str, Callable[[float], object]]] = {
     "accuracy_lowest_tenth": ("lowest tenth of clients %", _percent),
     "sparsity": ("sparsity %", _percent),
     "bytes": ("bytes, rounds", size),
-    "bytes_explore": ("bytes, exploration", size),
+    "bytes_explore": ("bytes, exploration or scores", size),
     "macs": ("MACs", amount),
     "macs_physical": ("MACs, units removed", amount),
     "train_macs": ("training MACs", amount),

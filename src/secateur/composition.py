@@ -66,7 +66,7 @@ class Composition(Method):
             mask = self._cohort_mask(state, None if self.consensus.static else state.setting.cohort(round_))
         ask = train_ask(state, round_, mask, votes=self._voted(state.setting, round_))
         if isinstance(self.consensus, Participants) and not self.consensus.enforce:
-            ask = replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False))
+            ask = replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
         return ask
 
     def respond(self, ask: Ask, client: Client) -> Message:

@@ -98,6 +98,7 @@ class Ask:
         expects: what their replies must look like; anything else costs the sender its place.
         slices: each client's own mask, where clients hold different parts of the model: client k is sent the message
             under ``slices[k]`` and answers under it. ``message`` itself has no mask then.
+        dense: clients train all weights, whatever the mask; their MACs are counted so.
     """
 
     phase: str
@@ -106,6 +107,7 @@ class Ask:
     message: Message
     expects: Expected
     slices: Mapping[int, Mask] | None = None
+    dense: bool = False
 
 
 class Replies:

@@ -164,7 +164,7 @@ class Run:
     def _train_macs(self, ask: Ask, exchange: Exchange, state: State) -> int:
         if ask.slices is None:
             processed = sum(int(t.get("processed", 0)) for t in exchange.told)
-            return 3 * processed * cost.macs(self.uses, state.weights, ask.message.mask)
+            return 3 * processed * cost.macs(self.uses, state.weights, None if ask.dense else ask.message.mask)
         each = ((int(t.get("processed", 0)), ask.slices[int(t["client"])]) for t in exchange.told)
         return sum(3 * processed * cost.macs(self.uses, state.weights, mask) for processed, mask in each)
 

@@ -285,6 +285,14 @@ def test_up_and_down_together_are_one_dense_model(folder, tmp_path):
         assert row["up"]["mask"] < 4 * 60  # the complement of a mask that both sides know: nearly nothing
 
 
+@pytest.mark.parametrize("method", ["complement", "feddip"])
+def test_dense_training_is_counted_as_dense(method, folder, tmp_path):
+    play(small(method, rounds=2), tmp_path / "run", folder)
+    play(small("fedavg", rounds=2), tmp_path / "dense", folder)
+    macs = [[row["train_macs"] for row in rows_of(tmp_path / name)] for name in ("run", "dense")]
+    assert macs[0] == macs[1]
+
+
 @pytest.mark.parametrize("method", [SalientGrads, PruneFL, FedDST, ComplementSparsification])
 def test_bounds_are_told(method):
     with pytest.raises(Exception, match=r"sparsity = 1\.0 must be in \[0, 1\)"):

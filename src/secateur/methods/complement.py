@@ -8,10 +8,11 @@
 Paper symbol -> option: server sparsity: sparsity; aggregation ratio g: ratio.
 
 Reference: Jiang and Borcea, "Complement Sparsification", AAAI 2023.
-*Read*: the published code; the paper was not available.
+*Reconstruction*: from a summary of the published code; the paper was not available.
 Departures: biases and normalisation travel both ways and take the plain mean; the best weight of each output unit stays
-(allocation.guard). What clients learn at the weights that they were sent is dropped, as published.
-Not reproduced: the paper's FEMNIST figures; we did not run that setting.
+(allocation.guard). What clients learn at the weights that they were sent is dropped, as we read it.
+Not reproduced: from random weights it does not learn: 19.8 % on Fashion-MNIST after 200 rounds (docs/results.md). What
+is sent never moves; what comes back is smaller and pruned again. How the paper escapes this we do not know.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class ComplementSparsification(Method):
             return None
         votes = None if state.mask is None else state.setting.layout.names("weight")
         ask = train_ask(state, state.round + 1, state.mask, votes=votes)
-        return replace(ask, expects=replace(ask.expects, within=False))
+        return replace(ask, expects=replace(ask.expects, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train dense; return the complement."""

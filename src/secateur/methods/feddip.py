@@ -62,7 +62,7 @@ class FedDIP(Method):
         if state.round == state.setting.rounds:
             return None
         ask = train_ask(state, state.round + 1, state.mask)
-        return replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False))
+        return replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train with feedback."""
