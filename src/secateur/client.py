@@ -21,7 +21,7 @@ from secateur.models import build as build_model
 from secateur.pruning.structure import layout
 from secateur.streams import derive
 from secateur.wire.codec import context_of, decode, encode, lost
-from secateur.wire.message import Expected, Message, Scalar, Spec
+from secateur.wire.message import Expected, Message, Scalar, specs_of
 
 EVALUATE = "evaluate"
 SECONDS = "seconds"
@@ -41,7 +41,7 @@ def make_setting(study: Study, model: nn.Module, clients: int) -> Setting:
     """Return what the study's method may know; equal on the server and on every client."""
     found = layout(model)
     state = model.state_dict()
-    specs = {name: Spec(tuple(state[name].shape), state[name].dtype) for name in found.roles}
+    specs = specs_of({name: state[name] for name in found.roles})
     return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
 
 
@@ -113,7 +113,7 @@ class _Sending:
             wanted, sent = self._shape()
         sent = replace(sent, scalars={**self.reply.scalars, **told})
         known = self.request.mask
-        template = {name: Spec(tuple(t.shape), t.dtype) for name, t in self.request.tensors.items()}
+        template = specs_of(self.request.tensors)
         answer = encode(
             sent, values=self.wire.values, known=known, template=template, context=self.context, seed=self.seed
         )

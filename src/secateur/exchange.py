@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,8 +68,8 @@ class Exchange:
     books: Books
     deadline: float | None = None
     notify: Callable[[int, int], None] = lambda _done, _total: None
-    down: dict[str, int] = field(default_factory=dict)
-    up: dict[str, int] = field(default_factory=dict)
+    down: Counter[str] = field(default_factory=Counter)
+    up: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
 
@@ -95,33 +96,36 @@ class Exchange:
 
     def _prepare(self) -> tuple[Outgoing, Tensors]:
         """Return the request, and the weights that a client reads in it."""
-        ask, wire = self.ask, self.study.wire
-        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
-        message = replace(ask.message, scalars=scalars)
+        message, wire = self.ask.message, self.study.wire
         feeds = self._trains and wire.feedback and wire.values != "fp32"
         if feeds:
             message = link.add(message, self.books.error)
-        seed = derive(self.study.seed, "wire", ask.phase, ask.round)
-        outgoing = self._write(message, seed)
-        arrived = message
-        if wire.values != "fp32":
-            arrived = decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
+        outgoing = self._write(message)
+        arrived = self._arrived(message, outgoing)
         if feeds:
             self.books.error = link.left_out(message, arrived)
         return outgoing, arrived.tensors
 
-    def _write(self, message: Message, seed: int) -> Outgoing:
-        return Outgoing(message, values=self.study.wire.values, template=self.books.links.specs, seed=seed)
+    def _write(self, message: Message, *who: int) -> Outgoing:
+        ask, wire = self.ask, self.study.wire
+        scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
+        seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
+        message = replace(message, scalars=scalars)
+        return Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)
+
+    def _arrived(self, message: Message, outgoing: Outgoing) -> Message:
+        """Return a request as its receiver reads it."""
+        if self.study.wire.values == "fp32":
+            return message
+        return decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
 
     def _slice(self, who: int) -> tuple[Outgoing, Masks]:
         """Return the request of a client with a slice of its own, and its mask; what rounding leaves out is lost."""
-        ask, mask = self.ask, (self.ask.slices or {})[who]
-        scalars: dict[str, Scalar] = {**ask.message.scalars, "phase": ask.phase, "round": ask.round}
-        message = replace(ask.message, tensors=apply(ask.message.tensors, mask), mask=mask, scalars=scalars)
-        outgoing = self._write(message, derive(self.study.seed, "wire", ask.phase, ask.round, who))
+        whole, mask = self.ask.message, (self.ask.slices or {})[who]
+        message = replace(whole, tensors=apply(whole.tensors, mask), mask=mask)
+        outgoing = self._write(message, who)
         if self.study.wire.replies != "weights":
-            arrived = decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
-            self._bases[who] = arrived.tensors
+            self._bases[who] = self._arrived(message, outgoing).tensors
         return outgoing, mask
 
     def replies(self) -> Iterator[tuple[int, Message]]:
@@ -148,7 +152,7 @@ class Exchange:
         for who, reply in self._carry(self.ask.clients, self.deadline):
             sent = self._sent.get(who)
             if sent and sent.refers and isinstance(reply, bytes) and is_lost(reply, sent.context):
-                _add(self.up, part_sizes(reply))
+                self.up.update(part_sizes(reply))
                 self.books.links.held.pop(who, None)
                 again.append(who)
             else:
@@ -162,7 +166,7 @@ class Exchange:
     def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
         for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
             if not isinstance(reply, Failure) or reply.sent:
-                _add(self.down, self._sent[who].parts)
+                self.down.update(self._sent[who].parts)
                 self._answered[who] = False
             yield who, reply
 
@@ -183,10 +187,10 @@ class Exchange:
             _sane(message.scalars)
             message = self._restore(message, self._bases.pop(who, self._base), known)
         except WireError as broken:
-            self.up["refused"] = self.up.get("refused", 0) + len(reply)
+            self.up["refused"] += len(reply)
             self.left_out.append({"client": who, "reason": str(broken)})
             return None
-        _add(self.up, part_sizes(reply))
+        self.up.update(part_sizes(reply))
         self._answered[who] = True
         self.told.append({"client": who, **message.scalars})
         return message
@@ -199,11 +203,6 @@ class Exchange:
         if replies == "topk":
             message = replace(message, mask=known if self.ask.expects.mask == "same" else None)
         return link.from_update(message, base)
-
-
-def _add(counts: dict[str, int], parts: Mapping[str, int]) -> None:
-    for part, size in parts.items():
-        counts[part] = counts.get(part, 0) + size
 
 
 def _sane(scalars: Mapping[str, Scalar]) -> None:

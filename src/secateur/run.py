@@ -156,17 +156,16 @@ class Run:
             "client_seconds": sum(float(t[client.SECONDS]) for t in exchange.told),
             "seconds": seconds,
             "processed": processed,
-            "train_macs": self._train_macs(ask, exchange, state),
+            "train_macs": self._train_macs(ask, exchange, state, processed),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
             **self._quality(state, evaluate=self._due(ask)),
         }
 
-    def _train_macs(self, ask: Ask, exchange: Exchange, state: State) -> int:
+    def _train_macs(self, ask: Ask, exchange: Exchange, state: State, processed: int) -> int:
         if ask.slices is None:
-            processed = sum(int(t.get("processed", 0)) for t in exchange.told)
             return 3 * processed * cost.macs(self.uses, state.weights, None if ask.dense else ask.message.mask)
         each = ((int(t.get("processed", 0)), ask.slices[int(t["client"])]) for t in exchange.told)
-        return sum(3 * processed * cost.macs(self.uses, state.weights, mask) for processed, mask in each)
+        return sum(3 * count * cost.macs(self.uses, state.weights, mask) for count, mask in each)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every

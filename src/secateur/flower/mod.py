@@ -11,13 +11,13 @@ from torch import nn
 
 from secateur.engines.flower import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
 from secateur.errors import ConfigError, MaskNotHeldError
-from secateur.flower.strategy import EPOCHS, PHASE, specs_of
+from secateur.flower.strategy import EPOCHS, PHASE
 from secateur.method import TRAIN
 from secateur.pruning.mask import apply
 from secateur.pruning.structure import layout
 from secateur.wire import masks as packing
 from secateur.wire.codec import context_of, decode, encode, lost
-from secateur.wire.message import Expected, Masks, Spec
+from secateur.wire.message import Expected, Masks, Spec, specs_of
 from secateur.wire.message import Message as Sparse
 
 CallNext = Callable[[Message, Context], Message]
@@ -31,7 +31,7 @@ def prune(model: nn.Module) -> Prune:
     Args:
         model: the app's model; its weights do not matter. What arrives must have its names and shapes.
     """
-    return Prune(specs_of(model), tuple(layout(model).names("weight", "bias", "norm")))
+    return Prune(specs_of(model.state_dict()), tuple(layout(model).names("weight", "bias", "norm")))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ server's own value, so that it neither moves nor counts in a norm. Between serve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -39,7 +40,7 @@ from secateur.method import TRAIN, Ask, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import layout
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
-from secateur.wire.message import Message, Scalar, Spec
+from secateur.wire.message import Message, Scalar, specs_of
 
 EPOCHS, PHASE = "epochs", "phase"
 
@@ -65,14 +66,9 @@ class _Turn:
     messages: Mapping[int, FlowerMessage]
     sent: dict[int, bytes] = field(default_factory=dict)
     answered: dict[int, bool] = field(default_factory=dict)
-    down: dict[str, int] = field(default_factory=dict)
-    up: dict[str, int] = field(default_factory=dict)
+    down: Counter[str] = field(default_factory=Counter)
+    up: Counter[str] = field(default_factory=Counter)
     left_out: dict[int, str] = field(default_factory=dict)
-
-
-def specs_of(model: nn.Module) -> dict[str, Spec]:
-    """Return names, shapes and dtypes of a model's tensors."""
-    return {name: Spec(tuple(t.shape), t.dtype) for name, t in model.state_dict().items()}
 
 
 class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
@@ -107,7 +103,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
         self.explores = explores
         self.layout = layout(model)
-        self.specs = specs_of(model)
+        self.specs = specs_of(model.state_dict())
         self.seed = seed
         self.links = Links(self.specs)
         self.ledger: list[dict[str, Any]] = []
@@ -127,7 +123,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             ConfigError: the arrays are not the model's.
         """
         weights = dict(initial_arrays.to_torch_state_dict())
-        if {name: Spec(tuple(t.shape), t.dtype) for name, t in weights.items()} != self.specs:
+        if specs_of(weights) != self.specs:
             raise ConfigError("initial_arrays are not those of the model that Pruned was given")
         self._nodes, self.ledger, self.links = sorted(grid.get_node_ids()), [], Links(self.specs)
         setting = _Drawn(self.seed, num_rounds, max(1, len(self._nodes)), 1.0, self.layout, self.specs)
@@ -210,7 +206,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
         payload = encode(message, known=held, template=self.specs)
         turn.sent[node] = payload
-        _count(turn.down, payload)
+        turn.down.update(part_sizes(payload))
         meta = theirs.metadata
         return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
 
@@ -230,7 +226,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         referred = turn.ask.message.mask is not None and self.links.mask(node) is not None
         if payload is None or not referred or not is_lost(payload, context_of(turn.sent.get(node, b""))):
             return False
-        _count(turn.up, payload)
+        turn.up.update(part_sizes(payload))
         return True
 
     def _read(self, turn: _Turn, reply: FlowerMessage) -> Message | None:
@@ -248,7 +244,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         except WireError as broken:
             turn.left_out[node] = str(broken)
             return None
-        _count(turn.up, payload)
+        turn.up.update(part_sizes(payload))
         turn.answered[node] = True
         return message
 
@@ -286,8 +282,3 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         LOG.info("%s %d: sparsity %.4f, down %d B, up %d B", turn.ask.phase, round_, row["sparsity"], *sizes)
         for node, reason in turn.left_out.items():
             LOG.warning("node %d was left out: %s", node, reason)
-
-
-def _count(counts: dict[str, int], payload: bytes) -> None:
-    for part, size in part_sizes(payload).items():
-        counts[part] = counts.get(part, 0) + size

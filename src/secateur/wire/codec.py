@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import MaskNotHeldError, WireError
 from secateur.wire import masks, scalars, values
-from secateur.wire.message import Expected, Masks, Message, Spec
+from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
 from secateur.wire.reader import Reader, varint
 from secateur.wire.values import FORMATS, Values
 
@@ -75,7 +75,7 @@ class Outgoing:
         self._format = FORMATS.index(values)
         self._context = context
         _check(message)
-        specs = {name: Spec(tuple(t.shape), t.dtype) for name, t in message.tensors.items()}
+        specs = specs_of(message.tensors)
         self._by_hash = template is not None and specs == dict(template)
         self._opening = scalars.write(message.scalars) + (_hash(specs) if self._by_hash else _describe(specs))
         self._values = _write_values(message, self._names, values, seed)

@@ -43,6 +43,11 @@ class Spec:
         return math.prod(self.shape)
 
 
+def specs_of(tensors: Tensors) -> dict[str, Spec]:
+    """Return each tensor's shape and dtype by its name."""
+    return {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a receiver is ready to accept; every length is checked against it before anything is allocated.
@@ -72,5 +77,4 @@ class Expected:
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:
         """Return what accepts exactly these tensors' names, shapes and dtypes."""
-        specs = {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
-        return replace(cls(specs), **changes)
+        return replace(cls(specs_of(tensors)), **changes)
