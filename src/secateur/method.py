@@ -24,7 +24,7 @@ from secateur import training as local
 from secateur.aggregation import Aggregator, Mean, Memory, WeightedMean
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.structure import Layout
+from secateur.pruning.structure import Layout, slice_of
 from secateur.streams import stream
 from secateur.wire.message import Expected, Message, Scalar, Spec
 
@@ -278,6 +278,37 @@ def absorb_slices(state: State, replies: Replies) -> State:
             held[name] = held[name] | kept if name in held else kept
     found = {n: torch.where(held[n], t, state.weights[n]) for n, t in mean.mean().items()}
     return merge(state, replies.ask, found, Mean())
+
+
+def train_reply(ask: Ask, client: Client) -> Message:
+    """Return the reply of an ordinary training round: trained under the mask that was sent."""
+    weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
+    return Message(weights, ask.message.mask, report(done))
+
+
+class Sliced(Method):
+    """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
+
+    @abstractmethod
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
+
+    def plan(self, state: State) -> Ask | None:
+        """Send each client of the next cohort its slice."""
+        round_, setting = state.round + 1, state.setting
+        if round_ > setting.rounds:
+            return None
+        shapes = {name: spec.shape for name, spec in setting.specs.items()}
+        held = self.deal(setting, round_)
+        return slice_ask(state, round_, {k: slice_of(setting.layout, shapes, keep) for k, keep in held.items()})
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Train the slice."""
+        return train_reply(ask, client)
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Average each weight over its holders."""
+        return absorb_slices(state, replies)
 
 
 def merge(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator) -> State:

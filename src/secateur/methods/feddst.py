@@ -23,7 +23,7 @@ import torch
 
 from secateur.aggregation import Mean, WeightedMean
 from secateur.errors import check
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask, train_reply
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, lowest
 from secateur.pruning.criteria import Random
@@ -77,8 +77,7 @@ class FedDST(Method):
         """Train; in a round of adjustment change the mask before the last epoch."""
         weights, mask = ask.message.tensors, ask.message.mask
         if not self._adjusts(ask.round) or mask is None:
-            weights, done = client.train(weights, mask, round_=ask.round)
-            return Message(weights, mask, report(done))
+            return train_reply(ask, client)
         epochs, processed = client.training.epochs, 0
         if epochs > 1:
             weights, done = client.train(weights, mask, round_=ask.round, effort=Effort(epochs - 1))

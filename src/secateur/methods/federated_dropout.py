@@ -14,20 +14,19 @@ Not reproduced: 14 times less traffic down and 28 times up are claimed, with qua
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, State, absorb_slices, report, slice_ask
+from secateur.method import Setting, Sliced
 from secateur.pruning.allocation import pruned_count
-from secateur.pruning.structure import slice_of
 from secateur.streams import stream
-from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
-class FederatedDropout(Method):
+class FederatedDropout(Sliced):
     """A random slice for each client and round.
 
     Attributes:
@@ -39,29 +38,14 @@ class FederatedDropout(Method):
     def __post_init__(self) -> None:
         check(0 <= self.rate < 1, name="rate", value=self.rate, must="be in [0, 1)")
 
-    def plan(self, state: State) -> Ask | None:
-        """Draw a slice for each client of the next cohort."""
-        round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        shapes = {name: spec.shape for name, spec in setting.specs.items()}
-        slices = {}
-        for client in setting.cohort(round_):
-            draw = stream(setting.seed, "slice", round_, client)
-            keep = {}
-            for group in setting.layout.groups:
-                flags = torch.ones(group.units, dtype=torch.bool)
-                gone = min(pruned_count(self.rate, group.units), group.units - 1)
-                flags[torch.randperm(group.units, generator=draw)[:gone]] = False
-                keep[group.name] = flags
-            slices[client] = slice_of(setting.layout, shapes, keep)
-        return slice_ask(state, round_, slices)
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Draw each client's units."""
+        return {client: self._draw(setting, round_, client) for client in setting.cohort(round_)}
 
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Train the slice."""
-        weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
-        return Message(weights, ask.message.mask, report(done))
-
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Average each weight over its holders."""
-        return absorb_slices(state, replies)
+    def _draw(self, setting: Setting, round_: int, client: int) -> dict[str, torch.Tensor]:
+        draw, keep = stream(setting.seed, "slice", round_, client), {}
+        for group in setting.layout.groups:
+            keep[group.name] = torch.ones(group.units, dtype=torch.bool)
+            gone = min(pruned_count(self.rate, group.units), group.units - 1)
+            keep[group.name][torch.randperm(group.units, generator=draw)[:gone]] = False
+        return keep

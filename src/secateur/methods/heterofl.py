@@ -14,19 +14,17 @@ Not reproduced: 87.5 % with five widths (CIFAR-10, PreResNet-18) is claimed; we 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, Setting, State, absorb_slices, report, slice_ask
-from secateur.pruning.mask import Mask
-from secateur.pruning.structure import slice_of
-from secateur.wire.message import Message
+from secateur.method import Setting, Sliced
 
 
 @dataclass(frozen=True)
-class HeteroFL(Method):
+class HeteroFL(Sliced):
     """Nested widths.
 
     Attributes:
@@ -38,25 +36,7 @@ class HeteroFL(Method):
     def __post_init__(self) -> None:
         check(1 <= self.levels <= 16, name="levels", value=self.levels, must="be 1 to 16")
 
-    def plan(self, state: State) -> Ask | None:
-        """Give each client of the next cohort its width."""
-        round_ = state.round + 1
-        if round_ > state.setting.rounds:
-            return None
-        slices = {client: self.width(state.setting, client) for client in state.setting.cohort(round_)}
-        return slice_ask(state, round_, slices)
-
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Train the narrower model."""
-        weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
-        return Message(weights, ask.message.mask, report(done))
-
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Average each weight over its holders."""
-        return absorb_slices(state, replies)
-
-    def width(self, setting: Setting, client: int) -> Mask:
-        """Return a client's slice: the leading units of each hidden layer."""
-        share = 2.0 ** -(client % self.levels)
-        keep = {g.name: torch.arange(g.units) < math.ceil(share * g.units) for g in setting.layout.groups}
-        return slice_of(setting.layout, {name: spec.shape for name, spec in setting.specs.items()}, keep)
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return the leading units of each layer, by each client's width."""
+        groups, widths = setting.layout.groups, {k: 2.0 ** -(k % self.levels) for k in setting.cohort(round_)}
+        return {k: {g.name: torch.arange(g.units) < math.ceil(w * g.units) for g in groups} for k, w in widths.items()}

@@ -16,19 +16,18 @@ FedAvg's here (docs/results.md).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, State, absorb_slices, report, slice_ask
-from secateur.pruning.structure import slice_of
+from secateur.method import Setting, Sliced
 from secateur.streams import stream
-from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
-class IndependentSubnetworks(Method):
+class IndependentSubnetworks(Sliced):
     """Disjoint slices.
 
     Attributes:
@@ -40,30 +39,15 @@ class IndependentSubnetworks(Method):
     def __post_init__(self) -> None:
         check(self.parts >= 0, name="parts", value=self.parts, must="be 0 or more")
 
-    def plan(self, state: State) -> Ask | None:
-        """Deal the units of each layer to the next cohort."""
-        round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Deal the units of each layer to the cohort."""
         cohort, draw = setting.cohort(round_), stream(setting.seed, "deal", round_)
         hands = self.parts or len(cohort)
-        dealt = {group.name: torch.randperm(group.units, generator=draw) for group in setting.layout.groups}
-        shapes = {name: spec.shape for name, spec in setting.specs.items()}
-        slices = {}
-        for place, client in enumerate(cohort):
-            keep = {}
-            for name, order in dealt.items():
-                flags = torch.zeros(len(order), dtype=torch.bool)
-                flags[order[place % min(hands, len(order)) :: hands]] = True
-                keep[name] = flags
-            slices[client] = slice_of(setting.layout, shapes, keep)
-        return slice_ask(state, round_, slices)
-
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Train the slice."""
-        weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
-        return Message(weights, ask.message.mask, report(done))
-
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Put the slices together."""
-        return absorb_slices(state, replies)
+        held: dict[int, dict[str, torch.Tensor]] = {client: {} for client in cohort}
+        for group in setting.layout.groups:
+            order = torch.randperm(group.units, generator=draw)
+            for place, client in enumerate(cohort):
+                flags = torch.zeros(group.units, dtype=torch.bool)
+                flags[order[place % min(hands, group.units) :: hands]] = True
+                held[client][group.name] = flags
+        return held

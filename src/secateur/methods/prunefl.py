@@ -24,9 +24,9 @@ import torch
 
 from secateur.aggregation import Mean, WeightedMean
 from secateur.errors import check
-from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask
+from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import lowest, pruned_count
+from secateur.pruning.allocation import highest, pruned_count
 from secateur.wire.message import Message
 
 
@@ -73,8 +73,7 @@ class PruneFL(Method):
         if ask.phase == SCORE:
             squares, done = client.gradients(sent, mask, round_=ask.round, batches=self.batches, square=True)
             return Message({n: squares[n] for n in client.setting.layout.names("weight")}, None, report(done))
-        weights, done = client.train(sent, mask, round_=ask.round)
-        return Message(weights, mask, report(done))
+        return train_reply(ask, client)
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Choose the mask, or merge."""
@@ -91,13 +90,11 @@ class PruneFL(Method):
 
     def choose(self, state: State, importance: masks.Tensors) -> dict[str, torch.Tensor]:
         """Return the mask: what is protected by magnitude, filled up by importance."""
-        names = list(importance)
-        weights = torch.cat([state.weights[n].abs().reshape(-1).double() for n in names])
-        worth = torch.cat([importance[n].reshape(-1).double() for n in names])
-        budget = weights.numel() - pruned_count(self.sparsity, weights.numel())
+        sizes = {name: state.weights[name].abs() for name in importance}
+        total = sum(worth.numel() for worth in importance.values())
+        budget = total - pruned_count(self.sparsity, total)
         safe = budget - int(self.delta * 2 ** (-state.round / self.half_life) * budget)
-        kept = ~lowest(weights, weights.numel() - safe)
-        rest = torch.where(kept, -torch.inf, worth)
-        kept |= ~lowest(rest, weights.numel() - (budget - safe)) if budget > safe else kept
-        parts = torch.split(kept, [importance[n].numel() for n in names])
-        return {n: part.reshape(importance[n].shape) for n, part in zip(names, parts, strict=True)}
+        kept = highest(sizes, safe)
+        rest = {name: torch.where(kept[name], -torch.inf, worth) for name, worth in importance.items()}
+        new = highest(rest, budget - safe)
+        return {name: kept[name] | new[name] for name in kept}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from secateur.aggregation import Mean, WeightedMean
 from secateur.errors import check
-from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask
+from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask, train_reply
 from secateur.pruning.allocation import Allocation, Global
 from secateur.wire.message import Message
 
@@ -53,8 +53,7 @@ class SalientGrads(Method):
             gradients, done = client.gradients(sent, mask, round_=0, batches=self.batches)
             names = client.setting.layout.names("weight")
             return Message({n: (gradients[n] * sent[n]).abs() for n in names}, None, report(done))
-        weights, done = client.train(sent, mask, round_=ask.round)
-        return Message(weights, mask, report(done))
+        return train_reply(ask, client)
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Make the mask of the mean score, or merge."""

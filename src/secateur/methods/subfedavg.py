@@ -25,7 +25,7 @@ import torch
 from secateur.errors import check
 from secateur.method import Ask, Client, Method, Replies, State, absorb_slices, report, slice_ask, train_ask
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Global, pruned_count
+from secateur.pruning.allocation import highest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
 from secateur.training import Effort, evaluate
 from secateur.wire.message import Message
@@ -105,7 +105,7 @@ class SubFedAvg(Method):
         total, kept = masks.size(mask), masks.kept(mask)
         gone = min(total - kept + pruned_count(self.share, kept), pruned_count(self.target, total))
         sizes = {n: torch.where(m, weights[n].abs(), -1.0) for n, m in mask.items()}
-        return Global(guard=False).keep(sizes, gone / total)
+        return highest(sizes, total - gone)
 
     def _own(self, state: State, client: int) -> Mask:
         full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}

@@ -74,8 +74,14 @@ class Global:
         """Return the mask that keeps exactly N - floor(s N) entries."""
         if self.guard:
             scores = {name: _protect_best(s) for name, s in scores.items()}
-        flat = _flat(scores)
-        return _split(~lowest(flat, pruned_count(sparsity, flat.numel())), scores)
+        total = sum(s.numel() for s in scores.values())
+        return highest(scores, total - pruned_count(sparsity, total))
+
+
+def highest(scores: Tensors, count: int) -> dict[str, torch.Tensor]:
+    """Return the mask that keeps the ``count`` highest scores of all tensors together."""
+    flat = _flat(scores)
+    return _split(~lowest(flat, flat.numel() - count), scores)
 
 
 def _protect_best(scores: torch.Tensor) -> torch.Tensor:
