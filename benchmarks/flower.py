@@ -76,11 +76,6 @@ class Watched(deploy.Deployment):
         for k, proxy in enumerate(self.proxies):
             self.port = proxy.port  # where the node is told to go; its certificate is the same
             config = f'partition-id={k} num-partitions={NODES} state="{self.folder / "state" / str(k)}"'
-            key = self.folder / "keys" / f"node{k}"
-            if not key.exists():
-                deploy.node_key(key.parent, f"node{k}")
-                out = self.flwr("supernode", "register", f"{key}.pub", "here", "--format", "json")
-                self.nodes[f"node{k}"] = str(json.loads(out[out.index("{") :])["node-id"])
             self.start_node(f"node{k}", config)
         self.port = direct
         while not all(self.online(f"node{k}") for k in range(NODES)):

@@ -1,7 +1,7 @@
 """A whole Flower deployment on this machine's loopback: SuperLink and SuperNodes with TLS and node authentication.
 
     python examples/deployment/deploy.py                       # the digits app, four nodes
-    python examples/deployment/deploy.py examples/hospitals --data path/to/heart_disease
+    python examples/deployment/deploy.py examples/hospitals --data path/to/folders
 
 It makes certificates and keys, starts the processes, registers the nodes, runs the app and stops everything. Each
 process has a home, a log and a state folder of its own below ``--folder``, as if it were another machine; what the
@@ -22,7 +22,7 @@ import sys
 import sysconfig
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -173,10 +173,10 @@ class Deployment:
         if not key.exists():
             node_key(key.parent, name)
             if register:
-                out = self.flwr("supernode", "register", f"{key}.pub", "here", "--format", "json")
-                self.nodes[name] = str(json.loads(out[out.index("{") :])["node-id"])
-        while self.online(name):
-            time.sleep(2)
+                self.nodes[name] = str(self._told("supernode", "register", f"{key}.pub", "here")["node-id"])
+        elif name in self.nodes:
+            while self.online(name):
+                time.sleep(2)
         self._start(
             name, "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates",
             str(ca or self.ca), "--auth-supernode-private-key", str(key), "--port", str(free_port()),
@@ -185,7 +185,7 @@ class Deployment:
 
     def online(self, name: str) -> bool:
         """Return whether the SuperLink takes a node for connected; it notices a killed one within a minute."""
-        listed = json.loads(self.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
+        listed = self._told("supernode", "list", "here")["nodes"]
         return any(str(node["node-id"]) == self.nodes.get(name) and node["status"] == "online" for node in listed)
 
     def stop(self, name: str, how: signal.Signals = signal.SIGTERM) -> None:
@@ -212,17 +212,20 @@ class Deployment:
             raise SystemExit(f"flwr {' '.join(command)} failed: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def _told(self, *command: str) -> dict[str, Any]:
+        """Run a ``flwr`` command that answers in JSON, after whatever else it prints."""
+        out = self.flwr(*command, "--format", "json")
+        return dict(json.loads(out[out.index("{") :]))
+
     def submit(self, app: Path, **settings: str | float) -> str:
         """Start an app's run; return its number."""
         shown = " ".join(f"{k}={json.dumps(v)}" for k, v in settings.items())
         print("$ flwr run", app, "--run-config", repr(shown), flush=True)
-        out = self.flwr("run", str(app), "here", "--run-config", shown, "--format", "json")
-        return str(json.loads(out[out.index("{") :])["run-id"])
+        return str(self._told("run", str(app), "here", "--run-config", shown)["run-id"])
 
     def status(self, run: str) -> str:
         """Return a run's status as Flower words it, such as ``finished:completed``."""
-        out = self.flwr("list", "here", "--run-id", run, "--format", "json")
-        return str(json.loads(out[out.index("{") :])["runs"][0]["status"])
+        return str(self._told("list", "here", "--run-id", run)["runs"][0]["status"])
 
     def wait(self, run: str, seconds: float = 3600.0) -> str:
         """Wait for a run's end, showing secateur's lines as they come; return its status."""

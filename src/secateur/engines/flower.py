@@ -50,11 +50,21 @@ _STYPE = "secateur.wire"
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
 
 
+def _wrapped(payload: bytes) -> ArrayRecord:
+    """Return bytes as a record that Flower stores in chunks."""
+    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
+
+
+def _unwrapped(arrays: ArrayRecord) -> bytes | None:
+    array = arrays.get(_PAYLOAD)
+    return array.data if isinstance(array, Array) and array.stype == _STYPE else None
+
+
 def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
     """Return a message's content."""
     content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
     if payload is not None:
-        content[_PAYLOAD] = ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
+        content[_PAYLOAD] = _wrapped(payload)
     return content
 
 
@@ -62,8 +72,7 @@ def unpack(content: RecordDict) -> tuple[About, bytes | None]:
     """Return what ``pack`` was given; nothing where a record is not of its kind."""
     about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
     told = dict(about) if isinstance(about, ConfigRecord) else {}
-    array = arrays.get(_PAYLOAD) if isinstance(arrays, ArrayRecord) else None
-    return told, array.data if isinstance(array, Array) and array.stype == _STYPE else None
+    return told, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
 
 
 def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
@@ -75,8 +84,7 @@ def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
     if len(records) != 1:
         return "", None
     key, arrays = records[0]
-    array = arrays.get(_PAYLOAD)
-    return key, array.data if isinstance(array, Array) and array.stype == _STYPE else None
+    return key, _unwrapped(arrays)
 
 
 def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
@@ -89,7 +97,7 @@ def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
 
 def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
     """Return a message's content with a payload in place of its one ``ArrayRecord``."""
-    return with_arrays(content, ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)}))
+    return with_arrays(content, _wrapped(payload))
 
 
 class Versions:

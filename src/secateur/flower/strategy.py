@@ -102,12 +102,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
         self.explores = explores
-        self.layout = layout(model)
         self.specs = specs_of(model.state_dict())
-        self.seed = seed
         self.links = Links(self.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
+        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
         self._nodes: list[int] = []
         self._turn: _Turn | None = None
 
@@ -126,8 +125,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         if specs_of(weights) != self.specs:
             raise ConfigError("initial_arrays are not those of the model that Pruned was given")
         self._nodes, self.ledger, self.links = sorted(grid.get_node_ids()), [], Links(self.specs)
-        setting = _Drawn(self.seed, num_rounds, max(1, len(self._nodes)), 1.0, self.layout, self.specs)
-        self.state = self.method.start(setting, weights, {})
+        self._setting = replace(self._setting, rounds=num_rounds, clients=max(1, len(self._nodes)))
+        self.state = self.method.start(self._setting, weights, {})
         return super().start(grid, initial_arrays, num_rounds, *args, **more)
 
     def configure_train(
@@ -197,8 +196,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """Return the state with the nodes that the wrapped strategy drew as its cohort."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
-        kept = {f.name: getattr(state.setting, f.name) for f in state.setting.__dataclass_fields__.values()}
-        return replace(state, setting=_Drawn(**{**kept, "clients": len(self._nodes), "drawn": drawn}))
+        return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
 
     def _send(self, turn: _Turn, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]
