@@ -6,7 +6,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from secateur import cost, models
-from secateur.pruning.structure import layout, plan, shrink
+from secateur.pruning.discovery import layout
+from secateur.pruning.structure import plan
+from secateur.pruning.surgery import shrink
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from secateur.errors import MaskNotHeldError
 from secateur.link import Kept, Wire
 from secateur.method import TRAIN, Ask, Client, Setting
 from secateur.models import build as build_model
-from secateur.pruning.structure import layout
+from secateur.pruning.discovery import layout
 from secateur.streams import derive
 from secateur.wire.codec import context_of, decode, encode, lost
 from secateur.wire.message import Expected, Message, Scalar, specs_of
@@ -37,9 +37,9 @@ def make_model(study: Study, shards: Shards) -> nn.Module:
     )  # fmt: skip
 
 
-def make_setting(study: Study, model: nn.Module, clients: int) -> Setting:
+def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Tensor | None = None) -> Setting:
     """Return what the study's method may know; equal on the server and on every client."""
-    found = layout(model)
+    found = layout(model, study.model.structure, inputs)
     state = model.state_dict()
     specs = specs_of({name: state[name] for name in found.roles})
     return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
@@ -53,7 +53,7 @@ class Participant:
         self.shards = shards
         self.method = study.build_method()
         self.model = make_model(study, shards)
-        self.setting = make_setting(study, self.model, shards.clients)
+        self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:

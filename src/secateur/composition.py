@@ -52,6 +52,11 @@ class Composition(Method):
         state = State(setting, 0, weights, archive=archive)
         return state if self._cohort_wise or self._explores else self._prune_merged(state, 0)
 
+    def check(self, setting: Setting) -> None:
+        """Refuse a model without the units that are to be pruned."""
+        if not isinstance(self.schedule, Never):
+            self.granularity.prunable(setting.layout)
+
     def plan(self, state: State) -> Ask | None:
         """Ask explorers first where the criterion needs them, then one cohort for each round."""
         if self._explores is not None:

@@ -24,6 +24,7 @@ from secateur.data.partition import parse as parse_partition
 from secateur.errors import ConfigError, unknown
 from secateur.link import Wire
 from secateur.method import Method
+from secateur.pruning.discovery import How
 from secateur.training import Training
 
 Option = bool | int | float | str
@@ -50,10 +51,19 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """Which model: a name of ``secateur list`` or ``module:factory``, its initialisation and options."""
+    """Which model.
+
+    Attributes:
+        name: of ``secateur list``, or ``module:factory``.
+        init: initial weights; see ``models.initialise``.
+        structure: how removable units are found: ``trace`` (our own walk over torch.fx), ``torch_pruning`` (its
+            dependency graph, an extra that every client needs), or ``none``, which leaves the model's shape alone.
+        options: keywords of the factory.
+    """
 
     name: str = "smallcnn"
     init: Literal["xavier_normal", "xavier_uniform", "kaiming_normal", "torch"] = "xavier_normal"
+    structure: How = "trace"
     options: dict[str, Option | tuple[int, ...]] = Field(default_factory=dict)
 
 

@@ -68,3 +68,11 @@ def macs(uses: Mapping[str, int], tensors: Mapping[str, torch.Tensor], mask: Map
         kept = int(mask[name].sum()) if mask is not None and name in mask else tensors[name].numel()
         total += kept * count
     return total
+
+
+def physical(uses: Mapping[str, int], sizes: Mapping[str, int]) -> int:
+    """Return MACs of one example on a model cut to these tensor sizes, whatever is zero in them.
+
+    ``sizes`` has the entries of each weight after the cuts; see ``pruning.structure.sizes``.
+    """
+    return sum(sizes[name] * count for name, count in uses.items())

@@ -27,7 +27,9 @@ from secateur.exchange import Books, Exchange
 from secateur.link import Links
 from secateur.method import TRAIN, Ask, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
-from secateur.pruning.structure import plan, shrink
+from secateur.pruning.mask import Mask
+from secateur.pruning.structure import plan, sizes
+from secateur.pruning.surgery import shrink
 from secateur.wire.message import Expected, Message
 
 Row = dict[str, Any]
@@ -67,11 +69,12 @@ class Run:
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
-        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients)
+        self.example = client.example(self.shards)
+        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
+        self.method.check(self.setting)
         self.metric = "accuracy" if self.shards.task == "classification" else "mae"
         self.central = len(self.shards.server_test()[1]) > 0
-        self.example = client.example(self.shards)
         self.uses = cost.uses(self.model, self.example)
         self.books = Books(Links(self.setting.specs))
         self.log = logging.getLogger(f"secateur.run.{folder}")
@@ -156,16 +159,26 @@ class Run:
             "client_seconds": sum(float(t[client.SECONDS]) for t in exchange.told),
             "seconds": seconds,
             "processed": processed,
-            "train_macs": self._train_macs(ask, exchange, state, processed),
+            **self._train_macs(ask, exchange),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
             **self._quality(state, evaluate=self._due(ask)),
         }
 
-    def _train_macs(self, ask: Ask, exchange: Exchange, state: State, processed: int) -> int:
-        if ask.slices is None:
-            return 3 * processed * cost.macs(self.uses, state.weights, None if ask.dense else ask.message.mask)
-        each = ((int(t.get("processed", 0)), ask.slices[int(t["client"])]) for t in exchange.told)
-        return sum(3 * count * cost.macs(self.uses, state.weights, mask) for count, mask in each)
+    def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
+        """Return what the clients computed: on surviving weights, and on the models that were really cut."""
+        rows = Counter[int]()  # by whose mask; -1: everyone's
+        for told in exchange.told:
+            rows[int(told["client"]) if ask.slices else -1] += int(told.get("processed", 0))
+        masks_ = {-1: None if ask.dense else ask.message.mask, **(ask.slices or {})}
+        each = {who: self._macs(masks_[who]) for who in rows}
+        surviving, physical = (sum(3 * count * each[who][n] for who, count in rows.items()) for n in (0, 1))
+        return {"train_macs": surviving, "train_macs_physical": physical}
+
+    def _macs(self, mask: Mask | None) -> tuple[int, int]:
+        """Return MACs of one example under a mask: on surviving weights, and after the cuts."""
+        shapes = {name: spec.shape for name, spec in self.setting.specs.items()}
+        left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
+        return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
@@ -238,7 +251,7 @@ class Run:
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     """Add up a run's records, each phase on its own line; ``left_out``: by client, in how many exchanges."""
-    summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs")
+    summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     phases: dict[str, Row] = {}
     left_out: Counter[int] = Counter()
     for row in rows:

@@ -13,7 +13,8 @@ from secateur.data.shards import open_shards
 from secateur.method import Replies, State
 from secateur.methods.autoflip import AutoFLIP
 from secateur.pruning import mask as masks
-from secateur.pruning.structure import plan, shrink
+from secateur.pruning.structure import plan
+from secateur.pruning.surgery import shrink
 from secateur.training import load, tensors_of
 from secateur.wire.codec import encode
 from secateur.wire.message import Message

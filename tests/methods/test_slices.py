@@ -14,7 +14,8 @@ from secateur.method import Replies
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.heterofl import HeteroFL
 from secateur.methods.ist import IndependentSubnetworks
-from secateur.pruning.structure import plan, shrink
+from secateur.pruning.structure import plan
+from secateur.pruning.surgery import shrink
 from secateur.training import load, tensors_of
 from secateur.wire.codec import part_sizes
 from secateur.wire.message import Message

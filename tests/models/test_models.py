@@ -34,6 +34,23 @@ def test_charlstm_has_the_leaf_count_and_reads_tokens():
     assert model(torch.randint(0, 80, (3, 80))).shape == (3, 80)
 
 
+def test_chartransformer_counts_by_hand_and_refuses_heads_that_do_not_fit():
+    model = models.build("chartransformer", input_shape=(80,), outputs=80, tokens=True)
+    block = 2 * 2 * 64 + 4 * (64 * 64 + 64) + (64 * 256 + 256) + (256 * 64 + 64)
+    assert sum(p.numel() for p in model.parameters()) == 80 * 64 + 80 * 64 + 2 * block + 2 * 64 + 64 * 80 + 80
+    tokens = torch.randint(0, 80, (3, 80))
+    shorter = tokens.clone()
+    shorter[:, 40:] = 0
+    assert model(tokens).shape == (3, 80)
+    with torch.no_grad():  # no step sees a later one
+        states = [model.blocks(model.embedding(x) + model.positions)[:, :40] for x in (tokens, shorter)]
+    assert torch.allclose(*states, atol=1e-6)
+    with pytest.raises(ModelError, match="width 10 is not a multiple of 4 heads"):
+        models.build("chartransformer", input_shape=(80,), outputs=80, tokens=True, options={"width": 10})
+    with pytest.raises(ModelError, match=r"inputs \(characters,\)"):
+        models.build("chartransformer", input_shape=(1, 8, 8), outputs=3)
+
+
 def test_charlstm_knows_every_symbol_that_its_outputs_name():
     for outputs, options, symbols in ((97, {}, 97), (2, {}, 80), (2, {"vocabulary": 30}, 30)):
         small = {"hidden": 4, **options}
@@ -43,7 +60,7 @@ def test_charlstm_knows_every_symbol_that_its_outputs_name():
 
 @pytest.mark.parametrize("name", sorted(models.names()))
 def test_every_model_can_be_traced_and_its_trace_agrees(name):
-    tokens = name == "charlstm"
+    tokens = name.startswith("char")
     shape = (80,) if tokens else (3, 32, 32)
     options = {"charlstm": {"hidden": 4}, "resnet18": {"width": 8}}.get(name)
     model = models.build(name, input_shape=shape, outputs=5, tokens=tokens, options=options).eval()
@@ -51,7 +68,7 @@ def test_every_model_can_be_traced_and_its_trace_agrees(name):
     assert torch.equal(fx.symbolic_trace(model)(x), model(x))
 
 
-@pytest.mark.parametrize("name", sorted(set(models.names()) - {"charlstm"}))
+@pytest.mark.parametrize("name", sorted(set(models.names()) - {"charlstm", "chartransformer"}))
 def test_every_model_takes_a_batch_and_trains(name):
     size = 32 if name in {"sparsifycnn", "vgg16", "resnet20", "resnet18"} else 8
     options = {

@@ -1,6 +1,7 @@
 """Structure: units found by tracing, plans that replay, slim models that equal masked ones."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 from secateur.errors import ModelError
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Quantile, Threshold
+from secateur.pruning.discovery import layout
 from secateur.pruning.granularity import Hybrid, Weight
-from secateur.pruning.structure import Plan, Slot, dead_units, expand, layout, plan, shrink, slim
+from secateur.pruning.structure import Plan, Slot, dead_units, expand, plan, slim
+from secateur.pruning.surgery import shrink
 
 
 def cnn():
@@ -20,26 +23,6 @@ def cnn():
         nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6),
         nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 5), nn.ReLU(), nn.Linear(5, 3),
     )  # fmt: skip
-
-
-class Residual(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.c(x + self.b(torch.relu(self.a(x))))
-
-
-class Untraceable(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        if x.sum() > 0:
-            x = -x
-        return self.b(self.a(x))
 
 
 def test_units_of_a_chain_with_batch_norm_and_flatten():
@@ -55,28 +38,6 @@ def test_units_of_a_chain_with_batch_norm_and_flatten():
     assert found.roles["4.weight"] == "norm"
     assert found.roles["4.running_var"] == "buffer"
     assert "4.num_batches_tracked" not in found.roles
-
-
-def test_residual_sums_protect_their_channels():
-    assert [g.name for g in layout(Residual()).groups] == ["a"]
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        Untraceable(),
-        nn.Sequential(nn.Linear(4, 8), nn.GroupNorm(2, 8), nn.ReLU(), nn.Linear(8, 2)),
-        nn.Sequential(nn.Linear(4, 8), nn.Sigmoid(), nn.Linear(8, 2)),
-        nn.Sequential(nn.Conv2d(4, 4, 1, groups=2)),
-    ],
-)
-def test_what_mixes_channels_or_cannot_be_traced_has_no_units(model):
-    assert layout(model).groups == ()
-
-
-def test_a_layer_used_twice_has_no_units():
-    shared = nn.Linear(4, 4)
-    assert layout(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), nn.Linear(4, 2))).groups == ()
 
 
 def test_expand_repeats_units_along_the_dimension():
@@ -149,7 +110,13 @@ def test_plan_json_round_trip_and_replay_on_a_fresh_model():
     [
         ("{", "not a structural plan"),
         ('{"cuts": []}', "not a structural plan"),
-        ('{"secateur_plan": 2, "cuts": []}', "version 2"),
+        ('{"secateur_plan": 3, "cuts": []}', "version 3"),
+        ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": -1, "size": 2, "kept": [0]}]}', "must rise"),
+        ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": []}]}', "must rise"),
+        (
+            json.dumps({"secateur_plan": 2, "cuts": 2 * [{"tensor": "w", "dim": 0, "size": 2, "kept": [0]}]}),
+            "cut twice",
+        ),
         ('{"secateur_plan": 1, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": [0, 2]}]}', "must rise"),
         ('{"secateur_plan": 1, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": [1, 0]}]}', "must rise"),
         ('{"secateur_plan": 1, "cuts": [{"tensor": "w"}]}', "not a structural plan"),
@@ -201,14 +168,14 @@ def test_hybrid_guard_keeps_the_best_units():
     mask = Hybrid(rho=0.5, floor=0.5).mask(low, layout(two_layers()), allocation=Threshold(), sparsity=0.5)
     # every kept fraction is 0; the two neurons with the best mean guidance stay as units
     assert [bool(e) for e in mask["2.weight"].any(0)] == [False] * 4  # all single weights fall to the threshold
-    removed = Hybrid(rho=0.5, floor=0.5)._removed(
+    kept = Hybrid(rho=0.5, floor=0.5)._kept(
         layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
     )
-    assert removed.tolist() == [False, False, True, True]
-    one = Hybrid(rho=0.5, floor=0.0)._removed(
+    assert kept.tolist() == [True, True, False, False]
+    one = Hybrid(rho=0.5, floor=0.0)._kept(
         layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
     )
-    assert one.tolist() == [False, True, True, True]
+    assert one.tolist() == [True, False, False, False]
 
 
 def test_hybrid_mean_rule_and_rho_zero():

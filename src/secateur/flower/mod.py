@@ -13,8 +13,8 @@ from secateur.engines.flower import Array, ArrayRecord, Context, Message, payloa
 from secateur.errors import ConfigError, MaskNotHeldError
 from secateur.flower.strategy import EPOCHS, PHASE
 from secateur.method import TRAIN
+from secateur.pruning.discovery import layout
 from secateur.pruning.mask import apply
-from secateur.pruning.structure import layout
 from secateur.wire import masks as packing
 from secateur.wire.codec import context_of, decode, encode, lost
 from secateur.wire.message import Expected, Masks, Spec, specs_of

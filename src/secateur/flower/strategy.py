@@ -38,7 +38,7 @@ from secateur.errors import ConfigError, WireError
 from secateur.link import Links
 from secateur.method import TRAIN, Ask, Replies, Setting, State
 from secateur.pruning import mask as masks
-from secateur.pruning.structure import layout
+from secateur.pruning.discovery import layout
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
 from secateur.wire.message import Message, Scalar, specs_of
 

@@ -38,5 +38,8 @@ class HeteroFL(Sliced):
 
     def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the leading units of each layer, by each client's width."""
-        groups, widths = setting.layout.groups, {k: 2.0 ** -(k % self.levels) for k in setting.cohort(round_)}
+        groups, widths = (
+            setting.layout.of("channel", "head"),
+            {k: 2.0 ** -(k % self.levels) for k in setting.cohort(round_)},
+        )
         return {k: {g.name: torch.arange(g.units) < math.ceil(w * g.units) for g in groups} for k, w in widths.items()}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
-from secateur.errors import check
+from secateur.errors import ModelError, check
 from secateur.pruning.allocation import Allocation, lowest, pruned_count
 from secateur.pruning.mask import Tensors
-from secateur.pruning.structure import Group, Layout, Role, expand
+from secateur.pruning.structure import Group, Kind, Layout, Role, expand, per_unit
+
+_UNITS: tuple[Kind, ...] = ("channel", "head")
 
 
 class Granularity(Protocol):
@@ -53,7 +55,7 @@ class Weight:
 class Hybrid:
     """Single weights, then whole units: M = Mu AND Ms.
 
-    Mu is the allocation's mask over single weights. A unit (output filter or neuron, with its bias) goes
+    Mu is the allocation's mask over single weights. A unit (filter, neuron or attention head, with its bias) goes
     when the kept fraction of its incoming weights in Mu is below rho; Ms is 0 on its incoming weights, its
     bias and the next layer's matching inputs. Output layers and layers outside ``layout.groups`` lose no
     units.
@@ -64,6 +66,7 @@ class Hybrid:
             only the one.
         rule: ``kept`` fraction below rho, or ``mean`` score of a unit among the lowest T_p of its layer.
         biases: biases take part in Mu.
+        multiple: kept units of a layer are rounded up to a multiple of it.
 
     Reference: AutoFLIP, arXiv 2405.10271 (hybrid pruning). No published rule for units was found; this one
     follows from the same guidance without a new threshold on it.
@@ -73,16 +76,17 @@ class Hybrid:
     floor: float = 0.1
     rule: Literal["kept", "mean"] = "kept"
     biases: bool = True
+    multiple: int = 1
 
     def __post_init__(self) -> None:
         check(0 <= self.rho <= 1, name="granularity.rho", value=self.rho, must="be in [0, 1]")
-        check(0 <= self.floor <= 1, name="granularity.floor", value=self.floor, must="be in [0, 1]")
+        _check_units(self.floor, self.multiple)
 
     def prunable(self, layout: Layout) -> list[str]:
         """Return weights and, if asked, biases; and what goes with a removable unit (its batch norm)."""
         names = set(_prunable(layout, biases=self.biases, norms=False))
         if self._removes_units:
-            names.update(slot.tensor for group in layout.groups for slot in group.incoming)
+            names.update(slot.tensor for group in layout.of(*_UNITS) for slot in group.incoming)
         return [name for name in layout.roles if name in names]
 
     def mask(
@@ -97,8 +101,8 @@ class Hybrid:
         }
         if sparsity <= 0 or not self._removes_units:
             return mask
-        for group in layout.groups:
-            keep = ~self._removed(group, single, scores, sparsity)
+        for group in layout.of(*_UNITS):
+            keep = self._kept(group, single, scores, sparsity)
             for slot in (*group.incoming, *group.outgoing):
                 mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)
         return mask
@@ -107,14 +111,172 @@ class Hybrid:
     def _removes_units(self) -> bool:
         return self.rho > 0 or self.rule == "mean"
 
-    def _removed(self, group: Group, single: Tensors, scores: Tensors, sparsity: float) -> torch.Tensor:
-        mean = scores[group.weight].double().flatten(1).mean(1)
+    def _kept(self, group: Group, single: Tensors, scores: Tensors, sparsity: float) -> torch.Tensor:
+        score = unit_scores(scores, group)
         if self.rule == "mean":
-            removed = lowest(mean, pruned_count(sparsity, group.units))
+            removed = lowest(score, pruned_count(sparsity, group.units))
         else:
-            removed = single[group.weight].double().flatten(1).mean(1) < self.rho
-        stay = max(1, math.ceil(self.floor * group.units - 1e-9))
-        return removed & lowest(mean, group.units - stay)
+            removed = unit_scores(single, group) < self.rho
+        stay = _rounded(int((~removed).sum()), group.units, floor=self.floor, multiple=self.multiple)
+        return ~(removed & lowest(score, group.units - stay))
+
+
+@dataclass(frozen=True)
+class NM:
+    """N of every M consecutive inputs of a filter or neuron stay: the pattern that some accelerators skip.
+
+    The sparsity says how many go: floor(sparsity M) of each M; the allocation has no say. What is left over of a row
+    that M does not divide is kept.
+
+    Attributes:
+        m: M; sparsity 0.5 with m = 4 is 2:4.
+
+    Reference: Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378.
+    """
+
+    m: int = 4
+
+    def __post_init__(self) -> None:
+        check(self.m >= 2, name="granularity.m", value=self.m, must="be at least 2")
+
+    def prunable(self, layout: Layout) -> list[str]:
+        """Return the weights."""
+        return layout.names("weight")
+
+    def mask(
+        self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
+    ) -> dict[str, torch.Tensor]:
+        """Return the pattern."""
+        del allocation
+        gone = pruned_count(sparsity, self.m)
+        return {name: self._pattern(scores[name], gone) for name in self.prunable(layout)}
+
+    def _pattern(self, scores: torch.Tensor, gone: int) -> torch.Tensor:
+        rows = scores.reshape(len(scores), -1)
+        whole = rows.shape[1] // self.m * self.m
+        keep = torch.ones_like(rows, dtype=torch.bool)
+        if gone and whole:
+            runs = rows[:, :whole].reshape(-1, self.m)
+            order = runs.argsort(dim=1, stable=True)[:, :gone]
+            keep[:, :whole] = torch.ones_like(runs, dtype=torch.bool).scatter(1, order, value=False).view(len(rows), -1)
+        return keep.view_as(scores)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Whole kernels: all positions that join one input channel to one filter; single weights in linear layers.
+
+    A kernel's score is the mean of its weights'; the allocation's boundary may fall into a kernel, which is then kept.
+    """
+
+    def prunable(self, layout: Layout) -> list[str]:
+        """Return the weights."""
+        return layout.names("weight")
+
+    def mask(
+        self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
+    ) -> dict[str, torch.Tensor]:
+        """Return the allocation's choice among kernels."""
+        kernels = {name: scores[name] for name in self.prunable(layout)}
+        means = {n: s.flatten(2).mean(2) if s.dim() > 2 else s for n, s in kernels.items()}
+        shaped = {n: m.reshape(*m.shape, *[1] * (kernels[n].dim() - m.dim())) for n, m in means.items()}
+        keep = allocation.keep({n: m.expand_as(kernels[n]) for n, m in shaped.items()}, sparsity)
+        kept = {n: k.flatten(2).any(2) if k.dim() > 2 else k for n, k in keep.items()}
+        return {n: k.reshape(shaped[n].shape).expand_as(kernels[n]) for n, k in kept.items()}
+
+
+@dataclass(frozen=True)
+class Channel:
+    """Whole channels, neurons and hidden units, which are then cut out of the model.
+
+    A unit's score is the mean of its own weights'; layers whose outputs are added share their units. The sparsity is
+    that of the units' own weights, as the allocation spreads it: what the next layers no longer read goes besides.
+    Layers without removable units (``Layout.whole``) stay dense.
+
+    Attributes:
+        floor: share of a layer's units that always stays (at least one), best score first.
+        multiple: kept units of a layer are rounded up to a multiple of it (4 or 8 suit vector units).
+    """
+
+    floor: float = 0.0
+    multiple: int = 1
+
+    _kind: ClassVar[Kind] = "channel"
+
+    def __post_init__(self) -> None:
+        _check_units(self.floor, self.multiple)
+
+    def prunable(self, layout: Layout) -> list[str]:
+        """Return the tensors of the units, and of what reads them.
+
+        Raises:
+            ModelError: the model has no such units; the text says why.
+        """
+        groups = layout.of(self._kind)
+        if not groups:
+            why = "; ".join(f"{name or 'model'}: {reason}" for name, reason in layout.whole.items())
+            raise ModelError(
+                f"granularity {self._kind}: the model has no removable {self._kind} ({why or 'it has no such layer'}); "
+                "use granularity weight, or another model"
+            )
+        names = {slot.tensor for group in groups for slot in (*group.incoming, *group.outgoing)}
+        return [name for name in layout.roles if name in names]
+
+    def mask(
+        self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
+    ) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps the chosen units whole."""
+        mask = {name: torch.ones_like(scores[name], dtype=torch.bool) for name in self.prunable(layout)}
+        groups = layout.of(self._kind)
+        own = {group.name: unit_scores(scores, group).float() for group in groups}
+        spread = {s.tensor: expand(own[g.name], s, scores[s.tensor].shape) for g in groups for s in g.weights}
+        chosen = allocation.keep(spread, sparsity)
+        for group in groups:
+            keep = torch.stack([per_unit(chosen[s.tensor], s, group.units).any(1) for s in group.weights]).any(0)
+            if self._kind != "block":
+                stay = _rounded(int(keep.sum()), group.units, floor=self.floor, multiple=self.multiple)
+                keep = keep | ~lowest(own[group.name], group.units - stay)
+            for slot in (*group.incoming, *group.outgoing):
+                mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)
+        return mask
+
+
+@dataclass(frozen=True)
+class Head(Channel):
+    """Whole attention heads; see ``Channel``."""
+
+    _kind: ClassVar[Kind] = "head"
+
+
+@dataclass(frozen=True)
+class Block(Channel):
+    """Whole residual blocks, without which the model passes on what entered them; see ``Channel``.
+
+    ``floor`` and ``multiple`` do not apply: each block is one unit.
+    """
+
+    _kind: ClassVar[Kind] = "block"
+
+
+def unit_scores(scores: Tensors, group: Group) -> torch.Tensor:
+    """Return the mean score of each unit's own weights in float64; entries at -inf (already pruned) do not count.
+
+    A unit with nothing left scores -inf.
+    """
+    each = torch.cat([per_unit(scores[slot.tensor], slot, group.units) for slot in group.weights], dim=1).double()
+    counts = torch.isfinite(each)
+    total = torch.where(counts, each, 0.0).sum(1)
+    return torch.where(counts.any(1), total / counts.sum(1).clamp(min=1), -torch.inf)
+
+
+def _rounded(kept: int, units: int, *, floor: float, multiple: int) -> int:
+    least = max(1, kept, math.ceil(floor * units - 1e-9))
+    return min(units, math.ceil(least / multiple) * multiple)
+
+
+def _check_units(floor: float, multiple: int) -> None:
+    check(0 <= floor <= 1, name="granularity.floor", value=floor, must="be in [0, 1]")
+    check(multiple >= 1, name="granularity.multiple", value=multiple, must="be at least 1")
 
 
 def _prunable(layout: Layout, *, biases: bool, norms: bool) -> list[str]:

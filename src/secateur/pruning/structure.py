@@ -1,71 +1,65 @@
-"""Structure: the roles of a model's tensors, its removable units, and their physical removal by a JSON plan.
+"""Structure: the removable units of a model, and the JSON plan that says which of them are physically gone.
 
-A *unit* is an output filter of a convolution or a neuron of a linear layer. Units are found by tracing the
-model with ``torch.fx``: a layer has removable units when everything between it and the next layers acts on
-each channel alone and maps zero to zero. What lies outside that (residual sums, group normalisation,
-recurrent layers, the output layer) keeps its width and is pruned weight by weight.
+A *unit* is what can be cut out of a model without changing the rest: an output filter of a convolution, a neuron of
+a linear layer, a hidden unit of a recurrent layer, an attention head, a residual block. Layers whose outputs are
+added share their units. ``discovery`` finds units in a model, ``surgery`` cuts a model; here stand the units
+themselves, their masks, the plan, and what a plan does to named tensors (weights, or an optimiser's moments).
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, cast
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
-from torch import fx, nn
-from torch.nn import functional
 
 from secateur.errors import ModelError
 from secateur.pruning.mask import Mask, Tensors
 
 Role = Literal["weight", "bias", "norm", "buffer"]
-
-_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SLF001 -- torch's own base class
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_CHANNELWISE = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Identity, nn.Dropout, nn.Dropout2d, nn.Flatten),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool2d),
-)
-_CHANNELWISE_CALLS = {
-    *(torch.relu, functional.relu, functional.gelu, functional.silu, torch.tanh, functional.dropout),
-    *(functional.max_pool2d, functional.avg_pool2d, functional.adaptive_avg_pool2d, torch.flatten),
-    *("relu", "tanh", "flatten", "contiguous"),
-}
+Kind = Literal["channel", "head", "block"]
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a group's units lie in a tensor: along ``dim``, ``repeat`` consecutive indices for each unit."""
+    """Where a group's units lie in a tensor.
+
+    Along ``dim`` stand ``tiles`` runs of all units, each unit with ``repeat`` consecutive indices: a flattened
+    feature map repeats each channel, an LSTM stacks four gates as tiles.
+    """
 
     tensor: str
     dim: int
     repeat: int = 1
+    tiles: int = 1
 
 
 @dataclass(frozen=True)
 class Group:
-    """The removable units of one layer.
+    """Units that are removed by the same cuts.
 
     Attributes:
-        name: the layer's module name.
-        units: how many units the dense model has.
-        weight: the layer's weight, units along dimension 0.
-        incoming: what goes with a unit: weight, bias, and the affine parameters of a batch norm behind it.
-        statistics: running statistics of such a batch norm; cut with the unit, never masked.
+        name: the layer whose outputs they are (the first one, where layers are added), or the block's module.
+        units: how many there are in the dense model.
+        weights: where a unit's own weights lie: what its score is made of.
+        incoming: what goes with a unit: its weights, bias, the affine parameters of a norm behind it.
+        statistics: running statistics of such a norm; cut with the unit, never masked.
         outgoing: the matching inputs of the next layers.
+        kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit: without it the
+            model passes on what entered it.
+        family: groups of one family must keep equally many units (layers of one ``nn.LSTM``).
     """
 
     name: str
     units: int
-    weight: str
+    weights: tuple[Slot, ...]
     incoming: tuple[Slot, ...]
-    statistics: tuple[Slot, ...]
-    outgoing: tuple[Slot, ...]
+    statistics: tuple[Slot, ...] = ()
+    outgoing: tuple[Slot, ...] = ()
+    kind: Kind = "channel"
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,103 +68,49 @@ class Layout:
 
     Attributes:
         roles: the role of each exchanged tensor, in state-dict order.
-        groups: the removable units, in forward order.
+        groups: the removable units, in forward order; blocks last.
+        whole: layers whose units cannot be removed, and why; they are pruned weight by weight.
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
+    whole: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""
         return [name for name, role in self.roles.items() if role in roles]
 
-
-def layout(model: nn.Module) -> Layout:
-    """Return the layout of a model. Integer buffers (BatchNorm's counter) are not exchanged and left out."""
-    roles: dict[str, Role] = {}
-    parameters = dict(model.named_parameters())
-    for name, tensor in model.state_dict().items():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if name not in parameters:
-            if tensor.is_floating_point():
-                roles[name] = "buffer"
-        elif isinstance(owner, _NORMS):
-            roles[name] = "norm"
-        else:
-            roles[name] = "bias" if "bias" in name.rpartition(".")[2] else "weight"
-    return Layout(roles, tuple(_groups(model)))
+    def of(self, *kinds: Kind) -> list[Group]:
+        """Return the groups of these kinds, in order."""
+        return [group for group in self.groups if group.kind in kinds]
 
 
-def _groups(model: nn.Module) -> Iterable[Group]:
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception:  # noqa: BLE001 -- fx raises whatever the model's own forward raises on a proxy
-        return
-    modules = dict(model.named_modules())
-    calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    for node in graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(layer, _LAYERS) or calls.count(node.target) > 1 or getattr(layer, "groups", 1) > 1:
-            continue
-        reached = _reach(node, modules)
-        if reached is not None:
-            yield _group(str(node.target), modules, *reached)
+def per_unit(tensor: torch.Tensor, slot: Slot, units: int) -> torch.Tensor:
+    """Return a tensor's entries by the unit that they belong to, shape (units, entries of each)."""
+    front = tensor.movedim(slot.dim, 0)
+    return front.reshape(slot.tiles, units, slot.repeat, -1).transpose(0, 1).reshape(units, -1)
 
 
-def _reach(node: fx.Node, modules: Mapping[str, nn.Module]) -> tuple[list[str], list[str]] | None:
-    """Follow a layer's output; return (batch norms passed, layers reached), None if anything mixes channels."""
-    norms: list[str] = []
-    layers: list[str] = []
-    ahead = list(node.users)
-    while ahead:
-        user = ahead.pop(0)
-        module = modules.get(str(user.target)) if user.op == "call_module" else None
-        if isinstance(module, _LAYERS) and getattr(module, "groups", 1) == 1:
-            layers.append(str(user.target))
-            continue
-        if isinstance(module, _BATCH_NORMS):
-            norms.append(str(user.target))
-        elif not isinstance(module, _CHANNELWISE) and user.target not in _CHANNELWISE_CALLS:
-            return None
-        ahead.extend(user.users)
-    return (norms, layers) if layers else None
-
-
-def _group(name: str, modules: Mapping[str, nn.Module], norms: list[str], layers: list[str]) -> Group:
-    layer = modules[name]
-    units = _weight(layer).shape[0]
-    owners = [name, *norms]
-    incoming = [
-        Slot(f"{owner}.{part}", 0)
-        for owner in owners
-        for part in ("weight", "bias")
-        if isinstance(getattr(modules[owner], part, None), nn.Parameter)
-    ]
-    statistics = [
-        Slot(f"{owner}.{part}", 0)
-        for owner in norms
-        for part in ("running_mean", "running_var")
-        if isinstance(getattr(modules[owner], part, None), torch.Tensor)
-    ]
-    outgoing = [Slot(f"{reached}.weight", 1, _weight(modules[reached]).shape[1] // units) for reached in layers]
-    return Group(name, units, f"{name}.weight", tuple(incoming), tuple(statistics), tuple(outgoing))
-
-
-def _weight(layer: nn.Module) -> torch.Tensor:
-    return cast("torch.Tensor", layer.weight)
+def spread(units: torch.Tensor, slot: Slot) -> torch.Tensor:
+    """Return one value for each index along the slot's dimension from one for each unit."""
+    return units.repeat_interleave(slot.repeat).repeat(slot.tiles)
 
 
 def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
-    """Broadcast one flag for each unit to the entries of a tensor of ``shape`` that belong to it."""
+    """Broadcast one value for each unit to the entries of a tensor of ``shape`` that belong to it."""
     view = [1] * len(shape)
     view[slot.dim] = -1
-    return units.repeat_interleave(slot.repeat).view(view).expand(shape)
+    return spread(units, slot).view(view).expand(shape)
 
 
-def slice_of(layout: Layout, shapes: Mapping[str, tuple[int, ...]], keep: Mapping[str, torch.Tensor]) -> Mask:
-    """Return the mask of a narrower model: ``keep`` has a flag for each unit of each group, by the group's name."""
+def slice_of(
+    groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]], keep: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the mask of a smaller model: ``keep`` has a flag for each unit, by the group's name; others stay whole."""
     mask: dict[str, torch.Tensor] = {}
-    for group in layout.groups:
+    for group in groups:
+        if group.name not in keep:
+            continue
         for slot in (*group.incoming, *group.outgoing):
             shape = torch.Size(shapes[slot.tensor])
             held = mask.get(slot.tensor, torch.ones(shape, dtype=torch.bool))
@@ -188,7 +128,7 @@ def dead_units(mask: Mask, group: Group) -> torch.Tensor:
     for slot in group.incoming:
         if slot.tensor not in mask:
             return torch.zeros(group.units, dtype=torch.bool)
-        dead &= ~mask[slot.tensor].flatten(1).any(1) if mask[slot.tensor].dim() > 1 else ~mask[slot.tensor]
+        dead &= ~per_unit(mask[slot.tensor], slot, group.units).any(1)
     return dead
 
 
@@ -204,91 +144,159 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is physically removed from a model; replays on a fresh model of the same architecture."""
+    """What is physically removed from a model; replays on a fresh model of the same architecture.
 
-    cuts: tuple[Cut, ...]
+    Attributes:
+        cuts: at most one for each tensor and dimension.
+        dropped: blocks that are gone; the model passes on what entered them.
+    """
+
+    cuts: tuple[Cut, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Return whether anything is removed."""
+        return bool(self.cuts or self.dropped)
 
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
         cuts = [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in self.cuts]
-        return json.dumps({"secateur_plan": 1, "cuts": cuts})
+        return json.dumps({"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            ModelError: not a plan of version 1, or indices out of range, repeated or unordered.
+            ModelError: not a plan of version 1 or 2, a tensor's dimension cut twice, or indices out of range, repeated
+                or unordered.
         """
         try:
             document = json.loads(text)
-            if document["secateur_plan"] != 1:
-                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads version 1")
-            cuts = tuple(
-                Cut(str(c["tensor"]), int(c["dim"]), int(c["size"]), tuple(int(i) for i in c["kept"]))
-                for c in document["cuts"]
-            )
+            if document["secateur_plan"] not in {1, 2}:
+                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 and 2")
+            cuts = tuple(_cut(entry) for entry in document["cuts"])
+            dropped = tuple(str(name) for name in document.get("dropped", []))
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
         for cut in cuts:
-            if list(cut.kept) != sorted(set(cut.kept)) or not all(0 <= i < cut.size for i in cut.kept):
+            rising = bool(cut.kept) and list(cut.kept) == sorted(set(cut.kept))
+            if not rising or cut.dim < 0 or not 0 <= cut.kept[0] <= cut.kept[-1] < cut.size:
                 raise ModelError(
                     f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}"
                 )
-        return cls(cuts)
+        if len({(cut.tensor, cut.dim) for cut in cuts}) < len(cuts):
+            raise ModelError("structural plan: a dimension of a tensor is cut twice")
+        return cls(cuts, dropped)
+
+    def of(self, tensor: str) -> tuple[Cut, ...]:
+        """Return the cuts of one tensor."""
+        return tuple(cut for cut in self.cuts if cut.tensor == tensor)
+
+    def drops(self, name: str) -> bool:
+        """Return whether a tensor or a module goes with a dropped block."""
+        return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
+
+    def then(self, later: Plan) -> Plan:
+        """Return one plan for the dense model that does this one's cuts and then ``later``'s, made for the result."""
+        first = {(cut.tensor, cut.dim): cut for cut in self.cuts}
+        for cut in later.cuts:
+            before = first.get((cut.tensor, cut.dim))
+            if before is not None and cut.size != len(before.kept):
+                raise ModelError(
+                    f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}"
+                )
+            kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
+            size = cut.size if before is None else before.size
+            first[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+        both = Plan((), self.dropped + later.dropped)
+        return Plan(tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped)
+
+
+def _cut(entry: Mapping[str, Any]) -> Cut:
+    return Cut(str(entry["tensor"]), int(entry["dim"]), int(entry["size"]), tuple(int(i) for i in entry["kept"]))
 
 
 def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
-    """Return the plan that removes every dead unit. The last unit of a layer stays."""
-    cuts: list[Cut] = []
-    for group in groups:
-        keep = ~dead_units(mask, group)
-        if bool(keep.all()):
+    """Return the plan that removes every dead unit; of each layer's units one stays.
+
+    Layers of one family keep as many units as the one of them that needs most: the others keep dead ones.
+    """
+    groups = list(groups)
+    dropped = Plan((), tuple(g.name for g in groups if g.kind == "block" and bool(dead_units(mask, g).all())))
+    layers = [g for g in groups if g.kind != "block" and not dropped.drops(g.name)]
+    keep = {group.name: ~dead_units(mask, group) for group in layers}
+    for group in layers:
+        relatives = [g.name for g in layers if group.family and g.family == group.family]
+        least = max(1, *(int(keep[name].sum()) for name in (*relatives, group.name)))
+        dead = (~keep[group.name]).nonzero().flatten()
+        keep[group.name][dead[: max(0, least - int(keep[group.name].sum()))]] = True
+    cuts: dict[tuple[str, int], Cut] = {}
+    for group in layers:
+        if bool(keep[group.name].all()):
             continue
-        if not bool(keep.any()):
-            keep[0] = True
         for slot in (*group.incoming, *group.statistics, *group.outgoing):
-            index = keep.repeat_interleave(slot.repeat).nonzero().squeeze(1)
-            cuts.append(Cut(slot.tensor, slot.dim, group.units * slot.repeat, tuple(index.tolist())))
-    return Plan(tuple(cuts))
+            if not dropped.drops(slot.tensor):
+                flags = spread(keep[group.name], slot)
+                index = flags.nonzero().flatten().tolist()
+                cuts[slot.tensor, slot.dim] = Cut(slot.tensor, slot.dim, len(flags), tuple(index))
+    return Plan(tuple(cuts.values()), dropped.dropped)
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return the tensors with the plan's cuts made.
+    """Return the tensors with the plan's cuts made, those of dropped blocks left out.
 
     Raises:
         ModelError: a cut names a tensor that is absent or has another size.
     """
-    cut_tensors = dict(tensors)
+    left = {name: tensor for name, tensor in tensors.items() if not plan.drops(name)}
     for cut in plan.cuts:
-        tensor = cut_tensors.get(cut.tensor)
-        if tensor is None or cut.dim >= tensor.dim() or tensor.shape[cut.dim] != cut.size:
-            found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
-            raise ModelError(f"structural plan cuts {cut.tensor!r} to {cut.size} along {cut.dim}: it is {found}")
-        cut_tensors[cut.tensor] = tensor.index_select(cut.dim, torch.tensor(cut.kept))
-    return cut_tensors
+        left[cut.tensor] = _checked(left, cut).index_select(cut.dim, torch.tensor(cut.kept))
+    return left
 
 
-def shrink(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of ``model`` that is physically smaller by the plan: a plain module, weights copied."""
-    model = copy.deepcopy(model)
-    names = list(dict.fromkeys(cut.tensor for cut in plan.cuts))
-    smaller = slim({name: tensor.detach() for name, tensor in model.state_dict().items()}, plan)
-    for name in names:
-        owner_name, _, part = name.rpartition(".")
-        owner = model.get_submodule(owner_name)
-        if isinstance(getattr(owner, part), nn.Parameter):
-            setattr(owner, part, nn.Parameter(smaller[name].clone()))
-        else:
-            setattr(owner, part, smaller[name].clone())
-        _resize(owner)
-    return model
+def slim_mask(mask: Mask, plan: Plan) -> dict[str, torch.Tensor]:
+    """Return a mask over the slim tensors; the plan may cut tensors that it does not cover."""
+    covered = Plan(tuple(cut for cut in plan.cuts if cut.tensor in mask), plan.dropped)
+    return slim(mask, covered)
 
 
-def _resize(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        module.out_channels, module.in_channels = module.weight.shape[:2]
-    else:  # the only other members of a group are batch norms
-        cast("nn.BatchNorm2d", module).num_features = len(_weight(module))
+def widen(tensors: Tensors, plan: Plan, base: Tensors) -> dict[str, torch.Tensor]:
+    """Return ``base`` with slim tensors written over it where the plan kept entries: the inverse of ``slim``.
+
+    Raises:
+        ModelError: a slim tensor is absent, or does not have the shape that the plan leaves of ``base``.
+    """
+    widened: dict[str, torch.Tensor] = {}
+    for name, tensor in base.items():
+        if plan.drops(name):
+            widened[name] = tensor
+            continue
+        found = tensors.get(name)
+        inner = [tensor]
+        cuts = plan.of(name)
+        for cut in cuts:
+            inner.append(_checked({name: inner[-1]}, cut).index_select(cut.dim, torch.tensor(cut.kept)))
+        if found is None or found.shape != inner[-1].shape:
+            shown = "absent" if found is None else f"of shape {tuple(found.shape)}"
+            raise ModelError(f"slim tensor {name!r} is {shown}: the plan leaves {tuple(inner[-1].shape)}")
+        for cut, outer in zip(reversed(cuts), reversed(inner[:-1]), strict=True):
+            found = outer.index_copy(cut.dim, torch.tensor(cut.kept), found)
+        widened[name] = found
+    return widened
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, int]:
+    """Return how many entries each tensor has after the cuts; 0 for those of dropped blocks."""
+    left = {name: list(shape) for name, shape in shapes.items()}
+    for cut in plan.cuts:
+        left[cut.tensor][cut.dim] = len(cut.kept)
+    return {n: 0 if plan.drops(n) else int(torch.Size(shape).numel()) for n, shape in left.items()}
+
+
+def _checked(tensors: Tensors, cut: Cut) -> torch.Tensor:
+    tensor = tensors.get(cut.tensor)
+    if tensor is None or cut.dim >= tensor.dim() or tensor.shape[cut.dim] != cut.size:
+        found = "absent" if tensor is None else f"of shape {tuple(tensor.shape)}"
+        raise ModelError(f"structural plan cuts {cut.tensor!r} to {cut.size} along {cut.dim}: it is {found}")
+    return tensor

@@ -160,5 +160,6 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))
     lines.append(("client seconds, total", sum(costs["client_seconds"] for costs in phases.values()), seconds))
     for phase, costs in phases.items():
-        lines.append((f"training MACs, {phase}", costs["train_macs"], amount))
+        lines.append((f"training MACs, surviving weights, {phase}", costs["train_macs"], amount))
+        lines.append((f"training MACs, units removed, {phase}", costs["train_macs_physical"], amount))
     return lines

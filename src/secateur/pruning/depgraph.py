@@ -1,0 +1,161 @@
+"""Units found by torch-pruning's dependency graph, for models that a trace by ``torch.fx`` does not follow.
+
+Only the groups of coupled dimensions are taken from the library, by one unit of each; scores, masks, plans and cuts
+are our own. Each group is tried before it is believed: a unit is masked, then cut, and both models must say the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.errors import ModelError, need
+from secateur.pruning import mask as masks
+from secateur.pruning.structure import Group, Slot, plan, slice_of
+from secateur.pruning.surgery import shrink
+
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
+_Member = tuple[str, nn.Module, bool, list[int]]  # name, layer, whether it makes the units, indices of unit 1
+
+
+def units(
+    model: nn.Module, example: torch.Tensor, *, seconds: float = 60.0
+) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Return the removable units of a model, and the layers that have none with the reason.
+
+    Args:
+        model: left as it was.
+        example: a model input; its values are replaced by random ones where they are floating-point.
+        seconds: limit on building the graph, which can take hours on some models.
+
+    Raises:
+        MissingExtraError: torch-pruning is not installed.
+        ModelError: the library fails on the model, or takes too long.
+    """
+    library = need("torch_pruning", install="secateur[structure]")
+    model = copy.deepcopy(model).eval().requires_grad_(True)
+    draw = torch.Generator().manual_seed(0)
+    rows = example.expand(2, *example.shape[1:])
+    if example.is_floating_point():
+        rows = torch.randn(rows.shape, generator=draw)
+    graph = _graph(library, model, rows, seconds)
+    found, whole = [], dict[str, str]()
+    for root, coupled in _coupled(graph, model):
+        try:
+            group = _group(root, coupled)
+            _try(model, group, rows)
+        except ModelError as refused:
+            whole[root] = str(refused)
+        else:
+            found.append(group)
+    return tuple(found), whole
+
+
+def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: float) -> Any:
+    """Build the graph in a thread that is given up when its time is over."""
+    result: list[Any] = []
+
+    def build() -> None:
+        try:
+            with warnings.catch_warnings(action="ignore"):  # it warns of parameters that the trial below settles
+                result.append(library.DependencyGraph().build_dependency(model, example_inputs=rows))
+        except Exception as broken:  # noqa: BLE001 -- the library raises whatever it stumbles over
+            result.append(broken)
+
+    worker = threading.Thread(target=build, daemon=True)
+    worker.start()
+    worker.join(seconds)
+    advice = "set model.structure=trace"
+    if not result:
+        raise ModelError(f"torch-pruning did not finish in {seconds:.0f} s on this model; {advice}")
+    if isinstance(result[0], Exception):
+        broken = result[0]
+        raise ModelError(f"torch-pruning cannot handle this model ({type(broken).__name__}: {broken}); {advice}")
+    return result[0]
+
+
+def _coupled(graph: Any, model: nn.Module) -> Iterator[tuple[str, list[_Member]]]:
+    """Iterate, by the name of the layer that makes them, what goes with unit 1 of each group."""
+    names = {module: name for name, module in model.named_modules()}
+    for group in reversed(list(graph.get_all_groups())):
+        root = group[0].dep.target.module
+        if not isinstance(root, _LAYERS) or root.weight.shape[0] == 1:
+            continue
+        members = []
+        for dep, indices in graph.get_pruning_group(root, group[0].dep.handler, [1]):
+            module = dep.target.module
+            known = names.get(module) if isinstance(module, nn.Module) else None
+            if known is not None:
+                makes = bool(graph.is_out_channel_pruning_fn(dep.handler))
+                members.append((known, module, makes, [int(i) for i in indices]))
+            elif isinstance(module, nn.Parameter):
+                members.append(("a parameter outside of any layer", model, True, [1]))
+        yield names[root], members
+
+
+def _group(root: str, members: list[_Member]) -> Group:
+    weights, incoming, statistics, outgoing = (list[Slot]() for _ in range(4))
+    count = 0
+    for name, module, makes, indices in members:
+        if isinstance(module, _LAYERS) and getattr(module, "groups", 1) == 1:
+            width = module.weight.shape[0 if makes else 1]
+            count = count or width
+            slot = _slot(name, "weight", 0 if makes else 1, indices, width, count)
+            (weights if makes else outgoing).append(slot)
+        elif isinstance(module, _NORMS) and module.weight is not None:
+            incoming.append(_slot(name, "weight", 0, indices, len(module.weight), count))
+            running = [p for p in ("running_mean", "running_var") if getattr(module, p, None) is not None]
+            statistics += [_slot(name, part, 0, indices, len(module.weight), count) for part in running]
+        elif isinstance(module, _LAYERS) and module.groups == module.weight.shape[0]:
+            incoming.append(_slot(name, "weight", 0, indices, len(module.weight), count))
+        elif _weighted(module):
+            raise ModelError(f"{name!r} ({type(module).__name__}) is coupled to it")
+        bias = getattr(module, "bias", None)
+        if makes and isinstance(bias, nn.Parameter):
+            incoming.append(_slot(name, "bias", 0, indices, len(bias), count))
+    own, all_incoming = tuple(dict.fromkeys(weights)), tuple(dict.fromkeys([*weights, *incoming]))
+    return Group(root, count, own, all_incoming, tuple(dict.fromkeys(statistics)), tuple(dict.fromkeys(outgoing)))
+
+
+def _weighted(module: nn.Module) -> bool:
+    return next(module.parameters(recurse=False), None) is not None
+
+
+def _slot(name: str, part: str, dim: int, indices: list[int], width: int, units: int) -> Slot:
+    """Return where units lie, from the indices of unit 1: all in one place, or one in each tile."""
+    times = width // units
+    if width == times * units and indices == list(range(times, 2 * times)):
+        return Slot(f"{name}.{part}", dim, repeat=times)
+    if width == times * units and indices == list(range(1, width, units)):
+        return Slot(f"{name}.{part}", dim, tiles=times)
+    raise ModelError(f"its units lie in {name!r} beside those of other layers (a concatenation)")
+
+
+def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:
+    """Mask a unit, cut it, and compare; then train the slim model for a step."""
+    keep = torch.ones(group.units, dtype=torch.bool)
+    keep[1] = False
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    mask = slice_of([group], shapes, {group.name: keep})
+    masked = copy.deepcopy(model)
+    masked.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
+    try:
+        small = shrink(masked, plan(mask, [group]))
+        expected, found = masked(rows), small(rows)
+        found.sum().backward()
+    except ModelError:
+        raise
+    except Exception as broken:
+        raise ModelError(f"the model fails without one of its units ({type(broken).__name__}: {broken})") from broken
+    if expected.shape != found.shape:
+        raise ModelError("it is the model's output")
+    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
+        raise ModelError("without one of its units the model computes something else")

@@ -1,0 +1,177 @@
+"""Surgery: a model physically cut by a plan, as plain torch modules."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from secateur.errors import ModelError
+from secateur.pruning.structure import Plan, slim
+
+
+class SlimGroupNorm(nn.Module):
+    """Group normalisation of some of a layer's channels, as if the removed ones were there and zero.
+
+    Mean and variance of a group count its removed channels as zeros, so that the result is that of the masked dense
+    layer. Groups may keep different numbers of channels.
+
+    Shapes: (batch, kept channels, ...) to the same.
+    """
+
+    eps: float
+    num_groups: int
+    num_channels: int
+    kept: tuple[int, ...]
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> None:
+        """Make the layer of the ``kept`` channels (indices) of ``norm``; its affine parameters are cut."""
+        super().__init__()
+        index = torch.tensor(kept)
+        self.kept: tuple[int, ...] = (
+            tuple(norm.kept[k] for k in kept) if isinstance(norm, SlimGroupNorm) else tuple(kept)
+        )
+        self.eps, self.num_groups, self.num_channels = norm.eps, norm.num_groups, norm.num_channels
+        self.weight = nn.Parameter(norm.weight.detach()[index].clone())
+        self.bias = nn.Parameter(norm.bias.detach()[index].clone())
+        each = self.num_channels // self.num_groups
+        member = nn.functional.one_hot(torch.tensor(self.kept) // each, self.num_groups).to(norm.weight.dtype)
+        self.register_buffer("member", member, persistent=False)
+        self.share = 1 / each
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise; in training with a backward pass of our own, which is several times faster than autograd's."""
+        member = cast("torch.Tensor", self.member)
+        rows = x.reshape(x.size(0), len(self.kept), -1)
+        if self.training:
+            normed: torch.Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
+                rows, self.weight, self.bias, member, self.share, self.eps
+            )
+            return normed.view_as(x)
+        scale, shift, _, _ = _affine(rows, self.weight, self.bias, member, self.share, self.eps)
+        return torch.addcmul(shift.unsqueeze(2), rows, scale.unsqueeze(2)).view_as(x)
+
+
+def _affine(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, member: torch.Tensor, share: float, eps: float
+) -> tuple[torch.Tensor, ...]:
+    """Return scale and shift for each row and channel, and mean and 1/deviation, from sums over the dense group."""
+    mean = share * (rows.mean(2) @ member)
+    square = share * ((torch.linalg.vector_norm(rows, dim=2).square() / rows.size(2)) @ member)
+    inverse = torch.rsqrt((square - mean * mean).clamp(min=0) + eps) @ member.T
+    mean = mean @ member.T
+    scale = weight * inverse
+    return scale, bias - mean * scale, mean, inverse
+
+
+class _Normalise(torch.autograd.Function):
+    """What ``SlimGroupNorm`` does in evaluation mode, with the gradient written out.
+
+    With P = sum dy x and Q = sum dy for each row and channel, and N entries in a dense group:
+    dx = scale dy - inverse (A + B x^), A = sum_group weight Q / N, B = sum_group weight (P - mean Q) inverse / N.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+        member: torch.Tensor, share: float, eps: float,
+    ) -> torch.Tensor:  # fmt: skip
+        scale, shift, mean, inverse = _affine(rows, weight, bias, member, share, eps)
+        ctx.save_for_backward(rows, weight, member, scale, mean, inverse)
+        ctx.share = share
+        return torch.addcmul(shift.unsqueeze(2), rows, scale.unsqueeze(2))
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+        rows, weight, member, scale, mean, inverse = ctx.saved_tensors
+        q = dy.sum(2)
+        aligned = ((dy * rows).sum(2) - mean * q) * inverse
+        count = ctx.share / rows.size(2)
+        a = count * ((weight * q) @ member) @ member.T
+        b = count * ((weight * aligned) @ member) @ member.T
+        slope = -b * inverse * inverse
+        dx = torch.addcmul((-a * inverse - slope * mean).unsqueeze(2), rows, slope.unsqueeze(2))
+        return dx.addcmul_(dy, scale.unsqueeze(2)), aligned.sum(0), q.sum(0), None, None, None
+
+
+def shrink(model: nn.Module, plan: Plan) -> nn.Module:
+    """Return a copy of ``model`` that is physically smaller by the plan, weights copied.
+
+    State-dict names stay; tensors of dropped blocks are gone.
+
+    Raises:
+        ModelError: the plan is for another model.
+    """
+    model = copy.deepcopy(model)
+    smaller = slim({n: t.detach() for n, t in model.state_dict().items()}, plan)
+    for block in plan.dropped:
+        owner = _submodule(model, block.rpartition(".")[0])
+        setattr(owner, block.rpartition(".")[2], nn.Identity())
+    for name in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in plan.cuts):
+        module = _submodule(model, name)
+        if isinstance(module, (nn.GroupNorm, SlimGroupNorm)):
+            owner = _submodule(model, name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
+            continue
+        for part in (cut.tensor.rpartition(".")[2] for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
+            value = smaller[f"{name}.{part}" if name else part].clone()
+            setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
+        _resize(module)
+    return model
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return the model as a graph of torch's own layers and calls, so that it needs no class of ours.
+
+    It is in evaluation mode; names and weights stay. A model that cannot be traced is returned as it is.
+    """
+    model = copy.deepcopy(model).eval()
+    try:
+        return fx.symbolic_trace(model)
+    except Exception:  # noqa: BLE001 -- fx raises whatever the model's own forward raises on a proxy
+        return model
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as absent:
+        raise ModelError(f"structural plan names {name!r}, which the model does not have") from absent
+
+
+def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.Module:
+    """Return torch's own layer where only whole groups are gone, which is the same and faster."""
+    each = norm.num_channels // norm.num_groups
+    groups = sorted({k // each for k in kept})
+    if isinstance(norm, SlimGroupNorm) or len(kept) < each * len(groups):
+        return SlimGroupNorm(norm, kept)
+    whole = nn.GroupNorm(len(groups), len(kept), eps=norm.eps)
+    index = torch.tensor(kept)
+    with torch.no_grad():
+        whole.weight.copy_(norm.weight[index])
+        whole.bias.copy_(norm.bias[index])
+    return whole
+
+
+def _resize(module: nn.Module) -> None:
+    """Bring a layer's own figures up to date with its parameters."""
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = module.weight.shape
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        module.out_channels = len(module.weight)
+        if module.groups > 1:
+            module.in_channels = module.groups = module.out_channels
+        else:
+            module.in_channels = module.weight.shape[1]
+    elif isinstance(module, nn.RNNBase):
+        first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
+        module.input_size, module.hidden_size = first.shape[1], own.shape[1]
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 -- torch's own base class
+        module.num_features = len(module.weight)
+    else:
+        raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
