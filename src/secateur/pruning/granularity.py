@@ -14,6 +14,7 @@ from secateur.pruning.mask import Tensors
 from secateur.pruning.structure import Group, Kind, Layout, Role, expand, per_unit
 
 _UNITS: tuple[Kind, ...] = ("channel", "head")
+_HALF = 0.5
 
 
 class Granularity(Protocol):
@@ -166,7 +167,8 @@ class NM:
 class Kernel:
     """Whole kernels: all positions that join one input channel to one filter; single weights in linear layers.
 
-    A kernel's score is the mean of its weights'; the allocation's boundary may fall into a kernel, which is then kept.
+    A kernel's score is the mean of its weights', which all stand or fall together; where the allocation's boundary, or
+    a weight that it guards, splits a kernel, the larger part decides.
     """
 
     def prunable(self, layout: Layout) -> list[str]:
@@ -189,8 +191,9 @@ class Kernel:
 class Channel:
     """Whole channels, neurons and hidden units, which are then cut out of the model.
 
-    A unit's score is the mean of its own weights'; layers whose outputs are added share their units. The sparsity is
-    that of the units' own weights, as the allocation spreads it: what the next layers no longer read goes besides.
+    A unit's score is the mean of its own weights', which all stand or fall together; layers whose outputs are added
+    share their units. The sparsity is that of the units' own weights, as the allocation spreads it (to the nearest
+    unit): what the next layers no longer read goes besides.
     Layers without removable units (``Layout.whole``) stay dense.
 
     Attributes:
@@ -230,9 +233,11 @@ class Channel:
         groups = layout.of(self._kind)
         own = {group.name: unit_scores(scores, group).float() for group in groups}
         spread = {s.tensor: expand(own[g.name], s, scores[s.tensor].shape) for g in groups for s in g.weights}
-        chosen = allocation.keep(spread, sparsity)
+        # seen from the inputs' side: what an allocation guards for each output would else keep every unit
+        turned = allocation.keep({n: s.transpose(0, 1) if s.dim() > 1 else s for n, s in spread.items()}, sparsity)
+        chosen = {n: k.transpose(0, 1) if k.dim() > 1 else k for n, k in turned.items()}
         for group in groups:
-            keep = torch.stack([per_unit(chosen[s.tensor], s, group.units).any(1) for s in group.weights]).any(0)
+            keep = unit_scores(chosen, group) > _HALF
             if self._kind != "block":
                 stay = _rounded(int(keep.sum()), group.units, floor=self.floor, multiple=self.multiple)
                 keep = keep | ~lowest(own[group.name], group.units - stay)
