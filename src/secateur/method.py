@@ -235,6 +235,11 @@ class Method(ABC):
         """Return the state whose model is shipped."""
         return state
 
+    def widths(self, state: State) -> Mapping[str, Mask]:
+        """Return the narrower models that the shipped one holds, by name; each is scored at the end of a run."""
+        del state
+        return {}
+
     def slices(self, state: State) -> Mapping[int, Mask] | None:
         """Return the part of the shipped model that each client uses; None: all of it, or what the mask leaves."""
         del state
@@ -314,9 +319,12 @@ class Sliced(Method):
         round_, setting = state.round + 1, state.setting
         if round_ > setting.rounds:
             return None
-        shapes = {name: spec.shape for name, spec in setting.specs.items()}
         held = self.deal(setting, round_)
-        return slice_ask(state, round_, {k: slice_of(setting.layout.groups, shapes, keep) for k, keep in held.items()})
+        return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
+
+    def mask(self, setting: Setting, keep: Mapping[str, torch.Tensor]) -> Mask:
+        """Return the mask of the units with a flag, by the name of their group; other groups stay whole."""
+        return slice_of(setting.layout.groups, {name: spec.shape for name, spec in setting.specs.items()}, keep)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train the slice."""

@@ -27,7 +27,7 @@ from secateur.exchange import Books, Exchange
 from secateur.link import Links
 from secateur.method import TRAIN, Ask, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
-from secateur.pruning.mask import Mask
+from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
 from secateur.wire.message import Expected, Message
@@ -194,13 +194,25 @@ class Run:
             "macs": cost.macs(self.uses, state.weights, state.mask),
         }
         if evaluate and self.central:
-            training.load(self.model, state.model())
-            score = training.evaluate(self.model, client.wrap(self.shards, *self.shards.server_test()))
+            score = self._score(state.model())
             row |= {self.metric: score.metric, "loss": score.loss}
         return row
 
+    def _score(self, tensors: Tensors) -> training.Score:
+        """Score a model on the server's test set."""
+        training.load(self.model, tensors)
+        return training.evaluate(self.model, client.wrap(self.shards, *self.shards.server_test()))
+
+    def _widths(self, state: State) -> Row:
+        """Score the narrower models that the shipped one holds."""
+        widths = self.method.widths(state) if self.central else {}
+        scores = {name: self._score(masks.apply(state.weights, mask)).metric for name, mask in widths.items()}
+        macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
+        return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
+
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
-        final = {**self._quality(state, evaluate=True), **self._structure(state), **self._local(state, engine)}
+        final = {**self._quality(state, evaluate=True), **self._structure(state), **self._widths(state)}
+        final |= self._local(state, engine)
         checkpoint.ship(self.folder, state.model(), state.mask, self.study.to_toml())
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)

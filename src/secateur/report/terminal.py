@@ -144,6 +144,7 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         worst = statistics.mean(local[: max(1, len(local) // 10)])
         lines += [(f"local {metric}, mean over clients", statistics.mean(local), plain)]
         lines += [(f"local {metric}, lowest tenth", worst, plain)]
+    lines += [(f"{metric}, width {name}", part[metric], plain) for name, part in final.get("widths", {}).items()]
     lines += [
         ("sparsity of prunable weights", final["sparsity"], plain),
         ("sparsity of all parameters", final["sparsity_all"], plain),
