@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def small(method="fedavg", *settings, **top):
         "data": {"clients": 4, "partition": "iid", "test_fraction": 0.2},
         "model": {"name": "mlp", "options": {"hidden": (12, 8)}},
         "training": {"epochs": 1, "batch_size": 16, "lr": 0.1},
-    } | top
+    } | copy.deepcopy(top)
     for path, value in flatten(methods.find(method)()).items():
         if path.endswith("explore.epochs"):
             assign(values, f"{path}=2")

@@ -26,6 +26,7 @@ LAYERS = [
     {"client", "checkpoint", "catalogue", "provision"},
     {"exchange"},
     {"run"},
+    {"export"},
     {"cli", "flower"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -20,6 +20,7 @@ _HOME = {
     "Setting": "method",
     "State": "method",
     "Study": "config",
+    "load": "export",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 -- a sorted list of names, made from the table above

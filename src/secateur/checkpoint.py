@@ -198,11 +198,30 @@ def load(folder: Path, setting: Setting) -> Saved:
     return Saved(state, head["extra"], beside)
 
 
-def ship(folder: Path, model: Tensors, mask: Mask | None, study: str) -> None:
-    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8, the study."""
+def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, str]) -> None:
+    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header."""
     tensors = {name: tensor.contiguous() for name, tensor in model.items()}
     tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
-    write(folder / MODEL, safetensors.save(tensors, {"study": study}))
+    write(folder / MODEL, safetensors.save(tensors, dict(about)))
+
+
+def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
+    """Return what ``ship`` wrote: the model's tensors, its mask (empty: dense), the header.
+
+    Raises:
+        CheckpointError: the folder holds no finished run, or the file is damaged.
+    """
+    path = folder / MODEL
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: the run is not finished; go on with: secateur resume {folder}")
+    try:
+        tensors = safetensors.load_file(path)
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as broken:
+        raise CheckpointError(f"{path} cannot be read: {broken}") from broken
+    mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
+    return {n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask, about
 
 
 def _digest(tensors: Tensors) -> str:

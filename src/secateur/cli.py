@@ -67,6 +67,22 @@ def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> 
     _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
 
 
+@app.command()
+def export(
+    folder: Path,
+    to: Annotated[str, typer.Option(help="onnx, torch, safetensors or executorch")] = "onnx",
+    out: Annotated[Optional[Path], typer.Option(help="Where to; default: RUN/export")] = None,  # noqa: UP045
+) -> None:
+    """Write a finished run's model, physically slim, checked against the masked one; with a card."""
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    from secateur.export import export as write  # noqa: PLC0415
+
+    card = write(folder, to, out)
+    _console().print(Markdown(card.markdown()))
+    _console().print(f"Written: {(out or folder / 'export') / card.file}, card.md, card.json", highlight=False)
+
+
 @app.command(name="list")
 def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:  # noqa: FBT002
     """Show the methods, criteria, data sets and models, each with one line and its paper."""

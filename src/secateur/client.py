@@ -13,7 +13,7 @@ from torch import nn
 
 from secateur import link, training
 from secateur.config import Study
-from secateur.data.shards import Shards, open_shards
+from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError
 from secateur.link import Kept, Wire
 from secateur.method import TRAIN, Ask, Client, Setting
@@ -28,12 +28,12 @@ SECONDS = "seconds"
 SCORES: dict[str, type] = {"samples": int, "metric": float, "loss": float}
 
 
-def make_model(study: Study, shards: Shards) -> nn.Module:
+def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
     """Return the study's model with its seeded initial weights: theta_0, the same wherever it is made."""
     section = study.model
     return build_model(
-        section.name, input_shape=shards.input_shape, outputs=shards.outputs,
-        init=section.init, seed=study.seed, options=section.options, tokens=shards.kind == "tokens",
+        section.name, input_shape=rows.input_shape, outputs=rows.outputs,
+        init=section.init, seed=study.seed, options=section.options, tokens=rows.kind == "tokens",
     )  # fmt: skip
 
 

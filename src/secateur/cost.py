@@ -1,11 +1,17 @@
-"""Cost: multiply-accumulate operations of a model, dense, by surviving weights, and after physical removal."""
+"""Cost of a model: multiply-accumulate operations, memory, and time, dense, by surviving weights, and really cut."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
@@ -76,3 +82,56 @@ def physical(uses: Mapping[str, int], sizes: Mapping[str, int]) -> int:
     ``sizes`` has the entries of each weight after the cuts; see ``pruning.structure.sizes``.
     """
     return sum(sizes[name] * count for name, count in uses.items())
+
+
+def counted(model: nn.Module, example: torch.Tensor) -> int:
+    """Return MACs of one forward pass as torch's own counter sees them: half of its floating-point operations.
+
+    Layers are run in the form that the counter knows (recurrent layers and attention as matrix products), so that
+    products without weights, as in attention, are in it, which ``macs`` leaves out.
+    """
+    model.eval()
+    plain_kernels = torch.backends.mkldnn.flags(enabled=False)
+    counter = FlopCounterMode(display=False)
+    quiet = warnings.catch_warnings(action="ignore")  # torch remarks on devices that are not here
+    with quiet, torch.no_grad(), plain_kernels, sdpa_kernel(SDPBackend.MATH), counter:
+        model(example)
+    return counter.get_total_flops() // 2
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a model's tensors, and of what one training step holds for its backward pass."""
+
+    parameters: int
+    activations: int
+
+
+def memory(model: nn.Module, batch: torch.Tensor) -> Memory:
+    """Return what a model takes; activations are counted as autograd saves them, parameters and inputs left out."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), batch)}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = model(batch)
+    del output
+    parameters = sum(t.nbytes for t in (*model.parameters(), *model.buffers()))
+    return Memory(parameters, sum(saved.values()))
+
+
+def latency(call: Callable[[], object], *, repeats: int = 30, warmup: int = 5) -> float:
+    """Return the median seconds of a call, after some that do not count."""
+    taken = []
+    for n in range(warmup + repeats):
+        begun = time.perf_counter()
+        call()
+        if n >= warmup:
+            taken.append(time.perf_counter() - begun)
+    return statistics.median(taken)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import importlib.metadata
 import json
@@ -18,24 +17,8 @@ from secateur.config import Study
 from secateur.data import Source
 from secateur.data import load as load_data
 from secateur.data.partition import partition
-from secateur.data.shards import Shards, make_shards
+from secateur.data.shards import Shape, make_shards
 from secateur.errors import DataError
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a server must know of rows that it never sees, to build the model; see ``Source`` for the fields."""
-
-    inputs: tuple[int, ...]
-    outputs: int
-    kind: str
-    scale: float
-    task: str
-
-    @classmethod
-    def of(cls, shards: Shards) -> Shape:
-        """Return the shape of some shards' rows."""
-        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task)
 
 
 @contextlib.contextmanager
@@ -86,10 +69,11 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
 
 def bare(study: Study, shape: Shape, folder: Path) -> Path:
     """Write shards without a single row into ``folder``: what a server has whose clients hold the data."""
-    x = np.zeros((0, *shape.inputs), np.float32 if shape.kind == "tabular" else np.uint8)
+    x = np.zeros((0, *shape.input_shape), np.float32 if shape.kind == "tabular" else np.uint8)
     y = np.zeros(0, np.float32 if shape.task == "regression" else np.int64)
-    rest = {"kind": shape.kind, "scale": shape.scale, "task": shape.task}
-    source = Source("the nodes' own", x, y, x, y, None, shape.outputs, **rest)  # type: ignore[arg-type]
+    source = Source(
+        "the nodes' own", x, y, x, y, None, shape.outputs, kind=shape.kind, scale=shape.scale, task=shape.task
+    )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients
     _write(lambda: make_shards(source, empty, test_fraction=0.0, seed=study.seed, folder=folder), folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
@@ -18,7 +19,7 @@ from torch import nn
 from secateur import checkpoint, client, cost, provision, training
 from secateur.config import Runtime, Study, read
 from secateur.config import study as parse_study
-from secateur.data.shards import Shards, open_shards
+from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
@@ -37,6 +38,7 @@ Watch = Callable[[Row], None]
 
 STUDY = "study.toml"
 ROUNDS = "rounds.jsonl"
+PLAN = "plan.json"
 SUMMARY = "summary.json"
 
 federation = provision.federation
@@ -213,7 +215,8 @@ class Run:
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         final = {**self._quality(state, evaluate=True), **self._structure(state), **self._widths(state)}
         final |= self._local(state, engine)
-        checkpoint.ship(self.folder, state.model(), state.mask, self.study.to_toml())
+        about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
+        checkpoint.ship(self.folder, state.model(), state.mask, about)
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = summarise(self.study, rows, final)
@@ -229,7 +232,7 @@ class Run:
         small = shrink(self.model, removal)
         uses = cost.uses(small, self.example)
         weights = dict(small.state_dict())
-        checkpoint.write(self.folder / "plan.json", removal.to_json().encode())
+        checkpoint.write(self.folder / PLAN, removal.to_json().encode())
         return {
             "macs_dense": dense,
             "macs_physical": cost.macs(uses, weights, None),

@@ -177,7 +177,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
             total = 0.0
             for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
-                loss = _gradient(model, data, index, optimiser, training, anchor)
+                loss = _gradient(model, data, index, optimiser, training, anchor, {} if feedback else mask or {})
                 for (weight, _), whole in zip(held, dense, strict=False):
                     weight.copy_(whole)
                 optimiser.step()
@@ -207,6 +207,7 @@ def _gradient(
     optimiser: _Optimiser,
     training: Training,
     anchor: list[torch.Tensor],
+    mask: Mask,
 ) -> float:
     x, y = data.batch(index)
     optimiser.clear()
@@ -216,6 +217,9 @@ def _gradient(
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
     loss.backward()  # type: ignore[no-untyped-call]
     if training.clip:
+        for name, parameter in model.named_parameters():  # what is pruned takes no step, nor shortens the others'
+            if name in mask and parameter.grad is not None:
+                parameter.grad.masked_fill_(~mask[name], 0.0)
         nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     return value
 

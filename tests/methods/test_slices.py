@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from secateur.method import Replies
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.heterofl import HeteroFL
 from secateur.methods.ist import IndependentSubnetworks
-from secateur.pruning.structure import plan
+from secateur.pruning.structure import plan, slim
 from secateur.pruning.surgery import shrink
-from secateur.training import load, tensors_of
+from secateur.training import evaluate, load, tensors_of
 from secateur.wire.codec import part_sizes
 from secateur.wire.message import Message
 
@@ -166,7 +167,24 @@ def test_training_is_counted_by_what_each_client_held(folder, tmp_path, start):
     uses = cost.uses(model, client.example(shards))
     slices = HeteroFL().plan(state).slices
     expected = sum(3 * len(shards.train(k)[1]) * cost.macs(uses, state.weights, m) for k, m in slices.items())
-    assert rows_of(tmp_path / "run")[0]["train_macs"] == expected
+    row = rows_of(tmp_path / "run")[0]
+    assert row["train_macs"] == row["train_macs_physical"] == expected  # a slice has no holes
+
+
+def test_every_width_of_the_shipped_model_is_scored(folder, tmp_path, start):
+    summary = play(small("heterofl", rounds=3), tmp_path / "run", folder)
+    state, model = start(small("heterofl"))
+    shards = open_shards(folder)
+    shipped = replace(state, weights=model_of(tmp_path / "run"))
+    widths = HeteroFL().widths(shipped)
+    assert list(widths) == list(summary["final"]["widths"]) == ["1/2", "1/4"]
+    for name, mask in widths.items():
+        narrow = shrink(model, plan(mask, state.setting.layout.groups))
+        narrow.load_state_dict(slim(shipped.weights, plan(mask, state.setting.layout.groups)), strict=False)
+        score = evaluate(narrow, client.wrap(shards, *shards.server_test()))
+        assert summary["final"]["widths"][name]["accuracy"] == score.metric
+        macs = cost.macs(cost.uses(narrow, client.example(shards)), narrow.state_dict(), None)
+        assert summary["final"]["widths"][name]["macs_physical"] == macs
 
 
 @pytest.mark.parametrize("name", METHODS)

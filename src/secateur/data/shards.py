@@ -40,6 +40,22 @@ class Meta:
     test: int
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What must be known of rows, without seeing one, to build a model for them; see ``Source`` for the fields."""
+
+    input_shape: tuple[int, ...]
+    outputs: int
+    kind: Kind
+    scale: float
+    task: Task
+
+    @classmethod
+    def of(cls, shards: Shards) -> Shape:
+        """Return the shape of some shards' rows."""
+        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task)
+
+
 class Shards:
     """The rows of every client: training rows, a local test split, and the server's test set."""
 

@@ -27,7 +27,7 @@ from secateur import checkpoint, config, provision
 from secateur import run as runs
 from secateur.client import Participant
 from secateur.config import Runtime, Study
-from secateur.data.shards import Shards, open_shards
+from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines.flower import (
     HELLO,
     LOG,
@@ -152,7 +152,7 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
         return
     first = members[min(members)]
     inputs = tuple(int(size) for size in first["inputs"])
-    shape = provision.Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
+    shape = Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         yield provision.bare(study, shape, Path(folder))
 
@@ -216,12 +216,12 @@ def _introduce(context: Context) -> About:
 
 def _about(study: Study, shards: Shards) -> About:
     """Return what must be equal on all sides; ``model``: the hash of its tensors' names, shapes and dtypes."""
-    shape = provision.Shape.of(shards)
+    shape = Shape.of(shards)
     specs = Participant(study, shards).setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
         "secateur": importlib.metadata.version("secateur"), "wire": codec.VERSION,
-        "inputs": list(shape.inputs), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
+        "inputs": list(shape.input_shape), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
         "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16],
     }  # fmt: skip
 

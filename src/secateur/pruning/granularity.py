@@ -118,8 +118,7 @@ class Hybrid:
             removed = lowest(score, pruned_count(sparsity, group.units))
         else:
             removed = unit_scores(single, group) < self.rho
-        stay = _rounded(int((~removed).sum()), group.units, floor=self.floor, multiple=self.multiple)
-        return ~(removed & lowest(score, group.units - stay))
+        return _with_best(~removed, score, floor=self.floor, multiple=self.multiple)
 
 
 @dataclass(frozen=True)
@@ -239,8 +238,7 @@ class Channel:
         for group in groups:
             keep = unit_scores(chosen, group) > _HALF
             if self._kind != "block":
-                stay = _rounded(int(keep.sum()), group.units, floor=self.floor, multiple=self.multiple)
-                keep = keep | ~lowest(own[group.name], group.units - stay)
+                keep = _with_best(keep, own[group.name], floor=self.floor, multiple=self.multiple)
             for slot in (*group.incoming, *group.outgoing):
                 mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)
         return mask
@@ -274,9 +272,12 @@ def unit_scores(scores: Tensors, group: Group) -> torch.Tensor:
     return torch.where(counts.any(1), total / counts.sum(1).clamp(min=1), -torch.inf)
 
 
-def _rounded(kept: int, units: int, *, floor: float, multiple: int) -> int:
-    least = max(1, kept, math.ceil(floor * units - 1e-9))
-    return min(units, math.ceil(least / multiple) * multiple)
+def _with_best(keep: torch.Tensor, scores: torch.Tensor, *, floor: float, multiple: int) -> torch.Tensor:
+    """Return the kept units with the best few of all, and with the best others up to a multiple."""
+    units = len(keep)
+    keep = keep | ~lowest(scores, units - max(1, math.ceil(floor * units - 1e-9)))
+    wanted = min(units, math.ceil(int(keep.sum()) / multiple) * multiple)
+    return ~lowest(torch.where(keep, torch.inf, scores.double()), units - wanted)
 
 
 def _check_units(floor: float, multiple: int) -> None:
