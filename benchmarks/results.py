@@ -78,6 +78,8 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
                 key: explore.get(key, 0) + value for key, value in costs.items() if isinstance(value, int | float)
             }
     local = final["local"]
+    carried = [r["bytes_down"] + r["bytes_up"] for r in records if r["phase"] == "train"]
+    seconds = [r["client_seconds"] for r in records if r["phase"] == "train"]
     return {
         "rounds": train["asks"],
         "accuracy_last10": statistics.mean(accuracy[-10:]),
@@ -92,6 +94,12 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "macs_dense": final["macs_dense"],
         "train_macs": train["train_macs"],
         "train_macs_explore": explore.get("train_macs", 0),
+        "train_macs_physical": train.get("train_macs_physical", train["train_macs"]),
+        "widths": {name: [w["accuracy"], w["macs_physical"]] for name, w in final.get("widths", {}).items()},
+        "seconds_first": statistics.median(seconds[:10]),
+        "seconds_last": statistics.median(seconds[-10:]),
+        "bytes_first": statistics.median(carried[:10]),
+        "bytes_last": statistics.median(carried[-10:]),
         "client_seconds": train["client_seconds"],
         "client_seconds_explore": explore.get("client_seconds", 0.0),
         "curve": accuracy[:: max(1, len(accuracy) // 20)],
@@ -120,21 +128,42 @@ COLUMNS: dict[str, tuple[str, Callable[[float], object]]] = {
     "train_macs": ("training MACs", amount),
     "train_macs_explore": ("+ exploration", amount),
 }
+MORE: dict[str, tuple[str, Callable[[float], object]]] = {
+    "train_macs_physical": ("training MACs, units removed", amount),
+    "bytes_first": ("bytes a round, first ten", size),
+    "bytes_last": ("last ten", size),
+    "seconds_first": ("client seconds a round, first ten", "{:.1f}".format),
+    "seconds_last": ("last ten", "{:.1f}".format),
+    "client_seconds": ("client seconds, rounds", "{:.0f}".format),
+    "client_seconds_explore": ("client seconds, exploration", "{:.0f}".format),
+}
 
 
 def render(rows: list[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) -> str:
     """Return one Markdown table for each partition: mean ± standard deviation over seeds."""
-    parts = []
+    parts, known = [], COLUMNS | MORE
     for partition in dict.fromkeys(r["partition"] for r in rows):
         here = [r for r in rows if r["partition"] == partition]
         parts.append(f"**{partition}**, {len({r['seed'] for r in here})} seed(s), {here[0]['rounds']} rounds\n")
-        parts.append(f"| method | {' | '.join(COLUMNS[c][0] for c in columns)} |\n|" + "---|" * (1 + len(columns)))
+        parts.append(f"| method | {' | '.join(known[c][0] for c in columns)} |\n|" + "---|" * (1 + len(columns)))
         for variant in dict.fromkeys(r["variant"] for r in here):
             of = [r for r in here if r["variant"] == variant]
-            cells = [_spread([float(r[c]) for r in of], COLUMNS[c][1]) for c in columns]
+            cells = [_spread([float(r[c]) for r in of], known[c][1]) for c in columns]
             parts.append(f"| {variant} | {' | '.join(cells)} |")
-        parts.append("")
+        parts += ["", *_widths(here)]
     return "\n".join(parts)
+
+
+def _widths(rows: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the narrower models that the shipped ones hold, where a method has them."""
+    of = [r for r in rows if r.get("widths")]
+    if not of:
+        return []
+    lines = ["| width | accuracy % | MACs |", "|---|---|---|"]
+    whole = {"1": [[r["accuracy_final"], r["macs_physical"]] for r in of]}
+    for width, told in (whole | {w: [r["widths"][w] for r in of] for w in of[0]["widths"]}).items():
+        lines.append(f"| {width} | {_spread([a for a, _ in told], _percent)} | {amount(told[0][1])} |")
+    return [*lines, ""]
 
 
 def insert(page: Path, name: str, table: str) -> None:

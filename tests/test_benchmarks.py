@@ -83,6 +83,34 @@ def test_render_shows_mean_and_spread(results):
     assert results.render(rows, ["accuracy_last10", "sparsity"]).endswith("| x | 82.0 ± 2.0 | 50.0 |\n")
 
 
+def test_widths_have_a_table_of_their_own(results):
+    row = {
+        "accuracy_final": 0.8,
+        "macs_physical": 100,
+        "sparsity": 0.0,
+        "rounds": 3,
+        "partition": "iid",
+        "variant": "x",
+    }
+    rows = [{**row, "seed": s, "widths": {"1/2": [0.7 + s / 10, 30]}} for s in (0, 1)]
+    text = results.render(rows, ["sparsity"])
+    assert "| 1 | 80.0 | 100 |" in text
+    assert "| 1/2 | 75.0 ± 7.1 | 30 |" in text
+
+
+def test_slim_rows_say_what_was_cut_and_agree_with_the_masked_model(monkeypatch):
+    slim = script("slim", monkeypatch)
+    for name, kind, multiple in (("mlp", "mlp", 1), ("chartransformer", "transformer", 1), ("twocnn", "conv", 8)):
+        row = slim.measure(name, 0.5, multiple, 1)
+        assert (row["model"], row["kind"], row["channel_sparsity"]) == (name, kind, 0.5)
+        assert row["apart"] < 1e-5
+        assert 0.2 < row["macs_ratio"] < 0.6
+        assert row["time_ratio"] > 0
+        assert f"| {name}" in slim.table([row])
+    macs = {m: slim.measure("twocnn", 0.7, m, 1)["macs_ratio"] for m in (1, 8)}
+    assert macs[1] < macs[8]  # kept units rounded up
+
+
 def test_a_table_needs_its_place_in_the_page(results, tmp_path):
     page = tmp_path / "page.md"
     page.write_text("nothing here")
