@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from helpers import same
 from secateur import checkpoint
 from secateur.errors import CheckpointError
 from secateur.method import Setting, State
@@ -127,11 +128,15 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 
 
 def test_ship_writes_dense_layout_and_mask(tmp_path):
-    checkpoint.ship(tmp_path, {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([False, True])}, "study text")
+    model, mask = {"w": torch.tensor([0.0, 2.0])}, {"w": torch.tensor([False, True])}
+    checkpoint.ship(tmp_path, model, mask, {"study": "study text"})
     with safe_open(tmp_path / checkpoint.MODEL, framework="pt") as file:
         assert file.get_tensor("w").tolist() == [0.0, 2.0]
         assert file.get_tensor("mask/w").tolist() == [0, 1]
         assert file.metadata() == {"study": "study text"}
+    assert checkpoint.shipped(tmp_path)[2] == {"study": "study text"}
+    assert same(checkpoint.shipped(tmp_path)[0], model)
+    assert same(checkpoint.shipped(tmp_path)[1], mask)
 
 
 def test_append_needs_a_writable_place(tmp_path):

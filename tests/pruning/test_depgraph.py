@@ -34,9 +34,7 @@ def test_what_the_library_gets_wrong_is_left_whole_and_named():
     assert set(whole) == {"fc"}
     text, _ = network("chartransformer")
     groups, whole = depgraph.units(text, inputs("chartransformer")[:1])
-    assert [g.name for g in groups] == ["blocks.1.fc1", "blocks.0.fc1"] or {g.name for g in groups} == {
-        "blocks.0.fc1", "blocks.1.fc1",
-    }  # fmt: skip
+    assert {g.name for g in groups} == {"blocks.0.fc1", "blocks.1.fc1"}
     assert "fails without one of its units" in whole["blocks.0.attention.value"]
 
 
@@ -76,7 +74,7 @@ def test_concatenated_layers_are_refused_by_name():
 def test_a_graph_that_takes_too_long_is_given_up(monkeypatch):
     import torch_pruning
 
-    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", lambda self, *a, **k: time.sleep(5))
+    monkeypatch.setattr(torch_pruning.DependencyGraph, "build_dependency", lambda self, *a, **k: time.sleep(1))
     with pytest.raises(ModelError, match=r"did not finish in 0 s on this model; set model\.structure=trace"):
         depgraph.units(nn.Linear(2, 2), torch.zeros(1, 2), seconds=0.05)
 

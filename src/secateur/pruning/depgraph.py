@@ -65,14 +65,14 @@ def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: f
 
     def build() -> None:
         try:
-            with warnings.catch_warnings(action="ignore"):  # it warns of parameters that the trial below settles
-                result.append(library.DependencyGraph().build_dependency(model, example_inputs=rows))
+            result.append(library.DependencyGraph().build_dependency(model, example_inputs=rows))
         except Exception as broken:  # noqa: BLE001 -- the library raises whatever it stumbles over
             result.append(broken)
 
     worker = threading.Thread(target=build, daemon=True)
-    worker.start()
-    worker.join(seconds)
+    with warnings.catch_warnings(action="ignore"):  # it warns of parameters that the trial of each group settles
+        worker.start()
+        worker.join(seconds)
     advice = "set model.structure=trace"
     if not result:
         raise ModelError(f"torch-pruning did not finish in {seconds:.0f} s on this model; {advice}")
