@@ -84,6 +84,7 @@ def units(model: nn.Module) -> tuple[tuple[Group, ...], dict[str, str]]:
             relative.fix(space.fixed or "")
     groups = [space.group() for space in found if space.fixed is None]
     whole = {slot.tensor.rpartition(".")[0]: space.fixed for space in found if space.fixed for slot in space.weights}
+    whole = {name: reason for name, reason in walk.whole.items() if name not in whole} | whole
     return (*groups, *blocks(model, graph)), whole
 
 
@@ -165,6 +166,7 @@ class _Walk:
         self.flows: dict[fx.Node, _Flow] = {}
         self.made: list[_Space] = []
         self.numbers: set[fx.Node] = set()
+        self.whole: dict[str, str] = {}
         calls = [str(node.target) for node in graph.nodes if node.op == "call_module"]
         owners = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
         self.shared = {name for name in calls if calls.count(name) > 1} | {
@@ -183,7 +185,7 @@ class _Walk:
         """Return the flow of a node's value; None where nothing is known of its channels."""
         if node.op == "output":
             return self.fix(node, "it is the model's output")
-        if not node.users:
+        if not node.users and called(node) == "getitem":  # what unpacking a tuple leaves unused
             return None
         flow = self.flows.get(node.all_input_nodes[0]) if node.all_input_nodes else None
         if node.op == "call_module":
@@ -201,8 +203,9 @@ class _Walk:
 
     def module(self, node: fx.Node, flow: _Flow | None) -> _Flow | None:
         name = str(node.target)
-        module = self.modules[name]
+        module: Any = self.modules[name]
         if name in self.shared:
+            self.whole[name] = "it is used more than once"
             return self.fix(node, f"{name!r} is used more than once")
         handlers: tuple[tuple[tuple[type, ...], Callable[..., _Flow | None]], ...] = (
             (CONVS, self.conv), ((nn.Linear,), self.linear), (tuple(GATES), self.recurrent),
@@ -210,9 +213,8 @@ class _Walk:
         )  # fmt: skip
         for types, handle in handlers:
             if isinstance(module, types):
-                return handle(name, module, flow) or self.fix(
-                    node, f"{name!r} ({type(module).__name__}) mixes its channels"
-                )
+                made = handle(name, module, flow) if len(node.all_input_nodes) == 1 else None
+                return made or self.refuse(node, name, module)
         if flow is not None and isinstance(module, POINTWISE):
             return flow
         if flow is not None and isinstance(module, POOLS) and flow.form == "channels":
@@ -220,10 +222,16 @@ class _Walk:
         if flow is not None and isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return _flattened(flow)
         self.made += _inner_layers(name, module)
+        return self.refuse(node, name, module)
+
+    def refuse(self, node: fx.Node, name: str, module: nn.Module) -> _Flow | None:
+        """Fix what enters a module whose own units, if it has weights, cannot be removed either."""
+        if any(True for _ in module.parameters()) and not isinstance(module, NORMS):
+            self.whole[name] = f"units of this kind of {type(module).__name__} cannot be removed"
         return self.fix(node, f"{name!r} ({type(module).__name__}) mixes its channels")
 
     def call(self, node: fx.Node, flow: _Flow | None) -> _Flow | None:
-        if called(node) in {"size", "getattr"} or node.all_input_nodes[0] in self.numbers:
+        if _is_number(node) or (node.all_input_nodes and self.numbers.issuperset(node.all_input_nodes)):
             self.numbers.add(node)
             return None
         entering = [self.flows.get(n) for n in node.all_input_nodes if n not in self.numbers]
@@ -259,11 +267,8 @@ class _Walk:
     def conv(self, name: str, module: nn.Conv2d, flow: _Flow | None) -> _Flow | None:
         weight, bias = [Slot(f"{name}.weight", 0)], _bias(name, module)
         if module.groups > 1:
-            if (
-                flow is None
-                or flow.form != "channels"
-                or not module.groups == module.in_channels == module.out_channels
-            ):
+            depthwise = module.groups == module.in_channels == module.out_channels
+            if flow is None or flow.form != "channels" or not depthwise:
                 return None
             flow.space.root().incoming += weight + bias
             return flow
@@ -312,6 +317,14 @@ class _Walk:
         if isinstance(getattr(module, "running_mean", None), torch.Tensor):
             space.statistics += [Slot(f"{name}.{part}", 0) for part in ("running_mean", "running_var")]
         return flow
+
+
+def _is_number(node: fx.Node) -> bool:
+    """Return whether a call reads a value's size, which says nothing of its channels."""
+    told = node.args[1] if len(node.args) > 1 else None
+    return called(node) in {"size", "dim"} or (
+        called(node) == "getattr" and told in {"shape", "ndim", "device", "dtype"}
+    )
 
 
 def _bias(name: str, module: nn.Module) -> list[Slot]:
