@@ -203,7 +203,7 @@ class _Walk:
 
     def module(self, node: fx.Node, flow: _Flow | None) -> _Flow | None:
         name = str(node.target)
-        module: Any = self.modules[name]
+        module = self.modules[name]
         if name in self.shared:
             self.whole[name] = "it is used more than once"
             return self.fix(node, f"{name!r} is used more than once")
@@ -214,7 +214,7 @@ class _Walk:
         for types, handle in handlers:
             if isinstance(module, types):
                 made = handle(name, module, flow) if len(node.all_input_nodes) == 1 else None
-                return made or self.refuse(node, name, module)
+                return made or self.refuse(node, name)
         if flow is not None and isinstance(module, POINTWISE):
             return flow
         if flow is not None and isinstance(module, POOLS) and flow.form == "channels":
@@ -222,10 +222,11 @@ class _Walk:
         if flow is not None and isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1):
             return _flattened(flow)
         self.made += _inner_layers(name, module)
-        return self.refuse(node, name, module)
+        return self.refuse(node, name)
 
-    def refuse(self, node: fx.Node, name: str, module: nn.Module) -> _Flow | None:
+    def refuse(self, node: fx.Node, name: str) -> _Flow | None:
         """Fix what enters a module whose own units, if it has weights, cannot be removed either."""
+        module = self.modules[name]
         if any(True for _ in module.parameters()) and not isinstance(module, NORMS):
             self.whole[name] = f"units of this kind of {type(module).__name__} cannot be removed"
         return self.fix(node, f"{name!r} ({type(module).__name__}) mixes its channels")
