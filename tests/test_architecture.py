@@ -19,7 +19,7 @@ LAYERS = [
     {"pruning", "wire", "engines", "cost", "models", "data"},
     {"training", "aggregation", "link", "report"},
     {"method"},
-    {"exploration"},
+    {"exploration", "personal"},
     {"composition"},
     {"methods"},
     {"config"},

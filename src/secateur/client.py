@@ -53,6 +53,7 @@ class Participant:
         self.shards = shards
         self.method = study.build_method()
         self.model = make_model(study, shards)
+        self.initial = training.tensors_of(self.model)
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
 
@@ -73,7 +74,8 @@ class Participant:
         if phase == EVALUATE:
             reply = self._evaluate(client, message)
         else:
-            view = Client(client, self.setting, self.model, self.data(client), self.study.training, memory)
+            rows, settings = self.data(client), self.study.training
+            view = Client(client, self.setting, self.model, rows, settings, memory, self.initial)
             reply = self.method.respond(ask, view)
             memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -137,6 +137,7 @@ class Client:
         data: the client's own training rows.
         training: the round's local training.
         memory: tensors that this client keeps between rounds; saved with the run.
+        initial: theta_0, the weights that the federation began with; both sides make them from the seed.
     """
 
     id: int
@@ -145,19 +146,22 @@ class Client:
     data: local.Data
     training: local.Training
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
+    initial: Tensors = field(default_factory=dict)
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
-        feedback: bool = False,
+        feedback: bool = False, narrow: Sequence[Mask] = (),
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:  # fmt: skip
         """Train from ``tensors`` under ``mask``; return the trained tensors, dense in shape, and what was done.
 
         Units that the mask leaves dead are cut out first, and a slim model is trained: less to compute, and the same
         weights but for the order of floating-point sums (and the draws of dropout layers that were cut).
 
-        With ``feedback`` the result is dense, and nothing is cut; see ``training.fit``.
+        With ``feedback`` the result is dense, and nothing is cut. ``narrow`` masks are those of narrower models, of
+        which each step trains one; see ``training.fit``.
         """
         removal = plan(mask or {}, [] if feedback else self.setting.layout.groups)
+        narrow = [slim_mask(part, removal) for part in narrow]
         local.load(self.model, tensors)
         local.enforce(self.model, mask)
         model = shrink(self.model, removal) if removal else self.model
@@ -165,6 +169,7 @@ class Client:
         done = local.fit(
             model, self.data, self.training,
             round_=round_, seed=self.setting.seed, client=self.id, mask=held, effort=effort, feedback=feedback,
+            narrow=narrow,
         )  # fmt: skip
         trained = local.tensors_of(model)
         trained = widen(trained, removal, tensors) if removal else trained

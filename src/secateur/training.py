@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -147,6 +148,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     mask: Mask | None = None,
     effort: Effort | None = None,
     feedback: bool = False,
+    narrow: Sequence[Mask] = (),
 ) -> Fit:
     """Train the resident model in place on a client's rows.
 
@@ -158,6 +160,8 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         effort: epochs, patience and share of rows where they differ from the round's setting.
         feedback: gradients are taken under the mask, but move all weights, and the mask does not hold in the result
             (dynamic pruning with feedback, Lin et al., arXiv 2006.07253).
+        narrow: masks of which each step draws one: its gradient is that of the model under it, and moves only what it
+            keeps (ordered dropout, Horváth et al., arXiv 2102.13451).
 
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
@@ -165,9 +169,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     effort = effort or Effort(training.epochs)
     optimiser = _Optimiser(model, training, max(1, round_))
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
-    held = [(p.detach(), mask[n].float()) for n, p in model.named_parameters() if mask and n in mask]
-    held = [(weight, keep) for weight, keep in held if not bool(keep.all())]
-    dense = [weight.clone() for weight, _ in held] if feedback else []
+    view = _View(model, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
     use = max(1, math.ceil(effort.share * len(data)))
     shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
@@ -177,14 +179,12 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
             total = 0.0
             for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
-                loss = _gradient(model, data, index, optimiser, training, anchor, {} if feedback else mask or {})
-                for (weight, _), whole in zip(held, dense, strict=False):
-                    weight.copy_(whole)
+                view.enter()
+                optimiser.clear()
+                loss = _gradient(model, data, index, training, anchor, view.pruned)
+                view.leave()
                 optimiser.step()
-                for (weight, _), whole in zip(held, dense, strict=False):
-                    whole.copy_(weight)
-                for weight, keep in held:
-                    weight.mul_(keep)  # a product is several times faster than a fill; signs of zero are mended below
+                view.settle()
                 total += loss * len(index)
                 steps += 1
             processed += use
@@ -193,33 +193,77 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
             best = min(best, mean_loss)
             if effort.patience and stale >= effort.patience:
                 break
-    for (weight, _), whole in zip(held, dense, strict=False):
-        weight.copy_(whole)
     if not feedback:
         enforce(model, mask)
     return Fit(len(data), processed, steps, epoch, mean_loss)
+
+
+class _View:
+    """What a model's weights are while a gradient is taken, and after a step.
+
+    Plain: the mask holds after every step. ``feedback``: the gradient sees masked weights, the step moves all.
+    ``narrow``: the gradient of each step sees one of these masks, drawn anew, and the step moves what it left.
+    """
+
+    def __init__(
+        self, model: nn.Module, mask: Mask | None, *, feedback: bool, narrow: Sequence[Mask], seed: int
+    ) -> None:
+        held = [(n, p, mask[n]) for n, p in model.named_parameters() if mask and n in mask]
+        self._held = [(p.detach(), keep.float()) for _, p, keep in held if not bool(keep.all())]
+        self.pruned = [] if feedback else [(p, ~keep) for _, p, keep in held]
+        self._feedback, self._narrow = feedback, narrow
+        self._parameters = dict(model.named_parameters())
+        self._draw = torch.Generator().manual_seed(seed)
+        self._dense: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def enter(self) -> None:
+        """Show the masked weights."""
+        if self._feedback:
+            self._show(self._held)
+        if self._narrow:
+            mask = self._narrow[int(torch.randint(len(self._narrow), (1,), generator=self._draw))]
+            shown = [(self._parameters[n], keep) for n, keep in mask.items() if n in self._parameters]
+            self._show([(p.detach(), keep.float()) for p, keep in shown])
+            self.pruned = [(p, ~keep) for p, keep in shown]
+
+    def _show(self, masked: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        self._dense = [(weight, weight.clone()) for weight, _ in masked]
+        for weight, keep in masked:
+            weight.mul_(keep)
+
+    def leave(self) -> None:
+        """Bring back what was shown masked; of a narrow model nothing but its own part has a gradient."""
+        for weight, whole in self._dense:
+            weight.copy_(whole)
+        for parameter, gone in self.pruned if self._narrow else ():
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(gone, 0.0)
+
+    def settle(self) -> None:
+        """Hold the mask after a step."""
+        if not self._feedback:
+            for weight, keep in self._held:
+                weight.mul_(keep)  # several times faster than a fill; signs of zero are mended at the end
 
 
 def _gradient(
     model: nn.Module,
     data: Data,
     index: torch.Tensor,
-    optimiser: _Optimiser,
     training: Training,
     anchor: list[torch.Tensor],
-    mask: Mask,
+    pruned: Sequence[tuple[nn.Parameter, torch.Tensor]],
 ) -> float:
     x, y = data.batch(index)
-    optimiser.clear()
     loss = data.loss(model(x), y)
     value = loss.item()
     for parameter, start in zip(model.parameters(), anchor, strict=False):
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
     loss.backward()  # type: ignore[no-untyped-call]
     if training.clip:
-        for name, parameter in model.named_parameters():  # what is pruned takes no step, nor shortens the others'
-            if name in mask and parameter.grad is not None:
-                parameter.grad.masked_fill_(~mask[name], 0.0)
+        for parameter, gone in pruned:  # what is pruned takes no step, and must not shorten the others'
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(gone, 0.0)
         nn.utils.clip_grad_norm_(model.parameters(), training.clip)
     return value
 

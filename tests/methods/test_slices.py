@@ -11,17 +11,19 @@ from helpers import Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import client, cost
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
-from secateur.method import Replies
+from secateur.method import Client, Replies, train_ask
 from secateur.methods.federated_dropout import FederatedDropout
+from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL
 from secateur.methods.ist import IndependentSubnetworks
 from secateur.pruning.structure import plan, slim
 from secateur.pruning.surgery import shrink
+from secateur.streams import derive
 from secateur.training import evaluate, load, tensors_of
 from secateur.wire.codec import part_sizes
 from secateur.wire.message import Message
 
-METHODS = ["federated_dropout", "heterofl", "ist"]
+METHODS = ["federated_dropout", "fjord", "heterofl", "ist"]
 
 
 @pytest.fixture(scope="module")
@@ -169,6 +171,35 @@ def test_training_is_counted_by_what_each_client_held(folder, tmp_path, start):
     expected = sum(3 * len(shards.train(k)[1]) * cost.macs(uses, state.weights, m) for k, m in slices.items())
     row = rows_of(tmp_path / "run")[0]
     assert row["train_macs"] == row["train_macs_physical"] == expected  # a slice has no holes
+
+
+def test_ordered_dropout_trains_a_width_drawn_at_each_step(folder, start):
+    study = small("fjord", "levels=2", training={"epochs": 1, "batch_size": 64, "lr": 0.1})  # one step a round
+    state, model = start(study)
+    shards = open_shards(folder)
+    view = Client(1, state.setting, model, client.wrap(shards, *shards.train(1)), study.training)
+    method = FjORD(levels=2)
+    half = method.widths(state)["1/2"]
+    assert {n: int(m.sum()) for n, m in half.items() if "bias" in n} == {"fc1.bias": 6, "fc2.bias": 4}
+    seen = set()
+    for round_ in range(1, 9):
+        draw = torch.Generator().manual_seed(derive(study.seed, "narrow", round_, 1))
+        width = half if int(torch.randint(2, (1,), generator=draw)) == 0 else None
+        ask = train_ask(state, round_, None)
+        reply = method.respond(replace(ask, message=replace(ask.message, mask=method.mask(state.setting, {}))), view)
+        expected, _ = view.train(state.weights, width, round_=round_)
+        for name, tensor in reply.tensors.items():
+            keep = width[name] if width and name in width else torch.ones_like(tensor, dtype=torch.bool)
+            assert torch.allclose(tensor[keep], expected[name][keep], atol=1e-6)
+            assert torch.equal(tensor[~keep], state.weights[name][~keep])  # what was not drawn did not move
+        seen.add(width is None)
+    assert seen == {True, False}
+
+
+def test_a_weak_device_is_sent_no_more_than_it_can_carry(start):
+    state, _ = start(small("fjord", "levels=2", participation=1.0))
+    slices = FjORD(levels=2).plan(state).slices
+    assert [int(units(slices[k], "fc1").sum()) if "fc1.weight" in slices[k] else 12 for k in range(4)] == [6, 12, 6, 12]
 
 
 def test_every_width_of_the_shipped_model_is_scored(folder, tmp_path, start):

@@ -17,24 +17,18 @@ Not reproduced: the paper's personal accuracies; we did not run its settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, State, absorb_slices, report, slice_ask, train_ask
+from secateur.method import Ask, Client, report
+from secateur.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import highest, pruned_count
-from secateur.pruning.mask import Mask, Tensors
 from secateur.training import Effort, evaluate
 from secateur.wire.message import Message
 
-_OWN = "mask-"  # no slash: a checkpoint splits names there
-
 
 @dataclass(frozen=True)
-class SubFedAvg(Method):
+class SubFedAvg(Personal):
     """Personal masks, overlapping averages.
 
     Attributes:
@@ -53,16 +47,10 @@ class SubFedAvg(Method):
         check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
         check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
 
-    def plan(self, state: State) -> Ask | None:
-        """Send each client of the next cohort its own part."""
-        round_ = state.round + 1
-        if round_ > state.setting.rounds:
-            return None
-        if not self.target:
-            return train_ask(state, round_, None)
-        names = frozenset(state.setting.layout.names("weight"))
-        ask = slice_ask(state, round_, {k: self._own(state, k) for k in state.setting.cohort(round_)})
-        return replace(ask, expects=replace(ask.expects, mask="required", maskable=names, within=True))
+    @property
+    def personal(self) -> bool:
+        """Return whether anything is pruned."""
+        return self.target > 0
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train; prune the own mask where the gate is open."""
@@ -76,37 +64,10 @@ class SubFedAvg(Method):
             done = replace(done, processed=first.processed + done.processed)
         if mask is None:
             return Message(weights, None, report(done))
-        if masks.sparsity(mask) < self.target - 1e-9:
+        if not reached(mask, self.target):
             done = replace(done, processed=done.processed + len(client.data) // 3)  # a third: forward only
-            a, b = self.step(early, mask), self.step(weights, mask)
+            a, b = (thinner(w, mask, share=self.share, target=self.target) for w in (early, weights))
             differ = sum(int((a[n] != b[n]).sum()) for n in mask) / max(1, masks.size(mask))
             if differ > self.distance and evaluate(client.model, client.data).metric > self.accuracy:
                 mask = b
         return Message(masks.apply(weights, mask), mask, report(done))
-
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Average over who kept a weight, and note each client's mask."""
-        heard: dict[str, Tensors] = {}
-
-        def noted() -> Iterator[tuple[int, Message]]:
-            for client, message in replies:
-                heard[f"{_OWN}{client}"] = message.mask or {}
-                yield client, message
-
-        state = absorb_slices(state, Replies(replies.ask, noted()))
-        return replace(state, memory={**state.memory, **(heard if self.target else {})})
-
-    def slices(self, state: State) -> Mapping[int, Mask] | None:
-        """Return the part that each client is scored with: its own."""
-        return {k: self._own(state, k) for k in range(state.setting.clients)} if self.target else None
-
-    def step(self, weights: Tensors, mask: Mask) -> dict[str, torch.Tensor]:
-        """Return the mask after one more step, never beyond the target."""
-        total, kept = masks.size(mask), masks.kept(mask)
-        gone = min(total - kept + pruned_count(self.share, kept), pruned_count(self.target, total))
-        sizes = {n: torch.where(m, weights[n].abs(), -1.0) for n, m in mask.items()}
-        return highest(sizes, total - gone)
-
-    def _own(self, state: State, client: int) -> Mask:
-        full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
-        return state.memory.get(f"{_OWN}{client}", full)

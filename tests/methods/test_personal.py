@@ -1,15 +1,17 @@
-"""Sub-FedAvg: the gate and the step by hand, personal masks, personal scores."""
+"""Sub-FedAvg and LotteryFL: gates and steps by hand, rewinding, personal masks, personal scores."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from helpers import play, rows_of, small, tiny_shards
+from helpers import play, rows_of, same, small, tiny_shards
 from secateur import client
 from secateur.data.shards import open_shards
 from secateur.method import Client, Replies
+from secateur.methods.lotteryfl import LotteryFL
 from secateur.methods.subfedavg import SubFedAvg
+from secateur.personal import thinner
 from secateur.training import tensors_of
 from secateur.wire.message import Message
 
@@ -26,19 +28,24 @@ def lab(folder):
     model = client.make_model(study, shards)
     setting = client.make_setting(study, model, shards.clients)
     start = study.build_method().start(setting, tensors_of(model), {})
-    return start, lambda k: Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training)
+    theta = tensors_of(model)
+
+    def view(k):
+        return Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training, {}, theta)
+
+    return start, view
 
 
 def test_a_step_takes_a_share_of_what_is_left_and_stops_at_the_target():
     weights = {"a": torch.tensor([[5.0, -1.0, 0.5, 3.0, 2.0]]), "b": torch.tensor([[0.1, 4.0, -6.0, 7.0, 8.0]])}
     full = {n: torch.ones_like(t, dtype=torch.bool) for n, t in weights.items()}
-    method = SubFedAvg(target=0.45, share=0.25)
-    first = method.step(weights, full)  # floor(0.25 * 10) = 2 go
+    told = {"share": 0.25, "target": 0.45}
+    first = thinner(weights, full, **told)  # floor(0.25 * 10) = 2 go
     assert first["a"].int().tolist() == [[1, 1, 0, 1, 1]]
     assert first["b"].int().tolist() == [[0, 1, 1, 1, 1]]
-    second = method.step(weights, first)  # floor(0.25 * 8) = 2 more, and 0.45 * 10 allows 4
+    second = thinner(weights, first, **told)  # floor(0.25 * 8) = 2 more, and 0.45 * 10 allows 4
     assert sum(int(m.sum()) for m in second.values()) == 6
-    third = method.step(weights, second)  # the target is reached
+    third = thinner(weights, second, **told)  # the target is reached
     assert all(torch.equal(third[n], second[n]) for n in third)
 
 
@@ -63,6 +70,33 @@ def test_the_gate(lab, options, prunes):
         assert not reply.tensors[name][~mask].any()
     data = view(0).data
     assert reply.scalars["processed"] == 3 * len(data) + len(data) // 3
+
+
+@pytest.mark.parametrize(("accuracy", "prunes"), [(0.0, True), (1.0, False)])
+def test_a_ticket_is_pruned_before_training_and_rewound(lab, accuracy, prunes):
+    state, view = lab
+    method = LotteryFL(target=0.5, share=0.2, accuracy=accuracy)
+    moved = replace(
+        state, weights={n: t + 0.01 * torch.arange(t.numel()).view(t.shape) for n, t in state.weights.items()}
+    )
+    ask = asked(moved, method, 0)
+    reply = method.respond(ask, view(0))
+    mask = thinner(moved.weights, ask.message.mask, share=0.2, target=0.5) if prunes else ask.message.mask
+    begun = state.weights if prunes else moved.weights  # theta_0, or what arrived
+    expected, done = view(0).train(begun, mask, round_=1)
+    assert same(reply.mask, mask)
+    assert same(reply.tensors, expected)
+    assert reply.scalars["processed"] == done.processed + len(view(0).data) // 3
+
+
+def test_a_ticket_at_its_target_is_left_alone_and_costs_no_scoring(lab):
+    state, view = lab
+    method = LotteryFL(target=0.2, share=0.2, accuracy=0.0)
+    ask = asked(state, method, 0)
+    thin = thinner(state.weights, ask.message.mask, share=0.2, target=0.2)
+    reply = method.respond(replace(ask, message=replace(ask.message, mask=thin)), view(0))
+    assert same(reply.mask, thin)
+    assert reply.scalars["processed"] == 3 * len(view(0).data)
 
 
 def test_masks_are_personal_and_weights_average_over_who_kept_them(lab):

@@ -1,0 +1,60 @@
+"""LotteryFL: each client looks for a winning ticket of its own, pruned step by step and rewound to the first weights.
+
+    open     the model that arrives scores above A at the client, and its mask m_k keeps more than 1 - target
+    prune    the p share of what m_k keeps with smallest |w|, all weights together, leaves m_k
+    rewind   training then starts from theta_0 under the new m_k, otherwise from what arrived
+    merge    each weight is the mean over those clients that kept it, by rows; one that nobody kept stays
+
+Paper symbol -> option: target pruning rate r_target: target; pruning rate r_p: share; accuracy threshold: accuracy.
+
+Reference: Li et al., "LotteryFL", arXiv 2008.03371. *Read*: the published code.
+Departures: the accuracy that opens the gate is on the client's training rows; the published code looks at its test
+rows, and reports the best round.
+Not reproduced: the paper's personal accuracies; we did not run its settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from secateur import training
+from secateur.errors import check
+from secateur.method import Ask, Client, report
+from secateur.personal import Personal, reached, thinner
+from secateur.pruning import mask as masks
+from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class LotteryFL(Personal):
+    """Personal lottery tickets.
+
+    Attributes:
+        target: fraction of its weights that a client ends up without; 0 is FedAvg.
+        share: p, of what is left, pruned in one step.
+        accuracy: A, on the client's training rows.
+    """
+
+    target: float = 0.5
+    share: float = 0.2
+    accuracy: float = 0.2
+
+    def __post_init__(self) -> None:
+        check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
+        check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
+
+    @property
+    def personal(self) -> bool:
+        """Return whether anything is pruned."""
+        return self.target > 0
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Prune and rewind where the gate is open; train."""
+        start, mask, scored = ask.message.tensors, ask.message.mask, 0
+        if mask is not None and not reached(mask, self.target):
+            training.load(client.model, masks.apply(start, mask))
+            scored = len(client.data) // 3  # a third of a training row's work: forward only
+            if training.evaluate(client.model, client.data).metric > self.accuracy:
+                mask, start = thinner(start, mask, share=self.share, target=self.target), client.initial
+        weights, done = client.train(start, mask, round_=ask.round)
+        return Message(weights, mask, report(replace(done, processed=done.processed + scored)))
