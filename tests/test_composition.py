@@ -14,8 +14,9 @@ from secateur.aggregation import Mean, ServerMomentum
 from secateur.config import build, choices, flatten
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.method import Ask, Setting, State, merge, train_ask
+from secateur.method import Ask, Replies, Setting, State, merge, train_ask
 from secateur.methods.fedavg import FedAvg
+from secateur.pruning import mask as masks
 from secateur.pruning.structure import Layout
 from secateur.training import tensors_of
 from secateur.wire.message import Expected, Message, Spec
@@ -101,9 +102,9 @@ def test_train_ask_says_what_replies_must_look_like():
 
 SLOTS = {
     "criterion": ["magnitude", "random", "deviation"],
-    "allocation": ["erk", "global", "uniform", "quantile"],
+    "allocation": ["erk", "global", "lamp", "uniform", "quantile"],
     "granularity": ["weight", "hybrid", "nm", "kernel", "channel"],  # heads and blocks need other models
-    "schedule": ["cubic", "one_shot", "every_round"],
+    "schedule": ["cubic", "geometric", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],
     "aggregator": ["mean", "server_momentum"],
 }
@@ -182,6 +183,28 @@ def test_any_combination_round_trips_through_its_options(slots):
     made = build(FedAvg, slots)
     assert build(FedAvg, flatten(made)) == made
     assert {slot: flatten(made)[slot] for slot in slots} == slots
+
+
+@pytest.mark.parametrize("rewind", [0, 1, -1])
+def test_rewinding_gives_survivors_the_weights_of_that_round(rewind, shards):
+    options = ("schedule=geometric", f"schedule.rewind={rewind}", "schedule.share=0.5", "schedule.every=2")
+    study = small("fedsparsify", *options, "aggregator=server_momentum", "aggregator.pruned=zero")
+    held = open_shards(shards)
+    model = client.make_model(study, held)
+    method = study.build_method()
+    state = method.start(client.make_setting(study, model, held.clients), tensors_of(model), {})
+    after = [state]
+    for _ in range(4):
+        ask = method.plan(state)
+        moved = masks.apply({n: t + torch.randn(t.shape) for n, t in ask.message.tensors.items()}, state.mask)
+        told = {"samples": 1, "processed": 0, "loss": 0.0}
+        state = method.absorb(state, Replies(ask, [(0, Message(moved, None, told))]))
+        after.append(state)
+    assert [masks.sparsity(s.mask) for s in after] == pytest.approx([0, 0, 0.5, 0.5, 0.9], abs=0.01)
+    for event in (2, 4):
+        rewound = masks.apply(after[rewind].weights if rewind >= 0 else {}, after[event].mask)
+        assert same(after[event].weights, rewound) == (rewind >= 0)
+        assert ("velocity" in after[event].memory) == (rewind < 0)  # momentum of weights that are gone
 
 
 def test_options_of_a_slot_that_was_replaced_are_unknown():

@@ -19,8 +19,10 @@ from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
 from secateur.pruning.criteria import Criterion, Exploration, Magnitude
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.schedule import Never, Schedule
+from secateur.pruning.schedule import Geometric, Never, Schedule
 from secateur.wire.message import Message
+
+_REWIND = "rewind"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Composition(Method):
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state; a schedule with an event before round 1 prunes here."""
-        state = State(setting, 0, weights, archive=archive)
+        state = self._remembered(State(setting, 0, weights, archive=archive))
         return state if self._cohort_wise or self._explores else self._prune_merged(state, 0)
 
     def check(self, setting: Setting) -> None:
@@ -103,7 +105,7 @@ class Composition(Method):
             voters += 1
             for name, kept in (message.mask or {}).items() if voting else ():
                 votes[name] = votes[name] + kept if name in votes else kept.int()
-        state = merge(state, ask, mean.mean(), self.aggregator)
+        state = self._remembered(merge(state, ask, mean.mean(), self.aggregator))
         if voting and voters:
             return self._prune_by_vote(state, votes, voters)
         return state if self._cohort_wise or voting else self._prune_merged(state, ask.round)
@@ -182,5 +184,15 @@ class Composition(Method):
         return self._settle(state, consensus.vote(votes, voters, magnitude, total - pruned_count(level, total)))
 
     def _settle(self, state: State, mask: Mask | None) -> State:
-        weights = masks.apply(state.weights, mask) if self.aggregator.pruned == "zero" else state.weights
-        return replace(state, weights=weights, mask=mask)
+        """Return the state under a new mask; with rewinding, from the weights remembered, and without momentum."""
+        weights, memory = state.weights, state.memory
+        if _REWIND in memory:
+            weights, memory = memory[_REWIND], {_REWIND: memory[_REWIND]}
+        weights = masks.apply(weights, mask) if self.aggregator.pruned == "zero" else weights
+        return replace(state, weights=weights, mask=mask, memory=memory)
+
+    def _remembered(self, state: State) -> State:
+        """Keep the weights of the round to which survivors are rewound."""
+        if not isinstance(self.schedule, Geometric) or state.round != self.schedule.rewind:
+            return state
+        return replace(state, memory={**state.memory, _REWIND: state.weights})

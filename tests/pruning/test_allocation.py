@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.pruning.allocation import Global, Quantile, Threshold, Uniform, lowest, pruned_count
+from secateur.pruning.allocation import LAMP, Global, Quantile, Threshold, Uniform, lamp, lowest, pruned_count
 
 scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
 
@@ -91,3 +91,25 @@ def test_threshold_reads_the_level_as_a_score():
     g = {"a": torch.tensor([0.1, 0.3, 0.4])}
     assert Threshold().keep(g, 0.3)["a"].tolist() == [False, False, True]
     assert Threshold().keep(g, 0.0)["a"].all()
+
+
+def test_lamp_by_hand_keeps_the_best_of_every_tensor():
+    scores = {"a": torch.tensor([3.0, 1.0, 2.0]), "b": torch.tensor([0.02, 0.01])}
+    # a: 9/9, 1/14, 4/13; b: 4/4, 1/5: in ascending order a[1], b[1], a[2]
+    assert lamp(scores["a"]).tolist() == pytest.approx([1.0, 1 / 14, 4 / 13])
+    keep = LAMP().keep(scores, 0.6)
+    assert keep["a"].tolist() == [True, False, False]
+    assert keep["b"].tolist() == [True, False]
+
+
+@given(st.lists(st.floats(0.0, 10.0), min_size=1, max_size=30), st.integers(0, 5))
+def test_lamp_against_its_definition(values, pruned):
+    scores = torch.tensor(values, dtype=torch.float64)
+    scores[:pruned] = -torch.inf
+    found = lamp(scores)
+    for u, s in enumerate(scores.tolist()):
+        if s == -torch.inf:
+            assert found[u] == -torch.inf
+            continue
+        above = sum(t * t for v, t in enumerate(scores.tolist()) if t > s or (t == s and v <= u))
+        assert float(found[u]) == pytest.approx(s * s / above if above > 1e-300 else 0.0, rel=1e-9)

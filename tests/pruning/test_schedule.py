@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import ConfigError
-from secateur.pruning.schedule import Cubic, EveryRound, Never, OneShot
+from secateur.pruning.schedule import Cubic, EveryRound, Geometric, Never, OneShot
 
 # sparsity at round t for S_T = .95, n = 3, computed independently from the published formula
 PUBLISHED = {
@@ -79,3 +79,26 @@ def test_never_and_every_round():
 def test_out_of_bounds_names_the_setting(make):
     with pytest.raises(ConfigError, match=r"schedule\.\w+ = .* must be"):
         make()
+
+
+def test_geometric_by_hand():
+    tickets = Geometric(sparsity=0.5, share=0.2, every=3)
+    levels = {t: tickets.level(t, 20) for t in range(21)}
+    assert {t: v for t, v in levels.items() if v is not None} == pytest.approx({3: 0.2, 6: 0.36, 9: 0.488, 12: 0.5})
+    short = Geometric(sparsity=0.9, share=0.2, every=3)
+    assert {t: v for t in range(9) if (v := short.level(t, 8)) is not None} == pytest.approx({3: 0.2, 6: 0.36, 8: 0.9})
+    assert [Geometric(sparsity=0.0).level(t, 5) for t in range(6)] == [None] * 6
+
+
+@given(st.floats(0.01, 0.95), st.floats(0.05, 0.9), st.integers(1, 9), st.integers(1, 80))
+def test_geometric_never_falls_and_ends_at_the_target(target, share, every, rounds):
+    schedule = Geometric(sparsity=target, share=share, every=every)
+    levels = [x for t in range(rounds + 1) if (x := schedule.level(t, rounds)) is not None]
+    assert levels == sorted(levels)
+    assert levels[-1] == target
+
+
+@pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.0}, {"every": 0}, {"rewind": -2}])
+def test_geometric_bounds(bad):
+    with pytest.raises(ConfigError, match=f"schedule.{next(iter(bad))}"):
+        Geometric(**bad)

@@ -147,6 +147,37 @@ def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int
 
 
 @dataclass(frozen=True)
+class LAMP:
+    """The lowest of all tensors together, after each score was set against those that are no smaller in its tensor.
+
+    LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u: the largest weight of every tensor scores 1,
+    so that no layer is emptied. Ties share no denominator: among equal scores the first entry counts as the larger.
+
+    Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv 2010.07611.
+    """
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        total = sum(s.numel() for s in scores.values())
+        return highest({n: lamp(s) for n, s in scores.items()}, total - pruned_count(sparsity, total))
+
+
+def lamp(scores: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's LAMP scores in float64; entries at -inf (already pruned) stay there.
+
+    >>> lamp(torch.tensor([1.0, 2.0, 2.0])).tolist()
+    [0.1111111111111111, 1.0, 0.5]
+    """
+    flat = scores.reshape(-1).double()
+    order = flat.flip(0).argsort(stable=True)  # ascending; of equal scores the later entry first
+    order = flat.numel() - 1 - order
+    squares = torch.where(flat.isinf(), 0.0, flat.square())[order]
+    above = squares.flip(0).cumsum(0).flip(0)
+    ratio = torch.zeros_like(flat).index_put((order,), squares / above.clamp(min=1e-300))
+    return torch.where(flat.isinf(), flat, ratio).reshape(scores.shape)
+
+
+@dataclass(frozen=True)
 class Quantile:
     """Keep what lies strictly above the quantile of all scores at level T_p = sparsity.
 

@@ -77,6 +77,43 @@ class EveryRound:
 
 
 @dataclass(frozen=True)
+class Geometric:
+    """Iterative magnitude pruning: every ``every`` rounds a share of what is left goes, until S_T.
+
+    s = min(S_T, 1 - (1 - share)^k) after the k-th event; S_T is forced at the last round where it was not reached.
+
+    Attributes:
+        sparsity: S_T.
+        share: p, of what is left, pruned at an event (lottery tickets: 20 %).
+        every: rounds between events.
+        rewind: after an event survivors go back to what they were after this round (0: theta_0, the lottery ticket;
+            a few rounds: late rewinding); -1: they stay.
+
+    Reference: Frankle and Carbin, arXiv 1803.03635; rewinding to an early round: Frankle et al., arXiv 1903.01611.
+    """
+
+    sparsity: float = 0.9
+    share: float = 0.2
+    every: int = 1
+    rewind: int = -1
+
+    def __post_init__(self) -> None:
+        _check_sparsity(self.sparsity)
+        check(0 < self.share < 1, name="schedule.share", value=self.share, must="be in (0, 1)")
+        check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
+        check(self.rewind >= -1, name="schedule.rewind", value=self.rewind, must="be -1 or a round")
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return the sparsity at the rounds where an event stands."""
+        before, now = (1 - (1 - self.share) ** k for k in ((done - 1) // self.every, done // self.every))
+        if done == 0 or self.sparsity == 0 or before >= self.sparsity:
+            return None
+        if done == rounds:
+            return self.sparsity
+        return min(self.sparsity, now) if done % self.every == 0 else None
+
+
+@dataclass(frozen=True)
 class Cubic:
     """FedSparsify's ramp: s_t = S_T + (S_0 - S_T) (1 - (F floor(t/F) - t_0) / (T - t_0))^n.
 
@@ -85,7 +122,7 @@ class Cubic:
         initial: S_0.
         start: t_0; the first event is after it (strictly).
         every: F, rounds between events; S_T is forced at the end where F does not divide it.
-        exponent: n; larger prunes earlier (the paper studies 1, 3, 6, 12).
+        exponent: n; larger prunes earlier (the paper studies 1, 3, 6, 12); 1 is a linear ramp.
         end: T of the formula; 0 means the last round, -k leaves k rounds of tuning at the final mask.
 
     Reference: FedSparsify, arXiv 2204.12430; forcing S_T at the end is ours (the published formula falls
