@@ -18,6 +18,7 @@ LAYERS = [
     {"errors", "streams"},
     {"pruning", "wire", "engines", "cost", "models", "data"},
     {"training", "aggregation", "link", "report"},
+    {"measure"},
     {"method"},
     {"exploration", "personal"},
     {"composition"},

@@ -101,7 +101,7 @@ def test_train_ask_says_what_replies_must_look_like():
 
 
 SLOTS = {
-    "criterion": ["magnitude", "random", "deviation"],
+    "criterion": ["magnitude", "random", "deviation", "snip", "taylor", "fisher", "grasp", "synflow"],
     "allocation": ["erk", "global", "lamp", "uniform", "quantile"],
     "granularity": ["weight", "hybrid", "nm", "kernel", "channel"],  # heads and blocks need other models
     "schedule": ["cubic", "geometric", "one_shot", "every_round"],

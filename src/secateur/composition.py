@@ -12,17 +12,31 @@ import torch
 
 from secateur import exploration
 from secateur.aggregation import Aggregator, Mean, WeightedMean
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.method import (
+    SCORE,
+    Archive,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    merge,
+    report,
+    score_ask,
+    train_ask,
+)
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Allocation, Global, pruned_count
 from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
-from secateur.pruning.criteria import Criterion, Exploration, Magnitude
+from secateur.pruning.criteria import Criterion, Exploration, Gradients, Magnitude, Measured
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.schedule import Geometric, Never, Schedule
+from secateur.training import Fit
 from secateur.wire.message import Message
 
-_REWIND = "rewind"
+_REWIND, _MEASURED = "rewind", "measured"
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,7 @@ class Composition(Method):
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state; a schedule with an event before round 1 prunes here."""
         state = self._remembered(State(setting, 0, weights, archive=archive))
-        return state if self._cohort_wise or self._explores else self._prune_merged(state, 0)
+        return state if self._cohort_wise or self._statistic else self._prune_merged(state, 0)
 
     def check(self, setting: Setting) -> None:
         """Refuse a model without the units that are to be pruned."""
@@ -66,6 +80,10 @@ class Composition(Method):
             if ask is not None:
                 return ask
         round_ = state.round + 1
+        if self._lacks_measure(state):
+            whole = isinstance(self._statistic, Gradients) and self._statistic.clients == "all"
+            asked = range(state.setting.clients) if whole else state.setting.cohort(round_)
+            return score_ask(state, state.round, asked, "weight", "bias", "norm")
         if round_ > state.setting.rounds:
             return None
         mask = state.mask
@@ -84,11 +102,18 @@ class Composition(Method):
                 client.memory |= {n: t for n, t in reply.tensors.items() if n in client.setting.specs}
             return reply
         mask = ask.message.mask
+        if ask.phase == SCORE:
+            found, done = self._measure(client, ask.message.tensors, mask, ask.round)
+            return Message(found, None, report(done))
         if isinstance(self.consensus, Participants) and not self.consensus.enforce:
             mask = None
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
         if self._voted(client.setting, ask.round) is not None:
-            mask = self._own_mask(client, weights, ask)
+            statistic: Tensors = client.memory
+            if isinstance(self._statistic, Gradients):
+                statistic, more = self._measure(client, weights, mask, ask.round)
+                done = replace(done, processed=done.processed + more.processed)
+            mask = self._own_mask(client, weights, statistic, ask)
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:
@@ -96,6 +121,8 @@ class Composition(Method):
         ask = replies.ask
         if ask.phase == exploration.PHASE and self._explores is not None:
             return exploration.absorb(self._explores, state, replies)
+        if ask.phase == SCORE:
+            return self._absorb_measure(state, replies)
         mean = WeightedMean(coverage=self.aggregator.coverage)
         votes: dict[str, torch.Tensor] = {}
         voters = 0
@@ -108,7 +135,8 @@ class Composition(Method):
         state = self._remembered(merge(state, ask, mean.mean(), self.aggregator))
         if voting and voters:
             return self._prune_by_vote(state, votes, voters)
-        return state if self._cohort_wise or voting else self._prune_merged(state, ask.round)
+        measured = isinstance(self._statistic, Gradients)
+        return state if self._cohort_wise or voting or measured else self._prune_merged(state, ask.round)
 
     def final(self, state: State) -> State:
         """With cohort-wise masks, ship under the mask of all explorers' statistics."""
@@ -124,8 +152,42 @@ class Composition(Method):
         return isinstance(self.consensus, Participants)
 
     @property
-    def _explores(self) -> Exploration | None:
+    def _statistic(self) -> Exploration | Gradients | None:
         return None if isinstance(self.schedule, Never) else self.criterion.statistic
+
+    @property
+    def _explores(self) -> Exploration | None:
+        return self._statistic if isinstance(self._statistic, Exploration) else None
+
+    def _lacks_measure(self, state: State) -> bool:
+        """Return whether a mask is to be made now whose gradients were not measured yet."""
+        if not isinstance(self._statistic, Gradients) or self.consensus.where == "clients":
+            return False
+        if self._cohort_wise and state.round == state.setting.rounds:
+            return False
+        return bool(self.schedule.level(state.round, state.setting.rounds)) and state.notes.get(SCORE) != state.round
+
+    def _measure(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors, Fit]:
+        criterion = self.criterion
+        if not isinstance(criterion, Measured):
+            raise TypeError(f"criterion {type(criterion).__name__} measures nothing")
+        batches = criterion.measure.batches
+        found, done = client.measure(criterion.form, weights, mask, round_=round_, batches=batches)
+        return {n: found[n] for n in client.setting.layout.names("weight", "bias", "norm")}, done
+
+    def _absorb_measure(self, state: State, replies: Replies) -> State:
+        """Keep the mean statistic, by rows, for this round's mask; where the server prunes, prune."""
+        mean = WeightedMean()
+        for _, message in replies:
+            mean.add(message.tensors, int(message.scalars["samples"]))
+        notes, found = {**state.notes, SCORE: state.round}, mean.mean()
+        if not found:
+            return replace(state, notes=notes)
+        state = replace(state, notes=notes, memory={**state.memory, _MEASURED: found})
+        if self._cohort_wise:
+            return state
+        state = self._prune_merged(state, state.round)
+        return replace(state, memory={name: held for name, held in state.memory.items() if name != _MEASURED})
 
     def _voted(self, setting: Setting, round_: int) -> list[str] | None:
         """Return the tensors that clients send masks for in this round, None where they do not vote."""
@@ -133,16 +195,16 @@ class Composition(Method):
             return None
         return self.granularity.prunable(setting.layout)
 
-    def _own_mask(self, client: Client, weights: Tensors, ask: Ask) -> Mask:
+    def _own_mask(self, client: Client, weights: Tensors, statistic: Tensors, ask: Ask) -> Mask:
         """Return a client's vote, made of its own weights or of its own statistic.
 
         A client that never measured the statistic, or lost it, votes to keep what it was sent.
         """
         names = self.granularity.prunable(client.setting.layout)
         level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
-        if self._explores is not None and not client.memory:
+        if self._statistic is not None and not statistic:
             level = 0.0
-        mask = self._mask(client.setting, weights, [client.memory], level, held=ask.message.mask)
+        mask = self._mask(client.setting, weights, [statistic], level, held=ask.message.mask)
         return mask or {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
 
     def _mask(
@@ -158,11 +220,14 @@ class Composition(Method):
         return masks.intersect(mask, held)
 
     def _statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors]:
-        return exploration.deviations(self._explores, state, cohort) if self._explores else ()
+        if self._explores:
+            return exploration.deviations(self._explores, state, cohort)
+        return [state.memory[_MEASURED]] if _MEASURED in state.memory else ()
 
     def _cohort_mask(self, state: State, cohort: tuple[int, ...] | None) -> Mask | None:
         level = self.schedule.level(state.round, state.setting.rounds)
-        if level is None or (self._explores is not None and not exploration.known(self._explores, state)):
+        unheard = self._explores is not None and not exploration.known(self._explores, state)
+        if level is None or unheard or (isinstance(self._statistic, Gradients) and _MEASURED not in state.memory):
             return state.mask
         return self._mask(state.setting, state.weights, self._statistics(state, cohort), level, held=None)
 

@@ -242,7 +242,10 @@ def choices(slot: type) -> dict[str, type]:
     return {
         snake(name): thing
         for name, thing in found
-        if dataclasses.is_dataclass(thing) and thing.__module__ == slot.__module__ and wanted <= set(dir(thing))
+        if dataclasses.is_dataclass(thing)
+        and thing.__module__ == slot.__module__
+        and wanted <= set(dir(thing))
+        and not inspect.isabstract(thing)
     }
 
 

@@ -22,9 +22,11 @@ from torch import nn
 
 from secateur import training as local
 from secateur.aggregation import Aggregator, Mean, Memory, WeightedMean
+from secateur.measure import measure
 from secateur.pruning import mask as masks
+from secateur.pruning.criteria import Form
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.structure import Layout, plan, slice_of, slim_mask, widen
+from secateur.pruning.structure import Layout, Role, plan, slice_of, slim_mask, widen
 from secateur.pruning.surgery import shrink
 from secateur.streams import stream
 from secateur.wire.message import Expected, Message, Scalar, Spec
@@ -175,14 +177,14 @@ class Client:
         trained = widen(trained, removal, tensors) if removal else trained
         return masks.apply(trained, None if feedback else mask), done
 
-    def gradients(
-        self, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1, square: bool = False
+    def measure(
+        self, form: Form, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:
-        """Return the gradient at ``tensors`` under ``mask``, pruned weights included; see ``training.gradients``."""
+        """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
         local.load(self.model, masks.apply(tensors, mask))
-        return local.gradients(
-            self.model, self.data, self.training,
-            round_=round_, seed=self.setting.seed, client=self.id, batches=batches, square=square,
+        return measure(
+            self.model, self.data, self.training, form,
+            round_=round_, seed=self.setting.seed, client=self.id, batches=batches,
         )  # fmt: skip
 
 
@@ -251,12 +253,12 @@ class Method(ABC):
         return None
 
 
-def score_ask(state: State, round_: int, clients: Iterable[int]) -> Ask:
-    """Return the ask for a statistic of each weight, by name and shape, at the current model.
+def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role) -> Ask:
+    """Return the ask for a statistic of each weight (or of tensors of these roles), at the current model.
 
     Its replies are not trained weights, so they never travel as updates; its costs stand under ``score``.
     """
-    names = state.setting.layout.names("weight")
+    names = state.setting.layout.names(*(roles or ("weight",)))
     expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
     message = Message(masks.apply(state.weights, state.mask), state.mask)
     return Ask(SCORE, round_, tuple(sorted(clients)), message, expects)

@@ -268,33 +268,6 @@ def _gradient(
     return value
 
 
-def gradients(
-    model: nn.Module, data: Data, training: Training, *,
-    round_: int, seed: int, client: int, batches: int = 1, square: bool = False,
-) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
-    """Return the mean over some batches of the loss's gradient by every parameter, or of its square; train nothing.
-
-    The batches are drawn from (seed, round, client), without replacement, at most all there are; ``Fit`` says what it
-    took.
-    """
-    shuffle = torch.Generator().manual_seed(derive(seed, "gradients", round_, client))
-    chosen = torch.split(torch.randperm(len(data), generator=shuffle), training.batch_size)[:batches]
-    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-    total, rows = 0.0, sum(len(index) for index in chosen)
-    model.train()
-    with global_stream(seed, "dropout", round_, client):
-        for index in chosen:
-            x, y = data.batch(index)
-            loss = data.loss(model(x), y)
-            found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-            total += loss.item() * len(index)
-            for name, gradient in zip(sums, found, strict=True):
-                if gradient is not None:
-                    sums[name] += gradient.square() if square else gradient
-    mean = {name: held.detach() / max(1, len(chosen)) for name, held in sums.items()}
-    return mean, Fit(len(data), rows, 0, 0, total / max(1, rows))
-
-
 class _Optimiser:
     """The steps of torch's SGD and Adam, bit for bit.
 

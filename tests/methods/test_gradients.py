@@ -54,13 +54,13 @@ def test_gradients_are_autograds_over_all_rows(lab):
     study = small("salientgrads", training={"batch_size": 1000})
     state, view = lab(study)
     one = view(0)
-    found, done = one.gradients(state.weights, None, round_=0)
+    found, done = one.measure("gradient", state.weights, None, round_=0)
     x, y = one.data.batch(slice(None))
     expected = loss_gradient(one, state.weights, x, y)
     assert done.processed == len(y)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
-    squared, _ = one.gradients(state.weights, None, round_=0, square=True)
+    squared, _ = one.measure("square", state.weights, None, round_=0)
     torch.testing.assert_close(squared["fc1.weight"], expected["fc1.weight"].square())
 
 
@@ -68,13 +68,13 @@ def test_gradients_average_their_batches_and_leave_the_model_alone(lab):
     state, view = lab(small("salientgrads", training={"batch_size": 8}))
     one = view(1)
     parts = len(torch.split(torch.arange(len(one.data)), 8))
-    found, done = one.gradients(state.weights, None, round_=3, batches=100)
+    found, done = one.measure("gradient", state.weights, None, round_=3, batches=100)
     assert done.processed == len(one.data)
     # equal batches: the mean over them is the mean over rows
     if len(one.data) % 8 == 0:
         x, y = one.data.batch(slice(None))
         torch.testing.assert_close(found["fc1.weight"], loss_gradient(one, state.weights, x, y)["fc1.weight"])
-    few, less = one.gradients(state.weights, None, round_=3, batches=1)
+    few, less = one.measure("gradient", state.weights, None, round_=3, batches=1)
     assert (less.processed, parts) == (8, -(-len(one.data) // 8))
     assert not torch.equal(few["fc1.weight"], found["fc1.weight"])
     assert same(tensors_of(one.model), state.weights)
@@ -84,7 +84,7 @@ def test_gradients_see_the_masked_model_and_answer_for_pruned_weights_too(lab):
     state, view = lab(small("prunefl", training={"batch_size": 1000}))
     mask = {"fc1.weight": torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.5}
     one = view(0)
-    found, _ = one.gradients(state.weights, mask, round_=0)
+    found, _ = one.measure("gradient", state.weights, mask, round_=0)
     pruned = {**state.weights, "fc1.weight": state.weights["fc1.weight"] * mask["fc1.weight"]}
     x, y = one.data.batch(slice(None))
     expected = loss_gradient(one, pruned, x, y)["fc1.weight"]

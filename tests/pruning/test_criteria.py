@@ -4,7 +4,19 @@ import pytest
 import torch
 
 from secateur.errors import ConfigError
-from secateur.pruning.criteria import Deviation, Exploration, Magnitude, Random, min_max
+from secateur.pruning.criteria import (
+    SNIP,
+    Deviation,
+    Exploration,
+    Fisher,
+    Gradients,
+    Grasp,
+    Magnitude,
+    Random,
+    Synflow,
+    Taylor,
+    min_max,
+)
 
 W = {"w": torch.tensor([[-3.0, 1.0], [0.0, 2.0]]), "b": torch.tensor([0.5, -0.5])}
 
@@ -73,3 +85,28 @@ def test_exploration_defaults_are_the_papers():
 def test_bad_exploration(settings):
     with pytest.raises(ConfigError, match=r"explore\."):
         Exploration(**settings)
+
+
+@pytest.mark.parametrize(
+    ("criterion", "form", "expected"),
+    [
+        (SNIP(), "gradient", [6.0, 4.0, 0.0]),
+        (SNIP(each=True), "saliency", [2.0, -2.0, 5.0]),  # what clients report is the score
+        (Taylor(), "gradient", [36.0, 16.0, 0.0]),
+        (Fisher(), "square", [9.0, -4.0, 0.0]),
+        (Grasp(), "curvature", [-6.0, -4.0, 0.0]),
+        (Synflow(), "flow", [2.0, -2.0, 5.0]),
+    ],
+)
+def test_measured_criteria_by_hand(criterion, form, expected):
+    weights, mean = {"w": torch.tensor([-3.0, 2.0, 0.0]), "unmeasured": W["w"]}, {"w": torch.tensor([2.0, -2.0, 5.0])}
+    assert criterion.form == form
+    assert criterion.statistic == Gradients()
+    found = criterion.scores(weights, [mean], seed=0)
+    assert list(found) == ["w"]
+    assert found["w"].tolist() == expected
+
+
+def test_at_least_one_batch_is_measured():
+    with pytest.raises(ConfigError, match=r"measure\.batches"):
+        Gradients(batches=0)

@@ -38,6 +38,7 @@ from secateur.errors import ConfigError, WireError
 from secateur.link import Links
 from secateur.method import TRAIN, Ask, Replies, Setting, State
 from secateur.pruning import mask as masks
+from secateur.pruning.criteria import Exploration
 from secateur.pruning.discovery import layout
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
 from secateur.wire.message import Message, Scalar, specs_of
@@ -86,13 +87,16 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         ledger: a row for each exchange: bytes by direction and part, sparsity, who was left out and why.
 
     Raises:
-        ConfigError: the method is no composition, needs votes of clients, or explores in a way that needs more of
-            a client than its training.
+        ConfigError: the method is no composition, needs votes or gradients of clients, or explores in a way that
+            needs more of a client than its training.
     """
 
     def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
         explores = method.criterion.statistic if isinstance(method, Composition) else None
-        plain = explores is None or (explores.start, explores.base, explores.warm_start) == ("common", "initial", False)
+        plain = explores is None or (
+            isinstance(explores, Exploration)
+            and (explores.start, explores.base, explores.warm_start) == ("common", "initial", False)
+        )
         if not isinstance(method, Composition) or method.consensus.where == "clients" or not plain:
             raise ConfigError(
                 f"{type(method).__name__}, as it is set here, needs code of its own on clients: run it with "
@@ -101,7 +105,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
-        self.explores = explores
+        self.explores = explores if isinstance(explores, Exploration) else None
         self.specs = specs_of(model.state_dict())
         self.links = Links(self.specs)
         self.ledger: list[dict[str, Any]] = []

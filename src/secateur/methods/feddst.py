@@ -82,7 +82,7 @@ class FedDST(Method):
         if epochs > 1:
             weights, done = client.train(weights, mask, round_=ask.round, effort=Effort(epochs - 1))
             processed = done.processed
-        gradients, done = client.gradients(weights, mask, round_=ask.round, batches=self.batches)
+        gradients, done = client.measure("gradient", weights, mask, round_=ask.round, batches=self.batches)
         mask = self.adjust(weights, gradients, mask, ask.round, client.setting.rounds)
         weights, last = client.train(masks.apply(weights, mask), mask, round_=ask.round, effort=Effort(1))
         return Message(weights, mask, report(replace(last, processed=processed + done.processed + last.processed)))

@@ -50,7 +50,7 @@ class SalientGrads(Method):
         """Score, or train under the mask."""
         sent, mask = ask.message.tensors, ask.message.mask
         if ask.phase == SCORE:
-            gradients, done = client.gradients(sent, mask, round_=0, batches=self.batches)
+            gradients, done = client.measure("gradient", sent, mask, round_=0, batches=self.batches)
             names = client.setting.layout.names("weight")
             return Message({n: (gradients[n] * sent[n]).abs() for n in names}, None, report(done))
         return train_reply(ask, client)

@@ -150,8 +150,8 @@ def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int
 class LAMP:
     """The lowest of all tensors together, after each score was set against those that are no smaller in its tensor.
 
-    LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u: the largest weight of every tensor scores 1,
-    so that no layer is emptied. Ties share no denominator: among equal scores the first entry counts as the larger.
+    LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u: the largest weight of every tensor scores
+    1, so that no layer is emptied. Among equal scores the first entry counts as the larger.
 
     Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv 2010.07611.
     """

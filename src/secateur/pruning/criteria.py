@@ -7,6 +7,7 @@ clients: |mean g| and mean |g| are different criteria.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -59,11 +60,27 @@ class Exploration:
             )
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Statistics of gradients, measured at the current model before each pruning; see ``secateur.measure``.
+
+    Attributes:
+        batches: over how many a client takes the mean.
+        clients: whom to ask: the ``cohort`` of the next round, or ``all``.
+    """
+
+    batches: int = 1
+    clients: Literal["cohort", "all"] = "cohort"
+
+    def __post_init__(self) -> None:
+        check(self.batches >= 1, name="measure.batches", value=self.batches, must="be at least 1")
+
+
 class Criterion(Protocol):
     """What a criterion offers."""
 
     @property
-    def statistic(self) -> Exploration | None:
+    def statistic(self) -> Exploration | Gradients | None:
         """What clients must measure before this criterion can score; None: the weights are enough."""
 
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
@@ -147,6 +164,134 @@ class Deviation:
             count += 1
         mean = {name: tensor / count for name, tensor in total.items()}
         return min_max(mean, self.scope) if self.normalise == "after" else mean
+
+
+Form = Literal["gradient", "square", "saliency", "curvature", "flow"]
+
+
+@dataclass(frozen=True)
+class Measured(ABC):
+    """Base of criteria that score each weight by itself and one statistic of it, the mean over clients."""
+
+    measure: Gradients = field(default_factory=Gradients)
+
+    @property
+    def statistic(self) -> Gradients:
+        """On which rows of which clients."""
+        return self.measure
+
+    @property
+    @abstractmethod
+    def form(self) -> Form:
+        """What a client reports; see ``secateur.measure``."""
+
+    @abstractmethod
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return the scores of one tensor."""
+
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return a score for each entry that was measured."""
+        del seed
+        (mean,) = statistics
+        return {name: self.score(weights[name], tensor) for name, tensor in mean.items()}
+
+
+@dataclass(frozen=True)
+class SNIP(Measured):
+    """Connection sensitivity: |w g|, how much the loss changes to first order when a weight goes.
+
+    Attributes:
+        measure: on which rows of which clients.
+        each: the absolute value stands before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
+
+    Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
+    """
+
+    each: bool = False
+
+    @property
+    def form(self) -> Form:
+        """Return gradients, or sensitivities where each client takes the absolute value."""
+        return "saliency" if self.each else "gradient"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return |w g|."""
+        return mean if self.each else (w * mean).abs()
+
+
+@dataclass(frozen=True)
+class Taylor(Measured):
+    """First-order Taylor importance: (w g)^2, g the mean over clients. Of a unit the mean over its weights.
+
+    Reference: Molchanov et al., arXiv 1906.10771.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return gradients."""
+        return "gradient"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return (w g)^2."""
+        return (w * mean).square()
+
+
+@dataclass(frozen=True)
+class Fisher(Measured):
+    """The loss to second order by the diagonal of the empirical Fisher matrix: w^2 F / 2, F the mean of g^2.
+
+    g is the mean gradient of a batch; squares are taken batch by batch, before the mean over clients.
+
+    Reference: Theis et al., arXiv 1801.05787; after Optimal Brain Damage, LeCun et al., NeurIPS 1989.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return squared gradients."""
+        return "square"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return w^2 F / 2."""
+        return w.square() * mean / 2
+
+
+@dataclass(frozen=True)
+class Grasp(Measured):
+    """GraSP, gradient signal preservation: w (H g), low where a weight's removal hardly hurts the gradient's norm.
+
+    H_k g_k is taken client by client and averaged; the loss has no temperature. Scores may be negative.
+
+    Reference: Wang et al., arXiv 2002.07376, whose score -w (H g) is highest for what goes first.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return the Hessian's product with the gradient."""
+        return "curvature"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return w (H g)."""
+        return w * mean
+
+
+@dataclass(frozen=True)
+class Synflow(Measured):
+    """SynFlow, synaptic flow: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|; needs no data.
+
+    Every client reports the same. It is one shot per pruning event; a schedule of many events is the iterative form.
+
+    Reference: Tanaka et al., arXiv 2006.05467.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return the flow through each weight."""
+        return "flow"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return the flow."""
+        del w
+        return mean
 
 
 def min_max(tensors: Tensors, scope: Literal["tensor", "global"]) -> dict[str, torch.Tensor]:

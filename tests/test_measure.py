@@ -1,0 +1,134 @@
+"""Statistics of weights, against finite differences and by hand; criteria made of them, in whole runs."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from helpers import model_of, play, rows_of, same, small, tiny_shards
+from secateur.measure import measure
+from secateur.training import Data, Training
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def lab():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    return model, Data(torch.randn(12, 3, dtype=torch.double), torch.arange(12) % 2, kind="tabular")
+
+
+def found_by(form, batches=1, size=12):
+    model, data = lab()
+    before = copy.deepcopy(model.state_dict())
+    found, done = measure(model, data, Training(batch_size=size), form, round_=0, seed=0, client=0, batches=batches)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    return found, done
+
+
+def slopes(model, data):
+    x, y = data.batch(slice(None))
+    loss = nn.functional.cross_entropy(model(x), y)
+    return dict(zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters())), strict=True))
+
+
+def test_saliency_and_square_are_made_of_the_gradient():
+    model, data = lab()
+    expected = slopes(model, data)
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(found_by("gradient")[0][name], expected[name])
+        assert torch.allclose(found_by("square")[0][name], expected[name] ** 2)
+        assert torch.allclose(found_by("saliency")[0][name], (expected[name] * parameter).abs())
+    assert found_by("saliency")[1].processed == 12
+
+
+def test_curvature_is_the_gradients_own_slope_along_itself():
+    model, data = lab()
+    g, step, sides = slopes(model, data), 1e-5, []
+    for sign in (1, -1):
+        moved = copy.deepcopy(model)
+        with torch.no_grad():
+            for name, parameter in moved.named_parameters():
+                parameter.add_(sign * step * g[name])
+        sides.append(slopes(moved, data))
+    found, done = found_by("curvature")
+    for name in g:
+        assert torch.allclose(found[name], (sides[0][name] - sides[1][name]) / (2 * step), atol=1e-7)
+    assert done.processed == 24  # twice back
+
+
+def test_curvature_of_a_part_that_does_not_bend_is_zero():
+    model = nn.Linear(2, 1, bias=False)
+    data = Data(torch.randn(4, 2), torch.zeros(4), kind="tabular", task="regression")
+    unused = nn.ModuleDict({"used": model, "idle": nn.Linear(1, 1)})
+    unused.forward = model.__call__
+    found, _ = measure(unused, data, Training(batch_size=4), "curvature", round_=0, seed=0, client=0)
+    assert found["used.weight"].abs().sum() > 0
+    assert not found["idle.weight"].any()
+
+
+def test_flow_by_hand():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, -2.0], [-3.0, 4.0]]))
+        model[2].weight.copy_(torch.tensor([[-5.0, 6.0]]))
+    data = Data(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), kind="tabular")
+    found, done = measure(model, data, Training(), "flow", round_=0, seed=0, client=0)
+    # through the absolute weights ones become (3, 7): 5 * 3 + 6 * 7
+    assert found["2.weight"].tolist() == [[15.0, 42.0]]
+    assert found["0.weight"].tolist() == [[5.0, 10.0], [18.0, 24.0]]
+    assert done.processed == 1
+    assert model[0].weight[0, 1] == -2.0
+
+
+def test_snip_of_all_clients_is_salientgrads(tmp_path, shards):
+    """Equal numbers of rows at each client: a mean by rows is the mean over clients."""
+    options = ("criterion=snip", "criterion.each=true", "criterion.measure.clients=all", "schedule.at=0")
+    play(small("oneshot", *options, "schedule.sparsity=0.5", rounds=2), tmp_path / "composed", shards)
+    play(small("salientgrads", "sparsity=0.5", rounds=2), tmp_path / "method", shards)
+    assert same(model_of(tmp_path / "composed"), model_of(tmp_path / "method"))
+    first = rows_of(tmp_path / "composed")[0]
+    assert (first["phase"], first["clients"]) == ("score", [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("criterion", ["snip", "taylor", "fisher", "grasp", "synflow"])
+@pytest.mark.parametrize("consensus", ["pooled", "majority", "participants"])
+def test_gradients_are_measured_before_each_mask_and_counted(criterion, consensus, tmp_path, shards):
+    study = small("fedsparsify", f"criterion={criterion}", f"consensus={consensus}", "schedule.every=2")
+    summary = play(study, tmp_path / "run", shards)
+    rows = rows_of(tmp_path / "run")
+    phases = [(row["phase"], row["round"]) for row in rows]
+    if consensus == "pooled":  # events after rounds 2 and 4, measured on the merged model
+        assert phases == [("train", 1), ("train", 2), ("score", 2), ("train", 3), ("train", 4), ("score", 4)]
+        assert summary["final"]["sparsity"] == pytest.approx(0.9, abs=0.01)
+    elif consensus == "majority":  # each client by its own gradients, within its training
+        assert {phase for phase, _ in phases} == {"train"}
+        assert rows[1]["processed"] > rows[0]["processed"]
+    else:  # the cohort that is about to train
+        assert phases[2:4] == [("score", 2), ("train", 3)]
+        assert rows[2]["clients"] == rows[3]["clients"]
+    scored = [row for row in rows if row["phase"] == "score"]
+    assert all(row["bytes_up"] > 0 and row["train_macs"] > 0 for row in scored)
+    assert not any(row["left_out"] for row in rows)
+
+
+def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
+    from secateur import client
+    from secateur.data.shards import open_shards
+    from secateur.method import Replies
+    from secateur.training import tensors_of
+
+    study = small("oneshot", "criterion=snip", "schedule.at=0")
+    held = open_shards(shards)
+    model = client.make_model(study, held)
+    method = study.build_method()
+    state = method.start(client.make_setting(study, model, held.clients), tensors_of(model), {})
+    ask = method.plan(state)
+    assert ask.phase == "score"
+    after = method.absorb(state, Replies(ask, []))
+    assert after.mask is None
+    assert method.plan(after).phase == "train"
