@@ -20,7 +20,7 @@ LAYERS = [
     {"training", "aggregation", "link", "report"},
     {"measure"},
     {"method"},
-    {"exploration", "personal"},
+    {"exploration", "personal", "selection"},
     {"composition"},
     {"methods"},
     {"config"},

@@ -21,6 +21,7 @@ from secateur.method import (
     Replies,
     Setting,
     State,
+    mean_of,
     merge,
     report,
     score_ask,
@@ -177,10 +178,7 @@ class Composition(Method):
 
     def _absorb_measure(self, state: State, replies: Replies) -> State:
         """Keep the mean statistic, by rows, for this round's mask; where the server prunes, prune."""
-        mean = WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]))
-        notes, found = {**state.notes, SCORE: state.round}, mean.mean()
+        notes, found = {**state.notes, SCORE: state.round}, mean_of(replies)
         if not found:
             return replace(state, notes=notes)
         state = replace(state, notes=notes, memory={**state.memory, _MEASURED: found})

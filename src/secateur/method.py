@@ -253,15 +253,26 @@ class Method(ABC):
         return None
 
 
-def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role) -> Ask:
+def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role, chosen: Sequence[str] = ()) -> Ask:
     """Return the ask for a statistic of each weight (or of tensors of these roles), at the current model.
 
-    Its replies are not trained weights, so they never travel as updates; its costs stand under ``score``.
+    With ``chosen`` it is for these tensors alone, of which each client sends the entries that it chooses, by a mask.
+    The replies are not trained weights, so they never travel as updates; their costs stand under ``score``.
     """
-    names = state.setting.layout.names(*(roles or ("weight",)))
+    names = chosen or state.setting.layout.names(*(roles or ("weight",)))
     expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
+    if chosen:
+        expects = replace(expects, mask="required", maskable=frozenset(chosen))
     message = Message(masks.apply(state.weights, state.mask), state.mask)
     return Ask(SCORE, round_, tuple(sorted(clients)), message, expects)
+
+
+def mean_of(replies: Replies) -> dict[str, torch.Tensor]:
+    """Return the mean of the replies' tensors by rows; empty where nobody answered."""
+    mean = WeightedMean()
+    for _, message in replies:
+        mean.add(message.tensors, int(message.scalars["samples"]))
+    return mean.mean()
 
 
 def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[str] | None = None) -> Ask:

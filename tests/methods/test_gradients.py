@@ -1,6 +1,5 @@
 """SalientGrads, PruneFL, FedDST, Complement Sparsification: their own rules by hand, and what they reduce to."""
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import ERK, Global, erk
+from secateur.pruning.regrowth import block, cosine, quota, steepest, swap
 from secateur.training import load, tensors_of
 from secateur.wire.message import Message
 
@@ -182,15 +182,25 @@ def test_erk_by_hand():
     assert scores["b"][kept["b"]].min() > scores["b"][~kept["b"]].max()
 
 
-def test_feddst_drops_the_smallest_and_grows_the_steepest():
+def test_the_smallest_go_and_the_steepest_come():
     weights = {"a": torch.tensor([[4.0, -3.0, 0.5, 1.0, 0.0, 0.0, 0.0, 0.0]])}
     mask = {"a": torch.tensor([[True, True, True, True, False, False, False, False]])}
-    gradients = {"a": torch.tensor([[0.0, 0.0, 99.0, 0.0, 0.1, -5.0, 2.0, 0.3]])}
-    method = FedDST(alpha=1.0)  # at t = T/2 the share is alpha / 2: two of four
-    found = method.adjust(weights, gradients, mask, 5, 10)
+    slopes = {"a": torch.tensor([[0.0, 0.0, 99.0, 0.0, 0.1, -5.0, 2.0, 0.3]])}
+    share = cosine(1.0, 5, 10)  # at t = T/2 half of alpha: two of four
+    assert share == pytest.approx(0.5)
+    found = swap(mask, weights, slopes, share)
     assert found["a"].int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 0]]  # a weight that was just dropped does not return
-    assert method.adjust(weights, gradients, mask, 10, 10)["a"].equal(mask["a"])
-    assert math.isclose(1.0 / 2 * (1 + math.cos(math.pi * 5 / 10)), 0.5)
+    assert steepest(mask, slopes, share)["a"].int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 0]]
+    assert [cosine(1.0, t, 10) for t in (0, 10, 12)] == [1.0, 0.0, 0.0]
+    assert swap(mask, weights, slopes, 0.0)["a"].equal(mask["a"])
+    assert int(swap(mask, weights, slopes, 1.0)["a"].sum()) == 4
+    assert quota(torch.tensor([True, True, True, False]), 0.9) == 1  # no more than are pruned
+
+
+def test_blocks_take_turns_from_the_outputs_on():
+    names = ["a", "b", "c", "d", "e"]
+    assert [block(names, 2, turn) for turn in range(3)] == [["e", "d", "c"], ["b", "a"], ["e", "d", "c"]]
+    assert [block(names, 9, turn) for turn in (0, 4, 5)] == [["e"], ["a"], ["e"]]
 
 
 def test_feddst_merges_by_who_kept_a_weight_and_prunes_the_union(lab):

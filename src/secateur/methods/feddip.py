@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation import Mean
 from secateur.errors import check
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, mean_of, merge, report, train_ask
 from secateur.pruning.allocation import ERK, Global
 from secateur.pruning.criteria import Random
 from secateur.pruning.mask import Tensors
@@ -71,10 +71,8 @@ class FedDIP(Method):
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Merge, and prune where it is due."""
-        mean = WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]))
-        state = merge(state, replies.ask, mean.mean(), Mean(pruned="zero"))
+        mean = mean_of(replies)
+        state = merge(state, replies.ask, mean, Mean(pruned="zero"))
         rounds = state.setting.rounds
         if not self.sparsity or (state.round % self.every and state.round != rounds):
             return state

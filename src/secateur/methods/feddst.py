@@ -16,7 +16,6 @@ Not reproduced: 68.3 % at 80 % sparsity (CIFAR-10, ResNet-18) stands in FedRTS; 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,9 +24,10 @@ from secateur.aggregation import Mean, WeightedMean
 from secateur.errors import check
 from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask, train_reply
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import ERK, lowest
+from secateur.pruning.allocation import ERK
 from secateur.pruning.criteria import Random
-from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.mask import Tensors
+from secateur.pruning.regrowth import cosine, swap
 from secateur.training import Effort
 from secateur.wire.message import Message
 
@@ -83,7 +83,7 @@ class FedDST(Method):
             weights, done = client.train(weights, mask, round_=ask.round, effort=Effort(epochs - 1))
             processed = done.processed
         gradients, done = client.measure("gradient", weights, mask, round_=ask.round, batches=self.batches)
-        mask = self.adjust(weights, gradients, mask, ask.round, client.setting.rounds)
+        mask = swap(mask, weights, gradients, cosine(self.alpha, ask.round, client.setting.rounds))
         weights, last = client.train(masks.apply(weights, mask), mask, round_=ask.round, effort=Effort(1))
         return Message(weights, mask, report(replace(last, processed=processed + done.processed + last.processed)))
 
@@ -101,18 +101,6 @@ class FedDST(Method):
         sizes = {name: torch.where(kept, state.weights[name].abs(), -1.0) for name, kept in union.items()}
         mask = ERK().keep(sizes, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
-
-    def adjust(self, weights: Tensors, gradients: Tensors, mask: Mask, round_: int, rounds: int) -> Mask:
-        """Return a client's mask after dropping the smallest weights and growing where the gradient is largest."""
-        share = self.alpha / 2 * (1 + math.cos(math.pi * round_ / rounds))
-        found = {}
-        for name, kept in mask.items():
-            flat = kept.reshape(-1)
-            count = min(int(share * int(flat.sum())), int((~flat).sum()))
-            size = torch.where(flat, weights[name].abs().reshape(-1), torch.inf)
-            slope = torch.where(flat, -torch.inf, gradients[name].abs().reshape(-1))
-            found[name] = (flat & ~lowest(size, count) | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
-        return found
 
     def _adjusts(self, round_: int) -> bool:
         return bool(self.sparsity and self.every and round_ % self.every == 0)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from secateur import exploration
 from secateur.aggregation import Aggregator, ServerMomentum, WeightedMean
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.method import Ask, Client, Method, Replies, Setting, State, mean_of, merge, report, train_ask
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
@@ -75,10 +75,7 @@ class FedLEx(Method):
         """Keep the deviations, or merge."""
         if replies.ask.phase == exploration.PHASE:
             return exploration.absorb(self.explore, state, replies)
-        mean = WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]))
-        return merge(state, replies.ask, mean.mean(), self.aggregator)
+        return merge(state, replies.ask, mean_of(replies), self.aggregator)
 
     def guidance(self, state: State, cohort: tuple[int, ...]) -> Tensors:
         """Return what updates are multiplied by; nothing where nobody explored."""

@@ -22,9 +22,22 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation import Mean
 from secateur.errors import check
-from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask, train_reply
+from secateur.method import (
+    SCORE,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    State,
+    mean_of,
+    merge,
+    report,
+    score_ask,
+    train_ask,
+    train_reply,
+)
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import highest, pruned_count
 from secateur.wire.message import Message
@@ -77,12 +90,10 @@ class PruneFL(Method):
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Choose the mask, or merge."""
-        mean = WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]))
+        mean = mean_of(replies)
         if replies.ask.phase != SCORE:
-            return merge(state, replies.ask, mean.mean(), Mean())
-        state, importance = replace(state, notes={**state.notes, SCORE: state.round}), mean.mean()
+            return merge(state, replies.ask, mean, Mean())
+        state, importance = replace(state, notes={**state.notes, SCORE: state.round}), mean
         if not importance:
             return state
         mask = self.choose(state, importance)

@@ -1,0 +1,58 @@
+"""Regrowth: a few kept weights of each tensor make room for as many pruned ones; the budget stays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from secateur.pruning.allocation import lowest
+from secateur.pruning.mask import Mask, Tensors
+
+
+def cosine(share: float, done: int, until: float) -> float:
+    """Return share/2 (1 + cos(pi t/T)), the part of a tensor's weights that is replaced after round t; 0 from T on.
+
+    Reference: RigL, Evci et al., arXiv 1911.11134.
+    """
+    return share / 2 * (1 + math.cos(math.pi * done / until)) if done < until else 0.0
+
+
+def quota(kept: torch.Tensor, share: float) -> int:
+    """Return how many entries of a tensor are replaced: a share of those kept, at most as many as are pruned."""
+    return min(int(share * int(kept.sum())), int((~kept).sum()))
+
+
+def swap(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
+    """Return the mask after the smallest |w| of each tensor went and the largest |slope| of what was pruned came.
+
+    Args:
+        mask: what is kept; every tensor keeps as many as before.
+        weights: their magnitudes decide what goes.
+        slopes: by name as the mask; an entry without a slope is 0 and comes last.
+        share: of a tensor's kept entries that are replaced.
+    """
+    found = {}
+    for name, kept in mask.items():
+        flat, count = kept.reshape(-1), quota(kept, share)
+        size = torch.where(flat, weights[name].abs().reshape(-1), torch.inf)
+        slope = torch.where(flat, -torch.inf, slopes[name].abs().reshape(-1))
+        found[name] = (flat & ~lowest(size, count) | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
+    return found
+
+
+def steepest(mask: Mask, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
+    """Return where the pruned entries with the largest |slope| are, as many of each tensor as ``swap`` lets in."""
+    found = {}
+    for name, kept in mask.items():
+        slope = torch.where(kept, -1.0, slopes[name].abs()).reshape(-1)
+        found[name] = ~lowest(slope, slope.numel() - quota(kept, share)).reshape(kept.shape)
+    return found
+
+
+def block(names: Sequence[str], blocks: int, turn: int) -> list[str]:
+    """Return the tensors whose turn it is, 0, 1, ...: one of ``blocks`` stretches, from the last to the first."""
+    size = -(-len(names) // min(blocks, len(names)))
+    parts = [names[::-1][start : start + size] for start in range(0, len(names), size)]
+    return list(parts[turn % len(parts)])
