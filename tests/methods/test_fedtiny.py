@@ -120,7 +120,7 @@ def test_a_block_is_adjusted_by_the_mean_of_what_clients_chose(folder):
     assert after.mask["fc3.weight"][chosen].all()
     gone = kept & ~after.mask["fc3.weight"]
     assert state.weights["fc3.weight"].abs()[gone].max() <= state.weights["fc3.weight"].abs()[kept & ~gone].min()
-    assert same(after.mask["fc1.weight"], state.mask["fc1.weight"])
+    assert torch.equal(after.mask["fc1.weight"], state.mask["fc1.weight"])
     assert method.plan(after).phase == "train"
 
 
