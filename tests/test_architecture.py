@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "streams"},
     {"pruning", "wire", "engines", "cost", "models", "data"},
     {"training", "aggregation", "link", "report"},
-    {"measure"},
+    {"measure", "supermask"},
     {"method"},
     {"exploration", "personal", "selection"},
     {"composition"},

@@ -24,6 +24,7 @@ from secateur.wire.codec import context_of, decode, encode, lost
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 
 EVALUATE = "evaluate"
+PLAIN = "plain"
 SECONDS = "seconds"
 SCORES: dict[str, type] = {"samples": int, "metric": float, "loss": float}
 
@@ -69,6 +70,7 @@ class Participant:
             kept = replace(kept, held=message.mask)
         scalars = dict(message.scalars)
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
+        trains = phase == TRAIN and not scalars.pop(PLAIN, False)
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
         if phase == EVALUATE:
@@ -79,7 +81,7 @@ class Participant:
             reply = self.method.respond(ask, view)
             memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
-        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=phase == TRAIN)
+        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
         answer, kept = sending.encode({SECONDS: time.perf_counter() - start})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None

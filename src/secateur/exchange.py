@@ -76,7 +76,7 @@ class Exchange:
     def __post_init__(self) -> None:
         self._sent: dict[int, _Sent] = {}
         self._answered: dict[int, bool] = {}
-        self._trains = self.ask.phase == TRAIN
+        self._trains = self.ask.phase == TRAIN and not self.ask.plain
         self._expects = self._expected()
         self._bases: dict[int, Tensors] = {}
         self._outgoing: Outgoing | None = None
@@ -109,6 +109,8 @@ class Exchange:
     def _write(self, message: Message, *who: int) -> Outgoing:
         ask, wire = self.ask, self.study.wire
         scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
+        if ask.plain:
+            scalars[client.PLAIN] = True
         seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
         return Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)

@@ -29,6 +29,7 @@ from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Layout, Role, plan, slice_of, slim_mask, widen
 from secateur.pruning.surgery import shrink
 from secateur.streams import stream
+from secateur.supermask import Effective, learn
 from secateur.wire.message import Expected, Message, Scalar, Spec
 
 Archive = MutableMapping[str, Tensors]
@@ -102,6 +103,7 @@ class Ask:
         slices: each client's own mask, where clients hold different parts of the model: client k is sent the message
             under ``slices[k]`` and answers under it. ``message`` itself has no mask then.
         dense: clients train all weights, whatever the mask; their MACs are counted so.
+        plain: replies are not trained weights, though they end a round: they never travel as updates.
     """
 
     phase: str
@@ -111,6 +113,7 @@ class Ask:
     expects: Expected
     slices: Mapping[int, Mask] | None = None
     dense: bool = False
+    plain: bool = False
 
 
 class Replies:
@@ -187,6 +190,16 @@ class Client:
             round_=round_, seed=self.setting.seed, client=self.id, batches=batches,
         )  # fmt: skip
 
+    def learn(
+        self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int
+    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
+        """Train scores from which weights are made, in a model of ``tensors``; see ``supermask.learn``."""
+        local.load(self.model, tensors)
+        return learn(
+            self.model, self.data, self.training, scores, effective,
+            round_=round_, seed=self.setting.seed, client=self.id,
+        )  # fmt: skip
+
 
 TRAIN = "train"
 """The phase whose replies are the weights of its message, trained; they may travel as updates (``link.Wire``)."""
@@ -210,6 +223,11 @@ class Method(ABC):
     def regrows(self) -> bool:
         """Return whether a pruned weight may come back; masks are nested otherwise."""
         return False
+
+    @property
+    def trains_weights(self) -> bool:
+        """Return whether the federation learns weights; else masks or signs over weights that stay what they were."""
+        return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the state before anything was asked."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -166,26 +166,43 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
     """
-    effort = effort or Effort(training.epochs)
-    optimiser = _Optimiser(model, training, max(1, round_))
+    optimiser = Optimiser(model, training, max(1, round_))
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
     view = _View(model, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
+
+    def step(index: torch.Tensor) -> float:
+        view.enter()
+        optimiser.clear()
+        loss = _gradient(model, data, index, training, anchor, view.pruned)
+        view.leave()
+        optimiser.step()
+        view.settle()
+        return loss
+
+    model.train()
+    done = loop(step, data, training, effort or Effort(training.epochs), round_=round_, seed=seed, client=client)
+    if not feedback:
+        enforce(model, mask)
+    return done
+
+
+def loop(
+    step: Callable[[torch.Tensor], float], data: Data, training: Training, effort: Effort, *,
+    round_: int, seed: int, client: int,
+) -> Fit:  # fmt: skip
+    """Call ``step`` with the rows of each batch, epoch after epoch; it returns the batch's mean loss.
+
+    The rows of each batch, and what dropout draws, follow from (seed, round, client).
+    """
     use = max(1, math.ceil(effort.share * len(data)))
     shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
-    model.train()
     with global_stream(seed, "dropout", round_, client):
         rows = torch.randperm(len(data), generator=shuffle)[:use] if use < len(data) else torch.arange(use)
         for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
             total = 0.0
             for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
-                view.enter()
-                optimiser.clear()
-                loss = _gradient(model, data, index, training, anchor, view.pruned)
-                view.leave()
-                optimiser.step()
-                view.settle()
-                total += loss * len(index)
+                total += step(index) * len(index)
                 steps += 1
             processed += use
             mean_loss = total / use
@@ -193,8 +210,6 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
             best = min(best, mean_loss)
             if effort.patience and stale >= effort.patience:
                 break
-    if not feedback:
-        enforce(model, mask)
     return Fit(len(data), processed, steps, epoch, mean_loss)
 
 
@@ -268,7 +283,7 @@ def _gradient(
     return value
 
 
-class _Optimiser:
+class Optimiser:
     """The steps of torch's SGD and Adam, bit for bit.
 
     Its Optimizer classes are not used: the first one made in a process imports the compiler, which takes as long as

@@ -1,0 +1,107 @@
+"""FedPM: weights are random signs and never move; clients learn with which probability each of them takes part.
+
+    client   s = logit(p); each step draws m ~ Bernoulli(sigmoid(s)), runs the network of weights w m, and moves s by
+             the gradient at m (straight through); in the end one m is drawn and sent: at most a bit a weight
+    server   p = (sum_k m_k + l - 1)/(K + 2 l - 2), the mode of a Beta posterior that begins anew in each round, within
+             [0.01, 0.99]
+    model    w where p >= 1/2, 0 elsewhere
+
+Paper symbol -> option: lambda_0: prior; the scores' optimiser: training.* (Adam at 0.1 learns, SGD at rates of weights
+does not).
+
+Reference: Isik et al., "Sparse Random Networks for Communication-Efficient Federated Learning", arXiv 2209.15328.
+*Read*: the published code.
+Departures: the model that is scored keeps what is likelier kept than not, where the paper draws a mask; biases and
+normalisation stay as they were made. The signs are those of theta_0, which both sides make from the seed.
+Not reproduced: the paper's CIFAR-10 figures; we did not run its settings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from secateur.errors import check
+from secateur.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.pruning.mask import Tensors
+from secateur.streams import stream
+from secateur.supermask import frozen, straight_through
+from secateur.wire.message import Expected, Message
+
+_CHANCE = "chance"
+
+
+@dataclass(frozen=True)
+class FedPM(Method):
+    """Probabilistic masks over random weights.
+
+    Attributes:
+        prior: lambda_0, of the Beta posterior; 1 makes p the share of clients that kept a weight.
+    """
+
+    prior: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self.prior >= 1, name="prior", value=self.prior, must="be at least 1")
+
+    @property
+    def regrows(self) -> bool:
+        """Return True: every round draws anew."""
+        return True
+
+    @property
+    def trains_weights(self) -> bool:
+        """Return False: masks are learnt."""
+        return False
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return signed constants, each kept with probability 1/2."""
+        names = setting.layout.names("weight")
+        chance = {name: torch.full_like(weights[name], 0.5) for name in names}
+        state = State(setting, 0, frozen(weights, names), memory={_CHANCE: chance}, archive=archive)
+        return self._likely(state, 0)
+
+    def accepts(self, setting: Setting) -> Expected:
+        """Return the whole model, or probabilities alone."""
+        return replace(super().accepts(setting), optional=True)
+
+    def plan(self, state: State) -> Ask | None:
+        """Send the probabilities to the next cohort."""
+        setting, round_ = state.setting, state.round + 1
+        if round_ > setting.rounds:
+            return None
+        chance = state.memory[_CHANCE]
+        specs = {name: setting.specs[name] for name in chance}
+        expects = Expected(specs, mask="required", maskable=frozenset(specs), scalars=REPORT)
+        return Ask(TRAIN, round_, setting.cohort(round_), Message(chance), expects, dense=True, plain=True)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Learn scores; return one mask, over zeros, which cost nothing."""
+        scores = {n: torch.logit(p.clamp(0.01, 0.99)) for n, p in ask.message.tensors.items()}
+        weights = frozen(client.initial, list(scores))
+        draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
+
+        def effective(name: str, score: torch.Tensor) -> torch.Tensor:
+            chance = torch.sigmoid(score)
+            drawn = torch.rand(chance.shape, generator=draw) < chance
+            return weights[name] * straight_through(drawn.float(), chance)
+
+        learnt, done = client.learn(weights, scores, effective, round_=ask.round)
+        kept = {n: torch.rand(s.shape, generator=draw) < torch.sigmoid(s) for n, s in learnt.items()}
+        return Message({n: torch.zeros_like(s) for n, s in learnt.items()}, kept, report(done))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Count who kept each weight."""
+        kept, clients = dict[str, torch.Tensor](), 0
+        for _, message in replies:
+            kept = {n: kept.get(n, 0.0) + m.float() for n, m in (message.mask or {}).items()}
+            clients += 1
+        if clients:
+            chance = {n: ((k + self.prior - 1) / (clients + 2 * self.prior - 2)) for n, k in kept.items()}
+            chance = {n: p.clamp(0.01, 0.99) for n, p in chance.items()}
+            state = replace(state, memory={**state.memory, _CHANCE: chance})
+        return self._likely(state, replies.ask.round)
+
+    def _likely(self, state: State, round_: int) -> State:
+        return replace(state, round=round_, mask={n: p >= 0.5 for n, p in state.memory[_CHANCE].items()})

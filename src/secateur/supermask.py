@@ -1,0 +1,72 @@
+"""Supermasks: weights stay what they were, and training moves scores from which masks or signs are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.pruning.mask import Tensors
+from secateur.training import Data, Effort, Fit, Optimiser, Training, loop
+
+Effective = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+def learn(
+    model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, *,
+    round_: int, seed: int, client: int,
+) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
+    """Train scores by the loss of a model whose weights are made of them; return the trained scores.
+
+    Args:
+        model: resident; tensors that have no scores are used as they are, and nothing in it is changed.
+        scores: by the names of the weights that they stand for.
+        effective: name and scores to weights, differentiable by the scores (straight through where it jumps).
+        round_, seed, client: as in ``training.fit``, whose batches these are.
+    """
+    held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
+    optimiser = Optimiser(nn.ParameterList(held.values()), training, max(1, round_))
+
+    def step(index: torch.Tensor) -> float:
+        x, y = data.batch(index)
+        optimiser.clear()
+        made = {name: effective(name, tensor) for name, tensor in held.items()}
+        loss = data.loss(torch.func.functional_call(model, made, (x,)), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return loss.item()
+
+    model.train()
+    done = loop(step, data, training, Effort(training.epochs), round_=round_, seed=seed, client=client)
+    return {name: tensor.detach() for name, tensor in held.items()}, done
+
+
+def frozen(tensors: Tensors, names: list[str]) -> dict[str, torch.Tensor]:
+    """Return signed constants: the sign of each weight times 1/sqrt(fan-in) of its layer; other tensors stay.
+
+    Reference: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", arXiv 1911.13299.
+    """
+    made = dict(tensors)
+    for name in names:
+        weight = tensors[name]
+        fan_in = max(1, weight[0].numel()) if weight.dim() > 1 else weight.numel()
+        made[name] = torch.where(weight < 0, -1.0, 1.0) * fan_in**-0.5
+    return made
+
+
+def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """Return ``hard``, to the last bit, with the gradient of ``soft``."""
+    passed: torch.Tensor = _Through.apply(hard, soft)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, hard: torch.Tensor, _soft: torch.Tensor) -> torch.Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(_ctx: object, slope: torch.Tensor) -> Any:
+        return None, slope
