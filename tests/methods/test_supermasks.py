@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
@@ -10,6 +12,11 @@ from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.method import Client, Replies
 from secateur.methods.fedpm import FedPM
+from secateur.methods.frl import FRL
+from secateur.methods.hidenseek import HideNseek
+from secateur.pruning import mask as masks
+from secateur.pruning.allocation import Global
+from secateur.pruning.ranking import packed, planes, ranked, unpacked
 from secateur.streams import stream
 from secateur.supermask import frozen, learn, straight_through
 from secateur.training import Data, Training, tensors_of
@@ -150,6 +157,117 @@ def test_updates_and_half_precision_leave_masks_alone(folder, tmp_path):
     assert summary["left_out"] == {}
 
 
+# ---- FRL
+
+
+@given(st.integers(1, 400), st.integers(0, 99))
+def test_rankings_are_permutations_that_survive_their_bytes(size, seed):
+    scores = torch.rand(size, generator=torch.Generator().manual_seed(seed)).round(decimals=1)
+    rank = ranked(scores)
+    assert sorted(rank.tolist()) == list(range(size))
+    by_hand = sorted(range(size), key=lambda e: (float(scores[e]), e))
+    assert [int(rank[e]) for e in by_hand] == list(range(size))
+    shapes = {"w": (size,)}
+    written = packed({"w": rank})
+    assert {n: tuple(t.shape) for n, t in written.items()} == planes(shapes)
+    assert len(written) == (1 if size <= 256 else 2)
+    assert torch.equal(unpacked(written, shapes)["w"], rank)
+
+
+def test_what_is_no_ranking_stays_within_the_tensor():
+    hostile = {"w@0": torch.full((300,), 255, dtype=torch.uint8), "w@1": torch.full((300,), 255, dtype=torch.uint8)}
+    assert unpacked(hostile, {"w": (300,)})["w"].max() == 299
+
+
+def test_votes_are_sums_of_ranks_and_every_client_counts_alike(folder):
+    state, _ = lab(folder, small("frl"))
+    method = FRL()
+    ask = method.plan(state)
+    shape = state.setting.specs["fc3.weight"].shape
+    up, down = (torch.arange(24).view(shape), torch.arange(23, -1, -1).view(shape))
+    others = {n: r for n, r in state.memory["rank"].items() if n != "fc3.weight"}
+    told = {"samples": 1, "processed": 0, "loss": 0.0}
+    replies = [
+        (k, Message(packed({**others, "fc3.weight": rank.int()}), None, told | {"samples": 10**k}))
+        for k, rank in enumerate((up, up, down))
+    ]
+    after = method.absorb(state, Replies(ask, replies))
+    assert torch.equal(after.memory["rank"]["fc3.weight"].long(), up)  # two against one, whatever their rows
+    assert torch.equal(after.mask["fc3.weight"], up >= 12)
+    assert same(after.weights, state.weights)
+
+
+def test_with_one_client_the_global_ranking_is_its_own(folder):
+    study = small("frl", training={"epochs": 3, "batch_size": 8, "lr": 0.5})
+    state, view = lab(folder, study)
+    method = FRL()
+    ask = method.plan(state)
+    reply = method.respond(ask, view(1))
+    after = method.absorb(state, Replies(ask, [(1, reply)]))
+    own = unpacked(reply.tensors, {n: state.setting.specs[n].shape for n in state.memory["rank"]})
+    assert same(after.memory["rank"], own)
+    assert not same(own, state.memory["rank"])
+
+
+def test_without_learning_a_client_returns_the_ranking_it_was_sent(folder):
+    state, view = lab(folder, small("frl", training={"epochs": 1, "batch_size": 8, "lr": 1e-12}))
+    method = FRL()
+    ask = method.plan(state)
+    assert same(method.respond(ask, view(0)).tensors, ask.message.tensors)
+
+
+# ---- HideNseek
+
+
+def test_the_mask_is_synflows_and_costs_one_client(folder):
+    study = small("hidenseek", "sparsity=0.75")
+    state, view = lab(folder, study)
+    method = study.build_method()
+    ask = method.plan(state)
+    assert (ask.phase, len(ask.clients)) == ("score", 1)
+    after = method.absorb(state, Replies(ask, [(ask.clients[0], method.respond(ask, view(ask.clients[0])))]))
+    flow, _ = view(3).measure("flow", state.weights, None, round_=0)  # any client says the same
+    scores = {n: flow[n] for n in after.mask}
+    assert same(after.mask, Global().keep(scores, 0.75))
+    assert same(after.weights, masks.apply(state.weights, after.mask))
+
+
+def test_signs_are_voted_by_rows_and_a_tie_keeps_the_old(folder):
+    study = small("hidenseek", "sparsity=0")
+    state, _ = lab(folder, study)
+    method = study.build_method()
+    state = method.absorb(state, Replies(method.plan(state), []))
+    ask = method.plan(state)
+    plus, minus = ({n: torch.full_like(t, v) for n, t in ask.message.tensors.items()} for v in (1.0, -1.0))
+
+    def told(tensors, samples):
+        return Message(tensors, ask.message.mask, {"samples": samples, "processed": 0, "loss": 0.0})
+
+    after = method.absorb(state, Replies(ask, [(0, told(plus, 1)), (1, told(minus, 3))]))
+    assert torch.equal(after.weights["fc1.weight"], -state.weights["fc1.weight"].abs())
+    tied = method.absorb(state, Replies(ask, [(0, told(plus, 2)), (1, told(minus, 2))]))
+    assert same(tied.weights, state.weights)
+
+
+def test_only_signs_change_and_they_travel_in_less_than_two_bits(tmp_path):
+    shards = tiny_shards(tmp_path / "shards", size=16)
+    training = {"epochs": 5, "batch_size": 8, "lr": 0.1}
+    model = {"name": "mlp", "options": {"hidden": (64, 32)}}
+    study = small("hidenseek", participation=1.0, rounds=4, training=training, model=model)
+    summary = play(study, tmp_path / "run", shards)
+    _, view = lab(shards, study)
+    shipped, theta = model_of(tmp_path / "run"), view(0).initial
+    for name in ("fc1.weight", "fc2.weight", "fc3.weight"):
+        keep = shipped[f"mask/{name}"].bool()
+        assert torch.equal(shipped[name].abs(), theta[name].abs() * keep)
+    rows = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train"]
+    assert rows[-1]["up"]["values"] * 8 < 2 * 4 * rows[-1]["kept"]
+    assert summary["final"]["accuracy"] > 0.6
+
+
 def test_bounds_are_told():
     with pytest.raises(ConfigError, match="prior"):
         FedPM(prior=0.5)
+    for method in (FRL, HideNseek):
+        with pytest.raises(ConfigError, match="sparsity"):
+            method(sparsity=1.0)

@@ -1,0 +1,125 @@
+"""FRL: weights are random signs and never move; clients rank the edges of each layer, and the server counts ranks.
+
+    client   scores are the first scores, sorted and dealt out by the global ranking; each step runs the edges whose |s|
+             is among the top 1 - S of their layer, and moves s by the gradient there (straight through); what goes back
+             is the rank r_k(e) of each edge by |s| in its layer
+    server   R(e) = sum_k r_k(e), a vote for each client; the new ranking sorts R, ties by index
+    model    the top 1 - S edges of each layer, as signed constants
+
+Paper symbol -> option: k, the share of edges in the subnetwork, is 1 - sparsity.
+
+Reference: Mozaffari et al., "Every Vote Counts: Ranking-Based Training of Federated Learning to Resist Poisoning
+Attacks", arXiv 2110.04350. *Read*: the published code, which ranks s and selects by |s|; here both go by |s|.
+Departures: a rank travels in whole bytes (two below 65,536 edges, three below 16.7 million), not in log2 n bits; biases
+and normalisation stay as they were made; the signs are those of theta_0.
+Not reproduced: 85.3 % (CIFAR-10, Conv8, 1,000 clients) is claimed; we did not run that setting.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from secateur.errors import check
+from secateur.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.pruning.allocation import lowest
+from secateur.pruning.mask import Tensors
+from secateur.pruning.ranking import packed, planes, ranked, unpacked
+from secateur.streams import stream
+from secateur.supermask import frozen, straight_through
+from secateur.wire.message import Expected, Message, Spec
+
+_RANK = "rank"
+
+
+@dataclass(frozen=True)
+class FRL(Method):
+    """Votes by rank.
+
+    Attributes:
+        sparsity: fraction of each layer's edges that stays out of the subnetwork.
+    """
+
+    sparsity: float = 0.5
+
+    def __post_init__(self) -> None:
+        check(0 <= self.sparsity < 1, name="sparsity", value=self.sparsity, must="be in [0, 1)")
+
+    @property
+    def regrows(self) -> bool:
+        """Return True: every round ranks anew."""
+        return True
+
+    @property
+    def trains_weights(self) -> bool:
+        """Return False: rankings are learnt."""
+        return False
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return signed constants, ranked by the first scores."""
+        names = setting.layout.names("weight")
+        ranks = {name: ranked(first(setting, name)) for name in names}
+        state = State(setting, 0, frozen(weights, names), archive=archive)
+        return self._settled(state, 0, ranks)
+
+    def accepts(self, setting: Setting) -> Expected:
+        """Return the whole model, or a ranking."""
+        specs = {**setting.specs, **_planes(setting)}
+        return replace(super().accepts(setting), tensors=specs, template=setting.specs, optional=True)
+
+    def plan(self, state: State) -> Ask | None:
+        """Send the ranking to the next cohort."""
+        setting, round_ = state.setting, state.round + 1
+        if round_ > setting.rounds:
+            return None
+        message, expects = Message(packed(state.memory[_RANK])), Expected(_planes(setting), scalars=REPORT)
+        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, dense=True, plain=True)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Learn scores; return their ranks."""
+        ranks = unpacked(ask.message.tensors, _shapes(client.setting))
+        weights = frozen(client.initial, list(ranks))
+        dealt = {n: first(client.setting, n).reshape(-1).sort().values[r.long()] for n, r in ranks.items()}
+
+        def effective(name: str, score: torch.Tensor) -> torch.Tensor:
+            size = score.abs()
+            return weights[name] * straight_through(self.chosen(size).float(), size)
+
+        learnt, done = client.learn(weights, dealt, effective, round_=ask.round)
+        return Message(packed({n: ranked(s.abs()) for n, s in learnt.items()}), None, report(done))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Add up ranks."""
+        votes: dict[str, torch.Tensor] = {}
+        for _, message in replies:
+            votes = {
+                n: votes.get(n, 0) + r.long() for n, r in unpacked(message.tensors, _shapes(state.setting)).items()
+            }
+        ranks = {n: ranked(v) for n, v in votes.items()} or dict(state.memory[_RANK])
+        return self._settled(state, replies.ask.round, ranks)
+
+    def chosen(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the top 1 - S of a layer, at least one."""
+        gone = min(math.ceil(self.sparsity * scores.numel() - 1e-6), scores.numel() - 1)
+        return ~lowest(scores.reshape(-1), gone).reshape(scores.shape)
+
+    def _settled(self, state: State, round_: int, ranks: Tensors) -> State:
+        mask = {name: self.chosen(rank) for name, rank in ranks.items()}
+        return replace(state, round=round_, mask=mask, memory={**state.memory, _RANK: ranks})
+
+
+def first(setting: Setting, name: str) -> torch.Tensor:
+    """Return a layer's first scores, uniform in [0, 1/sqrt(fan-in))."""
+    shape = setting.specs[name].shape
+    drawn = torch.rand(shape, generator=stream(setting.seed, "scores", name))
+    return drawn / math.sqrt(max(1, math.prod(shape[1:])))
+
+
+def _shapes(setting: Setting) -> dict[str, tuple[int, ...]]:
+    return {name: setting.specs[name].shape for name in setting.layout.names("weight")}
+
+
+def _planes(setting: Setting) -> dict[str, Spec]:
+    return {name: Spec(shape, torch.uint8) for name, shape in planes(_shapes(setting)).items()}

@@ -1,0 +1,49 @@
+"""Rankings: the place of each entry of a tensor among all, and how it is written in as few bytes as it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from secateur.pruning.mask import Tensors
+
+
+def ranked(scores: torch.Tensor) -> torch.Tensor:
+    """Return each entry's place among all in ascending order, from 0; ties by index; int32 of the same shape.
+
+    >>> ranked(torch.tensor([0.5, 0.1, 0.5])).tolist()
+    [1, 0, 2]
+    """
+    order = scores.reshape(-1).argsort(stable=True)
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order))).int().reshape(scores.shape)
+
+
+def planes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of the byte planes of rankings of tensors of these shapes, lowest byte first."""
+    return {f"{name}@{byte}": shape for name, shape in shapes.items() for byte in range(_width(shape))}
+
+
+def packed(ranks: Tensors) -> dict[str, torch.Tensor]:
+    """Return rankings as byte planes (uint8), named as ``planes`` says."""
+    return {
+        f"{name}@{byte}": (rank.int() >> 8 * byte & 255).to(torch.uint8)
+        for name, rank in ranks.items()
+        for byte in range(_width(tuple(rank.shape)))
+    }
+
+
+def unpacked(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Return what ``packed`` was given; of planes that are no ranking, numbers within the tensor's size."""
+    found = {}
+    for name, shape in shapes.items():
+        rank = torch.zeros(shape, dtype=torch.int32)
+        for byte in range(_width(shape)):
+            rank += tensors[f"{name}@{byte}"].int() << 8 * byte
+        found[name] = rank.clamp(max=rank.numel() - 1)
+    return found
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    """Return how many bytes hold the largest rank."""
+    return max(1, -(-(torch.Size(shape).numel() - 1).bit_length() // 8))
