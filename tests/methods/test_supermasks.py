@@ -251,7 +251,7 @@ def test_signs_are_voted_by_rows_and_a_tie_keeps_the_old(folder):
 
 def test_only_signs_change_and_they_travel_in_less_than_two_bits(tmp_path):
     shards = tiny_shards(tmp_path / "shards", size=16)
-    training = {"epochs": 5, "batch_size": 8, "lr": 0.1}
+    training = {"epochs": 5, "batch_size": 8, "lr": 0.05, "optimiser": "adam"}
     model = {"name": "mlp", "options": {"hidden": (64, 32)}}
     study = small("hidenseek", participation=1.0, rounds=4, training=training, model=model)
     summary = play(study, tmp_path / "run", shards)
