@@ -1,4 +1,6 @@
-"""FedDIP: the ramp by its formula, feedback by a loop of its own, what it reduces to."""
+"""FedDIP and DPF: the ramp by its formula, feedback by a loop of its own, what it reduces to."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,8 +8,9 @@ import torch
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import client
 from secateur.data.shards import open_shards
-from secateur.method import Client
+from secateur.method import Client, Replies
 from secateur.methods.feddip import FedDIP
+from secateur.pruning import mask as masks
 from secateur.training import tensors_of
 
 
@@ -79,3 +82,39 @@ def test_sparse_down_dense_up(folder, tmp_path):
         assert row["down"]["values"] < 0.8 * plain["down"]["values"]
         assert row["up"]["values"] > 0.7 * plain["up"]["values"]
     assert not same(model_of(tmp_path / "run"), model_of(tmp_path / "dense"))
+
+
+# ---- DPF
+
+
+def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folder):
+    study = small("dpf", "sparsity=0.8", rounds=4)
+    shards = open_shards(folder)
+    model = client.make_model(study, shards)
+    setting = client.make_setting(study, model, shards.clients)
+    method = study.build_method()
+    state = method.start(setting, tensors_of(model), {})
+    view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
+    state = replace(state, round=2, mask=method.mask(setting, state.weights, 2))
+    level = 0.8 * (1 - 0.5**3)
+    total = masks.size(state.mask)
+    assert masks.size(state.mask) - masks.kept(state.mask) == int(level * total)
+    ask = method.plan(state)
+    assert ask.message.mask is None
+    assert same(ask.message.tensors, state.weights)  # what is pruned goes down too
+    reply = method.respond(ask, view)
+    expected, _ = view.train(state.weights, state.mask, round_=3, feedback=True)
+    assert same(reply.tensors, expected)
+    pruned = ~state.mask["fc1.weight"]
+    after = method.absorb(state, Replies(ask, [(0, reply)]))
+    assert after.weights["fc1.weight"][pruned].any()  # it stays, and may come back
+    assert same(after.mask, method.mask(setting, after.weights, 3))
+    assert not after.model()["fc1.weight"][~after.mask["fc1.weight"]].any()
+
+
+def test_dpf_ends_at_its_sparsity_and_ships_the_pruned_model(folder, tmp_path):
+    summary = play(small("dpf", "sparsity=0.7"), tmp_path / "run", folder)
+    assert summary["final"]["sparsity"] == pytest.approx(0.7, abs=0.01)
+    sparsities = [row["sparsity"] for row in rows_of(tmp_path / "run")]
+    assert sparsities == sorted(sparsities)
+    assert sparsities[0] > 0

@@ -71,8 +71,7 @@ class FedDIP(Method):
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Merge, and prune where it is due."""
-        mean = mean_of(replies)
-        state = merge(state, replies.ask, mean, Mean(pruned="zero"))
+        state = merge(state, replies.ask, mean_of(replies), Mean(pruned="zero"))
         rounds = state.setting.rounds
         if not self.sparsity or (state.round % self.every and state.round != rounds):
             return state

@@ -1,0 +1,73 @@
+"""DPF: dynamic pruning with feedback; weights stay dense on both sides, the mask is made anew from them in each round.
+
+    mask     m keeps the N - floor(s_t N) largest |w| of the dense weights that were sent; s_t = s (1 - (1 - t/T)^3)
+    train    gradients at w * m, steps on dense w (the error feedback); the dense result goes up
+    merge    FedAvg of the dense weights; the model is w * m
+
+Paper symbol -> option: final sparsity s: sparsity.
+
+Reference: Lin et al., "Dynamic Model Pruning with Feedback", arXiv 2006.07253. Known from its abstract and from what
+others write of it: a *reconstruction*, as is its federation.
+Departures: the mask changes once a round, where the paper changes it every 16 steps; biases and normalisation are
+protected. Error feedback needs dense weights at both ends, so nothing is saved on the wire before the model is shipped.
+Not reproduced: 93.7 % at 90 % (CIFAR-10, ResNet-56, one machine) stands in an unofficial code; we did not run it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from secateur.aggregation import Mean
+from secateur.errors import check
+from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, mean_of, merge, report, train_ask
+from secateur.pruning.allocation import Global
+from secateur.pruning.mask import Mask, Tensors
+from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class DPF(Method):
+    """Dense weights under a mask that follows them.
+
+    Attributes:
+        sparsity: s, fraction of weights removed in the end; 0 is FedAvg.
+    """
+
+    sparsity: float = 0.9
+
+    def __post_init__(self) -> None:
+        check(0 <= self.sparsity < 1, name="sparsity", value=self.sparsity, must="be in [0, 1)")
+
+    @property
+    def regrows(self) -> bool:
+        """Return True: a pruned weight that grew comes back."""
+        return True
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return theta_0, nothing pruned."""
+        return State(setting, 0, weights, self.mask(setting, weights, 0), archive=archive)
+
+    def plan(self, state: State) -> Ask | None:
+        """Send the dense weights; both sides make the same mask of them."""
+        if state.round == state.setting.rounds:
+            return None
+        return replace(train_ask(state, state.round + 1, None), dense=True)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Train with feedback under the mask of what was sent."""
+        sent = ask.message.tensors
+        mask = self.mask(client.setting, sent, ask.round - 1)
+        weights, done = client.train(sent, mask, round_=ask.round, feedback=mask is not None)
+        return Message(weights, None, report(done))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Merge, and make the next mask."""
+        state = merge(state, replies.ask, mean_of(replies), Mean())
+        return replace(state, mask=self.mask(state.setting, state.weights, state.round))
+
+    def mask(self, setting: Setting, weights: Tensors, done: int) -> Mask | None:
+        """Return the mask of dense weights after a round; None without pruning."""
+        if not self.sparsity:
+            return None
+        level = self.sparsity * (1 - (1 - done / setting.rounds) ** 3)
+        return Global().keep({name: weights[name].abs() for name in setting.layout.names("weight")}, level)
