@@ -133,7 +133,6 @@ def test_ship_writes_dense_layout_and_mask(tmp_path):
     with safe_open(tmp_path / checkpoint.MODEL, framework="pt") as file:
         assert file.get_tensor("w").tolist() == [0.0, 2.0]
         assert file.get_tensor("mask/w").tolist() == [0, 1]
-        assert file.metadata() == {"study": "study text"}
     assert checkpoint.shipped(tmp_path)[2] == {"study": "study text"}
     assert same(checkpoint.shipped(tmp_path)[0], model)
     assert same(checkpoint.shipped(tmp_path)[1], mask)

@@ -107,7 +107,7 @@ def test_safetensors_hold_the_slim_weights_and_the_plan(run, tmp_path):
     export.export(run, "safetensors", tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        assert file.metadata()["plan"] == (run / "plan.json").read_text()
+        assert json.loads(file.metadata()["about"])["plan"] == (run / "plan.json").read_text()
     assert shapes == {n: tuple(t.shape) for n, t in secateur.load(run).state_dict().items()}
 
 

@@ -28,9 +28,9 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, Kru
 
 from helpers import INLINE, model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
-from secateur import provision
+from secateur import methods, provision
 from secateur import run as runs
-from secateur.config import study
+from secateur.config import flatten, study
 from secateur.data import Source
 from secateur.engines import Failure
 from secateur.engines import flower as engine_of
@@ -86,11 +86,13 @@ def ledger(folder):
     return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
 
 
-@pytest.mark.parametrize("method", ["autoflip", "fedsparsify", "fedsparsify_local"])
-def test_the_same_model_and_ledger_as_the_local_engine(method, tmp_path):
+@pytest.mark.parametrize("method", methods.names())
+def test_every_method_has_the_model_and_ledger_of_the_local_engine(method, tmp_path):
     settings = {**SETTINGS, "method": method, "out": str(tmp_path / "flower")}
-    if method != "autoflip":
-        settings.pop("criterion.explore.epochs")
+    settings.pop("criterion.explore.epochs")
+    for path in flatten(methods.find(method)()):
+        if path.endswith("explore.epochs") or path.rpartition(".")[2] == "every":
+            settings[path] = 1
     summary = apps.serve(grid_of(settings), settings)
     locally(settings, tmp_path / "local")
     assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))

@@ -26,7 +26,7 @@ from secateur.pruning.mask import Mask, Tensors
 
 NAME = "checkpoint.safetensors"
 MODEL = "model.safetensors"
-_LOCK = ".lock"
+_LOCK, _ABOUT = ".lock", "about"
 
 
 def write(path: Path, data: bytes) -> None:
@@ -199,10 +199,13 @@ def load(folder: Path, setting: Setting) -> Saved:
 
 
 def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, str]) -> None:
-    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header."""
+    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header.
+
+    The header is one entry: safetensors writes several in no fixed order, and equal runs should give equal files.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.items()}
     tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
-    write(folder / MODEL, safetensors.save(tensors, dict(about)))
+    write(folder / MODEL, safetensors.save(tensors, {_ABOUT: json.dumps(dict(about), sort_keys=True)}))
 
 
 def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
@@ -217,8 +220,8 @@ def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     try:
         tensors = safetensors.load_file(path)
         with safe_open(path, framework="pt") as file:
-            about = dict(file.metadata() or {})
-    except (SafetensorError, OSError) as broken:
+            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+    except (SafetensorError, OSError, ValueError) as broken:
         raise CheckpointError(f"{path} cannot be read: {broken}") from broken
     mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
     return {n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask, about

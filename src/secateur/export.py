@@ -188,7 +188,7 @@ def _torch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
 
 def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
-    about = {"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()}
+    about = {"about": json.dumps({"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()})}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, about))
     training.load(fresh, safetensors.load_file(path))

@@ -280,7 +280,7 @@ def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role, c
     names = chosen or state.setting.layout.names(*(roles or ("weight",)))
     expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
     if chosen:
-        expects = replace(expects, mask="required", maskable=frozenset(chosen))
+        expects = replace(expects, mask="required", maskable=frozenset(chosen), known=state.mask)
     message = Message(masks.apply(state.weights, state.mask), state.mask)
     return Ask(SCORE, round_, tuple(sorted(clients)), message, expects)
 
