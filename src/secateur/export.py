@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import logging
 import tomllib
@@ -71,10 +72,10 @@ def read(folder: Path) -> Shipped:
         shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
         removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
-    except (KeyError, TypeError, ValueError, OSError) as broken:
+        model = client.make_model(study, shape)
+        training.load(model, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:
         raise CheckpointError(f"{folder} cannot be read: {type(broken).__name__}: {broken}") from broken
-    model = client.make_model(study, shape)
-    training.load(model, tensors)
     return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary)
 
 
@@ -282,7 +283,7 @@ def _figures(
     found = []
     for name, model in (("dense", dense), ("masked", shipped.masked), ("slim", shipped.slim)):
         alone = plain(model)
-        held = cost.memory(shrink(model, Plan()), example)
+        held = cost.memory(copy.deepcopy(model), example)
         parameters = sum(p.numel() for p in model.parameters())
         nonzero = parameters if name == "dense" else sum(int((p != 0).sum()) for p in model.parameters())
         surviving = cost.macs(uses, tensors, None if name == "dense" else shipped.mask)
