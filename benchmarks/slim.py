@@ -3,9 +3,9 @@
     python benchmarks/slim.py [--quick] [--json FILE] [--render docs/structure.md] [--profile resnet20]
 
 Every model is cut to 70, 50, 30 and 10 % of each layer's units (channels, hidden units, heads and neurons; the best
-first, by the magnitude of random weights) and timed against its dense self in the same process: one thread, calls of
-both in turn, medians. ``--multiple 8`` rounds the kept units up to multiples of 8. ``--quick`` takes fewer repeats and
-leaves ResNet-18 at 50 %.
+first, by the magnitude of random weights) and timed against its dense self in the same process: one thread, a few
+calls of each in turn, medians. ``--multiple 8`` rounds the kept units up to multiples of 8. ``--quick`` takes fewer
+repeats and leaves ResNet-18 at 50 %.
 """
 
 from __future__ import annotations
@@ -88,14 +88,19 @@ def inference(model: nn.Module, x: torch.Tensor) -> Callable[[], None]:
 
 
 def in_turn(calls: list[Callable[[], None]], repeats: int) -> list[float]:
-    """Return each call's median seconds; they are made in turn, so that what disturbs one disturbs all."""
+    """Return each call's median seconds.
+
+    They take turns of five calls, so that what disturbs one disturbs all; the first two of a turn do not count, as they
+    find the other's data in the caches.
+    """
     taken: list[list[float]] = [[] for _ in calls]
-    for n in range(repeats + 2):
+    while len(taken[0]) < repeats:
         for call, seconds in zip(calls, taken, strict=True):
-            begun = time.perf_counter()
-            call()
-            if n >= 2:
-                seconds.append(time.perf_counter() - begun)
+            for n in range(5):
+                begun = time.perf_counter()
+                call()
+                if n > 1:
+                    seconds.append(time.perf_counter() - begun)
     return [median(seconds) for seconds in taken]
 
 
