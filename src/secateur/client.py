@@ -136,15 +136,14 @@ class _Sending:
         return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
-def wrap(shards: Shards, x: torch.Tensor, y: torch.Tensor) -> training.Data:
-    """Return rows of the shards with how they become model inputs."""
-    return training.Data(x, y, shards.kind, shards.scale, shards.task)
+def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:
+    """Return rows as they are stored with how they become model inputs."""
+    return training.Data(x, y, rows.kind, rows.scale, rows.task)
 
 
-def example(shards: Shards) -> torch.Tensor:
+def example(rows: Shards | Shape) -> torch.Tensor:
     """Return one model input of zeros, with its batch dimension."""
-    x, y = shards.server_test()
-    x, _ = wrap(shards, x.new_zeros(1, *shards.input_shape), y.new_zeros(1)).batch(slice(0, 1))
+    x, _ = wrap(rows, torch.zeros(1, *rows.input_shape), torch.zeros(1)).batch(slice(0, 1))
     return x
 
 

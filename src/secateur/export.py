@@ -249,7 +249,7 @@ def _rows(shipped: Shipped) -> tuple[training.Data, str]:
     high = shape.outputs if shape.kind == "tokens" else 256
     x = torch.randint(0, high, (_SINGLES, *shape.input_shape), generator=draw)
     x = x.float() / high if shape.kind == "tabular" else x.to(torch.uint8)
-    rows = training.Data(x, torch.zeros(_SINGLES, dtype=torch.int64), shape.kind, shape.scale, shape.task)
+    rows = client.wrap(shape, x, torch.zeros(_SINGLES, dtype=torch.int64))
     return rows, "random rows, as the run's data is not on this machine: accuracy says nothing here"
 
 
@@ -258,7 +258,7 @@ def _metric(shipped: Shipped) -> str:
 
 
 def _layers(shipped: Shipped) -> tuple[Layer, ...]:
-    found = layout(shipped.masked, shipped.study.model.structure, _input(shipped))
+    found = layout(shipped.masked, shipped.study.model.structure, client.example(shipped.shape))
     layers = []
     for group in found.groups:
         slot, gone = group.weights[0], shipped.plan.drops(group.name)
@@ -267,12 +267,6 @@ def _layers(shipped: Shipped) -> tuple[Layer, ...]:
         layers.append(Layer(group.name, group.kind, kept, group.units, ""))
     whole = [Layer(name or "model", "", 0, 0, reason) for name, reason in found.whole.items()]
     return (*layers, *whole)
-
-
-def _input(shipped: Shipped) -> torch.Tensor:
-    shape = shipped.shape
-    x = torch.zeros(1, *shape.input_shape, dtype=torch.float32 if shape.kind == "tabular" else torch.uint8)
-    return training.Data(x, torch.zeros(1), shape.kind, shape.scale, shape.task).batch(slice(0, 1))[0]
 
 
 def _figures(

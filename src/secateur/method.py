@@ -358,6 +358,11 @@ class Sliced(Method):
         held = self.deal(setting, round_)
         return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
 
+    @staticmethod
+    def leading(setting: Setting, width: float) -> dict[str, torch.Tensor]:
+        """Return flags for the leading ceil(width u) of each layer's u units, blind to the last bits of the product."""
+        return {g.name: torch.arange(g.units) < math.ceil(width * g.units - 1e-9) for g in setting.layout.layers}
+
     def mask(self, setting: Setting, keep: Mapping[str, torch.Tensor]) -> Mask:
         """Return the mask of the units with a flag, by the name of their group; other groups stay whole."""
         return slice_of(setting.layout.groups, {name: spec.shape for name, spec in setting.specs.items()}, keep)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
+from secateur.errors import check
 from secateur.method import Ask, Method, Replies, State, absorb_slices, slice_ask, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import highest, pruned_count
@@ -17,16 +17,28 @@ from secateur.wire.message import Message
 _OWN = "mask-"  # no slash: a checkpoint splits names there
 
 
+@dataclass(frozen=True)
 class Personal(Method):
     """Each client is sent its own part and answers under a mask within it; weights are averaged over who kept them.
 
     A weight that nobody kept stays. Each client is scored with its own part of the shipped model.
+
+    Attributes:
+        target: fraction of its weights that a client ends up without; 0 is FedAvg.
+        share: p, of what is left, pruned in one step.
     """
 
+    target: float = 0.5
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
+        check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
+
     @property
-    @abstractmethod
     def personal(self) -> bool:
-        """Whether clients have masks at all; without them this is FedAvg."""
+        """Return whether clients have masks at all."""
+        return self.target > 0
 
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its own part."""

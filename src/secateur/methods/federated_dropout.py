@@ -44,7 +44,7 @@ class FederatedDropout(Sliced):
 
     def _draw(self, setting: Setting, round_: int, client: int) -> dict[str, torch.Tensor]:
         draw, keep = stream(setting.seed, "slice", round_, client), {}
-        for group in setting.layout.of("channel", "head"):
+        for group in setting.layout.layers:
             keep[group.name] = torch.ones(group.units, dtype=torch.bool)
             gone = min(pruned_count(self.rate, group.units), group.units - 1)
             keep[group.name][torch.randperm(group.units, generator=draw)[:gone]] = False

@@ -16,7 +16,6 @@ run that setting.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,12 +42,15 @@ class FjORD(Sliced):
 
     def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the units that each client's device can carry."""
-        return {k: self._leading(setting, self._most(k)) for k in setting.cohort(round_)}
+        return {k: self.leading(setting, self._most(k) / self.levels) for k in setting.cohort(round_)}
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train a width drawn at each step, within the slice that was sent."""
         mask, setting = ask.message.mask, client.setting
-        widths = [self.mask(setting, self._leading(setting, level)) for level in range(1, self._most(client.id) + 1)]
+        widths = [
+            self.mask(setting, self.leading(setting, level / self.levels))
+            for level in range(1, self._most(client.id) + 1)
+        ]
         narrow = widths if self.levels > 1 else []
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round, narrow=narrow)
         return Message(weights, mask, report(done))
@@ -56,11 +58,9 @@ class FjORD(Sliced):
     def widths(self, state: State) -> Mapping[str, Mask]:
         """Return the model of each width but the whole."""
         setting, levels = state.setting, range(self.levels - 1, 0, -1)
-        return {f"{level}/{self.levels}": self.mask(setting, self._leading(setting, level)) for level in levels}
+        return {
+            f"{level}/{self.levels}": self.mask(setting, self.leading(setting, level / self.levels)) for level in levels
+        }
 
     def _most(self, client: int) -> int:
         return client % self.levels + 1
-
-    def _leading(self, setting: Setting, level: int) -> dict[str, torch.Tensor]:
-        groups = setting.layout.of("channel", "head")
-        return {g.name: torch.arange(g.units) < math.ceil(g.units * level / self.levels - 1e-9) for g in groups}

@@ -13,7 +13,6 @@ Not reproduced: 87.5 % with five widths (CIFAR-10, PreResNet-18) is claimed; we 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -39,13 +38,9 @@ class HeteroFL(Sliced):
 
     def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the leading units of each layer, by each client's width."""
-        return {k: self._leading(setting, k % self.levels) for k in setting.cohort(round_)}
+        return {k: self.leading(setting, 2.0 ** -(k % self.levels)) for k in setting.cohort(round_)}
 
     def widths(self, state: State) -> Mapping[str, Mask]:
         """Return the model of each width but the first, which is the whole."""
         setting, levels = state.setting, range(1, self.levels)
-        return {f"1/{2**level}": self.mask(setting, self._leading(setting, level)) for level in levels}
-
-    def _leading(self, setting: Setting, level: int) -> dict[str, torch.Tensor]:
-        groups = setting.layout.of("channel", "head")
-        return {g.name: torch.arange(g.units) < math.ceil(g.units * 2.0**-level) for g in groups}
+        return {f"1/{2**level}": self.mask(setting, self.leading(setting, 2.0**-level)) for level in levels}

@@ -44,7 +44,7 @@ class IndependentSubnetworks(Sliced):
         cohort, draw = setting.cohort(round_), stream(setting.seed, "deal", round_)
         hands = self.parts or len(cohort)
         held: dict[int, dict[str, torch.Tensor]] = {client: {} for client in cohort}
-        for group in setting.layout.of("channel", "head"):
+        for group in setting.layout.layers:
             order = torch.randperm(group.units, generator=draw)
             for place, client in enumerate(cohort):
                 flags = torch.zeros(group.units, dtype=torch.bool)

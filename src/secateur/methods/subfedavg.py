@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.errors import check
 from secateur.method import Ask, Client, report
 from secateur.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
@@ -32,25 +31,13 @@ class SubFedAvg(Personal):
     """Personal masks, overlapping averages.
 
     Attributes:
-        target: fraction of its weights that a client ends up without; 0 is FedAvg.
-        share: p, of what is left, pruned in one step.
+        target, share: see ``Personal``.
         distance: e, how much the two masks must differ.
         accuracy: A, on the client's training rows.
     """
 
-    target: float = 0.5
-    share: float = 0.1
     distance: float = 1e-4
     accuracy: float = 0.5
-
-    def __post_init__(self) -> None:
-        check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
-        check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
-
-    @property
-    def personal(self) -> bool:
-        """Return whether anything is pruned."""
-        return self.target > 0
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train; prune the own mask where the gate is open."""

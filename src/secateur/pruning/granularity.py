@@ -13,7 +13,6 @@ from secateur.pruning.allocation import Allocation, lowest, pruned_count
 from secateur.pruning.mask import Tensors
 from secateur.pruning.structure import Group, Kind, Layout, Role, expand, per_unit
 
-_UNITS: tuple[Kind, ...] = ("channel", "head")
 _HALF = 0.5
 
 
@@ -87,7 +86,7 @@ class Hybrid:
         """Return weights and, if asked, biases; and what goes with a removable unit (its batch norm)."""
         names = set(_prunable(layout, biases=self.biases, norms=False))
         if self._removes_units:
-            names.update(slot.tensor for group in layout.of(*_UNITS) for slot in group.incoming)
+            names.update(slot.tensor for group in layout.layers for slot in group.incoming)
         return [name for name in layout.roles if name in names]
 
     def mask(
@@ -102,7 +101,7 @@ class Hybrid:
         }
         if sparsity <= 0 or not self._removes_units:
             return mask
-        for group in layout.of(*_UNITS):
+        for group in layout.layers:
             keep = self._kept(group, single, scores, sparsity)
             for slot in (*group.incoming, *group.outgoing):
                 mask[slot.tensor] = mask[slot.tensor] & expand(keep, slot, mask[slot.tensor].shape)

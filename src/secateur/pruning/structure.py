@@ -80,6 +80,11 @@ class Layout:
         """Return the tensors of these roles, in order."""
         return [name for name, role in self.roles.items() if role in roles]
 
+    @property
+    def layers(self) -> list[Group]:
+        """Return the groups that can keep some of their units, in order; a block stays or goes."""
+        return self.of("channel", "head")
+
     def of(self, *kinds: Kind) -> list[Group]:
         """Return the groups of these kinds, in order."""
         return [group for group in self.groups if group.kind in kinds]

@@ -118,8 +118,8 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
             owner = _submodule(model, name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
             continue
-        for part in (cut.tensor.rpartition(".")[2] for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
-            value = smaller[f"{name}.{part}" if name else part].clone()
+        for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
+            part, value = tensor.rpartition(".")[2], smaller[tensor]
             setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
         _resize(module)
     return model
