@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from secateur import methods
+from secateur import client, methods
 from secateur import run as runs
 from secateur.config import Runtime, assign, flatten, study
-from secateur.data.shards import make_shards
+from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
+from secateur.method import Client
+from secateur.training import tensors_of
 
 INLINE = Runtime(workers=0)
 
@@ -61,6 +63,22 @@ def play(study_, folder, shards, *, runtime=INLINE, open_engine=runs.open_local,
     """Run a study to its end; return its summary."""
     runs.reserve(folder, study_)
     return runs.resume(folder, runtime, shards=shards, open_engine=open_engine, watch=watch)
+
+
+def lab(folder, study_):
+    """Return a method's first state on some shards, and a function from a client's number to the method's view of it.
+
+    All views share one resident model, as in a worker.
+    """
+    shards = open_shards(folder)
+    model = client.make_model(study_, shards)
+    setting = client.make_setting(study_, model, shards.clients)
+    theta = tensors_of(model)
+
+    def view(k):
+        return Client(k, setting, model, client.wrap(shards, *shards.train(k)), study_.training, {}, theta)
+
+    return study_.build_method().start(setting, theta, {}), view
 
 
 def model_of(folder):

@@ -3,12 +3,9 @@
 import pytest
 import torch
 
+from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client
-from secateur.data.shards import open_shards
-from secateur.method import Client
 from secateur.methods.fedlex import FedLEx
-from secateur.training import tensors_of
 
 
 @pytest.fixture(scope="module")
@@ -18,12 +15,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def lab(folder):
-    study = small("fedlex", participation=0.5)
-    shards = open_shards(folder)
-    model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
-    start = study.build_method().start(setting, tensors_of(model), {})
-    return start, lambda k: Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training)
+    return helpers_lab(folder, small("fedlex", participation=0.5))
 
 
 def test_guidance_is_min_max_of_each_explorer_then_the_mean(lab):

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client, selection
-from secateur.data.shards import open_shards
+from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
+from secateur import selection
 from secateur.errors import ConfigError
-from secateur.method import SCORE, Client, Replies, State
+from secateur.method import SCORE, Replies, State
 from secateur.methods.fedtiny import FedTiny
 from secateur.pruning import mask as masks
-from secateur.training import evaluate, load, tensors_of
+from secateur.training import evaluate, load
 from secateur.wire.message import Message
 
 NORMED = {"name": "sparsifycnn", "options": {"dropout": 0.0}}
@@ -19,17 +18,6 @@ NORMED = {"name": "sparsifycnn", "options": {"dropout": 0.0}}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_shards(tmp_path_factory.mktemp("shards"), size=8)
-
-
-def lab(folder, study):
-    shards = open_shards(folder)
-    model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
-
-    def view(k):
-        return Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training)
-
-    return study.build_method().start(setting, tensors_of(model), {}), view
 
 
 def told(tensors, loss=0.0, samples=1, mask=None):

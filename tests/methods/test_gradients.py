@@ -1,15 +1,15 @@
 """SalientGrads, PruneFL, FedDST, Complement Sparsification: their own rules by hand, and what they reduce to."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client
 from secateur.aggregation import WeightedMean
-from secateur.data.shards import open_shards
-from secateur.method import SCORE, Client, Replies, State
+from secateur.method import SCORE, Replies, State
 from secateur.methods.complement import ComplementSparsification
 from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL
@@ -28,15 +28,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def lab(folder):
     """Return a function from a study to (state, view of a client)."""
-
-    def of(study):
-        shards = open_shards(folder)
-        model = client.make_model(study, shards)
-        setting = client.make_setting(study, model, shards.clients)
-        start = study.build_method().start(setting, tensors_of(model), {})
-        return start, lambda k: Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training)
-
-    return of
+    return partial(helpers_lab, folder)
 
 
 def reply(tensors, mask=None, samples=1):

@@ -5,14 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from helpers import lab as helpers_lab
 from helpers import play, rows_of, same, small, tiny_shards
-from secateur import client
-from secateur.data.shards import open_shards
-from secateur.method import Client, Replies
+from secateur.method import Replies
 from secateur.methods.lotteryfl import LotteryFL
 from secateur.methods.subfedavg import SubFedAvg
 from secateur.personal import thinner
-from secateur.training import tensors_of
 from secateur.wire.message import Message
 
 
@@ -23,17 +21,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def lab(folder):
-    study = small("subfedavg", participation=1.0, training={"epochs": 3, "batch_size": 8, "lr": 0.1})
-    shards = open_shards(folder)
-    model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
-    start = study.build_method().start(setting, tensors_of(model), {})
-    theta = tensors_of(model)
-
-    def view(k):
-        return Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training, {}, theta)
-
-    return start, view
+    training = {"epochs": 3, "batch_size": 8, "lr": 0.1}
+    return helpers_lab(folder, small("subfedavg", participation=1.0, training=training))
 
 
 def test_a_step_takes_a_share_of_what_is_left_and_stops_at_the_target():

@@ -6,11 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client
-from secateur.data.shards import open_shards
+from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.errors import ConfigError
-from secateur.method import Client, Replies
+from secateur.method import Replies
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL
 from secateur.methods.hidenseek import HideNseek
@@ -19,7 +17,7 @@ from secateur.pruning.allocation import Global
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
 from secateur.streams import stream
 from secateur.supermask import frozen, learn, straight_through
-from secateur.training import Data, Training, tensors_of
+from secateur.training import Data, Training
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 
@@ -27,18 +25,6 @@ from secateur.wire.message import Message
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tiny_shards(tmp_path_factory.mktemp("shards"))
-
-
-def lab(folder, study):
-    shards = open_shards(folder)
-    model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
-    theta = tensors_of(model)
-
-    def view(k):
-        return Client(k, setting, model, client.wrap(shards, *shards.train(k)), study.training, {}, theta)
-
-    return study.build_method().start(setting, theta, {}), view
 
 
 def voted(mask, samples=1):
