@@ -8,7 +8,7 @@ from helpers import small, tiny_shards
 from secateur import client
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
-from secateur.method import REPORT
+from secateur.method import EVALUATE, REPORT, SCORES
 from secateur.training import tensors_of
 from secateur.wire.codec import decode, encode, part_sizes
 from secateur.wire.message import Expected, Message
@@ -68,8 +68,8 @@ def test_the_mask_is_not_sent_back(participant):
 
 def test_evaluation_scores_the_local_test_split(participant):
     memory = safetensors.save({"theirs": torch.ones(2)})
-    reply, kept = participant(1, request(participant, client.EVALUATE), memory)
-    message = decode(reply, Expected({}, scalars={**client.SCORES, client.SECONDS: float}))
+    reply, kept = participant(1, request(participant, EVALUATE), memory)
+    message = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float}))
     assert kept is None  # nothing new
     x, y = participant.shards.test(1)
     with torch.no_grad():
@@ -87,8 +87,8 @@ def test_a_client_without_test_rows_says_so(tmp_path):
     source = tiny_source()
     shards = make_shards(source, [np.arange(96)], test_fraction=0.0, seed=0, folder=tmp_path)
     alone = client.Participant(small("fedavg"), shards)
-    reply, _ = alone(0, request(alone, client.EVALUATE), None)
-    scores = decode(reply, Expected({}, scalars={**client.SCORES, client.SECONDS: float})).scalars
+    reply, _ = alone(0, request(alone, EVALUATE), None)
+    scores = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float})).scalars
     assert (scores["samples"], scores["metric"]) == (0, 0.0)
 
 

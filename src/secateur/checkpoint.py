@@ -88,11 +88,12 @@ def _lock(handle: int) -> None:
 
 
 class Archive(MutableMapping[str, Tensors]):
-    """Write-once tensors by key, one file for each entry; read back from disk, so memory stays O(model)."""
+    """Tensors by key, never changed, one file for each entry; read back from disk, so memory stays O(model)."""
 
     def __init__(self, folder: Path, digests: dict[str, str] | None = None) -> None:
         self.folder = folder
         self.digests = dict(digests or {})
+        self._forgotten = False
 
     def __setitem__(self, key: str, tensors: Tensors) -> None:
         """Write an entry."""
@@ -115,8 +116,18 @@ class Archive(MutableMapping[str, Tensors]):
         return {name: tensors[name] for name in order}
 
     def __delitem__(self, key: str) -> None:
-        """Refuse: entries are written once."""
-        raise TypeError(f"archive entries are write-once, {key!r} stays")
+        """Forget an entry; its file stays until a checkpoint without it is on disk."""
+        del self.digests[key]
+        self._forgotten = True
+
+    def collect(self) -> None:
+        """Delete the files of forgotten entries, and what a kill left behind."""
+        if self._forgotten:
+            wanted = {self._path(key) for key in self.digests}
+            for path in self.folder.glob("*.safetensors"):
+                if path not in wanted:
+                    path.unlink(missing_ok=True)
+            self._forgotten = False
 
     def __iter__(self) -> Iterator[str]:
         """Iterate over keys."""
@@ -163,6 +174,8 @@ def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str,
     write(
         folder / NAME, safetensors.save({n: t.contiguous() for n, t in tensors.items()}, {"secateur": json.dumps(head)})
     )
+    if isinstance(state.archive, Archive):
+        state.archive.collect()
 
 
 def load(folder: Path, setting: Setting) -> Saved:

@@ -16,17 +16,15 @@ from secateur.config import Study
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError
 from secateur.link import Kept, Wire
-from secateur.method import TRAIN, Ask, Client, Setting
+from secateur.method import EVALUATE, TRAIN, Ask, Client, Setting
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.streams import derive
 from secateur.wire.codec import context_of, decode, encode, lost
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 
-EVALUATE = "evaluate"
 PLAIN = "plain"
 SECONDS = "seconds"
-SCORES: dict[str, type] = {"samples": int, "metric": float, "loss": float}
 
 
 def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
@@ -73,13 +71,10 @@ class Participant:
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
-        if phase == EVALUATE:
-            reply = self._evaluate(client, message)
-        else:
-            rows, settings = self.data(client), self.study.training
-            view = Client(client, self.setting, self.model, rows, settings, memory, self.initial)
-            reply = self.method.respond(ask, view)
-            memory = view.memory
+        rows, settings = self.data(client), self.study.training
+        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial)
+        reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
+        memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
         answer, kept = sending.encode({SECONDS: time.perf_counter() - start})
@@ -91,11 +86,14 @@ class Participant:
         """Return the client's training rows."""
         return wrap(self.shards, *self.shards.train(client))
 
-    def _evaluate(self, client: int, message: Message) -> Message:
-        training.load(self.model, message.tensors)
-        score = training.evaluate(self.model, wrap(self.shards, *self.shards.test(client)))
+    def _evaluate(self, client: Client, message: Message) -> Message:
+        used = self.method.uses(message, client)
+        training.load(self.model, used)
+        score = training.evaluate(self.model, wrap(self.shards, *self.shards.test(client.id)))
         metric, loss = (score.metric, score.loss) if score.samples else (0.0, 0.0)
-        return Message({}, None, {"samples": score.samples, "metric": metric, "loss": loss})
+        weights = [used[name] for name in self.setting.layout.names("weight")]
+        zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
+        return Message({}, None, {"samples": score.samples, "metric": metric, "loss": loss, "sparsity": zeros})
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class Exchange:
         self._bases: dict[int, Tensors] = {}
         self._outgoing: Outgoing | None = None
         self._base: Tensors = {}
-        if self.ask.slices is None:
+        if self.ask.slices is None and not self.ask.own:
             self._outgoing, self._base = self._prepare()
 
     def _expected(self) -> Expected:
@@ -121,10 +121,13 @@ class Exchange:
             return message
         return decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
 
-    def _slice(self, who: int) -> tuple[Outgoing, Masks]:
-        """Return the request of a client with a slice of its own, and its mask; what rounding leaves out is lost."""
-        whole, mask = self.ask.message, (self.ask.slices or {})[who]
-        message = replace(whole, tensors=apply(whole.tensors, mask), mask=mask)
+    def _held(self, who: int) -> Masks | None:
+        return self.ask.message.mask if self.ask.slices is None else self.ask.slices[who]
+
+    def _slice(self, who: int) -> tuple[Outgoing, Masks | None]:
+        """Return the request of a client with a part of its own, and its mask; what rounding leaves out is lost."""
+        whole, mask = self.ask.message, self._held(who)
+        message = replace(whole, tensors=apply(self.ask.tensors(who), mask), mask=mask)
         outgoing = self._write(message, who)
         if self.study.wire.replies != "weights":
             self._bases[who] = self._arrived(message, outgoing).tensors

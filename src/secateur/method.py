@@ -21,15 +21,15 @@ import torch
 from torch import nn
 
 from secateur import training as local
-from secateur.aggregation import Aggregator, Mean, Memory, WeightedMean
+from secateur.aggregation import Aggregator, Memory, WeightedMean
 from secateur.measure import measure
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Form
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.structure import Layout, Role, plan, slice_of, slim_mask, widen
+from secateur.pruning.structure import Layout, Role, plan, slim_mask, widen
 from secateur.pruning.surgery import shrink
 from secateur.streams import stream
-from secateur.supermask import Effective, learn
+from secateur.supermask import Effective, Penalty, learn
 from secateur.wire.message import Expected, Message, Scalar, Spec
 
 Archive = MutableMapping[str, Tensors]
@@ -73,8 +73,8 @@ class State:
         mask: M; None: dense.
         memory: further named tensors of O(model) size, such as the server's velocity.
         notes: small facts, such as how many exploration steps are done.
-        archive: write-once tensors by key, on disk in a run (explorers' deviations); entries are never
-            changed after they were written.
+        archive: tensors by key, on disk in a run (explorers' deviations, clients' own models); an entry is never
+            changed after it was written, and may be deleted when it is needed no more.
     """
 
     setting: Setting
@@ -102,6 +102,8 @@ class Ask:
         expects: what their replies must look like; anything else costs the sender its place.
         slices: each client's own mask, where clients hold different parts of the model: client k is sent the message
             under ``slices[k]`` and answers under it. ``message`` itself has no mask then.
+        own: the tensors that client k is sent instead of the message's; who is not in it is sent those. It may read
+            them from the archive when they are wanted, so that no more than one model is in memory.
         dense: clients train all weights, whatever the mask; their MACs are counted so.
         plain: replies are not trained weights, though they end a round: they never travel as updates.
     """
@@ -112,8 +114,13 @@ class Ask:
     message: Message
     expects: Expected
     slices: Mapping[int, Mask] | None = None
+    own: Mapping[int, Tensors] = field(default_factory=dict)
     dense: bool = False
     plain: bool = False
+
+    def tensors(self, client: int) -> Tensors:
+        """Return the tensors that a client is sent, before its slice."""
+        return self.own.get(client, self.message.tensors)
 
 
 class Replies:
@@ -155,7 +162,7 @@ class Client:
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
-        feedback: bool = False, narrow: Sequence[Mask] = (),
+        feedback: bool = False, narrow: Sequence[Mask] = (), fading: Mask | None = None, fade: float = 0.0,
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:  # fmt: skip
         """Train from ``tensors`` under ``mask``; return the trained tensors, dense in shape, and what was done.
 
@@ -171,10 +178,11 @@ class Client:
         local.enforce(self.model, mask)
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
+        fading = slim_mask(fading, removal) if fading and removal else fading
         done = local.fit(
             model, self.data, self.training,
             round_=round_, seed=self.setting.seed, client=self.id, mask=held, effort=effort, feedback=feedback,
-            narrow=narrow,
+            narrow=narrow, fading=fading, fade=fade,
         )  # fmt: skip
         trained = local.tensors_of(model)
         trained = widen(trained, removal, tensors) if removal else trained
@@ -191,13 +199,13 @@ class Client:
         )  # fmt: skip
 
     def learn(
-        self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int
+        self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:
         """Train scores from which weights are made, in a model of ``tensors``; see ``supermask.learn``."""
         local.load(self.model, tensors)
         return learn(
             self.model, self.data, self.training, scores, effective,
-            round_=round_, seed=self.setting.seed, client=self.id,
+            round_=round_, seed=self.setting.seed, client=self.id, penalty=penalty,
         )  # fmt: skip
 
 
@@ -206,6 +214,12 @@ TRAIN = "train"
 
 SCORE = "score"
 """The phase whose replies are a statistic of each weight."""
+
+EVALUATE = "evaluate"
+"""The phase in which clients score a model on their own test rows."""
+
+SCORES: Mapping[str, type] = {"samples": int, "metric": float, "loss": float, "sparsity": float}
+"""Scalars of a reply to ``EVALUATE``; ``sparsity``: the share of zeros among the weights of the scored model."""
 
 REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
 """Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
@@ -232,6 +246,11 @@ class Method(ABC):
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the state before anything was asked."""
         return State(setting, 0, weights, archive=archive)
+
+    @property
+    def personal(self) -> bool:
+        """Return whether every client ends with a model of its own: runs are then scored on clients' test rows."""
+        return False
 
     @abstractmethod
     def plan(self, state: State) -> Ask | None:
@@ -265,10 +284,15 @@ class Method(ABC):
         del state
         return {}
 
-    def slices(self, state: State) -> Mapping[int, Mask] | None:
-        """Return the part of the shipped model that each client uses; None: all of it, or what the mask leaves."""
-        del state
-        return None
+    def examine(self, state: State) -> Ask:
+        """Return the ask by which all clients score the model on test rows of their own."""
+        everyone = tuple(range(state.setting.clients))
+        return Ask(EVALUATE, state.round, everyone, Message(state.model(), state.mask), Expected({}, scalars=SCORES))
+
+    def uses(self, message: Message, client: Client) -> Tensors:
+        """Return the model that a client scores when it is sent ``examine``'s message; client side."""
+        del client
+        return message.tensors
 
 
 def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role, chosen: Sequence[str] = ()) -> Ask:
@@ -315,65 +339,10 @@ def train_ask(state: State, round_: int, mask: Mask | None, *, votes: Iterable[s
     return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects)
 
 
-def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
-    """Return the ask of a training round in which each client holds its own slice of the model."""
-    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
-    message = Message(dict(state.weights), None)
-    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, slices)
-
-
-def absorb_slices(state: State, replies: Replies) -> State:
-    """Return the state after a round of slices: each weight is the mean over those clients that hold it, by rows.
-
-    A weight that nobody held stays as it was.
-    """
-    mean, held = WeightedMean(coverage=True), dict[str, torch.Tensor]()
-    for _, message in replies:
-        mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
-        for name, tensor in message.tensors.items():
-            kept = (message.mask or {}).get(name, torch.ones_like(tensor, dtype=torch.bool))
-            held[name] = held[name] | kept if name in held else kept
-    found = {n: torch.where(held[n], t, state.weights[n]) for n, t in mean.mean().items()}
-    return merge(state, replies.ask, found, Mean())
-
-
 def train_reply(ask: Ask, client: Client) -> Message:
     """Return the reply of an ordinary training round: trained under the mask that was sent."""
     weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
     return Message(weights, ask.message.mask, report(done))
-
-
-class Sliced(Method):
-    """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
-
-    @abstractmethod
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
-        """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
-
-    def plan(self, state: State) -> Ask | None:
-        """Send each client of the next cohort its slice."""
-        round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        held = self.deal(setting, round_)
-        return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
-
-    @staticmethod
-    def leading(setting: Setting, width: float) -> dict[str, torch.Tensor]:
-        """Return flags for the leading ceil(width u) of each layer's u units, blind to the last bits of the product."""
-        return {g.name: torch.arange(g.units) < math.ceil(width * g.units - 1e-9) for g in setting.layout.layers}
-
-    def mask(self, setting: Setting, keep: Mapping[str, torch.Tensor]) -> Mask:
-        """Return the mask of the units with a flag, by the name of their group; other groups stay whole."""
-        return slice_of(setting.layout.groups, {name: spec.shape for name, spec in setting.specs.items()}, keep)
-
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Train the slice."""
-        return train_reply(ask, client)
-
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Average each weight over its holders."""
-        return absorb_slices(state, replies)
 
 
 def merge(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator) -> State:

@@ -1,20 +1,71 @@
-"""Personal masks: the base of methods whose clients each keep a mask of their own, which the server knows."""
+"""What belongs to one client: tensors that the server keeps for each, and methods of personal masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
 from secateur.errors import check
-from secateur.method import Ask, Method, Replies, State, absorb_slices, slice_ask, train_ask
+from secateur.method import Ask, Method, Replies, State, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import highest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
+from secateur.slices import absorb_slices, slice_ask
 from secateur.wire.message import Message
 
-_OWN = "mask-"  # no slash: a checkpoint splits names there
+_MASK = "mask"
+
+
+class Belongings:
+    """Tensors of single clients in a state's archive: read when they are wanted, replaced when a client answers.
+
+    Attributes:
+        notes: the state's, and in which round each client's tensors of a kind were written; they belong into the
+            next state.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._archive = state.archive
+        self.notes = dict(state.notes)
+
+    def get(self, kind: str, client: int) -> Tensors | None:
+        """Read a client's tensors of a kind (``mask``, ``weights`` ...); None where it has none."""
+        name = f"{kind}-{client}"
+        return self._archive[f"{name}-{self.notes[name]}"] if name in self.notes else None
+
+    def put(self, kind: str, client: int, round_: int, tensors: Tensors) -> None:
+        """Write a client's tensors of a round; those before stay until the next, for the ask that still reads them."""
+        name = f"{kind}-{client}"
+        older = self.notes.get(f"{name} before")
+        if older is not None:
+            del self._archive[f"{name}-{older}"]
+        if name in self.notes:
+            self.notes[f"{name} before"] = self.notes[name]
+        self._archive[f"{name}-{round_}"] = tensors
+        self.notes[name] = round_
+
+
+class Each(Mapping[int, Tensors]):
+    """Tensors by client that are made when they are wanted, one client's at a time."""
+
+    def __init__(self, clients: Collection[int], make: Callable[[int], Tensors]) -> None:
+        self._clients, self._make = clients, make
+
+    def __getitem__(self, client: int) -> Tensors:
+        """Make a client's tensors."""
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._make(client)
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the clients."""
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return len(self._clients)
 
 
 @dataclass(frozen=True)
@@ -36,7 +87,7 @@ class Personal(Method):
         check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
 
     @property
-    def personal(self) -> bool:
+    def personal_masks(self) -> bool:
         """Return whether clients have masks at all."""
         return self.target > 0
 
@@ -45,32 +96,37 @@ class Personal(Method):
         round_ = state.round + 1
         if round_ > state.setting.rounds:
             return None
-        if not self.personal:
+        if not self.personal_masks:
             return train_ask(state, round_, None)
         names = frozenset(state.setting.layout.names("weight"))
-        ask = slice_ask(state, round_, {k: self.own(state, k) for k in state.setting.cohort(round_)})
+        ask = slice_ask(state, round_, self.parts(state, state.setting.cohort(round_)))
         return replace(ask, expects=replace(ask.expects, mask="required", maskable=names, within=not self.regrows))
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Average over who kept a weight, and note each client's mask."""
-        heard: dict[str, Tensors] = {}
+        own = Belongings(state)
 
         def noted() -> Iterator[tuple[int, Message]]:
             for client, message in replies:
-                heard[f"{_OWN}{client}"] = message.mask or {}
+                if self.personal_masks:
+                    own.put(_MASK, client, replies.ask.round, message.mask or {})
                 yield client, message
 
         state = absorb_slices(state, Replies(replies.ask, noted()))
-        return replace(state, memory={**state.memory, **(heard if self.personal else {})})
+        return replace(state, notes=own.notes)
 
-    def slices(self, state: State) -> Mapping[int, Mask] | None:
-        """Return the part that each client is scored with: its own."""
-        return {k: self.own(state, k) for k in range(state.setting.clients)} if self.personal else None
+    def examine(self, state: State) -> Ask:
+        """Score each client with its own part."""
+        ask = super().examine(state)
+        if not self.personal_masks:
+            return ask
+        return replace(ask, message=Message(dict(state.weights)), slices=self.parts(state, ask.clients))
 
-    def own(self, state: State, client: int) -> Mask:
-        """Return a client's mask; before it answered for the first time, all weights."""
+    def parts(self, state: State, clients: Collection[int]) -> Mapping[int, Mask]:
+        """Return the masks of clients; before one answered for the first time, all weights."""
+        known = Belongings(state)
         full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
-        return state.memory.get(f"{_OWN}{client}", full)
+        return Each(clients, lambda client: known.get(_MASK, client) or full)
 
 
 def reached(mask: Mask, target: float) -> bool:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
-from secateur.wire.message import Expected, Message
 
 Row = dict[str, Any]
 Watch = Callable[[Row], None]
@@ -76,7 +76,7 @@ class Run:
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         self.metric = "accuracy" if self.shards.task == "classification" else "mae"
-        self.central = len(self.shards.server_test()[1]) > 0
+        self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.books = Books(Links(self.setting.specs))
         self.log = logging.getLogger(f"secateur.run.{folder}")
@@ -135,7 +135,7 @@ class Run:
                 pass
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             if self._due(ask) and not self.central:
-                row |= {k: v for k, v in self._local(state, engine).items() if k != "local"}
+                row |= {k: v for k, v in self._local(state, engine).items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             manifest = engine.states.commit()
             links = self.books.links
@@ -245,17 +245,13 @@ class Run:
 
         Where the server has no test set, their mean, weighted by rows, is the run's score.
         """
-        message = Message(state.model(), state.mask)
-        expects = Expected({}, scalars=client.SCORES)
-        slices = self.method.slices(state)
-        if slices is not None:
-            message = Message(dict(state.weights), None)
-        ask = Ask(client.EVALUATE, state.round, tuple(engine.clients()), message, expects, slices)
+        ask = replace(self.method.examine(state), clients=tuple(engine.clients()))
         exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
         told = [m.scalars for _, m in exchange.replies() if int(m.scalars["samples"])]
         row: Row = {
             "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
             "local": sorted(float(t["metric"]) for t in told),
+            "local_sparsity": sum(float(t["sparsity"]) for t in told) / max(1, len(told)),
         }
         if told and not self.central:
             count = sum(int(t["samples"]) for t in told)

@@ -1,4 +1,4 @@
-"""Supermasks: weights stay what they were, and training moves scores from which masks or signs are made."""
+"""Supermasks: training moves scores, from which a model's weights are made: by masks, signs or thresholds."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from torch import nn
 from secateur.pruning.mask import Tensors
 from secateur.training import Data, Effort, Fit, Optimiser, Training, loop
 
-Effective = Callable[[str, torch.Tensor], torch.Tensor]
+Effective = Callable[[Tensors], dict[str, torch.Tensor]]
+Penalty = Callable[[Tensors], torch.Tensor]
 
 
-def learn(
+def learn(  # noqa: PLR0913 -- one for each thing that a training is told
     model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, *,
-    round_: int, seed: int, client: int,
+    round_: int, seed: int, client: int, penalty: Penalty | None = None,
 ) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
     """Train scores by the loss of a model whose weights are made of them; return the trained scores.
 
     Args:
-        model: resident; tensors that have no scores are used as they are, and nothing in it is changed.
-        scores: by the names of the weights that they stand for.
-        effective: name and scores to weights, differentiable by the scores (straight through where it jumps).
+        model: resident; weights that are not made of scores are used as they are; running statistics move.
+        scores: what is trained, by name.
+        effective: scores to weights by name, differentiable by the scores (straight through where it jumps).
         round_, seed, client: as in ``training.fit``, whose batches these are.
+        penalty: of the scores, added to the loss; the loss that is told is without it.
     """
     held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
     optimiser = Optimiser(nn.ParameterList(held.values()), training, max(1, round_))
@@ -32,9 +34,8 @@ def learn(
     def step(index: torch.Tensor) -> float:
         x, y = data.batch(index)
         optimiser.clear()
-        made = {name: effective(name, tensor) for name, tensor in held.items()}
-        loss = data.loss(torch.func.functional_call(model, made, (x,)), y)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = data.loss(torch.func.functional_call(model, effective(held), (x,)), y)
+        (loss if penalty is None else loss + penalty(held)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         return loss.item()
 

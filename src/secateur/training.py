@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from secateur.errors import check
+from secateur.pruning import activations
 from secateur.pruning.mask import Mask, Tensors
 from secateur.streams import derive, global_stream
 
@@ -108,11 +110,20 @@ class Fit:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one call of ``fit`` trains, where that differs from the round's setting."""
+    """How long one call of ``fit`` trains, where that differs from the round's setting, and how much it remembers.
+
+    Attributes:
+        epochs: how many, at most.
+        patience: epochs without a better mean loss after which it stops; 0: none.
+        share: of the rows.
+        activations: share of each activation's entries, the largest, that is kept for the backward pass; see
+            ``pruning.activations``.
+    """
 
     epochs: int
     patience: int = 0
     share: float = 1.0
+    activations: float = 1.0
 
 
 def load(model: nn.Module, tensors: Tensors) -> None:
@@ -149,6 +160,8 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     effort: Effort | None = None,
     feedback: bool = False,
     narrow: Sequence[Mask] = (),
+    fading: Mask | None = None,
+    fade: float = 0.0,
 ) -> Fit:
     """Train the resident model in place on a client's rows.
 
@@ -162,6 +175,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
             (dynamic pruning with feedback, Lin et al., arXiv 2006.07253).
         narrow: masks of which each step draws one: its gradient is that of the model under it, and moves only what it
             keeps (ordered dropout, Horváth et al., arXiv 2102.13451).
+        fading: entries that are pulled to 0 beside the loss, by (``fade``/2) w^2.
 
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
@@ -170,11 +184,17 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
     view = _View(model, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
 
+    remembered = effort.activations if effort else 1.0
+    fades = [(p, fading[n]) for n, p in model.named_parameters() if fading and n in fading]
+
     def step(index: torch.Tensor) -> float:
         view.enter()
         optimiser.clear()
-        loss = _gradient(model, data, index, training, anchor, view.pruned)
+        loss = _gradient(model, data, index, training, anchor, view.pruned, remembered)
         view.leave()
+        for parameter, chosen in fades:
+            if parameter.grad is not None:
+                parameter.grad.add_(fade * parameter.detach() * chosen)
         optimiser.step()
         view.settle()
         return loss
@@ -268,9 +288,12 @@ def _gradient(
     training: Training,
     anchor: list[torch.Tensor],
     pruned: Sequence[tuple[nn.Parameter, torch.Tensor]],
+    remembered: float = 1.0,
 ) -> float:
     x, y = data.batch(index)
-    loss = data.loss(model(x), y)
+    with activations.keeping(remembered) if remembered < 1 else contextlib.nullcontext():
+        output = model(x)
+    loss = data.loss(output, y)
     value = loss.item()
     for parameter, start in zip(model.parameters(), anchor, strict=False):
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()

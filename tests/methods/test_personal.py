@@ -104,7 +104,7 @@ def test_masks_are_personal_and_weights_average_over_who_kept_them(lab):
     assert torch.allclose(weight[0], torch.tensor(6.0))
     assert torch.allclose(weight[1], torch.tensor(2.0))
     assert torch.allclose(weight[2:], torch.tensor(4.0))
-    slices = method.slices(after)
+    slices = method.examine(after).slices
     assert not slices[0]["fc1.weight"][0].any()
     assert slices[0]["fc1.weight"][1:].all()
     assert slices[2]["fc1.weight"].all()  # not heard from yet

@@ -57,7 +57,7 @@ def test_scores_move_by_the_gradient_through_the_weights_made_of_them():
     before = model.weight.detach().clone()
     found, done = learn(
         model, data, Training(epochs=1, batch_size=2, lr=0.01), {"weight": torch.tensor([[0.5]])},
-        lambda _, s: 2 * s, round_=1, seed=0, client=0,
+        lambda scores: {n: 2 * s for n, s in scores.items()}, round_=1, seed=0, client=0,
     )  # fmt: skip
     # u = 1: residuals 1 and 2, slopes of u: mean(2 * 1 * 1, 2 * 2 * 3) = 7
     assert found["weight"].item() == pytest.approx(0.5 - 0.01 * 2 * 7)

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import check
-from secateur.method import Setting, Sliced
+from secateur.method import Setting
 from secateur.pruning.allocation import pruned_count
+from secateur.slices import Sliced
 from secateur.streams import stream
 
 

@@ -82,10 +82,10 @@ class FedPM(Method):
         weights = frozen(client.initial, list(scores))
         draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
 
-        def effective(name: str, score: torch.Tensor) -> torch.Tensor:
-            chance = torch.sigmoid(score)
-            drawn = torch.rand(chance.shape, generator=draw) < chance
-            return weights[name] * straight_through(drawn.float(), chance)
+        def effective(scores: Tensors) -> dict[str, torch.Tensor]:
+            chances = {n: torch.sigmoid(s) for n, s in scores.items()}
+            drawn = {n: (torch.rand(p.shape, generator=draw) < p).float() for n, p in chances.items()}
+            return {n: weights[n] * straight_through(drawn[n], p) for n, p in chances.items()}
 
         learnt, done = client.learn(weights, scores, effective, round_=ask.round)
         kept = {n: torch.rand(s.shape, generator=draw) < torch.sigmoid(s) for n, s in learnt.items()}

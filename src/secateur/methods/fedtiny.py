@@ -92,7 +92,7 @@ class FedTiny(Method):
         sent, mask = ask.message.tensors, ask.message.mask or {}
         found, done = client.measure("gradient", sent, mask, round_=ask.round)
         part = {name: mask[name] for name in self.due(client.setting, ask.round)}
-        top = steepest(part, found, self._share(client.setting, ask.round))
+        top = steepest(part, found, self.share(client.setting, ask.round))
         return Message(masks.apply({name: found[name] for name in part}, top), top, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:
@@ -102,16 +102,17 @@ class FedTiny(Method):
         slopes = mean_of(replies)
         if replies.ask.phase != SCORE:
             return merge(state, replies.ask, slopes, Mean())
-        held, share = dict(state.mask or {}), self._share(state.setting, state.round)
+        held, share = dict(state.mask or {}), self.share(state.setting, state.round)
         mask = held | swap({n: held[n] for n in slopes}, state.weights, slopes, share)
         notes = {**state.notes, SCORE: state.round}
         return replace(state, notes=notes, mask=mask, weights=masks.apply(state.weights, mask))
 
     def due(self, setting: Setting, done: int) -> list[str]:
         """Return the tensors that are adjusted after a round; none where nothing is due."""
-        if not (self.sparsity and self.every and done) or done % self.every or not self._share(setting, done):
+        if not (self.sparsity and self.every and done) or done % self.every or not self.share(setting, done):
             return []
         return block(setting.layout.names("weight"), self.blocks, done // self.every - 1)
 
-    def _share(self, setting: Setting, done: int) -> float:
+    def share(self, setting: Setting, done: int) -> float:
+        """Return a_t, the part of a tensor's kept weights that an adjustment after a round replaces."""
         return cosine(self.alpha, done, self.until * setting.rounds)

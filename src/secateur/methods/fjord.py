@@ -22,8 +22,9 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import check
-from secateur.method import Ask, Client, Setting, Sliced, State, report
+from secateur.method import Ask, Client, Setting, State, report
 from secateur.pruning.mask import Mask
+from secateur.slices import Sliced
 from secateur.wire.message import Message
 
 

@@ -83,9 +83,9 @@ class FRL(Method):
         weights = frozen(client.initial, list(ranks))
         dealt = {n: first(client.setting, n).reshape(-1).sort().values[r.long()] for n, r in ranks.items()}
 
-        def effective(name: str, score: torch.Tensor) -> torch.Tensor:
-            size = score.abs()
-            return weights[name] * straight_through(self.chosen(size).float(), size)
+        def effective(scores: Tensors) -> dict[str, torch.Tensor]:
+            sizes = {n: s.abs() for n, s in scores.items()}
+            return {n: weights[n] * straight_through(self.chosen(s).float(), s) for n, s in sizes.items()}
 
         learnt, done = client.learn(weights, dealt, effective, round_=ask.round)
         return Message(packed({n: ranked(s.abs()) for n, s in learnt.items()}), None, report(done))

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import check
-from secateur.method import Setting, Sliced, State
+from secateur.method import Setting, State
 from secateur.pruning.mask import Mask
+from secateur.slices import Sliced
 
 
 @dataclass(frozen=True)

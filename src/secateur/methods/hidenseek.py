@@ -95,8 +95,8 @@ class HideNseek(Method):
         sizes = {name: masks.apply({name: client.initial[name].abs()}, mask)[name] for name in sent}
         scores = {name: sign * sizes[name] for name, sign in sent.items()}
 
-        def effective(name: str, score: torch.Tensor) -> torch.Tensor:
-            return sizes[name] * straight_through(_sign(score), score)
+        def effective(scores: Tensors) -> dict[str, torch.Tensor]:
+            return {n: sizes[n] * straight_through(_sign(s), s) for n, s in scores.items()}
 
         learnt, done = client.learn(client.initial, scores, effective, round_=ask.round)
         return Message(masks.apply({name: _sign(s) for name, s in learnt.items()}, mask), mask, report(done))

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import check
-from secateur.method import Setting, Sliced
+from secateur.method import Setting
+from secateur.slices import Sliced
 from secateur.streams import stream
 
 

@@ -36,9 +36,18 @@ def swap(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[st
     found = {}
     for name, kept in mask.items():
         flat, count = kept.reshape(-1), quota(kept, share)
-        size = torch.where(flat, weights[name].abs().reshape(-1), torch.inf)
+        gone = smallest({name: kept}, weights, share)[name].reshape(-1)
         slope = torch.where(flat, -torch.inf, slopes[name].abs().reshape(-1))
-        found[name] = (flat & ~lowest(size, count) | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
+        found[name] = (flat & ~gone | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
+    return found
+
+
+def smallest(mask: Mask, weights: Tensors, share: float) -> dict[str, torch.Tensor]:
+    """Return where the kept entries with the smallest |w| are, as many of each tensor as ``swap`` lets go."""
+    found = {}
+    for name, kept in mask.items():
+        size = torch.where(kept, weights[name].abs(), torch.inf).reshape(-1)
+        found[name] = lowest(size, quota(kept, share)).reshape(kept.shape)
     return found
 
 

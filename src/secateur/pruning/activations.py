@@ -1,0 +1,73 @@
+"""Pruned activations: what a forward pass leaves for the backward pass, without the smallest entries."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from secateur.pruning.allocation import lowest, pruned_count
+
+_LEAST = 1024  # entries; below, the bits would cost as much as is saved
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The largest entries of an activation and, at a bit each, where they are."""
+
+    values: torch.Tensor
+    where: torch.Tensor
+    shape: torch.Size
+
+    @property
+    def bytes(self) -> int:
+        """Return the memory that is held."""
+        return sum(t.numel() * t.element_size() for t in (self.values, self.where))
+
+    def open(self) -> torch.Tensor:
+        """Return the activation with zeros where entries were dropped."""
+        bits = (self.where[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and(1).bool()
+        keep = bits.reshape(-1)[: self.shape.numel()]
+        flat = torch.zeros(self.shape.numel(), dtype=self.values.dtype)
+        flat[keep] = self.values
+        return flat.view(self.shape)
+
+
+def pack(tensor: torch.Tensor, share: float) -> Packed:
+    """Keep the ``share`` of entries with largest magnitude."""
+    flat = tensor.detach().reshape(-1)
+    keep = ~lowest(flat.abs(), pruned_count(1 - share, flat.numel()))
+    padded = torch.nn.functional.pad(keep, (0, -flat.numel() % 8)).view(-1, 8)
+    where = (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+    return Packed(flat[keep], where, tensor.shape)
+
+
+@contextlib.contextmanager
+def keeping(share: float) -> Iterator[list[Packed]]:
+    """Have the forward passes inside the block remember but a share of each activation; yields what is remembered.
+
+    Weights and small tensors are remembered whole. Two layers that remember one activation share what is packed. A
+    layer such as ReLU, whose slope is read from its output, passes no slope where that output was dropped.
+
+    Reference: scaled activation pruning of FedMef, Huang et al., CVPR 2024, without its normalised convolutions.
+    """
+    seen: dict[tuple[int, int, torch.Size], tuple[StorageWeakRef, Packed]] = {}
+    held: list[Packed] = []
+
+    def put(tensor: torch.Tensor) -> torch.Tensor | Packed:
+        base = tensor if tensor._base is None else tensor._base  # noqa: SLF001 -- torch's own
+        if not tensor.is_floating_point() or tensor.numel() < _LEAST or isinstance(base, torch.nn.Parameter):
+            return tensor
+        key = (tensor.data_ptr(), tensor._version, tensor.shape)  # noqa: SLF001
+        known = seen.get(key)
+        if known is None or known[0].expired():  # type: ignore[no-untyped-call]
+            known = StorageWeakRef(tensor.untyped_storage()), pack(tensor, share)  # type: ignore[no-untyped-call]
+            seen[key] = known
+            held.append(known[1])
+        return known[1]
+
+    with torch.autograd.graph.saved_tensors_hooks(put, lambda kept: kept.open() if isinstance(kept, Packed) else kept):
+        yield held
