@@ -55,7 +55,8 @@ def tiny_shards(folder: Path, clients=4, size=4, rows=96):
     folder.mkdir(parents=True, exist_ok=True)
     source = tiny_source(rows, size=size)
     parts = [np.arange(k, len(source.y_train), clients) for k in range(clients)]
-    make_shards(source, parts, test_fraction=0.25, seed=0, folder=folder)
+    public = np.arange(0, len(source.y_train), 8)
+    make_shards(source, parts, test_fraction=0.25, seed=0, folder=folder, public=public)
     return folder
 
 

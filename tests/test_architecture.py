@@ -21,7 +21,7 @@ LAYERS = [
     {"measure", "supermask"},
     {"method"},
     {"slices"},
-    {"exploration", "likeness", "personal", "selection"},
+    {"exploration", "likeness", "personal", "resize", "selection"},
     {"composition"},
     {"methods"},
     {"config"},

@@ -88,7 +88,7 @@ def ledger(folder):
 
 @pytest.mark.parametrize("method", methods.names())
 def test_every_method_has_the_model_and_ledger_of_the_local_engine(method, tmp_path):
-    settings = {**SETTINGS, "method": method, "out": str(tmp_path / "flower")}
+    settings = {**SETTINGS, "method": method, "data.public": 16, "out": str(tmp_path / "flower")}
     settings.pop("criterion.explore.epochs")
     for path in flatten(methods.find(method)()):
         if path.endswith("explore.epochs") or path.rpartition(".")[2] == "every":

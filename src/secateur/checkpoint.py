@@ -170,10 +170,7 @@ def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str,
         "format": 1, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
         "archive": digests, "order": list(tensors), "digest": _digest(tensors), "extra": extra,
     }  # fmt: skip
-    # contiguous copies: safetensors refuses views that share memory
-    write(
-        folder / NAME, safetensors.save({n: t.contiguous() for n, t in tensors.items()}, {"secateur": json.dumps(head)})
-    )
+    write(folder / NAME, safetensors.save(_apart(tensors), {"secateur": json.dumps(head)}))
     if isinstance(state.archive, Archive):
         state.archive.collect()
 
@@ -238,6 +235,17 @@ def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
         raise CheckpointError(f"{path} cannot be read: {broken}") from broken
     mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
     return {n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask, about
+
+
+def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return tensors none of which shares memory with another: safetensors refuses views."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(found[name].untyped_storage().data_ptr())
+    return found
 
 
 def _digest(tensors: Tensors) -> str:

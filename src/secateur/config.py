@@ -42,12 +42,15 @@ class DataSection(_Section):
         clients: K.
         partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
         test_fraction: share of each client's rows held out as its local test split.
+        public: training rows that the server has and no client, drawn before the partition; for methods whose
+            server trains.
     """
 
     source: str = "digits"
     clients: int = Field(default=20, ge=1, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    public: int = Field(default=0, ge=0)
 
 
 class ModelSection(_Section):

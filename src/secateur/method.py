@@ -143,7 +143,7 @@ class Client:
     """What a method sees of one client while it responds.
 
     Attributes:
-        id: 0..K-1.
+        id: 0..K-1; ``SERVER`` where the server works on the model itself.
         setting: as on the server.
         model: the resident model; ``load`` and ``tensors`` move weights in and out.
         data: the client's own training rows.
@@ -208,6 +208,9 @@ class Client:
             round_=round_, seed=self.setting.seed, client=self.id, penalty=penalty,
         )  # fmt: skip
 
+
+SERVER = -1
+"""The server's number, where it works as a client does; its draws are its own."""
 
 TRAIN = "train"
 """The phase whose replies are the weights of its message, trained; they may travel as updates (``link.Wire``)."""
@@ -283,6 +286,24 @@ class Method(ABC):
         """Return the narrower models that the shipped one holds, by name; each is scored at the end of a run."""
         del state
         return {}
+
+    @property
+    def refines(self) -> bool:
+        """Return whether the server computes with the model itself; see ``refine``."""
+        return False
+
+    @property
+    def wants_public(self) -> bool:
+        """Return whether the server trains on public rows (``data.public``)."""
+        return False
+
+    def refine(self, state: State, server: Client) -> tuple[State, int]:
+        """Return the state after the server's own work, before round 1 and after each, and rows processed for it.
+
+        ``server`` is the server seen as a client: the resident model, its public rows, the clients' training.
+        """
+        del server
+        return state, 0
 
     def examine(self, state: State) -> Ask:
         """Return the ask by which all clients score the model on test rows of their own."""

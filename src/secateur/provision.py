@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from secateur.config import Study
 from secateur.data import Source
@@ -19,6 +20,7 @@ from secateur.data import load as load_data
 from secateur.data.partition import partition
 from secateur.data.shards import Shape, make_shards
 from secateur.errors import DataError
+from secateur.streams import stream
 
 
 @contextlib.contextmanager
@@ -82,9 +84,19 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
 
 def _simulated(study: Study, folder: Path) -> None:
     source = load_data(study.data.source, seed=study.seed)
-    section = study.data
-    parts = partition(source.y_train, source.ids, section.partition, clients=section.clients, seed=study.seed)
-    make_shards(source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder)
+    section, count = study.data, len(source.y_train)
+    if section.public > count - section.clients:
+        raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")
+    order = (
+        torch.randperm(count, generator=stream(study.seed, "public")).numpy() if section.public else np.arange(count)
+    )
+    public, rest = order[: section.public], np.sort(order[section.public :])
+    ids = None if source.ids is None else source.ids[rest]
+    parts = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    make_shards(
+        source, [rest[part] for part in parts],
+        test_fraction=section.test_fraction, seed=study.seed, folder=folder, public=public,
+    )  # fmt: skip
 
 
 def _once(cache: Path, key: object, make: Callable[[Path], None]) -> Path:

@@ -27,7 +27,7 @@ from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.exchange import Books, Exchange
 from secateur.link import Links
-from secateur.method import TRAIN, Ask, Method, Replies, Setting, State
+from secateur.method import SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
@@ -75,16 +75,20 @@ class Run:
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
+        if self.method.wants_public and not len(self.shards.public()[1]):
+            raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.metric = "accuracy" if self.shards.task == "classification" else "mae"
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
+        self.initial = training.tensors_of(self.model)
+        self.server: dict[str, float] = {}
         self.books = Books(Links(self.setting.specs))
         self.log = logging.getLogger(f"secateur.run.{folder}")
 
     def create(self) -> State:
         """Return the first state; nothing is asked yet."""
         archive = checkpoint.Archive(self.folder / "archive")
-        return self.method.start(self.setting, training.tensors_of(self.model), archive)
+        return self.method.start(self.setting, self.initial, archive)
 
     def restore(self) -> tuple[State, dict[str, Any]]:
         """Return the state of the last checkpoint, with the records cut back to it."""
@@ -122,6 +126,8 @@ class Run:
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
         fingerprint = self.shards.fingerprint()
+        if not (self.folder / checkpoint.NAME).exists():
+            state = self._refined(state)
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
 
@@ -133,6 +139,8 @@ class Run:
             state = self.method.absorb(state, replies)
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
                 pass
+            if ask.phase == TRAIN:
+                state = self._refined(state)
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             if self._due(ask) and not self.central:
                 row |= {k: v for k, v in self._local(state, engine).items() if not k.startswith("local")}
@@ -145,6 +153,19 @@ class Run:
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
         return self._finish(self.method.final(state), engine, watch)
+
+    def _refined(self, state: State) -> State:
+        """Let the server work on the model; what it costs stands in the next record."""
+        if not self.method.refines:
+            return state
+        begun = time.perf_counter()
+        rows = client.wrap(self.shards, *self.shards.public())
+        view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
+        state, processed = self.method.refine(state, view)
+        macs = 3 * processed * cost.macs(self.uses, state.weights, None)
+        for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
+            self.server[name] = self.server.get(name, 0) + value
+        return state
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.told)
@@ -164,6 +185,7 @@ class Run:
             **self._train_macs(ask, exchange),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
             **self._quality(state, evaluate=self._due(ask)),
+            **{name: self.server.pop(name) for name in list(self.server)},
         }
 
     def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
@@ -263,6 +285,7 @@ class Run:
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     """Add up a run's records, each phase on its own line; ``left_out``: by client, in how many exchanges."""
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
+    server = ("server_seconds", "server_macs")
     phases: dict[str, Row] = {}
     left_out: Counter[int] = Counter()
     for row in rows:
@@ -272,6 +295,9 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
         phase["left_out"] += len(row["left_out"])
         for name in summed:
             phase[name] += row[name]
+        for name in server:
+            if name in row:
+                phase[name] = phase.get(name, 0) + row[name]
     named = {str(client): left_out[client] for client in sorted(left_out)}
     whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
     return {**whole, "phases": phases, "left_out": named, "final": final}

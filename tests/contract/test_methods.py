@@ -43,7 +43,8 @@ def reference(tmp_path_factory, shards):
 
 
 # the setting at which a method prunes nothing and gives everyone the whole model
-OFF = {"sparsity": 0, "rate": 0, "levels": 1, "parts": 1, "strength": 0, "target": 0, "l1": 0, "prox": 0, "tau": 0}
+OFF = dict.fromkeys(("sparsity", "rate", "strength", "target", "l1", "prox", "tau", "clusters"), 0)
+OFF |= {"levels": 1, "parts": 1}
 
 
 def off_options(study):

@@ -17,7 +17,7 @@ from secateur.errors import DataError
 from secateur.streams import stream
 
 _META = "meta.json"
-_ARRAYS = ("x_train", "y_train", "x_local", "y_local", "x_test", "y_test")
+_ARRAYS = ("x_train", "y_train", "x_local", "y_local", "x_test", "y_test", "x_public", "y_public")
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Meta:
         source, outputs, kind, scale, task: as in ``Source``.
         train, local: where each client's rows begin, and the end.
         test: rows of the server's test set.
+        public: rows that the server may train on.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Meta:
     train: tuple[int, ...]
     local: tuple[int, ...]
     test: int
+    public: int
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Shape:
 
 
 class Shards:
-    """The rows of every client: training rows, a local test split, and the server's test set."""
+    """The rows of every client, for training and for a test of its own, and the server's: a test set, public rows."""
 
     def __init__(self, meta: Meta, arrays: dict[str, np.ndarray]) -> None:
         self.meta = meta
@@ -96,7 +98,7 @@ class Shards:
     def fingerprint(self) -> str:
         """Return a digest of who holds which targets; it differs when the data or its partition changed."""
         running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
-        for name in ("y_train", "y_local", "y_test"):
+        for name in ("y_train", "y_local", "y_test", "y_public"):
             running.update(self._tensors[name].numpy().tobytes())
         return running.hexdigest()
 
@@ -112,15 +114,20 @@ class Shards:
         """Return the server's test rows and targets."""
         return self._tensors["x_test"], self._tensors["y_test"]
 
+    def public(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the rows and targets that the server may train on; no client has them."""
+        return self._tensors["x_public"], self._tensors["y_public"]
+
     def _cut(self, part: str, bounds: tuple[int, ...], client: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(bounds[client], bounds[client + 1])
         return self._tensors[f"x_{part}"][rows], self._tensors[f"y_{part}"][rows]
 
 
 def make_shards(
-    source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path
-) -> Shards:
-    """Write the shards of a partition into ``folder`` and open them.
+    source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path,
+    public: np.ndarray | None = None,
+) -> Shards:  # fmt: skip
+    """Write the shards of a partition, and the server's ``public`` rows, into ``folder`` and open them.
 
     Each client's local test split is ``test_fraction`` of its rows, drawn from its own stream; at least one
     row stays for training.
@@ -132,15 +139,18 @@ def make_shards(
         local.append(rows[np.sort(order[:held])])
         train.append(rows[np.sort(order[held:])])
     all_train, all_local = np.concatenate(train), np.concatenate(local)
+    shared = np.arange(0) if public is None else np.sort(public)
     arrays = {
         "x_train": source.x_train[all_train], "y_train": source.y_train[all_train],
         "x_local": source.x_train[all_local], "y_local": source.y_train[all_local],
         "x_test": source.x_test, "y_test": source.y_test,
+        "x_public": source.x_train[shared], "y_public": source.y_train[shared],
     }  # fmt: skip
     bounds = [tuple(np.cumsum([0, *map(len, split)]).tolist()) for split in (train, local)]
     meta = Meta(
-        source.name, source.outputs, source.kind, source.scale, source.task, bounds[0], bounds[1], len(source.x_test)
-    )
+        source.name, source.outputs, source.kind, source.scale, source.task,
+        bounds[0], bounds[1], len(source.x_test), len(shared),
+    )  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     (folder / _META).write_text(json.dumps(asdict(meta)))
@@ -148,7 +158,7 @@ def make_shards(
 
 
 def _rows(name: str, meta: dict[str, Any]) -> int:
-    return int({"train": meta["train"][-1], "local": meta["local"][-1]}.get(name[2:], meta["test"]))
+    return int({**meta, "train": meta["train"][-1], "local": meta["local"][-1]}[name[2:]])
 
 
 def open_shards(folder: Path) -> Shards:

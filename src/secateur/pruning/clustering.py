@@ -1,0 +1,124 @@
+"""Clusters of weights: each weight of a tensor takes one of a few values, and a number of few bits stands for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from secateur.pruning.mask import Tensors
+
+
+def spread(values: torch.Tensor, count: int) -> torch.Tensor:
+    """Return ``count`` ascending centroids at even quantiles of the values, shape (count,); float32.
+
+    >>> spread(torch.tensor([3.0, 0.0, 1.0, 2.0]), 2)
+    tensor([1., 3.])
+    """
+    ordered = values.detach().reshape(-1).float().sort().values
+    places = ((torch.arange(count, dtype=torch.float64) + 0.5) / count * ordered.numel()).long()
+    return ordered[places.clamp(max=ordered.numel() - 1)].clone()
+
+
+def nearest(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
+    """Return which of the ascending centroids is nearest to each value, shape of ``values``; int64."""
+    centroids = centroids.detach()
+    return torch.bucketize(values.detach().contiguous(), (centroids[1:] + centroids[:-1]) / 2)
+
+
+def settled(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> torch.Tensor:
+    """Return the centroids after some steps of Lloyd's algorithm, ascending; one to which no value is near stays."""
+    flat, centroids = values.detach().reshape(-1).double(), centroids.detach().double().sort().values
+    for _ in range(steps):
+        near = nearest(flat, centroids)
+        counts = torch.bincount(near, minlength=len(centroids))
+        sums = torch.bincount(near, weights=flat, minlength=len(centroids))
+        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids).sort().values
+    return centroids.float()
+
+
+def apart(weight: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return sum_i (w_i - mu_near(i))^2, which moves weights alone, and what moves centroids alone.
+
+    The second is the mean over each centroid's weights, summed over centroids: a step of 1/2 takes each to the mean
+    of its weights.
+    """
+    flat, order = weight.reshape(-1), centroids.sort().values
+    near = nearest(flat, order)
+    each = torch.bincount(near, minlength=len(order)).clamp(min=1)
+    means = ((flat.detach() - order[near]).square() / each[near]).sum()
+    return (flat - order.detach()[near]).square().sum(), means
+
+
+CODEBOOK = "codebook."
+_BIT = "bit"
+
+
+def plain(scores: Tensors) -> dict[str, torch.Tensor]:
+    """Return what is no codebook."""
+    return {name: tensor for name, tensor in scores.items() if not name.startswith(CODEBOOK)}
+
+
+def pull(scores: Tensors, beta: float) -> torch.Tensor:
+    """Return beta sum_i (w_i - mu_near(i))^2, and what moves each mu to the mean of what is near it; see ``apart``."""
+    total = torch.zeros(())
+    for name, centroids in scores.items():
+        if name.startswith(CODEBOOK):
+            weights, means = apart(scores[name.removeprefix(CODEBOOK)], centroids)
+            total = total + beta * weights + means
+    return total
+
+
+def codebooks(weights: Tensors, learnt: Tensors, room: int) -> dict[str, torch.Tensor]:
+    """Return learnt centroids, by weight, in the middle of what is near them; the last one fills up the ``room``."""
+    found = {}
+    for name, centroids in learnt.items():
+        if name.startswith(CODEBOOK):
+            middle = settled(weights[name.removeprefix(CODEBOOK)], centroids)
+            found[name.removeprefix(CODEBOOK)] = torch.cat([middle, middle[-1:].expand(room - len(middle))])
+    return found
+
+
+def width(count: int) -> int:
+    """Return how many bits a number below ``count`` takes."""
+    return max(1, (count - 1).bit_length())
+
+
+def planes(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the packed bits, eight weights to a byte, of clustered tensors of these shapes."""
+    sizes = {name: -(-torch.Size(shape).numel() // 8) for name, shape in shapes.items()}
+    return {f"{_BIT}{bit}.{name}": (size,) for name, size in sizes.items() for bit in range(bits)}
+
+
+def closed(tensors: Tensors, codebooks: Tensors, bits: int) -> dict[str, torch.Tensor]:
+    """Return tensors with those that have a codebook replaced by it and by the bits of each weight's number in it.
+
+    ``bits`` must hold the numbers of every codebook, see ``width``.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if name not in codebooks:
+            found[name] = tensor
+            continue
+        near = nearest(tensor, codebooks[name]).reshape(-1)
+        wide = torch.nn.functional.pad(near, (0, -near.numel() % 8)).view(-1, 8)
+        for bit in range(bits):
+            found[f"{_BIT}{bit}.{name}"] = ((wide >> bit & 1) << torch.arange(8)).sum(1).to(torch.uint8)
+        found[CODEBOOK + name] = codebooks[name]
+    return found
+
+
+def opened(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Return what ``closed`` was made of, each weight at its centroid; a number beyond the codebook is its last."""
+    found = {name: tensor for name, tensor in tensors.items() if name in shapes}
+    for name, codebook in tensors.items():
+        if not name.startswith(CODEBOOK):
+            continue
+        weight = name.removeprefix(CODEBOOK)
+        count = torch.Size(shapes[weight]).numel()
+        near, bit = torch.zeros(count, dtype=torch.long), 0
+        while (plane := tensors.get(f"{_BIT}{bit}.{weight}")) is not None:
+            near += ((plane.long()[:, None] >> torch.arange(8) & 1).reshape(-1)[:count]) << bit
+            bit += 1
+        found[weight] = codebook[near.clamp(max=len(codebook) - 1)].view(shapes[weight])
+    return {name: found[name] for name in shapes if name in found}
