@@ -1,7 +1,11 @@
 """The shared round: cohorts, merging, and any combination of slots."""
 
 import itertools
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,7 +106,7 @@ def test_train_ask_says_what_replies_must_look_like():
 
 SLOTS = {
     "criterion": ["magnitude", "random", "deviation", "snip", "taylor", "fisher", "grasp", "synflow"],
-    "allocation": ["erk", "global", "lamp", "uniform", "quantile"],
+    "allocation": ["erk", "global", "lamp", "uniform", "uniform_plus", "quantile"],
     "granularity": ["weight", "hybrid", "nm", "kernel", "channel"],  # heads and blocks need other models
     "schedule": ["cubic", "geometric", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],
@@ -130,7 +134,8 @@ def test_the_table_of_slots_is_complete():
     hints = typing.get_type_hints(Composition)
     known = {slot: set(choices(hints[slot])) for slot in SLOTS}
     assert {slot: set(values) for slot, values in SLOTS.items()} == {
-        slot: values - {"never", "threshold", "head", "block"} for slot, values in known.items()
+        slot: values - {"never", "threshold", "head", "block", "pq_index", "rate_distortion"}
+        for slot, values in known.items()
     }
 
 
@@ -210,3 +215,52 @@ def test_rewinding_gives_survivors_the_weights_of_that_round(rewind, shards):
 def test_options_of_a_slot_that_was_replaced_are_unknown():
     with pytest.raises(ConfigError, match="unknown option of Mean 'aggregator.beta'"):
         build(FedAvg, {"aggregator.beta": 0.5})
+
+
+def test_a_pq_schedule_prunes_what_the_weights_suggest(tmp_path, shards):
+    study = small("fedsparsify", "schedule=pq_index", "schedule.every=2", "schedule.most=0.3", rounds=6)
+    play(study, tmp_path / "run", shards)
+    levels = [row["sparsity"] for row in rows_of(tmp_path / "run")]
+    assert levels[0] == 0
+    assert 0.1 < levels[1] < 0.3  # some 15 to 20 % of what was there
+    assert levels[3] > levels[2] == levels[1]
+    assert levels[-1] == pytest.approx(0.3, abs=0.01)
+
+
+def test_distortions_choose_layers_and_the_count_is_exact(tmp_path, shards):
+    study = small("fedsparsify", "allocation=rate_distortion", "schedule.sparsity=0.8", rounds=5)
+    summary = play(study, tmp_path / "run", shards)
+    rows = rows_of(tmp_path / "run")
+    assert summary["final"]["sparsity"] == pytest.approx(0.8, abs=0.004)
+    assert summary["phases"]["train"]["server_macs"] > 0
+    assert [row["sparsity"] for row in rows] == sorted(row["sparsity"] for row in rows)
+    tensors = model_of(tmp_path / "run")
+    kept = {n: float(t.float().mean()) for n, t in tensors.items() if n.startswith("mask/")}
+    assert max(kept.values()) - min(kept.values()) > 0.1  # not the same everywhere
+
+
+@pytest.mark.parametrize("settings", [("schedule=pq_index",), ("allocation=rate_distortion",)])
+def test_slots_that_look_at_the_merged_model_want_a_pooled_mask(settings, tmp_path, shards):
+    for other in ("consensus=majority", "criterion=snip"):
+        with pytest.raises(ConfigError, match="looks at the merged model: use consensus = pooled"):
+            play(small("fedsparsify", *settings, other), tmp_path / other, shards)
+
+
+def test_distortions_are_of_single_weights(tmp_path, shards):
+    study = small("fedsparsify", "allocation=rate_distortion", "granularity=channel")
+    with pytest.raises(ConfigError, match="allocation RateDistortion chooses among single weights: use granularity"):
+        play(study, tmp_path / "run", shards)
+
+
+def test_a_composition_that_no_paper_has_needs_no_code(tmp_path):
+    """AutoFLIP's criterion, a cubic schedule, clients' votes: from the command line alone."""
+    command = [
+        str(Path(sys.executable).with_name("secateur")), "run", "fedavg", "--out", str(tmp_path / "run"),
+        "--set", "criterion=deviation", "--set", "criterion.explore.epochs=1", "--set", "schedule=cubic",
+        "--set", "schedule.sparsity=0.7", "--set", "consensus=majority", "--set", "allocation=erk",
+        "--set", "rounds=4", "--set", "training.epochs=1", "--set", "data.clients=5", "--workers", "0",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
+    assert final["sparsity"] == pytest.approx(0.7, abs=0.001)

@@ -12,6 +12,8 @@ import torch
 
 from secateur import exploration
 from secateur.aggregation import Aggregator, Mean, WeightedMean
+from secateur.distortion import curves
+from secateur.errors import ConfigError
 from secateur.method import (
     SCORE,
     Archive,
@@ -28,12 +30,12 @@ from secateur.method import (
     train_ask,
 )
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Allocation, Global, pruned_count
+from secateur.pruning.allocation import Allocation, Global, RateDistortion, pruned_count
 from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
 from secateur.pruning.criteria import Criterion, Exploration, Gradients, Magnitude, Measured
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.schedule import Geometric, Never, Schedule
+from secateur.pruning.schedule import Geometric, Never, PQIndex, Schedule
 from secateur.training import Fit
 from secateur.wire.message import Message
 
@@ -70,9 +72,39 @@ class Composition(Method):
         return state if self._cohort_wise or self._statistic else self._prune_merged(state, 0)
 
     def check(self, setting: Setting) -> None:
-        """Refuse a model without the units that are to be pruned."""
-        if not isinstance(self.schedule, Never):
-            self.granularity.prunable(setting.layout)
+        """Refuse a model without the units that are to be pruned, and slots that do not go together."""
+        if isinstance(self.schedule, Never):
+            return
+        self.granularity.prunable(setting.layout)
+        server = isinstance(self.consensus, Pooled) and self.criterion.statistic is None
+        for slot, needs in (("schedule", PQIndex), ("allocation", RateDistortion)):
+            if isinstance(getattr(self, slot), needs) and not server:
+                name = type(getattr(self, slot)).__name__
+                raise ConfigError(
+                    f"{slot} {name} looks at the merged model: use consensus = pooled, and a criterion that asks "
+                    "clients for nothing, such as magnitude"
+                )
+        if isinstance(self.allocation, RateDistortion) and not isinstance(self.granularity, Weight):
+            raise ConfigError("allocation RateDistortion chooses among single weights: use granularity = weight")
+
+    @property
+    def refines(self) -> bool:
+        """Return whether the server measures what pruning does to the model."""
+        return isinstance(self.allocation, RateDistortion) and not isinstance(self.schedule, Never)
+
+    def refine(self, state: State, server: Client) -> tuple[State, int]:
+        """Measure distortions where the schedule has an event, and prune."""
+        allocation = self.allocation
+        due = self.schedule.level(state.round, state.setting.rounds) is not None
+        if not isinstance(allocation, RateDistortion) or not due:
+            return state, 0
+        scores = self._scores(state.setting, state.weights, (), state.mask)
+        names = self.granularity.prunable(state.setting.layout)
+        found, inputs = curves(
+            server, state.model(), scores, names, levels=allocation.levels, proxies=allocation.proxies
+        )
+        measured = replace(self, allocation=allocation.by(found))
+        return measured._prune_merged(state, state.round), inputs // 3  # noqa: SLF001 -- its own; a third: forward only
 
     def plan(self, state: State) -> Ask | None:
         """Ask explorers first where the criterion needs them, then one cohort for each round."""
@@ -211,11 +243,16 @@ class Composition(Method):
         """Return the mask at ``level``, within ``held``; level 0 leaves what is held."""
         if level <= 0:
             return held
-        scores = self.criterion.scores(weights, statistics, seed=setting.seed)
-        if held is not None:
-            scores |= {n: torch.where(m, scores[n], -torch.inf) for n, m in held.items()}
+        scores = self._scores(setting, weights, statistics, held)
         mask = self.granularity.mask(scores, setting.layout, allocation=self.allocation, sparsity=level)
         return masks.intersect(mask, held)
+
+    def _scores(
+        self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], held: Mask | None
+    ) -> dict[str, torch.Tensor]:
+        """Return the criterion's scores; what is pruned already is lower than everything."""
+        scores = self.criterion.scores(weights, statistics, seed=setting.seed)
+        return scores | {n: torch.where(m, scores[n], -torch.inf) for n, m in (held or {}).items()}
 
     def _statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors]:
         if self._explores:
@@ -231,11 +268,20 @@ class Composition(Method):
 
     def _prune_merged(self, state: State, done: int) -> State:
         level = self.schedule.level(done, state.setting.rounds)
-        if level is None:
+        if level is None or self.refines:  # the server prunes when it has measured
             return state
+        if isinstance(self.schedule, PQIndex):
+            level = self._adapted(self.schedule, state)
         statistics = self._statistics(state, None)
         mask = self._mask(state.setting, state.weights, statistics, level, held=state.mask)
         return self._settle(state, mask)
+
+    def _adapted(self, schedule: PQIndex, state: State) -> float:
+        """Return the sparsity that the weights themselves suggest, up to the schedule's limit."""
+        names, held = self.granularity.prunable(state.setting.layout), state.mask or {}
+        left = torch.cat([state.weights[n][held[n]] if n in held else state.weights[n].reshape(-1) for n in names])
+        total = sum(state.weights[n].numel() for n in names)
+        return min(schedule.most, 1 - left.numel() * (1 - schedule.goes(left)) / total)
 
     def _prune_by_vote(self, state: State, votes: Tensors, voters: int) -> State:
         consensus = self.consensus

@@ -228,7 +228,7 @@ def _worded(broken: ValidationError) -> ConfigError:
 
 def snake(name: str) -> str:
     """Return a class name as an option value: ``ServerMomentum`` -> ``server_momentum``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def choices(slot: type) -> dict[str, type]:
@@ -246,6 +246,7 @@ def choices(slot: type) -> dict[str, type]:
         snake(name): thing
         for name, thing in found
         if dataclasses.is_dataclass(thing)
+        and not name.startswith("_")
         and thing.__module__ == slot.__module__
         and wanted <= set(dir(thing))
         and not inspect.isabstract(thing)

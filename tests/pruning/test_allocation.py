@@ -1,5 +1,6 @@
 """Allocations: counts are exact, ties included."""
 
+import itertools
 import math
 
 import pytest
@@ -7,7 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.pruning.allocation import LAMP, Global, Quantile, Threshold, Uniform, lamp, lowest, pruned_count
+from secateur.pruning.allocation import (
+    LAMP,
+    Global,
+    Quantile,
+    RateDistortion,
+    Threshold,
+    Uniform,
+    UniformPlus,
+    knapsack,
+    lamp,
+    lowest,
+    pruned_count,
+    uniform_plus,
+)
 
 scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
 
@@ -113,3 +127,64 @@ def test_lamp_against_its_definition(values, pruned):
             continue
         above = sum(t * t for v, t in enumerate(scores.tolist()) if t > s or (t == s and v <= u))
         assert float(found[u]) == pytest.approx(s * s / above if above > 1e-300 else 0.0, rel=1e-9)
+
+
+# ---- uniform_plus, rate_distortion
+
+
+def test_the_ends_keep_more():
+    shapes = {"conv": (4, 1, 3, 3), "a": (20, 10), "b": (10, 20), "end": (10, 5)}
+    kept = uniform_plus(shapes, 0.9)
+    assert kept["conv"] == 36
+    assert kept["end"] == 10
+    assert sum(kept.values()) == 486 - 437
+    assert {kept["a"], kept["b"]} == {2, 1}
+    assert uniform_plus(shapes, 0.0) == {"conv": 36, "a": 200, "b": 200, "end": 50}
+    linear = uniform_plus({"a": (20, 10), "b": (10, 20), "end": (10, 5)}, 0.5)
+    assert linear == {"a": 100, "b": 100, "end": 25}  # no convolution: the front is like the others
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 3)), min_size=1, max_size=5),
+    st.floats(0, 0.999),
+)
+def test_uniform_plus_is_exact(sizes, sparsity):
+    scores = {f"t{k}": torch.rand(shape) for k, shape in enumerate(sizes)}
+    total = sum(s.numel() for s in scores.values())
+    mask = UniformPlus().keep(scores, sparsity)
+    assert sum(int(m.sum()) for m in mask.values()) == total - pruned_count(sparsity, total)
+
+
+def brute(sizes, curves, target):
+    """Return the least sum of distortions over all choices of levels that prune at least ``target``."""
+    best = float("inf")
+    for levels in itertools.product(*(range(len(c)) for c in curves.values())):
+        gone = sum(sizes[n] * k // (len(curves[n]) - 1) for n, k in zip(curves, levels, strict=True))
+        if gone >= target:
+            best = min(best, sum(curves[n][k] for n, k in zip(curves, levels, strict=True)))
+    return best
+
+
+@given(st.data())
+def test_the_knapsack_is_the_least_of_all_choices(data):
+    names = ["a", "b", "c"]
+    sizes = {n: 4 * data.draw(st.integers(1, 5)) for n in names}
+    curves = {n: [0.0, *sorted(data.draw(st.lists(st.floats(0, 9), min_size=4, max_size=4)))] for n in names}
+    target = data.draw(st.integers(0, sum(sizes.values()) // 4)) * 4
+    sparsity = target / sum(sizes.values())
+    gone = knapsack(sizes, curves, sparsity)
+    assert sum(gone.values()) == target
+    if all(count % (sizes[n] // 4) == 0 for n, count in gone.items()):  # nothing had to be given back
+        found = sum(curves[n][count // (sizes[n] // 4)] for n, count in gone.items())
+        assert found == pytest.approx(brute(sizes, curves, target))
+
+
+def test_what_is_gone_stays_gone():
+    curves = {"a": [0.0, 0.0, 9.0], "b": [0.0, 1.0, 2.0]}
+    assert knapsack({"a": 10, "b": 10}, curves, 0.5) == {"a": 5, "b": 5}
+    assert knapsack({"a": 10, "b": 10}, curves, 0.5, least={"a": 8})["a"] >= 8
+    scores = {"a": torch.arange(10.0), "b": torch.arange(10.0)}
+    scores["a"][:8] = -torch.inf
+    mask = RateDistortion().by(curves).keep(scores, 0.5)
+    assert not mask["a"][:8].any()
+    assert sum(int(m.sum()) for m in mask.values()) == 10

@@ -1,11 +1,12 @@
 """Schedules against the formula and the values of the FedSparsify paper's code."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import ConfigError
-from secateur.pruning.schedule import Cubic, EveryRound, Geometric, Never, OneShot
+from secateur.pruning.schedule import Cubic, EveryRound, Geometric, Never, OneShot, PQIndex
 
 # sparsity at round t for S_T = .95, n = 3, computed independently from the published formula
 PUBLISHED = {
@@ -102,3 +103,38 @@ def test_geometric_never_falls_and_ends_at_the_target(target, share, every, roun
 def test_geometric_bounds(bad):
     with pytest.raises(ConfigError, match=f"schedule.{next(iter(bad))}"):
         Geometric(**bad)
+
+
+# ---- PQ index
+
+
+def test_equal_weights_lose_nothing_and_one_large_weight_loses_the_rest():
+    assert PQIndex().goes(torch.ones(100)) == pytest.approx(0.0)
+    lonely = torch.zeros(100)
+    lonely[3] = 5.0
+    assert PQIndex(beta=1.0).goes(lonely) == pytest.approx(0.99)  # m = 1
+    assert PQIndex(beta=0.5).goes(lonely) == 0.5
+    assert PQIndex().goes(torch.zeros(4)) == 0.0
+
+
+def test_the_share_by_hand():
+    # |w|_1/2 = (2 + 1)^2 = 9, |w|_1 = 5, d = 2: I = 1 - 2^-1 9/5 = 0.1; m/d = (1 - I)^1 = 0.9
+    assert PQIndex().goes(torch.tensor([4.0, -1.0])) == pytest.approx(0.1)
+    assert PQIndex(gamma=1.2).goes(torch.tensor([4.0, -1.0])) == pytest.approx(0.12)
+    assert PQIndex(eta=1.0).goes(torch.tensor([4.0, -1.0])) == pytest.approx(1 - 0.9 / 4)
+
+
+@pytest.mark.parametrize(
+    ("draw", "share"),
+    [(torch.distributions.Normal(0, 1), 0.153), (torch.distributions.Laplace(0, 1), 0.215)],
+)
+def test_known_distributions(draw, share):
+    """15.3 % of Gaussian weights and 21.5 % of Laplace weights go in one step."""
+    torch.manual_seed(0)
+    assert PQIndex().goes(draw.sample((400_000,))) == pytest.approx(share, abs=0.003)
+
+
+def test_events_come_every_few_rounds():
+    schedule = PQIndex(every=3, most=0.8)
+    assert [schedule.level(t, 7) for t in range(8)] == [None, None, None, 0.8, None, None, 0.8, None]
+    assert PQIndex(most=0.0).level(3, 7) is None

@@ -7,12 +7,13 @@ order, then row-major index) is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from secateur.errors import check
 from secateur.pruning.mask import Tensors
 
 
@@ -117,8 +118,7 @@ class ERK:
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
-        counts = erk({name: tuple(s.shape) for name, s in scores.items()}, sparsity)
-        return {name: ~lowest(s.reshape(-1), s.numel() - counts[name]).reshape(s.shape) for name, s in scores.items()}
+        return _by_count(scores, erk({name: tuple(s.shape) for name, s in scores.items()}, sparsity))
 
 
 def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
@@ -210,3 +210,132 @@ class Threshold:
         return {
             name: s > sparsity if sparsity > 0 else torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()
         }
+
+
+@dataclass(frozen=True)
+class UniformPlus:
+    """The same sparsity in every tensor but the ends: a convolution at the front stays dense, the last keeps a fifth.
+
+    Where the budget is smaller than what the ends would keep, they give way last: everything between goes first.
+
+    Reference: Gale et al., "The State of Sparsity in Deep Neural Networks", arXiv 1902.09574.
+    """
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        kept = uniform_plus({name: tuple(s.shape) for name, s in scores.items()}, sparsity)
+        return _by_count(scores, kept)
+
+
+def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
+    """Return how many entries of each tensor ``UniformPlus`` keeps; they add up to N - floor(s N).
+
+    >>> uniform_plus({"conv": (2, 1, 2, 2), "a": (4, 10), "b": (4, 10), "end": (2, 5)}, 0.9)
+    {'conv': 8, 'a': 0, 'b': 0, 'end': 2}
+    """
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    names, left = list(sizes), sum(sizes.values()) - pruned_count(sparsity, sum(sizes.values()))
+    kept: dict[str, int] = {}
+    if len(shapes[names[0]]) > 2:
+        kept[names[0]] = min(left, sizes[names[0]])
+    if len(names) > 1:
+        share = max(0.2, 1 - sparsity)
+        kept[names[-1]] = min(left - sum(kept.values()), math.ceil(share * sizes[names[-1]] - 1e-6))
+    between = {name: sizes[name] for name in names if name not in kept}
+    rest, room = left - sum(kept.values()), sum(between.values())
+    exact = {name: rest * size / room for name, size in between.items()} if room else {}
+    kept |= {name: math.floor(value + 1e-9) for name, value in exact.items()}
+    for name in sorted(exact, key=lambda n: kept[n] - exact[n])[: left - sum(kept.values())]:
+        kept[name] += 1
+    return {name: kept[name] for name in names}
+
+
+def _by_count(scores: Tensors, kept: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    return {n: ~lowest(s.reshape(-1), s.numel() - kept[n]).reshape(s.shape) for n, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Of each tensor the share whose loss, measured at the model's outputs, is least in the sum: a knapsack.
+
+    The server prunes each tensor alone to some levels and notes how far the outputs move for random inputs; these
+    distortions are taken to add up over tensors. A level takes the lowest scores of its tensor.
+
+    Attributes:
+        levels: into how many steps each tensor is cut; between them distortion is not measured.
+        proxies: random inputs.
+        bins: of the budget, in the knapsack.
+
+    Reference: joint layer-adaptive pruning by rate and distortion, Xu et al., ICCV 2023; its data-free mode.
+    """
+
+    levels: int = 20
+    proxies: int = 64
+    bins: int = 2000
+
+    def __post_init__(self) -> None:
+        for name in ("levels", "proxies", "bins"):
+            check(getattr(self, name) >= 1, name=f"allocation.{name}", value=getattr(self, name), must="be at least 1")
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Refuse: without distortions there is nothing to choose by; see ``by``."""
+        raise TypeError(f"distortions of {len(scores)} tensors at sparsity {sparsity} were not measured")
+
+    def by(self, curves: Mapping[str, Sequence[float]]) -> Allocation:
+        """Return the allocation by each tensor's distortion at 0, 1, ... ``levels`` of ``levels`` parts pruned."""
+        return _Distorted(curves, self.bins)
+
+
+@dataclass(frozen=True)
+class _Distorted:
+    curves: Mapping[str, Sequence[float]]
+    bins: int
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        sizes = {name: s.numel() for name, s in scores.items()}
+        least = {name: int(s.isneginf().sum()) for name, s in scores.items()}
+        gone = knapsack(sizes, {name: self.curves[name] for name in sizes}, sparsity, bins=self.bins, least=least)
+        return _by_count(scores, {name: sizes[name] - gone[name] for name in sizes})
+
+
+def knapsack(
+    sizes: Mapping[str, int],
+    curves: Mapping[str, Sequence[float]],
+    sparsity: float,
+    *,
+    bins: int = 2000,
+    least: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Return how many entries of each tensor go so that the sum of distortions is least; floor(s N) in all.
+
+    The budget is counted in ``bins``, so the least is the least up to one of them for each tensor; what was pruned
+    beyond the budget is given back where distortion is largest. Of each tensor at least ``least`` go: they are gone.
+
+    >>> knapsack({"a": 10, "b": 10}, {"a": [0.0, 1.0, 9.0], "b": [0.0, 2.0, 3.0]}, 0.5)
+    {'a': 0, 'b': 10}
+    """
+    target = pruned_count(sparsity, sum(sizes.values()))
+    unit = max(1.0, target / bins)
+    need = math.ceil(target / unit)
+    best, chosen = {0: 0.0}, dict[int, dict[str, int]]({0: {}})
+    for name, curve in curves.items():
+        parts = len(curve) - 1
+        bound = (least or {}).get(name, 0)
+        counts = [max(bound, math.floor(sizes[name] * level / parts + 1e-9)) for level in range(parts + 1)]
+        options = list(zip(counts, curve, strict=True))
+        found: dict[int, float] = {}
+        ways: dict[int, dict[str, int]] = {}
+        for used, cost in best.items():
+            for count, value in options:
+                total = min(need, used + round(count / unit))
+                if cost + value < found.get(total, math.inf):
+                    found[total], ways[total] = cost + value, {**chosen[used], name: count}
+        best, chosen = found, ways
+    gone = chosen[max(chosen)]
+    surplus = sum(gone.values()) - target
+    for name in sorted(gone, key=lambda n: -curves[n][-1] * gone[n] / max(1, sizes[n])):
+        back = max(gone[name] - sizes[name], min(surplus, gone[name] - (least or {}).get(name, 0)))
+        gone[name] -= back
+        surplus -= back
+    return gone

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from secateur.errors import check
 
 
@@ -158,6 +160,56 @@ class Cubic:
             + (self.initial - self.sparsity) * (1 - (done - self.start) / (last - self.start)) ** self.exponent
         )
         return level if level > 0 else None
+
+
+@dataclass(frozen=True)
+class PQIndex:
+    """Sparsity-informed adaptive pruning: how much goes follows from how unequal the weights are that are left.
+
+    Of d surviving weights w:  I = 1 - d^(1/q - 1/p) |w|_p / |w|_q,  m = d (1 + eta)^(-q/(q-p)) (1 - I)^(q p/(q-p)),
+    and min(gamma (1 - m/d), beta) of them go, all tensors together.
+
+    Attributes:
+        most: sparsity that is never exceeded.
+        every: rounds between prunings.
+        p, q: of the index, 0 < p < q.
+        eta, gamma, beta: see above.
+
+    Reference: Diao et al., "Pruning Deep Neural Networks from a Sparsity Perspective", arXiv 2302.05601.
+    """
+
+    most: float = 0.99
+    every: int = 5
+    p: float = 0.5
+    q: float = 1.0
+    eta: float = 0.0
+    gamma: float = 1.0
+    beta: float = 0.9
+
+    def __post_init__(self) -> None:
+        check(0 <= self.most < 1, name="schedule.most", value=self.most, must="be in [0, 1)")
+        check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
+        check(0 < self.p < self.q, name="schedule.p", value=self.p, must="be above 0 and below schedule.q")
+        check(self.eta >= 0, name="schedule.eta", value=self.eta, must="be 0 or more")
+        check(self.gamma > 0, name="schedule.gamma", value=self.gamma, must="be above 0")
+        check(0 < self.beta <= 1, name="schedule.beta", value=self.beta, must="be in (0, 1]")
+
+    def level(self, done: int, rounds: int) -> float | None:
+        """Return ``most`` where weights are looked at; ``goes`` says how much really goes."""
+        del rounds
+        return self.most if self.most and done and done % self.every == 0 else None
+
+    def goes(self, survivors: torch.Tensor) -> float:
+        """Return the share of surviving weights that goes, from their values, any shape."""
+        size = survivors.reshape(-1).double().abs()
+        if not size.any():
+            return 0.0
+        p, q, count = self.p, self.q, size.numel()
+        norms = (size**p).sum() ** (1 / p) / (size**q).sum() ** (1 / q)
+        index = 1 - count ** (1 / q - 1 / p) * float(norms)
+        kept = (1 + self.eta) ** (-q / (q - p)) * max(0.0, 1 - index) ** (q * p / (q - p))
+        share: float = min(self.gamma * (1 - kept), self.beta)
+        return max(0.0, share)
 
 
 def _check_sparsity(value: float) -> None:
