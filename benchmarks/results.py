@@ -78,15 +78,25 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
                 key: explore.get(key, 0) + value for key, value in costs.items() if isinstance(value, int | float)
             }
     local = final["local"]
+    upload, curve = 0, []
+    for record in records:
+        upload += record["bytes_up"]
+        if "accuracy" in record:
+            curve.append([upload, record["accuracy"]])
     carried = [r["bytes_down"] + r["bytes_up"] for r in records if r["phase"] == "train"]
     seconds = [r["client_seconds"] for r in records if r["phase"] == "train"]
     return {
         "rounds": train["asks"],
         "accuracy_last10": statistics.mean(accuracy[-10:]),
         "accuracy_final": final["accuracy"],
+        "accuracy_local": statistics.mean(local) if local else 0.0,
         "accuracy_lowest_tenth": statistics.mean(local[: max(1, len(local) // 10)]),
         "sparsity": final["sparsity"],
         "sparsity_all": final["sparsity_all"],
+        "sparsity_used": final.get("local_sparsity", final["sparsity"]),
+        "bytes_down": sum(costs["bytes_down"] for costs in phases.values()),
+        "bytes_up": upload,
+        "server_macs": train.get("server_macs", 0),
         "bytes": train["bytes_down"] + train["bytes_up"],
         "bytes_explore": explore.get("bytes_down", 0) + explore.get("bytes_up", 0),
         "macs": final["macs"],
@@ -103,7 +113,41 @@ def figures(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "client_seconds": train["client_seconds"],
         "client_seconds_explore": explore.get("client_seconds", 0.0),
         "curve": accuracy[:: max(1, len(accuracy) // 20)],
+        "uploads": curve,
+        "method": summary["method"],
+        "asked": _asked(records),
+        "traffic": _traffic(records, final),
+        "kept": _kept(folder),
+        "parameters_physical": final["parameters_physical"] / final["parameters_dense"],
     }
+
+
+def _asked(records: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Return for each phase how often clients were asked, how many of them, and rows that they processed."""
+    found: dict[str, dict[str, int]] = {}
+    for record in records:
+        phase = found.setdefault(record["phase"], {"asks": 0, "clients": 0, "rows": 0})
+        phase["asks"] += 1
+        phase["clients"] += len(record["clients"])
+        phase["rows"] += record["processed"]
+    return found
+
+
+def _traffic(records: list[dict[str, Any]], final: dict[str, Any]) -> dict[str, float]:
+    """Return the mean size of a training message, by direction and part, as a share of the dense fp32 model."""
+    train = [record for record in records if record["phase"] == "train"]
+    messages = sum(len(record["clients"]) for record in train)
+    return {
+        f"{way}_{part}": sum(record[way].get(part, 0) for record in train) / messages / (4 * final["parameters_dense"])
+        for way in ("down", "up")
+        for part in ("values", "mask")
+    }
+
+
+def _kept(folder: Path) -> float:
+    """Return the mean size in bytes of what a client keeps between rounds; 0 where none keeps anything."""
+    sizes = [path.stat().st_size for path in (folder / "clients").glob("*.state")]
+    return statistics.mean(sizes) if sizes else 0.0
 
 
 def _spread(values: list[float], shown: Any) -> str:
@@ -129,6 +173,13 @@ COLUMNS: dict[str, tuple[str, Callable[[float], object]]] = {
     "train_macs_explore": ("+ exploration", amount),
 }
 MORE: dict[str, tuple[str, Callable[[float], object]]] = {
+    "accuracy_local": ("on clients' own rows %", _percent),
+    "accuracy_equal_upload": ("accuracy % at the least upload of the table", _percent),
+    "accuracy_twice_upload": ("at twice that", _percent),
+    "sparsity_used": ("sparsity %", _percent),
+    "bytes_down": ("bytes down", size),
+    "bytes_up": ("bytes up", size),
+    "server_macs": ("+ server", amount),
     "train_macs_physical": ("training MACs, units removed", amount),
     "bytes_first": ("bytes a round, first ten", size),
     "bytes_last": ("last ten", size),
@@ -144,6 +195,8 @@ def render(rows: list[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) 
     parts, known = [], COLUMNS | MORE
     for partition in dict.fromkeys(r["partition"] for r in rows):
         here = [r for r in rows if r["partition"] == partition]
+        if any(column.endswith("_upload") for column in columns):
+            here = at_upload(here)
         parts.append(f"**{partition}**, {len({r['seed'] for r in here})} seed(s), {here[0]['rounds']} rounds\n")
         parts.append(f"| method | {' | '.join(known[c][0] for c in columns)} |\n|" + "---|" * (1 + len(columns)))
         for variant in dict.fromkeys(r["variant"] for r in here):
@@ -152,6 +205,17 @@ def render(rows: list[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) 
             parts.append(f"| {variant} | {' | '.join(cells)} |")
         parts += ["", *_widths(here)]
     return "\n".join(parts)
+
+
+def at_upload(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows with their accuracy at the least upload among variants, and at twice that; seed by seed."""
+    made = []
+    for row in rows:
+        limit = min(r["uploads"][-1][0] for r in rows if r["seed"] == row["seed"])
+        reached = [[a for up, a in row["uploads"] if up <= k * limit] for k in (1, 2)]
+        one, two = ((found or [0.0])[-1] for found in reached)
+        made.append({**row, "accuracy_equal_upload": one, "accuracy_twice_upload": two})
+    return made
 
 
 def _widths(rows: list[dict[str, Any]]) -> list[str]:
@@ -183,14 +247,24 @@ def insert(page: Path, name: str, table: str) -> None:
 def write(page: Path, rows: list[dict[str, Any]]) -> None:
     """Put each suite's table between its markers in a page."""
     for name in dict.fromkeys(r["suite"] for r in rows):
-        columns = tomllib.loads((HERE / f"{name}.toml").read_text()).get("columns", tuple(COLUMNS))
-        insert(page, name, render([r for r in rows if r["suite"] == name], columns))
+        suite = tomllib.loads((HERE / f"{name}.toml").read_text())
+        table = render([r for r in rows if r["suite"] == name], suite.get("columns", tuple(COLUMNS)))
+        insert(page, name, about(suite.get("paper", {})) + table)
+
+
+def about(paper: dict[str, str]) -> str:
+    """Return what a suite says of the paper whose setting it is: claim, setting, what was cut."""
+    return "".join(f"- *{name.replace('_', ' ')}*: {text}\n" for name, text in paper.items()) + ("\n" if paper else "")
 
 
 def main() -> None:
     """Run or render."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("suite", nargs="*", help="fashion, cifar or values; with --render: the JSON files of suites")
+    parser.add_argument(
+        "suite",
+        nargs="*",
+        help="the name of a .toml beside this file, such as papers/feddst; with --render: the JSON files of suites",
+    )
     parser.add_argument("--data", help="folder of the data set")
     parser.add_argument("--out", type=Path, help="where run folders go")
     parser.add_argument("--json", type=Path, help="write the rows here")

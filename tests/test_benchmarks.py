@@ -7,12 +7,16 @@ import math
 import re
 import struct
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from secateur import methods
+from secateur import run as runs
+from secateur.config import Runtime, study
 from secateur.wire.message import Message
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +113,56 @@ def test_slim_rows_say_what_was_cut_and_agree_with_the_masked_model(monkeypatch)
         assert f"| {name}" in slim.table([row])
     macs = {m: slim.measure("twocnn", 0.7, m, 1)["macs_ratio"] for m in (1, 8)}
     assert macs[1] < macs[8]  # kept units rounded up
+
+
+def test_accuracy_at_equal_upload(results):
+    """The least upload is 100; the other variant has its accuracy after 90 then, and after 180 at twice that."""
+    one = {"seed": 0, "variant": "a", "uploads": [[50, 0.3], [100, 0.5]]}
+    two = {"seed": 0, "variant": "b", "uploads": [[90, 0.2], [180, 0.4], [270, 0.6]]}
+    found = results.at_upload([one, two])
+    assert [(r["accuracy_equal_upload"], r["accuracy_twice_upload"]) for r in found] == [(0.5, 0.5), (0.2, 0.4)]
+
+
+def test_the_settings_of_papers_are_studies(results):
+    names = sorted(path.stem for path in (ROOT / "benchmarks" / "papers").glob("*.toml"))
+    assert names == ["feddst", "fedtiny", "frl", "hidenseek", "lotteryfl", "prunefl"]
+    for name in names:
+        suite = tomllib.loads((ROOT / "benchmarks" / "papers" / f"{name}.toml").read_text())
+        assert set(suite["paper"]) == {"claim", "setting", "cut"}
+        assert set(suite["columns"]) <= {*results.COLUMNS, *results.MORE}
+        for _, _, _, values in results.cases(suite, "FOLDER", quick=False):
+            assert study(values).build_method()
+    assert results.about({"claim": "a", "cut": "b"}) == "- *claim*: a\n- *cut*: b\n\n"
+
+
+def test_the_suite_of_all_methods_has_all_methods(results):
+    suite = tomllib.loads((ROOT / "benchmarks" / "densities.toml").read_text())
+    made = [study(values) for _, _, seed, values in results.cases(suite, "FOLDER", quick=False) if seed == 0]
+    assert {one.method for one in made} == set(methods.names())
+    assert set(suite["columns"]) <= {*results.COLUMNS, *results.MORE}
+
+
+def test_the_page_of_methods_is_made_of_runs(results, images, tmp_path, monkeypatch, capsys):
+    page = script("method_page", monkeypatch)
+    rows = []
+    for method in ("fedavg", "salientgrads", "spafl"):
+        made = study({
+            "method": method, "rounds": 2, "participation": 0.5, "training": {"epochs": 1},
+            "model": {"name": "smallcnn"}, "data": {"source": f"idx:{images}", "clients": 4, "partition": "iid"},
+        })  # fmt: skip
+        with runs.federation(made) as shards:
+            summary = runs.start(made, Runtime(workers=0), tmp_path / method, shards=shards)
+        rows.append({"variant": method, "seed": 0, "suite": "s", **results.figures(tmp_path / method, summary)})
+    text = page.page(rows)
+    assert "| `fedavg` | fedavg | nothing | 8" in text
+    asked = next(line for line in text.splitlines() if line.startswith("| `salientgrads` | s"))
+    assert "score: 4 requests" in asked
+    spafl = next(line for line in text.splitlines() if line.startswith("| `spafl` | s")).split(" | ")
+    assert float(spafl[3].partition(" + ")[0]) < 1  # thresholds alone
+    assert "kB" in spafl[-1]  # its weights stay at the client
+    for name in methods.names():
+        assert text.count(f"| `{name}` |") == (2 if name in {"fedavg", "salientgrads", "spafl"} else 1)
+    capsys.readouterr()
 
 
 def test_a_table_needs_its_place_in_the_page(results, tmp_path):

@@ -235,7 +235,12 @@ class Run:
         return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
-        final = {**self._quality(state, evaluate=True), **self._structure(state), **self._widths(state)}
+        final = {
+            "central": self.central,
+            **self._quality(state, evaluate=True),
+            **self._structure(state),
+            **self._widths(state),
+        }
         final |= self._local(state, engine)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         checkpoint.ship(self.folder, state.model(), state.mask, about)

@@ -12,7 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur import data, models
+from helpers import small
+from secateur import data, models, provision
+from secateur.data.graphs import neighbourhood
 from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import LETTERS
@@ -555,3 +557,53 @@ def test_whatever_a_loader_of_your_own_does_is_one_clear_line(body, spec, words,
     with pytest.raises(DataError, match=re.escape(words)) as caught:
         data.load(spec, seed=0)
     assert "\n" not in str(caught.value)
+
+
+# ---- communities
+
+
+def test_a_neighbourhood_by_hand():
+    """0 - 1 - 2 - 3, and 0 - 4: within two steps of 0 are 1, 4 and 2; 3 is too far."""
+    edges = {0: [1, 4], 1: [0, 2], 2: [1, 3], 3: [2], 4: [0]}
+    row = neighbourhood(edges, np.arange(10.0).reshape(5, 2), 0)
+    assert row.shape == (16, 2 + 16)
+    assert row[:5, :2].tolist() == [[0, 1], [2, 3], [8, 9], [4, 5], [0, 0]]  # 0, 1, 4, 2, nothing
+    around = row[:, 2:]
+    assert around[:4, :4].tolist() == [[1, 1, 1, 0], [1, 1, 0, 1], [1, 0, 1, 0], [0, 1, 0, 1]]
+    assert not around[4:].any()
+    assert not around[:, 4:].any()
+
+
+def test_communities_are_the_same_for_a_seed_and_natural_clients():
+    one, two, other = (
+        data.load("communities", seed=3),
+        data.load("communities", seed=3),
+        data.load("communities", seed=4),
+    )
+    assert np.array_equal(one.x_train, two.x_train)
+    assert not np.array_equal(one.x_train, other.x_train[: len(one.x_train)])
+    assert sorted(set(one.ids)) == list(range(10))
+    assert one.outputs == 5
+    assert one.x_train.dtype == np.float32
+    parts = partition(one.y_train, one.ids, "natural", clients=10, seed=0)
+    assert all(len({one.ids[row] for row in part}) == 1 for part in parts)
+
+
+def test_public_rows_belong_to_no_client(tmp_path):
+    study = small("fedavg", data={"clients": 4, "partition": "iid", "public": 100})
+    shards = open_shards(provision.simulated(study, tmp_path))
+    x, y = shards.public()
+    assert len(x) == len(y) == 100
+    source = data.load("digits", seed=0)
+    clients = sum(len(shards.train(k)[1]) + len(shards.test(k)[1]) for k in range(4))
+    assert clients == len(source.y_train) - 100
+    rows = {row.tobytes() for k in range(4) for part in (shards.train(k), shards.test(k)) for row in part[0].numpy()}
+    everything = [row.tobytes() for row in source.x_train]
+    alone = {row for row in everything if everything.count(row) == 1}
+    assert not {row.tobytes() for row in x.numpy()} & alone & rows
+
+
+def test_too_many_public_rows_are_refused(tmp_path):
+    study = small("fedavg", data={"clients": 4, "partition": "iid", "public": 100_000})
+    with pytest.raises(DataError, match=r"data\.public = 100000 leaves fewer rows than clients"):
+        provision.simulated(study, tmp_path)

@@ -8,6 +8,7 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
+from secateur import run as runs
 from secateur.errors import ModelError
 from secateur.likeness import alike
 from secateur.method import Replies
@@ -257,3 +258,29 @@ def test_fedpub_refuses_a_model_without_a_linear_end(folder):
     specs["fc3.weight"] = replace(specs["fc3.weight"], shape=(3, 8, 1))
     with pytest.raises(ModelError, match=r"fc3\.weight is none; set tau = 0"):
         FedPUB().check(replace(state.setting, specs=specs))
+
+
+def test_clients_that_are_alike_find_each_other_on_subgraphs(tmp_path):
+    """Communities are of two kinds: the shares of one's own kind are above those of the other."""
+    study = small(
+        "fedpub", participation=1.0, rounds=6,
+        data={"source": "communities", "clients": 10, "partition": "natural"}, model={"name": "gcn"},
+        training={"epochs": 2, "batch_size": 16, "optimiser": "adam", "lr": 0.01},
+    )  # fmt: skip
+    with runs.federation(study) as folder:
+        summary = play(study, tmp_path / "like", folder)
+        dense = play(study.dense(), tmp_path / "dense", folder)
+        seen = []
+
+        def kept(embeddings, tau):
+            seen.append(alike(embeddings, tau))
+            return seen[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("secateur.methods.fedpub.alike", kept)
+            play(study, tmp_path / "again", folder)
+    own = [share for i, row in seen[-1].items() for j, share in row.items() if i != j and i % 2 == j % 2]
+    other = [share for i, row in seen[-1].items() for j, share in row.items() if i % 2 != j % 2]
+    assert sum(own) / len(own) > 1.1 * sum(other) / len(other)
+    assert summary["final"]["accuracy"] > 0.5
+    assert dense["final"]["local"]

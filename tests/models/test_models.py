@@ -61,7 +61,7 @@ def test_charlstm_knows_every_symbol_that_its_outputs_name():
 @pytest.mark.parametrize("name", sorted(models.names()))
 def test_every_model_can_be_traced_and_its_trace_agrees(name):
     tokens = name.startswith("char")
-    shape = (80,) if tokens else (3, 32, 32)
+    shape = (80,) if tokens else (4, 9) if name == "gcn" else (3, 32, 32)
     options = {"charlstm": {"hidden": 4}, "resnet18": {"width": 8}}.get(name)
     model = models.build(name, input_shape=shape, outputs=5, tokens=tokens, options=options).eval()
     x = torch.randint(0, 80, (2, *shape)) if tokens else torch.rand(2, *shape)
@@ -76,8 +76,9 @@ def test_every_model_takes_a_batch_and_trains(name):
         "twocnn": {"hidden": 2, "features": 8},
         "resnet18": {"width": 8},
     }
-    model = models.build(name, input_shape=(1, size, size), outputs=3, options=options.get(name))
-    out = model(torch.randn(2, 1, size, size))
+    shape = (4, 9) if name == "gcn" else (1, size, size)
+    model = models.build(name, input_shape=shape, outputs=3, options=options.get(name))
+    out = model(torch.rand(2, *shape))
     assert out.shape == (2, 3)
     out.sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -219,3 +220,16 @@ def test_listing_reads_the_docstrings():
     listed = models.names()
     assert listed["twocnn"].reference.startswith("AutoFLIP")
     assert all(info.summary and info.reference for info in listed.values())
+
+
+def test_a_graph_convolution_by_hand():
+    """Two nodes that are joined, and two places that are not used."""
+    model = models.build("gcn", input_shape=(4, 6), outputs=2, options={"hidden": 3})
+    x = torch.zeros(1, 4, 6)
+    x[0, :2, :2] = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    x[0, :2, 2:4] = 1.0
+    mixed = (model.conv1(x[0, 0, :2]) + model.conv1(x[0, 1, :2])) / 2
+    hidden = torch.relu(model.conv2(torch.relu(mixed)))  # both nodes see the same, so their mean is each of them
+    assert torch.allclose(model(x)[0], model.fc(hidden), atol=1e-6)
+    with pytest.raises(ModelError, match="a graph model needs rows of"):
+        models.build("gcn", input_shape=(8,), outputs=2)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
+from secateur.data.graphs import CLASSES, communities
+from secateur.data.hold import hold_out
 from secateur.errors import DataError, SecateurError, need, unknown
-from secateur.streams import stream
 
 Kind = Literal["image", "tokens", "tabular"]
 Task = Literal["classification", "regression"]
@@ -93,7 +93,7 @@ def load(spec: str, *, seed: int, whole: bool = True) -> Source:
     """
     name, _, argument = spec.partition(":")
     if name in _LOADERS:
-        if name != "digits" and not argument:
+        if name not in {"digits", "communities"} and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {names()[name].name}")
         source = _LOADERS[name](argument, seed)
     elif argument:
@@ -139,7 +139,7 @@ def _digits(argument: str, seed: int) -> Source:
     data = need("sklearn.datasets", install="scikit-learn").load_digits()
     x = data.images.astype(np.uint8)[:, None]
     y = data.target.astype(np.int64)
-    train, test = _hold_out(y, seed)
+    train, test = hold_out(y, seed)
     return Source("digits", x[train], y[train], x[test], y[test], None, 10, scale=16.0)
 
 
@@ -205,6 +205,17 @@ def _read_cifar(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if records[:, 0].max() > 9:
         raise DataError(f"{path} has labels above 9: not a CIFAR-10 batch")
     return records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0].astype(np.int64)
+
+
+def _communities(argument: str, seed: int) -> Source:
+    """`communities`: nodes of a random graph with their neighbourhoods; the 10 communities are natural ids.
+
+    Reference: stochastic block model of networkx; stands in for the subgraphs of FED-PUB, arXiv 2206.10206
+    """
+    del argument
+    x, y, ids = communities(seed)
+    train, test = hold_out(y, seed)
+    return Source("communities", x[train], y[train], x[test], y[test], ids[train], CLASSES, "tabular", 1.0)
 
 
 def _text(argument: str, seed: int) -> Source:
@@ -300,7 +311,7 @@ def _hub(argument: str, seed: int) -> Source:
     if "test" in arrays:
         x_test, y_test = arrays["test"]
     else:
-        train, test = _hold_out(y, seed)
+        train, test = hold_out(y, seed)
         x_test, y_test, x, y, ids = x[test], y[test], x[train], y[train], None if ids is None else ids[train]
     classes = getattr(features[label], "num_classes", None) or 0
     outputs = max(classes, int(np.concatenate([y, y_test]).max(initial=-1)) + 1)
@@ -386,21 +397,6 @@ def _images(name: str, images: Any) -> np.ndarray:
     return np.ascontiguousarray(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))
 
 
-def _hold_out(y: np.ndarray, seed: int, fraction: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
-    """Return (train rows, test rows): a seeded ``fraction`` of each class for the test.
-
-    At least one row of a class is held out, unless it is the only one.
-    """
-    generator = stream(seed, "hold out")
-    test = []
-    for label in np.unique(y):
-        rows = np.flatnonzero(y == label)
-        order = torch.randperm(len(rows), generator=generator).numpy()
-        test.append(rows[order[: min(len(rows) - 1, max(1, round(fraction * len(rows))))]])
-    chosen = np.sort(np.concatenate(test))
-    return np.setdiff1d(np.arange(len(y)), chosen), chosen
-
-
 def _folder(argument: str, name: str) -> Path:
     folder = Path(argument).expanduser()
     if not folder.is_dir():
@@ -409,5 +405,5 @@ def _folder(argument: str, name: str) -> Path:
 
 
 _LOADERS: dict[str, Callable[[str, int], Source]] = {
-    "digits": _digits, "idx": _idx, "cifar10": _cifar10, "text": _text, "hub": _hub,
+    "digits": _digits, "communities": _communities, "idx": _idx, "cifar10": _cifar10, "text": _text, "hub": _hub,
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError, SecateurError, unknown
-from secateur.models import tabular, text, vision
+from secateur.models import graph, tabular, text, vision
 from secateur.streams import global_stream
 
 Factory = Callable[..., nn.Module]
@@ -34,7 +34,7 @@ class ModelInfo:
 def _factories() -> dict[str, type[nn.Module]]:
     return {
         name.lower(): cls
-        for module in (vision, text, tabular)
+        for module in (vision, text, tabular, graph)
         for name, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, nn.Module) and cls.__module__ == module.__name__ and not name.startswith("_")
     }

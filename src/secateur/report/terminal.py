@@ -138,13 +138,15 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
     plain: Callable[[float], str] = "{:.4f}".format
     seconds: Callable[[float], str] = "{:.1f} s".format
     metric = "accuracy" if "accuracy" in final else "mae"
-    lines = [(f"{metric} on the server's test set", final[metric], plain)]
+    where = "the server's test set" if final.get("central", True) else "clients' test rows"
+    lines = [(f"{metric} on {where}", final[metric], plain)]
     local = final["local"]
     if local:
         worst = statistics.mean(local[: max(1, len(local) // 10)])
         lines += [(f"local {metric}, mean over clients", statistics.mean(local), plain)]
         lines += [(f"local {metric}, lowest tenth", worst, plain)]
     lines += [(f"{metric}, width {name}", part[metric], plain) for name, part in final.get("widths", {}).items()]
+    lines += [("sparsity of clients' own models", final["local_sparsity"], plain)] if "local_sparsity" in final else []
     lines += [
         ("sparsity of prunable weights", final["sparsity"], plain),
         ("sparsity of all parameters", final["sparsity_all"], plain),
@@ -163,4 +165,8 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
     for phase, costs in phases.items():
         lines.append((f"training MACs, surviving weights, {phase}", costs["train_macs"], amount))
         lines.append((f"training MACs, units removed, {phase}", costs["train_macs_physical"], amount))
+    for costs in phases.values():
+        if "server_macs" in costs:
+            lines.append(("the server's own work, seconds", costs["server_seconds"], seconds))
+            lines.append(("the server's own work, MACs", costs["server_macs"], amount))
     return lines
