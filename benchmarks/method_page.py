@@ -98,8 +98,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [HEAD, "## What is asked, what travels, what is saved\n"]
     lines.append(
         "Down and up: values + mask of a training message, in per cent of the dense fp32 model, mean over rounds. "
-        "Bytes and training MACs: all phases, against FedAvg. Weights: parameters left when dead units are cut out, of the "
-        "shipped model. Kept: what a client keeps between rounds.\n"
+        "Bytes and training MACs: all phases, against FedAvg. Weights: parameters left when dead units are cut out, of "
+        "the shipped model. Kept: what a client keeps between rounds.\n"
     )
     lines.append(
         "| method | variant | asked besides training | down | up | bytes % | training MACs % | weights % | kept |"

@@ -131,8 +131,11 @@ def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkey
     assert ledger(tmp_path / "stopped") == ledger(tmp_path / "whole")
 
 
-def test_a_node_that_lost_what_it_kept_goes_on_and_it_is_said(tmp_path, said):
-    settings = {**SETTINGS, "wire.values": "int8", "out": str(tmp_path / "run")}
+@pytest.mark.parametrize(("method", "values"), [("fedavg", "int8"), ("spafl", "fp32"), ("fedpub", "fp32")])
+def test_a_node_that_lost_what_it_kept_goes_on_and_it_is_said(method, values, tmp_path, said):
+    settings = {**SETTINGS, "method": method, "wire.values": values, "out": str(tmp_path / "run")}
+    for path in [p for p in settings if p.startswith(("criterion", "schedule"))]:
+        settings.pop(path)
     grid = grid_of(settings)
     answer = grid.nodes[12].answer
 
@@ -144,6 +147,10 @@ def test_a_node_that_lost_what_it_kept_goes_on_and_it_is_said(tmp_path, said):
     summary = apps.serve(grid, settings)
     assert summary["left_out"] == {}
     assert any("client 2 no longer has what it kept" in line for line in said())
+    lost = [row["lost_state"] for row in rows_of(tmp_path / "run")]
+    assert [2] in lost
+    assert all(found in ([], [2]) for found in lost)
+    assert "client 2 had lost what it kept and went on without" in (tmp_path / "run" / "run.log").read_text()
 
 
 def test_a_node_that_never_answers_is_left_out_by_the_deadline(tmp_path):

@@ -142,6 +142,7 @@ class Run:
             if ask.phase == TRAIN:
                 state = self._refined(state)
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
+            row["lost_state"] = engine.states.lost()
             if self._due(ask) and not self.central:
                 row |= {k: v for k, v in self._local(state, engine).items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
@@ -403,4 +404,5 @@ def line(row: Row) -> str:
         f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "
         f"down {row['bytes_down']} up {row['bytes_up']} B, {row['seconds']:.2f} s"
     )
+    text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
     return text + "".join(f"; left out client {o['client']}: {o['reason']}" for o in row["left_out"])

@@ -32,6 +32,9 @@ class States(Protocol):
     def collect(self, manifest: Mapping[int, str]) -> None:
         """Forget what the manifest does not name."""
 
+    def lost(self) -> list[int]:
+        """Return the clients that turned out to have lost what they kept, since this was last asked."""
+
 
 class Engine(Protocol):
     """What an engine offers.

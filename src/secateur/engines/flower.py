@@ -105,6 +105,7 @@ class Versions:
 
     def __init__(self) -> None:
         self.held: dict[int, str] = {}
+        self.missed: list[int] = []
 
     def commit(self) -> dict[int, str]:
         """Return client -> name; the nodes wrote it when they answered."""
@@ -116,6 +117,11 @@ class Versions:
 
     def collect(self, manifest: Mapping[int, str]) -> None:
         """Do nothing: a node itself drops what is older than what it is asked to go on from."""
+
+    def lost(self) -> list[int]:
+        """Return the clients that said so, each once."""
+        found, self.missed = sorted(set(self.missed)), []
+        return found
 
 
 @dataclass
@@ -300,6 +306,7 @@ class _Exchange:
             return Failure(client, str(about.get("error", "its reply holds no payload")))
         if about.get("lost"):
             LOG.warning("client %d no longer has what it kept; it went on without", client)
+            self.engine.states.missed.append(client)
         kept = about.get("kept")
         if isinstance(kept, str):
             self.engine.states.held[client] = kept

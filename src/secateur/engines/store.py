@@ -80,6 +80,10 @@ class StateStore:
             if path.name not in wanted:
                 path.unlink(missing_ok=True)
 
+    def lost(self) -> list[int]:
+        """Return nobody: a file that is missing or damaged stops the run."""
+        return []
+
     def close(self) -> None:
         """Remove the folder if it is a temporary one."""
         if self._temporary:
