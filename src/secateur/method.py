@@ -274,6 +274,11 @@ class Method(ABC):
             ModelError: the text says what is missing, and what to do.
         """
 
+    def remarks(self, setting: Setting) -> list[str]:
+        """Return what the method does otherwise on this model than its paper says, in a line each; it is recorded."""
+        del setting
+        return []
+
     def accepts(self, setting: Setting) -> Expected:
         """Return what a client of this method is ready to receive."""
         return Expected(setting.specs, mask="optional")

@@ -125,6 +125,9 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
+        for remark in self.method.remarks(self.setting):
+            self.log.info("%s", remark)
+            watch({"event": "remark", "text": remark})
         fingerprint = self.shards.fingerprint()
         if not (self.folder / checkpoint.NAME).exists():
             state = self._refined(state)
@@ -247,7 +250,7 @@ class Run:
         checkpoint.ship(self.folder, state.model(), state.mask, about)
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        summary = summarise(self.study, rows, final)
+        summary = {**summarise(self.study, rows, final), "remarks": self.method.remarks(self.setting)}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 import torch
 
 from secateur.aggregation import Mean, WeightedMean
+from secateur.errors import ModelError
 from secateur.method import REPORT, TRAIN, Ask, Client, Method, Replies, Setting, State, merge, train_reply
 from secateur.pruning.mask import Mask
-from secateur.pruning.structure import slice_of
+from secateur.pruning.structure import OUTPUT, slice_of
 from secateur.wire.message import Expected, Message
 
 
@@ -43,6 +44,17 @@ class Sliced(Method):
     @abstractmethod
     def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a model of which no part can be left out."""
+        if not setting.layout.layers:
+            why = "; ".join(f"{name}: {reason}" for name, reason in setting.layout.whole.items())
+            raise ModelError(f"no layer of this model can be narrower ({why or 'model.structure = none'})")
+
+    def remarks(self, setting: Setting) -> list[str]:
+        """Say which layers stay whole in every slice."""
+        whole = {name: why for name, why in setting.layout.whole.items() if why != OUTPUT}
+        return [f"{name} stays whole in every slice: {why}" for name, why in whole.items()]
 
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its slice."""

@@ -136,3 +136,12 @@ def test_adjustments_stop_and_cost_little(folder, tmp_path):
 def test_bounds_are_told(bad):
     with pytest.raises(ConfigError, match=next(iter(bad))):
         FedTiny(**bad)
+
+
+def test_a_model_without_batch_norm_is_told_apart_by_its_loss_and_that_is_recorded(tmp_path):
+    shards = tiny_shards(tmp_path / "rows")
+    summary = play(small("fedtiny"), tmp_path / "run", shards)
+    assert summary["remarks"] == ["the model has no batch norm: candidates are told apart by their loss alone"]
+    selections = [row for row in rows_of(tmp_path / "run") if row["phase"] == "select"]
+    assert len(selections) == 4  # one for each candidate, where batch norm needs two
+    assert play(small("fedtiny", "sparsity=0"), tmp_path / "off", shards)["remarks"] == []

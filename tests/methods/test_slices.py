@@ -9,8 +9,10 @@ import torch
 
 from helpers import Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import client, cost
+from secateur import run as runs
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
+from secateur.errors import ModelError
 from secateur.method import Client, Replies, train_ask
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.fjord import FjORD
@@ -274,3 +276,30 @@ def test_bounds_are_told():
         with pytest.raises(Exception, match=words):
             make()
     assert math.ceil(2.0**-2 * 12) == 3
+
+
+@pytest.mark.parametrize("method", ["heterofl", "fjord", "federated_dropout", "ist", "fedconv"])
+def test_a_model_without_a_layer_that_can_be_narrower_is_refused(method, tmp_path):
+    shards = tiny_shards(tmp_path / "rows")
+    study = small(method, model={"name": "mlp", "structure": "none"})
+    with pytest.raises(ModelError, match=r"no layer of this model can be narrower \(model.structure = none\)"):
+        play(study, tmp_path / "run", shards)
+    graph = small(method, data={"source": "communities", "clients": 4, "partition": "iid"}, model={"name": "gcn"})
+    with runs.federation(graph) as folder, pytest.raises(ModelError, match="conv1: matmul mixes its channels"):
+        play(graph, tmp_path / "graph", folder)
+
+
+def test_layers_that_stay_whole_are_recorded(tmp_path, capsys):
+    text = tmp_path / "play.txt"
+    text.write_text("A:\n" + "to be or not to be " * 60 + "\n\nB:\n" + "that is the question " * 60)
+    study = small(
+        "heterofl", rounds=1, data={"source": f"text:{text}", "clients": 2, "partition": "iid"},
+        model={"name": "charlstm", "options": {"hidden": 8}},
+    )  # fmt: skip
+    with runs.federation(study) as folder:
+        summary = play(study, tmp_path / "run", folder)
+    assert summary["remarks"] == [
+        "embedding stays whole in every slice: units of this kind of Embedding cannot be removed"
+    ]
+    assert summary["remarks"][0] in (tmp_path / "run" / "run.log").read_text()
+    capsys.readouterr()

@@ -73,6 +73,12 @@ class FedTiny(Method):
         """Return True: what was pruned may come back."""
         return True
 
+    def remarks(self, setting: Setting) -> list[str]:
+        """Say that there are no statistics to merge."""
+        if not self.sparsity or self.candidates == 1 or setting.layout.names("buffer"):
+            return []
+        return ["the model has no batch norm: candidates are told apart by their loss alone"]
+
     def plan(self, state: State) -> Ask | None:
         """Show the pool to the first cohort, then train; where a block is due, ask for its gradients."""
         done, setting = state.round, state.setting

@@ -18,7 +18,7 @@ from torch import nn
 
 from secateur.errors import ModelError, need
 from secateur.pruning import mask as masks
-from secateur.pruning.structure import Group, Slot, plan, slice_of
+from secateur.pruning.structure import OUTPUT, Group, Slot, plan, slice_of
 from secateur.pruning.surgery import shrink
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -156,6 +156,6 @@ def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:
     except Exception as broken:
         raise ModelError(f"the model fails without one of its units ({type(broken).__name__}: {broken})") from broken
     if expected.shape != found.shape:
-        raise ModelError("it is the model's output")
+        raise ModelError(OUTPUT)
     if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
         raise ModelError("without one of its units the model computes something else")

@@ -31,7 +31,7 @@ from secateur.pruning.layers import (
     SUMS,
     called,
 )
-from secateur.pruning.structure import Group, Kind, Layout, Role, Slot
+from secateur.pruning.structure import OUTPUT, Group, Kind, Layout, Role, Slot
 
 Form = Literal["channels", "features", "sequence", "states", "heads", "heads_first"]
 
@@ -184,7 +184,7 @@ class _Walk:
     def visit(self, node: fx.Node) -> _Flow | None:
         """Return the flow of a node's value; None where nothing is known of its channels."""
         if node.op == "output":
-            return self.fix(node, "it is the model's output")
+            return self.fix(node, OUTPUT)
         if not node.users and called(node) == "getitem":  # what unpacking a tuple leaves unused
             return None
         flow = self.flows.get(node.all_input_nodes[0]) if node.all_input_nodes else None

@@ -18,6 +18,9 @@ import torch
 from secateur.errors import ModelError
 from secateur.pruning.mask import Mask, Tensors
 
+OUTPUT = "it is the model's output"
+"""Why a model's last layer stays whole."""
+
 Role = Literal["weight", "bias", "norm", "buffer"]
 Kind = Literal["channel", "head", "block"]
 

@@ -78,7 +78,9 @@ class Display:
             return tasks[phase]
 
         def on(event: Row) -> None:
-            if event["event"] == "reply" and event["phase"] != "train":
+            if event["event"] == "remark":
+                self.console.print(f"{name}: {event['text']}", highlight=False)
+            elif event["event"] == "reply" and event["phase"] != "train":
                 asked = task(event["phase"], event["total"])
                 self.progress.update(asked, completed=event["done"], facts="clients")
             elif event["event"] == "row":
