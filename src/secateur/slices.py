@@ -38,12 +38,8 @@ def absorb_slices(state: State, replies: Replies) -> State:
     return merge(state, replies.ask, found, Mean())
 
 
-class Sliced(Method):
-    """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
-
-    @abstractmethod
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
-        """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
+class Narrowed(Method):
+    """Base of methods in which models of fewer units are trained."""
 
     def check(self, setting: Setting) -> None:
         """Refuse a model of which no part can be left out."""
@@ -56,14 +52,6 @@ class Sliced(Method):
         whole = {name: why for name, why in setting.layout.whole.items() if why != OUTPUT}
         return [f"{name} stays whole in every slice: {why}" for name, why in whole.items()]
 
-    def plan(self, state: State) -> Ask | None:
-        """Send each client of the next cohort its slice."""
-        round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        held = self.deal(setting, round_)
-        return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
-
     @staticmethod
     def leading(setting: Setting, width: float) -> dict[str, torch.Tensor]:
         """Return flags for the leading ceil(width u) of each layer's u units, blind to the last bits of the product."""
@@ -72,6 +60,22 @@ class Sliced(Method):
     def mask(self, setting: Setting, keep: Mapping[str, torch.Tensor]) -> Mask:
         """Return the mask of the units with a flag, by the name of their group; other groups stay whole."""
         return slice_of(setting.layout.groups, {name: spec.shape for name, spec in setting.specs.items()}, keep)
+
+
+class Sliced(Narrowed):
+    """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
+
+    @abstractmethod
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
+
+    def plan(self, state: State) -> Ask | None:
+        """Send each client of the next cohort its slice."""
+        round_, setting = state.round + 1, state.setting
+        if round_ > setting.rounds:
+            return None
+        held = self.deal(setting, round_)
+        return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train the slice."""

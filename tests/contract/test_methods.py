@@ -44,7 +44,7 @@ def reference(tmp_path_factory, shards):
 
 # the setting at which a method prunes nothing and gives everyone the whole model
 OFF = dict.fromkeys(("sparsity", "rate", "strength", "target", "l1", "prox", "tau", "clusters"), 0)
-OFF |= {"levels": 1, "parts": 1}
+OFF |= {"levels": 1, "parts": 1, "width": 1}
 
 
 def off_options(study):

@@ -303,3 +303,25 @@ def test_layers_that_stay_whole_are_recorded(tmp_path, capsys):
     ]
     assert summary["remarks"][0] in (tmp_path / "run" / "run.log").read_text()
     capsys.readouterr()
+
+
+def test_a_narrow_run_is_a_run_of_the_narrow_model(tmp_path):
+    """The shipped model has ceil(w u) units of each layer, and messages are as small."""
+    shards = tiny_shards(tmp_path / "rows")
+    whole = play(small("fedavg"), tmp_path / "whole", shards)["final"]
+    half = play(small("narrow", "width=0.5"), tmp_path / "half", shards)["final"]
+    assert half["parameters_physical"] == 16 * 6 + 6 + 6 * 4 + 4 + 4 * 3 + 3  # 12 and 8 hidden units are 6 and 4
+    assert half["macs_physical"] == half["macs"] < whole["macs"]
+    rows = [rows_of(tmp_path / name)[-1]["up"]["values"] for name in ("half", "whole")]
+    assert rows[0] < 0.6 * rows[1]
+
+
+def test_heterofl_whose_clients_are_all_narrow_is_narrow(tmp_path):
+    """Client 1 of every two has width 1/2: alone in the federation it trains what ``narrow`` trains."""
+    shards = tiny_shards(tmp_path / "rows")
+    hetero = small("heterofl", "levels=2", rounds=1, participation=1.0)
+    narrow = small("narrow", "width=0.5", rounds=1, participation=1.0)
+    views = {s.method: client.Participant(s, open_shards(shards)) for s in (hetero, narrow)}
+    states = {n: v.method.start(v.setting, tensors_of(v.model), {}) for n, v in views.items()}
+    asks = {n: views[n].method.plan(state) for n, state in states.items()}
+    assert same(asks["heterofl"].slices[1], asks["narrow"].message.mask)

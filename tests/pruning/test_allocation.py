@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur.errors import ConfigError
 from secateur.pruning.allocation import (
     LAMP,
+    Given,
     Global,
     Quantile,
     RateDistortion,
@@ -188,3 +190,15 @@ def test_what_is_gone_stays_gone():
     mask = RateDistortion().by(curves).keep(scores, 0.5)
     assert not mask["a"][:8].any()
     assert sum(int(m.sum()) for m in mask.values()) == 10
+
+
+def test_given_counts_are_kept_whatever_the_sparsity():
+    scores = {"a": torch.tensor([[3.0, 1.0, 2.0]]), "b": torch.tensor([5.0, 4.0])}
+    mask = Given("2, 1").keep(scores, 0.9)
+    assert mask["a"].tolist() == [[True, False, True]]
+    assert mask["b"].tolist() == [True, False]
+    for wrong in ("", "2", "2,1,1", "4,1"):
+        with pytest.raises(ConfigError, match="a count for each tensor: a 3, b 2"):
+            Given(wrong).keep(scores, 0.5)
+    with pytest.raises(ConfigError, match="must be counts"):
+        Given("two")

@@ -213,6 +213,38 @@ class Threshold:
 
 
 @dataclass(frozen=True)
+class Given:
+    """As many of each tensor as is given: what another mask keeps, without where; with random scores it is shuffled.
+
+    Attributes:
+        kept: how many entries of each tensor stay, in the order of tensors, such as ``400,12800,250``.
+
+    Reference: the layer-shuffled control of Su et al., arXiv 2009.11094, and Frankle et al., arXiv 2009.08576.
+    """
+
+    kept: str = ""
+
+    def __post_init__(self) -> None:
+        parts = self.kept.split(",") if self.kept else []
+        check(
+            all(part.strip().isdecimal() for part in parts), name="allocation.kept", value=self.kept, must="be counts"
+        )
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask with these counts, whatever the sparsity.
+
+        Raises:
+            ConfigError: there are more or fewer counts than tensors, or one is larger than its tensor.
+        """
+        del sparsity
+        counts = [int(part) for part in self.kept.split(",")] if self.kept else []
+        fits = len(counts) == len(scores) and all(c <= s.numel() for c, s in zip(counts, scores.values(), strict=True))
+        sizes = ", ".join(f"{name} {s.numel()}" for name, s in scores.items())
+        check(fits, name="allocation.kept", value=self.kept, must=f"hold a count for each tensor: {sizes}")
+        return _by_count(scores, dict(zip(scores, counts, strict=True)))
+
+
+@dataclass(frozen=True)
 class UniformPlus:
     """The same sparsity in every tensor but the ends: a convolution at the front stays dense, the last keeps a fifth.
 

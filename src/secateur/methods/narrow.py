@@ -1,0 +1,67 @@
+"""Narrow: a smaller dense model from the start, the same for all; the control that a structured method has to beat.
+
+    model   the leading ceil(w u) of each layer's u units, from theta_0
+    round   FedAvg
+
+Paper symbol -> option: width w: width.
+
+Reference: Scratch-E and Scratch-B of Liu et al., "Rethinking the Value of Network Pruning", arXiv 1810.05270, where the
+small model is trained from new initial weights; here its weights are drawn for the large one.
+Departures: initial weights are those of the large model, so that runs of a seed share all draws.
+Not reproduced: no published figure was targeted; it is a control of every comparison.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.aggregation import Mean
+from secateur.errors import check
+from secateur.method import (
+    Archive,
+    Ask,
+    Client,
+    Replies,
+    Setting,
+    State,
+    mean_of,
+    merge,
+    train_ask,
+    train_reply,
+)
+from secateur.pruning import mask as masks
+from secateur.pruning.mask import Tensors
+from secateur.slices import Narrowed
+from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class Narrow(Narrowed):
+    """One width for all.
+
+    Attributes:
+        width: w, share of each layer's units; 1 is FedAvg.
+    """
+
+    width: float = 0.5
+
+    def __post_init__(self) -> None:
+        check(0 < self.width <= 1, name="width", value=self.width, must="be in (0, 1]")
+
+    def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
+        """Return theta_0, narrow."""
+        mask = None if self.width == 1 else self.mask(setting, self.leading(setting, self.width))
+        return State(setting, 0, masks.apply(weights, mask), mask, archive=archive)
+
+    def plan(self, state: State) -> Ask | None:
+        """Ask one cohort for each round."""
+        round_ = state.round + 1
+        return train_ask(state, round_, state.mask) if round_ <= state.setting.rounds else None
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Train."""
+        return train_reply(ask, client)
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Average."""
+        return merge(state, replies.ask, mean_of(replies), Mean())
