@@ -29,7 +29,9 @@ LAYERS = [
     {"client", "checkpoint", "catalogue", "provision"},
     {"exchange"},
     {"run"},
-    {"export"},
+    {"export", "suite", "suites"},
+    {"compare"},
+    {"standings"},
     {"cli", "flower"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

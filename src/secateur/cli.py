@@ -68,6 +68,35 @@ def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> 
 
 
 @app.command()
+def compare(
+    suite: Annotated[str, typer.Argument(help="quick, or FILE.toml")],
+    out: Annotated[Path, typer.Option(help="The comparison's folder; one that was stopped is gone on with")],
+    data: Annotated[Optional[str], typer.Option(help="Folder or file of the suite's data")] = None,  # noqa: UP045
+    seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's")] = None,  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="R, for a shorter look")] = None,  # noqa: UP045
+    jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
+) -> None:
+    """Run a grid of methods and seeds with controls beside each, and set them side by side."""
+    from secateur import compare as grid  # noqa: PLC0415
+    from secateur import standings  # noqa: PLC0415
+    from secateur.report.standing import show  # noqa: PLC0415
+    from secateur.report.terminal import Runs  # noqa: PLC0415
+    from secateur.suite import load  # noqa: PLC0415
+
+    wanted, console = load(suite).shortened(seeds, rounds), _console()
+    with Runs(console) as display:
+        cells = grid.play(wanted, out, data=data, jobs=jobs, told=display.told)
+    found = standings.lines(wanted, cells, out)
+    standings.write(wanted, found, out)
+    for partition in wanted.partitions:
+        here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]
+        few = [{name: row[name] for name in standings.FEW if name in row} for row in standings.table(here)]
+        console.print(show(f"{partition}, {len(wanted.seeds)} seeds, 95 % intervals", few))
+    told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
+    console.print(told, highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     folder: Path,
     to: Annotated[str, typer.Option(help="onnx, torch, safetensors or executorch")] = "onnx",

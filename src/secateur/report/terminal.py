@@ -101,6 +101,38 @@ class Display:
             self.console.print(f"[yellow]{name} round {done}: client {left['client']} left out: {left['reason']}")
 
 
+class Runs:
+    """Live progress of many runs: rounds done of all that are known; without a terminal, a line for each tenth."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
+            TimeRemainingColumn(compact=True), TextColumn("left"), console=console, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._task = self.progress.add_task("runs", total=None)
+        self._tenth = -1
+
+    def __enter__(self) -> Self:
+        """Start drawing."""
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave the last state on the screen."""
+        self.progress.stop()
+
+    def told(self, runs: int, of: int, rounds: int, of_rounds: int) -> None:
+        """Show how many runs and rounds are done, of all that are known so far."""
+        self.progress.update(self._task, description=f"{runs}/{of} runs", completed=rounds, total=of_rounds)
+        tenth = 10 * rounds // max(1, of_rounds)
+        if not self.console.is_terminal and tenth != self._tenth:
+            self._tenth = tenth
+            self.console.print(f"{runs}/{of} runs, {rounds}/{of_rounds} rounds", highlight=False)
+
+
 def _facts(row: Row, sent: int) -> str:
     quality = f"accuracy {row['accuracy']:.3f} " if "accuracy" in row else ""
     quality = f"MAE {row['mae']:.3f} " if "mae" in row else quality

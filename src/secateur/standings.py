@@ -1,0 +1,247 @@
+"""Standings: what the runs of a comparison ended with, each method beside its controls, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur import checkpoint
+from secateur import run as runs
+from secateur.compare import folder_of
+from secateur.report.standing import latex, markdown, percent, plain, seconds, spread
+from secateur.report.statistics import Curve, Interval, at, front, interval, paired, reach
+from secateur.report.terminal import amount, size
+from secateur.suite import Cell, Suite
+
+DENSE = "dense"
+RESULT = "comparison.json"
+FEW = ("method", "accuracy %", "MAE", "to dense", "to random", "to shuffled", "to narrow", "bytes", "client seconds")
+"""The columns that a terminal has room for."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run ended with, and what it had spent on the way.
+
+    Attributes:
+        metric: ``accuracy``, in [0, 1], or ``mae``, of which less is better.
+        quality: of the shipped model.
+        local: mean over clients' own test rows.
+        lowest: mean over the tenth of clients that fare worst.
+        bytes, seconds: of all phases: carried both ways; measured at clients.
+        macs, macs_physical: of one example, on surviving weights, and when dead units are cut out.
+        parameters: when dead units are cut out.
+        rounds, carried, worked: quality by round, by bytes and by client seconds so far.
+    """
+
+    metric: str
+    quality: float
+    local: float
+    lowest: float
+    sparsity: float
+    bytes: int
+    seconds: float
+    macs: int
+    macs_physical: int
+    parameters: int
+    rounds: Curve = ()
+    carried: Curve = ()
+    worked: Curve = ()
+
+
+def outcome(folder: Path) -> Outcome:
+    """Read a finished run's folder."""
+    final = json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"]
+    records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
+    metric = "accuracy" if "accuracy" in final else "mae"
+    carried, worked = 0, 0.0
+    curves: list[list[tuple[float, float]]] = [[], [], []]
+    for record in records:
+        carried += record["bytes_down"] + record["bytes_up"]
+        worked += record["client_seconds"]
+        if metric in record:
+            for curve, spent in zip(curves, (record["round"], carried, worked), strict=True):
+                curve.append((float(spent), record[metric]))
+    local = sorted(final["local"], reverse=metric == "mae")
+    tenth = local[: max(1, len(local) // 10)]
+    return Outcome(
+        metric, final[metric], sum(local) / max(1, len(local)), sum(tenth) / max(1, len(tenth)),
+        final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
+        final["macs"], final["macs_physical"], final["parameters_physical"], *curves,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a comparison: a variant, or one of its controls, on one partition.
+
+    Attributes:
+        partition, variant, control: as of its cells; FedAvg stands under its own name, once for each aggregator.
+        runs: outcomes by seed.
+        apart: paired differences of quality to each control, by its name, better being positive (of a variant only).
+        equal_bytes, equal_seconds: quality when it had spent what the cheapest line of the partition spends in all;
+            None where some seed had no quality by then.
+        to_target: bytes and client seconds when the target was reached; None where some seed never did.
+        front: no other line of the partition is as cheap in bytes and better, or as good and cheaper.
+    """
+
+    partition: str
+    variant: str
+    control: str
+    runs: Mapping[int, Outcome]
+    apart: Mapping[str, Interval] = field(default_factory=dict)
+    equal_bytes: Interval | None = None
+    equal_seconds: Interval | None = None
+    to_target: tuple[Interval, Interval] | None = None
+    front: bool = False
+
+    @property
+    def name(self) -> str:
+        """Return what it is called in a table."""
+        return f"{self.variant}: {self.control}" if self.control not in {"", DENSE} else self.variant
+
+    def of(self, figure: str) -> Interval:
+        """Return the interval of a figure of ``Outcome`` over seeds."""
+        return interval([float(getattr(one, figure)) for one in self.runs.values()])
+
+    @property
+    def verdict(self) -> str:
+        """Say which controls it does not beat: the 95 % interval of the paired difference is not above 0."""
+        weak = [name for name, apart in self.apart.items() if name != DENSE and not apart.above]
+        return f"no better than {', '.join(weak)}" if weak else ""
+
+
+def lines(suite: Suite, cells: Sequence[Cell], out: Path) -> list[Line]:
+    """Return the lines of a finished comparison, partition by partition, each variant before its controls."""
+    made: list[Line] = []
+    for partition in suite.partitions:
+        groups: dict[tuple[str, str], dict[int, Outcome]] = {}
+        dense: dict[str, str] = {}
+        for cell in cells:
+            if cell.partition == partition:
+                name = _dense_name(cell) if cell.control == DENSE else cell.variant
+                dense |= {cell.variant: name} if cell.control == DENSE else {}
+                groups.setdefault((name, cell.control), {})[cell.seed] = outcome(folder_of(out, cell.study))
+        order = sorted(groups, key=lambda key: (key[1] != DENSE, [*suite.variants, key[0]].index(key[0]), key[1] != ""))
+        made += _partition(suite, partition, {key: groups[key] for key in order}, dense)
+    return made
+
+
+def _dense_name(cell: Cell) -> str:
+    aggregator = str(cell.study.options.get("aggregator", "mean"))
+    return "FedAvg" if aggregator == "mean" else f"FedAvg, {aggregator.replace('_', ' ')}"
+
+
+Groups = Mapping[tuple[str, str], Mapping[int, Outcome]]
+
+
+def _partition(suite: Suite, partition: str, groups: Groups, dense: Mapping[str, str]) -> list[Line]:
+    everything = [one for group in groups.values() for one in group.values()]
+    least = everything[0].metric == "mae"
+    target = suite.target or _target(groups, least=least)
+    points = {key: (_mean(group, "bytes"), _mean(group, "quality")) for key, group in groups.items()}
+    best = front({str(key): point for key, point in points.items()}, least=least)
+    budgets = min(one.bytes for one in everything), min(one.seconds for one in everything)
+    made = []
+    for (variant, control), group in groups.items():
+        beside: dict[str, Interval] = {}
+        for name in suite.controls if not control else ():
+            other = groups.get((dense.get(variant, ""), DENSE) if name == DENSE else (variant, name), {})
+            apart = paired(_by_seed(group, least=least), _by_seed(other, least=least))
+            beside |= {str(name): apart} if apart else {}
+        made.append(
+            Line(
+                partition, variant, control, group, beside,
+                _each(group, lambda one: at(one.carried, budgets[0])),
+                _each(group, lambda one: at(one.worked, budgets[1])),
+                _to_target(group, target, least=least), str((variant, control)) in best,
+            )
+        )  # fmt: skip
+    return made
+
+
+def _target(groups: Groups, *, least: bool) -> float:
+    """Return what is as good as 95 % of FedAvg's quality, or 105 % of its error."""
+    group = next((group for (_, control), group in groups.items() if control == DENSE), next(iter(groups.values())))
+    return (1.05 if least else 0.95) * _mean(group, "quality")
+
+
+def _mean(group: Mapping[int, Outcome], figure: str) -> float:
+    return interval([float(getattr(one, figure)) for one in group.values()]).mean
+
+
+def _by_seed(group: Mapping[int, Outcome], *, least: bool) -> dict[int, float]:
+    return {seed: -one.quality if least else one.quality for seed, one in group.items()}
+
+
+def _each(group: Mapping[int, Outcome], figure: Callable[[Outcome], float | None]) -> Interval | None:
+    found = [figure(one) for one in group.values()]
+    known = [value for value in found if value is not None]
+    return interval(known) if len(known) == len(found) else None
+
+
+def _to_target(group: Mapping[int, Outcome], target: float, *, least: bool) -> tuple[Interval, Interval] | None:
+    carried = _each(group, lambda one: reach(one.carried, target, least=least))
+    worked = _each(group, lambda one: reach(one.worked, target, least=least))
+    return (carried, worked) if carried and worked else None
+
+
+# ---- tables
+
+
+def table(found: Sequence[Line]) -> list[dict[str, str]]:
+    """Return a row of text for each line, all with the same columns."""
+    least = next(iter(found[0].runs.values())).metric == "mae"
+    shown, unit = (plain, "") if least else (percent, " %")
+    metric = "MAE" if least else "accuracy"
+    beside = dict.fromkeys(name for line in found for name in line.apart)
+    rows = []
+    for line in found:
+        bytes_, seconds_ = line.to_target or (None, None)
+        rows.append(
+            {
+                "method": ("* " if line.front else "") + line.name,
+                f"{metric}{unit}": spread(line.of("quality"), shown),
+                "own rows": spread(line.of("local"), shown),
+                "lowest tenth": spread(line.of("lowest"), shown),
+                **{f"to {name}": spread(line.apart[name], shown) if name in line.apart else "" for name in beside},
+                "verdict": line.verdict,
+                "sparsity %": spread(line.of("sparsity"), percent),
+                "bytes": spread(line.of("bytes"), size),
+                "client seconds": spread(line.of("seconds"), seconds),
+                "MACs": spread(line.of("macs"), amount),
+                "MACs, units removed": spread(line.of("macs_physical"), amount),
+                "at equal bytes": spread(line.equal_bytes, shown),
+                "at equal seconds": spread(line.equal_seconds, shown),
+                "bytes to target": spread(bytes_, size),
+                "seconds to target": spread(seconds_, seconds),
+            }
+        )
+    return rows
+
+
+def write(suite: Suite, found: Sequence[Line], out: Path) -> None:
+    """Write ``comparison.json``, and ``table.md`` and ``table.tex`` with one table for each partition."""
+    facts = [dataclasses.asdict(line) | {"name": line.name, "verdict": line.verdict} for line in found]
+    checkpoint.write(out / RESULT, json.dumps({"title": suite.title, "lines": _plain(facts)}, indent=1).encode())
+    pages: dict[str, list[str]] = {"table.md": [], "table.tex": []}
+    for partition in suite.partitions:
+        rows = table([line for line in found if line.partition == partition])
+        pages["table.md"].append(f"**{partition}**, {len(suite.seeds)} seeds\n\n{markdown(rows)}")
+        pages["table.tex"].append(f"% {partition}, {len(suite.seeds)} seeds\n{latex(rows)}")
+    for name, parts in pages.items():
+        checkpoint.write(out / name, "\n".join(parts).encode())
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON holds it: an infinite half of an interval is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

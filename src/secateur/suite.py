@@ -1,0 +1,182 @@
+"""Suites: a grid of methods, settings and seeds; and for each cell the controls that it has to beat."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from secateur import cost
+from secateur.client import example, make_model, make_setting
+from secateur.config import Study, assign, read, study
+from secateur.data.shards import Shards
+from secateur.errors import ConfigError, unknown
+from secateur.methods.narrow import Narrow
+from secateur.pruning.mask import Mask
+from secateur.pruning.structure import plan, sizes
+
+Control = Literal["dense", "random", "shuffled", "narrow"]
+
+
+class Suite(BaseModel):
+    """What is compared.
+
+    Attributes:
+        title: one line.
+        source: a data source; where it wants a folder or a file, that is given with ``--data``.
+        seeds: each variant is run with each of them.
+        partitions: each variant is run on each of them.
+        common: settings of all variants, as ``path = value``.
+        variants: settings of each, by the name that it has in tables.
+        controls: what each is set beside: FedAvg; a random mask of the same sparsity; one of the same counts a layer;
+            a narrow dense model of the same MACs. All but the first are only made for what has a mask.
+        target: quality whose costs are told; 0: 95 % of what FedAvg ends with (for errors 105 %).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    title: str = ""
+    source: str
+    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    partitions: list[str] = Field(min_length=1)
+    common: dict[str, Any] = Field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(min_length=1)
+    controls: list[Control] = ["dense", "random", "shuffled", "narrow"]
+    target: float = 0.0
+
+    def shortened(self, seeds: int | None = None, rounds: int | None = None) -> Suite:
+        """Return the suite with fewer seeds or other rounds, for a shorter look.
+
+        Raises:
+            ConfigError: the suite has not as many seeds.
+        """
+        if seeds is not None and not 1 <= seeds <= len(self.seeds):
+            raise ConfigError(f"--seeds {seeds}: the suite has {len(self.seeds)}")
+        common = self.common if rounds is None else {**self.common, "rounds": rounds}
+        return self.model_copy(update={"seeds": self.seeds[: seeds or len(self.seeds)], "common": common})
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        partition, seed: where.
+        variant: what.
+        control: which control of the variant this is; empty: the variant itself.
+        study: what is run. Cells of equal studies share one run.
+    """
+
+    partition: str
+    variant: str
+    seed: int
+    study: Study
+    control: str = ""
+
+
+def names() -> list[str]:
+    """Return the suites that come with the package."""
+    return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.suites").iterdir()
+                  if path.name.endswith(".toml"))  # fmt: skip
+
+
+def load(name: str) -> Suite:
+    """Read a suite by its name or from a TOML file.
+
+    Raises:
+        ConfigError: there is none, or a setting of it is wrong; one line.
+    """
+    if name.endswith(".toml"):
+        values = read(Path(name))
+    elif name in names():
+        values = tomllib.loads((resources.files("secateur.suites") / f"{name}.toml").read_text(encoding="utf-8"))
+    else:
+        raise unknown("suite", name, [*names(), "FILE.toml"])
+    try:
+        return Suite.model_validate(values)
+    except ValidationError as broken:
+        first = broken.errors()[0]
+        raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
+
+
+def cells(suite: Suite, data: str | None = None) -> list[Cell]:
+    """Return the runs of a suite's variants, and of FedAvg beside them; every study is checked.
+
+    Args:
+        suite: what is compared.
+        data: folder or file for the suite's source.
+
+    Raises:
+        ConfigError: a setting is unknown or out of bounds; the text names the variant.
+    """
+    found = []
+    for seed in suite.seeds:
+        for partition in suite.partitions:
+            for variant, settings in suite.variants.items():
+                where = {"data.source": f"{suite.source}:{data}" if data else suite.source, "data.partition": partition}
+                values: dict[str, Any] = {}
+                for path, value in {**suite.common, **settings, **where, "seed": seed}.items():
+                    assign(values, f"{path}={value}")
+                try:
+                    made = study(values)
+                except ConfigError as broken:
+                    raise ConfigError(f"variant {variant!r}: {broken}") from broken
+                found.append(Cell(partition, variant, seed, made.complete()))
+                if "dense" in suite.controls:
+                    found.append(Cell(partition, variant, seed, made.dense(), "dense"))
+    return found
+
+
+def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, Any], shards: Shards) -> list[Cell]:
+    """Return the controls of a variant that has ended with ``mask``; none where nothing is pruned.
+
+    Args:
+        suite: says which.
+        cell: the variant's.
+        mask: of the shipped model.
+        final: of its summary; its MACs are those that the narrow model is given.
+        shards: the rows, for the shape of a model.
+    """
+    weights = dict(mask or {})
+    if not weights or all(bool(kept.all()) for kept in weights.values()):
+        return []
+    setting = make_setting(cell.study, make_model(cell.study, shards), shards.clients, example(shards))
+    counts = [int(weights[n].sum()) if n in weights else setting.specs[n].size for n in setting.layout.names("weight")]
+    total = sum(setting.specs[n].size for n in setting.layout.names("weight"))
+    shared = {k: v for k, v in cell.study.options.items() if k.split(".")[0] == "aggregator"}
+    fixed = {"schedule": "one_shot", "schedule.at": 0, "schedule.sparsity": 1 - sum(counts) / total, **shared}
+    options: dict[str, tuple[str, dict[str, Any]]] = {
+        "random": ("random", fixed),
+        "shuffled": ("random", {**fixed, "allocation": "given", "allocation.kept": ",".join(map(str, counts))}),
+    }
+    if setting.layout.layers:
+        options["narrow"] = ("narrow", {"width": _width(cell.study, shards, float(final["macs"]))})
+    return [
+        Cell(cell.partition, cell.variant, cell.seed, _changed(cell.study, *options[name]), name)
+        for name in suite.controls
+        if name in options
+    ]
+
+
+def _changed(made: Study, method: str, options: dict[str, Any]) -> Study:
+    return made.model_copy(update={"method": method, "options": options}).complete()
+
+
+def _width(made: Study, shards: Shards, macs: float) -> float:
+    """Return the width, in 64ths, of the narrow model whose MACs are nearest to ``macs``."""
+    model = make_model(made, shards)
+    setting = make_setting(made, model, shards.clients, example(shards))
+    uses = cost.uses(model, example(shards))
+    shapes = {name: spec.shape for name, spec in setting.specs.items()}
+
+    def away(width: float) -> float:
+        narrow = Narrow(width)
+        mask = narrow.mask(setting, narrow.leading(setting, width))
+        return abs(cost.physical(uses, sizes(shapes, plan(mask, setting.layout.groups))) - macs)
+
+    return min((step / 64 for step in range(1, 65)), key=away)

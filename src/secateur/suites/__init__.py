@@ -1,0 +1,1 @@
+"""The suites in the box, a TOML file each."""
