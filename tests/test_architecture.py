@@ -32,6 +32,7 @@ LAYERS = [
     {"export", "suite", "suites"},
     {"compare"},
     {"standings"},
+    {"page"},
     {"cli", "flower"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -201,9 +201,10 @@ def test_outcomes_are_read_from_the_records(compared):
 def test_tables_are_written_and_say_the_same(compared):
     suite, found, out, _ = compared
     made = standings.lines(suite, found, out)
-    standings.write(suite, made, out)
+    standings.write(suite, found, made, out)
     facts = json.loads((out / standings.RESULT).read_text())
     assert [line["name"] for line in facts["lines"]] == [line.name for line in made]
+    assert standings.saved(out) == (suite, found)
     rows = standings.table(made)
     text = (out / "table.md").read_text()
     assert text.startswith("**iid**, 2 seeds\n\n| method | accuracy % |")

@@ -75,8 +75,9 @@ def compare(
     seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's")] = None,  # noqa: UP045
     rounds: Annotated[Optional[int], typer.Option(help="R, for a shorter look")] = None,  # noqa: UP045
     jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
-    """Run a grid of methods and seeds with controls beside each, and set them side by side."""
+    """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
     from secateur import compare as grid  # noqa: PLC0415
     from secateur import standings  # noqa: PLC0415
     from secateur.report.standing import show  # noqa: PLC0415
@@ -87,13 +88,53 @@ def compare(
     with Runs(console) as display:
         cells = grid.play(wanted, out, data=data, jobs=jobs, told=display.told)
     found = standings.lines(wanted, cells, out)
-    standings.write(wanted, found, out)
+    standings.write(wanted, cells, found, out)
     for partition in wanted.partitions:
         here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]
         few = [{name: row[name] for name in standings.FEW if name in row} for row in standings.table(here)]
         console.print(show(f"{partition}, {len(wanted.seeds)} seeds, 95 % intervals", few))
     told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(told, highlight=False, soft_wrap=True)
+    _page([out], out / "page", browse=browse)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
+    out: Annotated[Optional[Path], typer.Option(help="The page's folder; default: page in the first folder")] = None,  # noqa: UP045
+    images: Annotated[bool, typer.Option(help="Write every figure as SVG and PNG too.")] = False,  # noqa: FBT002
+    watch: Annotated[float, typer.Option(help="Seconds between new pages, until all runs have ended; 0: once.")] = 0.0,
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page.")] = True,  # noqa: FBT002
+) -> None:
+    """Draw runs, or a comparison, as a page in a folder of its own that needs no network."""
+    import time  # noqa: PLC0415
+
+    target = out or folders[0] / "page"
+    live = _page(folders, target, browse=browse, live=watch > 0)
+    while live:
+        time.sleep(watch)
+        live = _page(folders, target, browse=False, live=True)
+    if images:
+        from secateur.page import images as drawn  # noqa: PLC0415
+
+        _console().print(
+            f"Written: {len(drawn(target))} files in {target / 'figures'}", highlight=False, soft_wrap=True
+        )
+
+
+def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False) -> bool:
+    """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
+    import webbrowser  # noqa: PLC0415
+
+    from secateur import page  # noqa: PLC0415
+
+    title, lines, subjects, ended = page.gathered(folders)
+    index = page.write(title, lines, subjects, out, live=live and not ended)
+    console = _console()
+    if browse and console.is_terminal:
+        webbrowser.open(index.absolute().as_uri())
+    console.print(f"Page: {index}", highlight=False, soft_wrap=True)
+    return live and not ended
 
 
 @app.command()

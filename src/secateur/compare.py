@@ -22,7 +22,7 @@ from secateur.data.shards import open_shards
 from secateur.errors import CheckpointError, SecateurError
 from secateur.suite import Cell, Suite, cells, controls
 
-_RUNS, _DATA = "runs", "data"
+RUNS, _DATA = "runs", "data"
 _LOOK_EVERY, _PATIENCE = 0.5, 20.0  # seconds
 
 
@@ -37,7 +37,7 @@ def silent(*counts: int) -> None:
 
 def folder_of(out: Path, study: Study) -> Path:
     """Return where a study's run lies; equal studies share it."""
-    return out / _RUNS / f"{study.method.rpartition('.')[2]}-{study.hash()}"
+    return out / RUNS / f"{study.method.rpartition('.')[2]}-{study.hash()}"
 
 
 def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, told: Told = silent) -> list[Cell]:

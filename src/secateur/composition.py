@@ -5,7 +5,7 @@ criterion x allocation x granularity x schedule x consensus x aggregator
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -174,6 +174,14 @@ class Composition(Method):
     def final(self, state: State) -> State:
         """With cohort-wise masks, ship under the mask of all explorers' statistics."""
         return replace(state, mask=self._cohort_mask(state, None)) if self._cohort_wise else state
+
+    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
+        """Return how the guidance of the explorers is spread over [0, 1], in 40 bins."""
+        if self._explores is None or not exploration.known(self._explores, state):
+            return {}
+        scores = self.criterion.scores(state.weights, self._statistics(state, None), seed=state.setting.seed)
+        names = state.setting.layout.names("weight")
+        return {"guidance": {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}}
 
     @property
     def regrows(self) -> bool:

@@ -310,6 +310,11 @@ class Method(ABC):
         del server
         return state, 0
 
+    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
+        """Return what the method measured of each weight, for a drawing: by name and tensor, counts in even bins."""
+        del state
+        return {}
+
     def examine(self, state: State) -> Ask:
         """Return the ask by which all clients score the model on test rows of their own."""
         everyone = tuple(range(state.setting.clients))

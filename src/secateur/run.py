@@ -219,6 +219,7 @@ class Run:
             "sparsity": masks.sparsity(state.mask),
             "sparsity_all": removed / total,
             "kept": total - removed,
+            "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
             "macs": cost.macs(self.uses, state.weights, state.mask),
         }
         if evaluate and self.central:
@@ -246,6 +247,7 @@ class Run:
             **self._widths(state),
         }
         final |= self._local(state, engine)
+        final["histograms"] = self.method.histograms(state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         checkpoint.ship(self.folder, state.model(), state.mask, about)
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]

@@ -12,7 +12,8 @@ from typing import Any
 
 from secateur import checkpoint
 from secateur import run as runs
-from secateur.compare import folder_of
+from secateur.compare import RUNS, folder_of
+from secateur.errors import CheckpointError
 from secateur.report.standing import latex, markdown, percent, plain, seconds, spread
 from secateur.report.statistics import Curve, Interval, at, front, interval, paired, reach
 from secateur.report.terminal import amount, size
@@ -55,9 +56,15 @@ class Outcome:
 
 
 def outcome(folder: Path) -> Outcome:
-    """Read a finished run's folder."""
-    final = json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"]
+    """Read a run's folder; of a run that is not finished, what its last records say.
+
+    Raises:
+        CheckpointError: the folder holds no records yet.
+    """
+    if not (folder / runs.ROUNDS).exists():
+        raise CheckpointError(f"{folder} holds no records of a run yet: {folder / runs.ROUNDS} is missing")
     records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
+    final = _final(folder, records)
     metric = "accuracy" if "accuracy" in final else "mae"
     carried, worked = 0, 0.0
     curves: list[list[tuple[float, float]]] = [[], [], []]
@@ -74,6 +81,18 @@ def outcome(folder: Path) -> Outcome:
         final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], *curves,
     )  # fmt: skip
+
+
+def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    if (folder / runs.SUMMARY).exists():
+        return dict(json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"])
+    last = records[-1]
+    metric = "mae" if any("mae" in record for record in records) else "accuracy"
+    scored = [record[metric] for record in records if metric in record]
+    return {
+        metric: scored[-1] if scored else 0.0, "local": [], "central": True, "sparsity": last["sparsity"],
+        "macs": last["macs"], "macs_physical": last["macs"], "parameters_physical": last["kept"],
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -225,10 +244,12 @@ def table(found: Sequence[Line]) -> list[dict[str, str]]:
     return rows
 
 
-def write(suite: Suite, found: Sequence[Line], out: Path) -> None:
+def write(suite: Suite, cells: Sequence[Cell], found: Sequence[Line], out: Path) -> None:
     """Write ``comparison.json``, and ``table.md`` and ``table.tex`` with one table for each partition."""
-    facts = [dataclasses.asdict(line) | {"name": line.name, "verdict": line.verdict} for line in found]
-    checkpoint.write(out / RESULT, json.dumps({"title": suite.title, "lines": _plain(facts)}, indent=1).encode())
+    lines_ = [dataclasses.asdict(line) | {"name": line.name, "verdict": line.verdict} for line in found]
+    kept = [{**dataclasses.asdict(cell), "study": folder_of(out, cell.study).name} for cell in cells]
+    facts = {"suite": suite.model_dump(), "cells": kept, "lines": _plain(lines_)}
+    checkpoint.write(out / RESULT, json.dumps(facts, indent=1).encode())
     pages: dict[str, list[str]] = {"table.md": [], "table.tex": []}
     for partition in suite.partitions:
         rows = table([line for line in found if line.partition == partition])
@@ -236,6 +257,20 @@ def write(suite: Suite, found: Sequence[Line], out: Path) -> None:
         pages["table.tex"].append(f"% {partition}, {len(suite.seeds)} seeds\n{latex(rows)}")
     for name, parts in pages.items():
         checkpoint.write(out / name, "\n".join(parts).encode())
+
+
+def saved(out: Path) -> tuple[Suite, list[Cell]]:
+    """Return the suite and the cells of a comparison that was written into ``out``.
+
+    Raises:
+        CheckpointError: ``out`` holds no finished comparison.
+    """
+    path = out / RESULT
+    if not path.exists():
+        raise CheckpointError(f"{out} holds no finished comparison: {path} is missing")
+    facts = json.loads(path.read_text("utf-8"))
+    cells = [Cell(**{**cell, "study": runs.read_study(out / RUNS / cell["study"])}) for cell in facts["cells"]]
+    return Suite.model_validate(facts["suite"]), cells
 
 
 def _plain(value: Any) -> Any:

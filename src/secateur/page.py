@@ -1,0 +1,232 @@
+"""The page: figures and tables of runs in one folder that a browser opens from disk, without a network."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from secateur import checkpoint
+from secateur import run as runs
+from secateur.compare import folder_of
+from secateur.errors import CheckpointError, need
+from secateur.report import figures
+from secateur.report.standing import latex, markdown
+from secateur.report.statistics import front
+from secateur.standings import DENSE, RESULT, Line, Outcome, outcome, saved, table
+from secateur.standings import lines as lines_among
+
+Facts = dict[str, Any]
+_WEB = ("index.html", "page.css", "page.js")
+_MOST_UNITS, _MOST_INPUTS = 64, 600  # of a mask that is drawn
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A single run that the page looks into.
+
+    Attributes:
+        name: as in tables, with its seed.
+        folder: of the run.
+        dense: of the FedAvg run beside it, if there is one.
+    """
+
+    name: str
+    folder: Path
+    dense: Path | None = None
+
+
+def gathered(folders: Sequence[Path]) -> tuple[str, list[Line], list[Subject], bool]:
+    """Return a page's title, lines and single runs, and whether all runs have ended.
+
+    Args:
+        folders: of runs, or one of a comparison.
+
+    Raises:
+        CheckpointError: a folder holds neither, or a run that has no records yet.
+    """
+    if len(folders) == 1 and (folders[0] / RESULT).exists():
+        out = folders[0]
+        suite, cells = saved(out)
+        lines = lines_among(suite, cells, out)
+        dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
+        first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
+        subjects = [
+            Subject(f"{c.variant}, {c.partition}, seed {c.seed}", folder_of(out, c.study),
+                    dense.get((c.partition, c.variant, c.seed)))
+            for c in first
+        ]  # fmt: skip
+        return suite.title or out.name, lines, subjects, True
+    lines = lines_of(folders)
+    subjects = [Subject(folder.name, folder, folder / "dense") for folder in folders]
+    places = [place for folder in folders for place in (folder, folder / "dense") if (place / runs.STUDY).exists()]
+    ended = all((place / runs.SUMMARY).exists() for place in places)
+    title = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
+    return title, lines, subjects, ended
+
+
+def lines_of(folders: Sequence[Path]) -> list[Line]:
+    """Return a line for each method among run folders, with the dense runs beside them; seeds of a study are joined.
+
+    Raises:
+        CheckpointError: a folder holds no run, or none of its records.
+    """
+    groups: dict[tuple[str, str, str], dict[int, Outcome]] = {}
+    for folder in folders:
+        for place, control in ((folder, ""), (folder / "dense", DENSE)):
+            if not control or (place / runs.ROUNDS).exists():
+                study = runs.read_study(place)
+                key = study.model_copy(update={"seed": 0}).hash()
+                name = f"{study.method} {key}" if not control else "FedAvg"
+                groups.setdefault((study.data.partition, name, control), {})[study.seed] = outcome(place)
+    made = [Line(partition, name, control, of) for (partition, name, control), of in groups.items()]
+    for partition in dict.fromkeys(line.partition for line in made):
+        points = {ln.name: (ln.of("bytes").mean, ln.of("quality").mean) for ln in made if ln.partition == partition}
+        least = next(iter(made[0].runs.values())).metric == "mae"
+        best = front(points, least=least)
+        made = [replace(ln, front=ln.name in best) if ln.partition == partition else ln for ln in made]
+    return sorted(made, key=lambda line: (line.partition, line.control != DENSE))
+
+
+def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *, live: bool = False) -> Path:
+    """Write the page into ``out`` and return its index.html.
+
+    Args:
+        title: its heading.
+        lines: of the tables and of the figures that compare.
+        subjects: single runs to look into.
+        out: made if it is not there; what it holds of an older page is replaced.
+        live: the page loads itself anew every few seconds.
+
+    Raises:
+        MissingExtraError: plotly is not installed.
+    """
+    script = Path(str(need("plotly", install="secateur[report]").__file__)).parent / "package_data" / "plotly.min.js"
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / script.name).exists():
+        shutil.copyfile(script, out / script.name)
+    for name in _WEB:
+        text = (importlib.resources.files("secateur.report") / "web" / name).read_text(encoding="utf-8")
+        checkpoint.write(out / name, text.encode())
+    facts = json.dumps(contents(title, lines, subjects, live=live), allow_nan=False)
+    checkpoint.write(out / "data.js", f"window.SECATEUR = {facts};\n".encode())
+    return out / "index.html"
+
+
+def contents(title: str, lines: Sequence[Line], subjects: Iterable[Subject], *, live: bool = False) -> Facts:
+    """Return everything that the page shows, as JSON holds it."""
+    parts = []
+    for partition in dict.fromkeys(line.partition for line in lines):
+        here = [line for line in lines if line.partition == partition]
+        rows = table(here)
+        parts.append(
+            {
+                "name": partition,
+                "seeds": max(len(line.runs) for line in here),
+                "columns": list(rows[0]),
+                "rows": [list(row.values()) for row in rows],
+                "markdown": markdown(rows),
+                "latex": latex(rows),
+                "figures": figures.compared(here_lines(here)),
+            }
+        )
+    return {"title": title, "live": live, "parts": parts, "runs": [subject_facts(subject) for subject in subjects]}
+
+
+def here_lines(lines: Sequence[Line]) -> list[figures.Drawn]:
+    """Return lines as figures draw them."""
+    drawn = []
+    for line in lines:
+        curves = {
+            axis: [getattr(one, axis) for one in line.runs.values()] for axis in ("rounds", "carried", "worked")
+        }  # fmt: skip
+        one = next(iter(line.runs.values()))
+        drawn.append(
+            figures.Drawn(
+                line.name, line.variant, line.control, one.metric, curves, line.of("quality"), line.of("bytes"),
+                line.of("lowest"), line.of("local"), dict(line.apart), front=line.front,
+            )
+        )  # fmt: skip
+    return drawn
+
+
+def subject_facts(subject: Subject) -> Facts:
+    """Return what the page shows of a single run."""
+    folder = subject.folder
+    rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
+    summary = _summary(folder)
+    final = summary.get("final", {})
+    left = [
+        [str(row["round"]), row["phase"], str(entry["client"]), entry["reason"]]
+        for row in rows
+        for entry in row["left_out"]
+    ]
+    drawn = [
+        figures.layers(rows, _sizes(folder)),
+        figures.traffic(rows),
+        *(figures.histogram(name, of) for name, of in final.get("histograms", {}).items()),
+        figures.clients(final.get("local", []), _summary(subject.dense).get("final", {}).get("local", [])),
+        figures.mask(*_mask(folder)),
+    ]
+    return {
+        "name": subject.name,
+        "figures": [figure for figure in drawn if figure],
+        "left_out": left,
+        "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
+        "remarks": summary.get("remarks", []),
+        "study": (folder / runs.STUDY).read_text("utf-8"),
+    }
+
+
+def _summary(folder: Path | None) -> Facts:
+    path = (folder or Path()) / runs.SUMMARY
+    return dict(json.loads(path.read_text("utf-8"))) if folder and path.exists() else {}
+
+
+def _shipped(folder: Path) -> Mapping[str, torch.Tensor]:
+    try:
+        return checkpoint.shipped(folder)[1]
+    except CheckpointError:  # not finished yet
+        return {}
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {name: mask.numel() for name, mask in _shipped(folder).items()}
+
+
+def _mask(folder: Path) -> tuple[str, list[list[int]]]:
+    """Return the mask of a convolution (else of the first matrix) as rows of 0 and 1, one for each filter."""
+    masks = {name: mask for name, mask in _shipped(folder).items() if mask.dim() >= 2}
+    if not masks:
+        return "", []
+    convolutions = [name for name, mask in masks.items() if mask.dim() > 2]
+    name = convolutions[min(1, len(convolutions) - 1)] if convolutions else next(iter(masks))
+    return name, masks[name].flatten(1)[:_MOST_UNITS, :_MOST_INPUTS].int().tolist()
+
+
+def images(folder: Path) -> list[Path]:
+    """Write every figure of a page's folder as SVG and PNG into its ``figures``; return the files.
+
+    Raises:
+        MissingExtraError: kaleido is not installed.
+    """
+    kaleido = need("kaleido", install="secateur[report]")
+    facts = json.loads((folder / "data.js").read_text("utf-8").partition(" = ")[2].rstrip(";\n"))
+    target = folder / "figures"
+    jobs: list[Facts] = []
+    target.mkdir(exist_ok=True)
+    for part in [*facts["parts"], *facts["runs"]]:
+        for figure in part["figures"]:
+            for view in figure["views"]:
+                words = [part["name"], figure["id"], view["name"]]
+                stem = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words if word)
+                spec = {"data": view["data"], "layout": {**view["layout"], "template": None, "title": figure["title"]}}
+                jobs += [{"fig": spec, "path": str(target / f"{stem}.{kind}")} for kind in ("svg", "png")]
+    kaleido.write_fig_from_object_sync(jobs)
+    return [Path(str(job["path"])) for job in jobs]

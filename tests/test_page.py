@@ -1,0 +1,177 @@
+"""The page, in a real browser: every figure draws, switches work, nothing is asked of a network, axe is content."""
+
+import json
+import shutil
+
+import pytest
+
+from helpers import play, small, tiny_shards
+from secateur import compare, page, standings
+from secateur import run as runs
+from secateur.errors import CheckpointError
+from secateur.suite import Suite
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+
+SUITE = Suite.model_validate({
+    "title": "Two ways to prune", "source": "digits", "seeds": [0, 1], "partitions": ["iid", "pathological:2"],
+    "common": {"data.clients": 4, "participation": 1.0, "rounds": 3, "model.name": "smallcnn", "training.epochs": 1,
+               "model.options.width": 4, "model.options.features": 8},
+    "variants": {"AutoFLIP": {"method": "autoflip", "criterion.explore.epochs": 1},
+                 "FedSparsify 80 %": {"method": "fedsparsify", "schedule.sparsity": 0.8}},
+    "controls": ["dense", "random"],
+})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compared")
+    cells = compare.play(SUITE, out, jobs=2)
+    standings.write(SUITE, cells, standings.lines(SUITE, cells, out), out)
+    title, lines, subjects, ended = page.gathered([out])
+    assert ended
+    page.write(title, lines, subjects, out / "page")
+    return out / "page"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play_:
+        opened = play_.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(params=["light", "dark", "phone"])
+def shown(request, browser, compared):
+    options = {
+        "light": {"viewport": {"width": 1280, "height": 900}},
+        "dark": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "dark"},
+        "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True},
+    }[request.param]
+    context = browser.new_context(**options)
+    tab = context.new_page()
+    tab.said, tab.asked = [], []
+    tab.on("console", lambda message: tab.said.append(message.text))
+    tab.on("pageerror", lambda error: tab.said.append(str(error)))
+    tab.on("request", lambda sent: tab.asked.append(sent.url))
+    tab.goto((compared / "index.html").as_uri())
+    tab.wait_for_selector("#looked .main-svg")
+    yield tab
+    assert tab.said == []
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in tab.asked)
+    context.close()
+
+
+@needs_browser
+def test_every_figure_draws_with_words_for_those_who_do_not_see_it(shown, compared):
+    facts = json.loads((compared / "data.js").read_text().partition(" = ")[2].rstrip(";\n"))
+    wanted = [f"compared-{f['id']}" for f in facts["parts"][0]["figures"]]
+    wanted += [f"looked-{f['id']}" for f in facts["runs"][0]["figures"]]
+    assert wanted == [
+        "compared-quality", "compared-pareto", "compared-fairness", "compared-apart",
+        "looked-layers", "looked-traffic", "looked-guidance", "looked-clients", "looked-mask",
+    ]  # fmt: skip
+    for name in wanted:
+        plot = shown.locator(f"#{name} .plot")
+        assert plot.locator(".main-svg").count() >= 1
+        drawn = plot.locator(".trace, .hm, .box, .point, .bars path, image").count()
+        assert drawn > 0, name
+        assert len(plot.get_attribute("aria-label")) > 20
+    wide = shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth + 1")
+    assert wide  # nothing sticks out, on a phone either
+
+
+@needs_browser
+def test_switches_change_what_is_drawn(shown):
+    def title():
+        return shown.locator("#compared-quality .xtitle").text_content()
+
+    assert title() == "rounds"
+    shown.get_by_label("bytes carried, both ways").check()
+    assert title() == "bytes carried, both ways"
+    shown.get_by_label("client seconds").check()
+    assert title() == "client seconds"
+    assert "iid, 2 seeds" in shown.locator("#compared").inner_text()
+    shown.get_by_role("combobox", name="Partition").select_option(label="pathological:2")
+    assert "pathological:2, 2 seeds" in shown.locator("#compared").inner_text()
+    shown.get_by_role("combobox", name="Run").select_option(label="FedSparsify 80 %, pathological:2, seed 0")
+    assert 'method = "fedsparsify"' in shown.locator("#looked pre").inner_text()
+    assert shown.locator("#looked-guidance").count() == 0
+    shown.get_by_role("button", name="Copy as LaTeX").click()
+    text = shown.locator("#compared").inner_text()
+    assert "Copied as LaTeX" in text or shown.locator("#compared textarea").count() == 1
+
+
+@needs_browser
+def test_axe_finds_no_serious_violation(shown):
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(shown).response["violations"]
+    shown.said.clear()  # axe itself asks for the style sheet, which a page from disk may not
+    serious = [f"{v['id']}: {v['nodes'][0]['html'][:120]}" for v in found if v["impact"] in {"serious", "critical"}]
+    assert serious == []
+
+
+@needs_browser
+def test_it_prints_without_its_switches(browser, compared):
+    context = browser.new_context()
+    tab = context.new_page()
+    tab.goto((compared / "index.html").as_uri())
+    tab.wait_for_selector("#looked .main-svg")
+    tab.emulate_media(media="print")
+    assert not tab.get_by_role("combobox", name="Partition").is_visible()
+    assert tab.locator("#compared table").is_visible()
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("shards"))
+
+
+def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards):
+    for seed in (0, 1):
+        study = small("fedsparsify", rounds=3, seed=seed)
+        play(study, tmp_path / f"run{seed}", shards)
+        play(study.dense(), tmp_path / f"run{seed}" / "dense", shards)
+    title, lines, subjects, ended = page.gathered([tmp_path / "run0", tmp_path / "run1"])
+    assert (title, ended) == ("2 runs", True)
+    assert [(line.name.split()[0], sorted(line.runs)) for line in lines] == [
+        ("FedAvg", [0, 1]),
+        ("fedsparsify", [0, 1]),
+    ]
+    facts = page.contents(title, lines, subjects)
+    assert [run["name"] for run in facts["runs"]] == ["run0", "run1"]
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    layers = next(f for f in facts["runs"][0]["figures"] if f["id"] == "layers")
+    trace = layers["views"][0]["data"][0]
+    rows = [json.loads(line) for line in (tmp_path / "run0" / runs.ROUNDS).read_text().splitlines()]
+    kept = [row["layers"][trace["name"]] for row in rows if row["layers"]]
+    assert trace["y"] == pytest.approx([1 - count / (16 * 12) for count in kept])
+
+
+def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event.get("round") == 2 and event["event"] == "row":
+            raise Stop
+
+    with pytest.raises(Stop):
+        play(small("fedsparsify", rounds=5), tmp_path / "run", shards, watch=stop)
+    title, lines, subjects, ended = page.gathered([tmp_path / "run"])
+    assert not ended
+    facts = page.contents(title, lines, subjects, live=True)
+    assert facts["live"]
+    quality = facts["parts"][0]["figures"][0]
+    assert quality["views"][0]["data"][-1]["x"] == [1, 2]
+
+
+def test_a_folder_without_a_run_is_one_line(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no run"):
+        page.gathered([tmp_path])
