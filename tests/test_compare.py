@@ -21,6 +21,7 @@ from secateur import compare, standings
 from secateur import run as runs
 from secateur.errors import ConfigError
 from secateur.report import standing
+from secateur.report.links import Link, Links, per_client, predicted
 from secateur.report.statistics import Interval, at, front, interval, paired, reach
 from secateur.suite import Suite, cells, load, names
 
@@ -274,3 +275,55 @@ def test_a_failing_run_is_named(tmp_path):
     suite = tiny(variants={"two": {"method": "fedconv"}}, controls=[])
     with pytest.raises(ConfigError, match=r"two, iid, seed 0 \(.*fedconv trains at the server"):
         compare.play(suite, tmp_path / "out", jobs=1)
+
+
+# ---- links
+
+
+def row(each, seconds):
+    return {"each": each, "each_seconds": seconds}
+
+
+def test_a_round_takes_as_long_as_its_slowest_client():
+    links = Links.parse("8Mbit/s,100ms")
+    rows = [row([[0, 1_000_000, 500_000], [3, 2_000_000, 0]], [[0, 1.0]]), row([], [])]
+    # client 0: 0.2 + 1 + 1 + 0.5; client 3 sent nothing back: 0.2 + 2
+    assert predicted(rows, links, 10) == pytest.approx([2.7, 0.0])
+    assert per_client([*rows, rows[0]]) == {0: 3_000_000, 3: 4_000_000}
+
+
+def test_links_by_kind():
+    kinds = Links.parse("0.75:20/5Mbit/s,10ms; 0.25:1MB/s").kinds
+    assert kinds == (Link(20e6, 5e6, 0.01, 0.75), Link(8e6, 8e6, 0.0, 0.25))
+    links = Links(kinds)
+    assert [links.of(k, 4) is kinds[0] for k in range(4)] == [True, True, True, False]
+    for wrong in ("fast", "10Mbit", "0.5:1Mbit/s", "0Mbit/s", "0.5:1Mbit/s;0.6:1Mbit/s", "10Mbit/s,5s"):
+        with pytest.raises(ConfigError, match="link"):
+            Links.parse(wrong)
+
+
+def test_predictions_stand_beside_what_was_measured(compared):
+    suite, found, out, _ = compared
+    fast, slow = (standings.lines(suite, found, out, Links.parse(text)) for text in ("1Gbit/s", "100kbit/s,50ms"))
+    for one, other in zip(fast, slow, strict=True):
+        for seed in one.runs:
+            assert other.runs[seed].linked[-1][0] > one.runs[seed].linked[-1][0]
+            assert [q for _, q in one.runs[seed].linked] == [q for _, q in one.runs[seed].carried]
+    rows = standings.table(slow)
+    assert all(" s" in row_["seconds on the link (a model)"] and " s" in row_["wall seconds"] for row_ in rows)
+    assert "seconds on the link (a model)" not in standings.table(standings.lines(suite, found, out))[0]
+
+
+def test_a_budget_is_kept_by_every_client_of_every_seed(compared):
+    suite, found, out, _ = compared
+    made = standings.lines(suite, found, out)
+    carried = sorted({max(one.client_bytes for one in line.runs.values()) for line in made})
+    fits, over = standings.within(made, carried[1])
+    assert {line.name for line in fits} | {line.name for line in over} == {line.name for line in made}
+    assert all(max(one.client_bytes for one in line.runs.values()) <= carried[1] for line in fits)
+    qualities = [line.of("quality").mean for line in fits]
+    assert qualities == sorted(qualities, reverse=True)
+    assert len(standings.budgeted(fits)) == len(fits)
+    folder = compare.folder_of(out, found[0].study)
+    rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
+    assert sum(per_client(rows).values()) == sum(r["bytes_down"] + r["bytes_up"] for r in rows)

@@ -103,6 +103,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
     out: Annotated[Optional[Path], typer.Option(help="The page's folder; default: page in the first folder")] = None,  # noqa: UP045
     images: Annotated[bool, typer.Option(help="Write every figure as SVG and PNG too.")] = False,  # noqa: FBT002
+    link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
     watch: Annotated[float, typer.Option(help="Seconds between new pages, until all runs have ended; 0: once.")] = 0.0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page.")] = True,  # noqa: FBT002
 ) -> None:
@@ -110,10 +111,10 @@ def report(
     import time  # noqa: PLC0415
 
     target = out or folders[0] / "page"
-    live = _page(folders, target, browse=browse, live=watch > 0)
+    live = _page(folders, target, browse=browse, live=watch > 0, link=link)
     while live:
         time.sleep(watch)
-        live = _page(folders, target, browse=False, live=True)
+        live = _page(folders, target, browse=False, live=True, link=link)
     if images:
         from secateur.page import images as drawn  # noqa: PLC0415
 
@@ -122,13 +123,33 @@ def report(
         )
 
 
-def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False) -> bool:
+@app.command()
+def budget(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
+    megabytes: Annotated[float, typer.Option(help="What one client may carry, both ways, in 10^6 bytes")],
+    link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
+) -> None:
+    """Say which of these runs keep every client within a budget of bytes, the best first."""
+    from secateur import page, standings  # noqa: PLC0415
+    from secateur.report.links import Links  # noqa: PLC0415
+    from secateur.report.standing import show  # noqa: PLC0415
+
+    _, lines, _, _ = page.gathered(folders, Links.parse(link) if link else None)
+    fits, over = standings.within(lines, megabytes * 1e6)
+    if fits:
+        _console().print(show(f"within {megabytes:g} MB a client", standings.budgeted(fits)))
+    told = ", ".join(f"{line.name} ({line.partition})" for line in over)
+    _console().print(f"Over {megabytes:g} MB: {told or 'none'}", highlight=False, soft_wrap=True)
+
+
+def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, link: str | None = None) -> bool:
     """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
     import webbrowser  # noqa: PLC0415
 
     from secateur import page  # noqa: PLC0415
+    from secateur.report.links import Links  # noqa: PLC0415
 
-    title, lines, subjects, ended = page.gathered(folders)
+    title, lines, subjects, ended = page.gathered(folders, Links.parse(link) if link else None)
     index = page.write(title, lines, subjects, out, live=live and not ended)
     console = _console()
     if browse and console.is_terminal:

@@ -60,6 +60,7 @@ class Exchange:
         down, up: bytes carried, by part.
         left_out: who, and why.
         told: the scalars of each reply that counts.
+        each: bytes carried down and up, by client.
     """
 
     ask: Ask
@@ -72,6 +73,7 @@ class Exchange:
     up: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
+    each: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._sent: dict[int, _Sent] = {}
@@ -170,8 +172,11 @@ class Exchange:
 
     def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
         for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
+            if not isinstance(reply, Failure):
+                self.each.setdefault(who, [0, 0])[1] += len(reply)
             if not isinstance(reply, Failure) or reply.sent:
                 self.down.update(self._sent[who].parts)
+                self.each.setdefault(who, [0, 0])[0] += sum(self._sent[who].parts.values())
                 self._answered[who] = False
             yield who, reply
 

@@ -17,6 +17,7 @@ from secateur import run as runs
 from secateur.compare import folder_of
 from secateur.errors import CheckpointError, need
 from secateur.report import figures
+from secateur.report.links import Links
 from secateur.report.standing import latex, markdown
 from secateur.report.statistics import front
 from secateur.standings import DENSE, RESULT, Line, Outcome, outcome, saved, table
@@ -42,11 +43,12 @@ class Subject:
     dense: Path | None = None
 
 
-def gathered(folders: Sequence[Path]) -> tuple[str, list[Line], list[Subject], bool]:
+def gathered(folders: Sequence[Path], links: Links | None = None) -> tuple[str, list[Line], list[Subject], bool]:
     """Return a page's title, lines and single runs, and whether all runs have ended.
 
     Args:
         folders: of runs, or one of a comparison.
+        links: what seconds on real links are predicted for.
 
     Raises:
         CheckpointError: a folder holds neither, or a run that has no records yet.
@@ -54,7 +56,7 @@ def gathered(folders: Sequence[Path]) -> tuple[str, list[Line], list[Subject], b
     if len(folders) == 1 and (folders[0] / RESULT).exists():
         out = folders[0]
         suite, cells = saved(out)
-        lines = lines_among(suite, cells, out)
+        lines = lines_among(suite, cells, out, links)
         dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
         first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
         subjects = [
@@ -63,7 +65,7 @@ def gathered(folders: Sequence[Path]) -> tuple[str, list[Line], list[Subject], b
             for c in first
         ]  # fmt: skip
         return suite.title or out.name, lines, subjects, True
-    lines = lines_of(folders)
+    lines = lines_of(folders, links)
     subjects = [Subject(folder.name, folder, folder / "dense") for folder in folders]
     places = [place for folder in folders for place in (folder, folder / "dense") if (place / runs.STUDY).exists()]
     ended = all((place / runs.SUMMARY).exists() for place in places)
@@ -71,7 +73,7 @@ def gathered(folders: Sequence[Path]) -> tuple[str, list[Line], list[Subject], b
     return title, lines, subjects, ended
 
 
-def lines_of(folders: Sequence[Path]) -> list[Line]:
+def lines_of(folders: Sequence[Path], links: Links | None = None) -> list[Line]:
     """Return a line for each method among run folders, with the dense runs beside them; seeds of a study are joined.
 
     Raises:
@@ -84,7 +86,7 @@ def lines_of(folders: Sequence[Path]) -> list[Line]:
                 study = runs.read_study(place)
                 key = study.model_copy(update={"seed": 0}).hash()
                 name = f"{study.method} {key}" if not control else "FedAvg"
-                groups.setdefault((study.data.partition, name, control), {})[study.seed] = outcome(place)
+                groups.setdefault((study.data.partition, name, control), {})[study.seed] = outcome(place, links)
     made = [Line(partition, name, control, of) for (partition, name, control), of in groups.items()]
     for partition in dict.fromkeys(line.partition for line in made):
         points = {ln.name: (ln.of("bytes").mean, ln.of("quality").mean) for ln in made if ln.partition == partition}
@@ -143,9 +145,7 @@ def here_lines(lines: Sequence[Line]) -> list[figures.Drawn]:
     """Return lines as figures draw them."""
     drawn = []
     for line in lines:
-        curves = {
-            axis: [getattr(one, axis) for one in line.runs.values()] for axis in ("rounds", "carried", "worked")
-        }  # fmt: skip
+        curves = {axis: [getattr(one, axis) for one in line.runs.values()] for axis in figures.AXES}
         one = next(iter(line.runs.values()))
         drawn.append(
             figures.Drawn(

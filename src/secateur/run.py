@@ -173,6 +173,7 @@ class Run:
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.told)
+        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.told}
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
         return {
             "phase": ask.phase,
@@ -183,7 +184,9 @@ class Run:
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
-            "client_seconds": sum(float(t[client.SECONDS]) for t in exchange.told),
+            "each": [[who, *carried] for who, carried in sorted(exchange.each.items())],
+            "each_seconds": [[who, spent] for who, spent in worked.items()],
+            "client_seconds": sum(worked.values()),
             "seconds": seconds,
             "processed": processed,
             **self._train_macs(ask, exchange),

@@ -14,6 +14,7 @@ from secateur import checkpoint
 from secateur import run as runs
 from secateur.compare import RUNS, folder_of
 from secateur.errors import CheckpointError
+from secateur.report.links import Links, per_client, predicted
 from secateur.report.standing import latex, markdown, percent, plain, seconds, spread
 from secateur.report.statistics import Curve, Interval, at, front, interval, paired, reach
 from secateur.report.terminal import amount, size
@@ -38,6 +39,9 @@ class Outcome:
         macs, macs_physical: of one example, on surviving weights, and when dead units are cut out.
         parameters: when dead units are cut out.
         rounds, carried, worked: quality by round, by bytes and by client seconds so far.
+        wall: seconds that passed on the machine of the run.
+        linked: quality by predicted seconds on a link, where one was given; see ``report.links``.
+        client_bytes: the most that one client carried.
     """
 
     metric: str
@@ -53,9 +57,12 @@ class Outcome:
     rounds: Curve = ()
     carried: Curve = ()
     worked: Curve = ()
+    wall: float = 0.0
+    linked: Curve = ()
+    client_bytes: int = 0
 
 
-def outcome(folder: Path) -> Outcome:
+def outcome(folder: Path, links: Links | None = None) -> Outcome:
     """Read a run's folder; of a run that is not finished, what its last records say.
 
     Raises:
@@ -66,20 +73,26 @@ def outcome(folder: Path) -> Outcome:
     records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
     final = _final(folder, records)
     metric = "accuracy" if "accuracy" in final else "mae"
-    carried, worked = 0, 0.0
-    curves: list[list[tuple[float, float]]] = [[], [], []]
-    for record in records:
+    carried, worked, linked = 0, 0.0, 0.0
+    clients = runs.read_study(folder).data.clients
+    waits = predicted(records, links, clients) if links else [0.0] * len(records)
+    curves: list[list[tuple[float, float]]] = [[], [], [], []]
+    for record, wait in zip(records, waits, strict=True):
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
+        linked += wait
         if metric in record:
-            for curve, spent in zip(curves, (record["round"], carried, worked), strict=True):
+            for curve, spent in zip(curves, (record["round"], carried, worked, linked), strict=True):
                 curve.append((float(spent), record[metric]))
     local = sorted(final["local"], reverse=metric == "mae")
     tenth = local[: max(1, len(local) // 10)]
+    by_round, by_bytes, by_seconds, by_link = curves
     return Outcome(
         metric, final[metric], sum(local) / max(1, len(local)), sum(tenth) / max(1, len(tenth)),
         final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
-        final["macs"], final["macs_physical"], final["parameters_physical"], *curves,
+        final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
+        sum(record["seconds"] for record in records), by_link if links else (),
+        max(per_client(records).values(), default=0),
     )  # fmt: skip
 
 
@@ -135,7 +148,7 @@ class Line:
         return f"no better than {', '.join(weak)}" if weak else ""
 
 
-def lines(suite: Suite, cells: Sequence[Cell], out: Path) -> list[Line]:
+def lines(suite: Suite, cells: Sequence[Cell], out: Path, links: Links | None = None) -> list[Line]:
     """Return the lines of a finished comparison, partition by partition, each variant before its controls."""
     made: list[Line] = []
     for partition in suite.partitions:
@@ -145,7 +158,7 @@ def lines(suite: Suite, cells: Sequence[Cell], out: Path) -> list[Line]:
             if cell.partition == partition:
                 name = _dense_name(cell) if cell.control == DENSE else cell.variant
                 dense |= {cell.variant: name} if cell.control == DENSE else {}
-                groups.setdefault((name, cell.control), {})[cell.seed] = outcome(folder_of(out, cell.study))
+                groups.setdefault((name, cell.control), {})[cell.seed] = outcome(folder_of(out, cell.study), links)
         order = sorted(groups, key=lambda key: (key[1] != DENSE, [*suite.variants, key[0]].index(key[0]), key[1] != ""))
         made += _partition(suite, partition, {key: groups[key] for key in order}, dense)
     return made
@@ -233,6 +246,7 @@ def table(found: Sequence[Line]) -> list[dict[str, str]]:
                 "sparsity %": spread(line.of("sparsity"), percent),
                 "bytes": spread(line.of("bytes"), size),
                 "client seconds": spread(line.of("seconds"), seconds),
+                **_linked(line),
                 "MACs": spread(line.of("macs"), amount),
                 "MACs, units removed": spread(line.of("macs_physical"), amount),
                 "at equal bytes": spread(line.equal_bytes, shown),
@@ -242,6 +256,38 @@ def table(found: Sequence[Line]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _linked(line: Line) -> dict[str, str]:
+    """Return what a link model predicts beside what was measured, where there is one."""
+    ends = [one.linked[-1][0] for one in line.runs.values() if one.linked]
+    if not ends:
+        return {}
+    return {
+        "seconds on the link (a model)": spread(interval(ends), seconds),
+        "wall seconds": spread(line.of("wall"), seconds),
+    }
+
+
+def within(found: Sequence[Line], budget: float) -> tuple[list[Line], list[Line]]:
+    """Return the lines no client of which carries more than ``budget`` bytes, the best first; and the others."""
+    fits = [line for line in found if max(one.client_bytes for one in line.runs.values()) <= budget]
+    sign = 1 if next(iter(found[0].runs.values())).metric == "mae" else -1
+    fits.sort(key=lambda line: (line.partition, sign * line.of("quality").mean))
+    return fits, [line for line in found if line not in fits]
+
+
+def budgeted(found: Sequence[Line]) -> list[dict[str, str]]:
+    """Return a row for each line: its quality, and what its clients carry."""
+    shown = plain if next(iter(found[0].runs.values())).metric == "mae" else percent
+    return [
+        {
+            "partition": line.partition, "method": line.name, "quality": spread(line.of("quality"), shown),
+            "the most of a client": size(max(one.client_bytes for one in line.runs.values())),
+            "sparsity %": spread(line.of("sparsity"), percent), **_linked(line),
+        }
+        for line in found
+    ]  # fmt: skip
 
 
 def write(suite: Suite, cells: Sequence[Cell], found: Sequence[Line], out: Path) -> None:

@@ -12,7 +12,10 @@ from secateur.report.statistics import Curve, Interval
 from secateur.report.terminal import size
 
 Figure = dict[str, Any]
-AXES = {"rounds": "rounds", "carried": "bytes carried, both ways", "worked": "client seconds"}
+AXES = {
+    "rounds": "rounds", "carried": "bytes carried, both ways", "worked": "client seconds",
+    "linked": "seconds on the link (a model)",
+}  # fmt: skip
 # Okabe and Ito's palette, told apart by colour-blind readers; dashes where colours come again
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A900")
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -52,6 +55,8 @@ def quality(lines: Sequence[Drawn]) -> Figure:
     """Return quality against rounds, bytes and client seconds: means over seeds, with 95 % intervals."""
     metric, views = lines[0].metric, []
     for axis, words in AXES.items():
+        if not any(any(curves) for curves in (line.curves[axis] for line in lines)):
+            continue
         traces: list[Figure] = []
         for line, look in zip(lines, looks(lines), strict=True):
             points = _mean(line.curves[axis])
