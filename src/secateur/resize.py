@@ -30,16 +30,16 @@ _MIX, _KERNEL, _GAIN = "mix.", "kernel.", "gain."
 def identity(large: Shapes, small: Shapes) -> dict[str, torch.Tensor]:
     """Return parameters with which ``compressed`` cuts the leading entries out and ``dilated`` puts them back.
 
-    For each tensor whose shapes differ: ``mix`` (2,), slope and offset of the residual 1x1 convolution; ``kernel``,
-    one larger than the difference of the shapes in each of its first two dimensions; ``gain`` (), its norm.
+    For each tensor whose shapes differ: ``mix`` (2,), slope and offset of the residual 1x1 convolution, the offset in
+    standard deviations of the tensor; ``kernel``, one larger than the difference of the shapes in each of its first two
+    dimensions: what is added to an impulse, times the root of its size, so that a step moves large kernels no further
+    than small ones; ``gain`` (), the norm of the sum.
     """
     made: dict[str, torch.Tensor] = {}
     for name, shape in small.items():
         if shape != large[name]:
             size = [a - b + 1 for a, b in zip(large[name][:2], shape[:2], strict=True)]
-            kernel = torch.zeros(size)
-            kernel.view(-1)[0] = 1.0
-            made |= {_MIX + name: torch.zeros(2), _KERNEL + name: kernel, _GAIN + name: torch.ones(())}
+            made |= {_MIX + name: torch.zeros(2), _KERNEL + name: torch.zeros(size), _GAIN + name: torch.ones(())}
     return made
 
 
@@ -50,7 +50,7 @@ def compressed(tensors: Tensors, learnt: Tensors, small: Shapes) -> dict[str, to
         x = tensors[name]
         if _KERNEL + name in learnt:
             slope, offset = learnt[_MIX + name].unbind()
-            inner = slope * x + offset
+            inner = slope * x + offset * x.detach().std(correction=0)
             image = _image(x + torch.where(inner > 0, _RISE * inner, _FALL * inner))
             around, kernel = image.shape[-2:], _normed(learnt, name)
             made = _inverse(_forward(image, around) * _forward(kernel, around).conj(), around)
@@ -165,9 +165,12 @@ class Bench:
 
 
 def _normed(learnt: Tensors, name: str) -> torch.Tensor:
-    kernel = learnt[_KERNEL + name]
+    added = learnt[_KERNEL + name]
+    impulse = torch.zeros_like(added)
+    impulse.view(-1)[0] = 1.0
+    kernel = impulse + added / added.numel() ** 0.5
     unit: torch.Tensor = kernel / torch.linalg.vector_norm(kernel)
-    return learnt[_GAIN + name] * unit.reshape(kernel.shape[0], -1)
+    return learnt[_GAIN + name] * unit.reshape(unit.shape[0], -1)
 
 
 def _image(tensor: torch.Tensor) -> torch.Tensor:

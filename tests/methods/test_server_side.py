@@ -50,9 +50,11 @@ def naive(x, kernel, shape):
 def test_resizing_is_the_convolution_and_its_transpose(large, small_):
     torch.manual_seed(0)
     learnt = {n: torch.randn_like(t) for n, t in resize.identity({"w": large}, {"w": small_}).items()}
-    kernel = learnt["gain.w"] * learnt["kernel.w"] / learnt["kernel.w"].norm()
+    kernel = learnt["kernel.w"] / learnt["kernel.w"].numel() ** 0.5
+    kernel.view(-1)[0] += 1
+    kernel = learnt["gain.w"] * kernel / kernel.norm()
     x = torch.randn(large)
-    inner = learnt["mix.w"][0] * x + learnt["mix.w"][1]
+    inner = learnt["mix.w"][0] * x + learnt["mix.w"][1] * x.std(correction=0)
     entering = (x + torch.where(inner > 0, 0.85 * inner, 0.001 * inner)).reshape(large[0], large[1], -1)
     expected = naive(entering.double().numpy(), kernel.double().numpy(), small_)
     made = resize.compressed({"w": x}, learnt, {"w": small_})["w"]
