@@ -79,12 +79,15 @@ def tiny(**changes):
 
 
 def test_the_suites_in_the_box_are_sound():
-    assert "quick" in names()
+    assert names() == ["brain-age", "cifar", "fashion", "hospitals", "quick", "shakespeare"]
     for name in names():
         suite = load(name)
         assert suite.title
         assert len(suite.seeds) >= 3
-        data = None if suite.source in {"digits", "communities"} else "FOLDER"
+        data = None if suite.source in {"digits", "communities"} else "PLACE"
+        if data:
+            with pytest.raises(ConfigError, match="say where that is with --data"):
+                cells(suite)
         assert cells(suite, data)
     quick = load("quick")
     assert len(quick.variants) >= 6

@@ -28,7 +28,8 @@ class Suite(BaseModel):
 
     Attributes:
         title: one line.
-        source: a data source; where it wants a folder or a file, that is given with ``--data``.
+        source: a data source; where it wants a folder or a file, that is given with ``--data``, in the place of
+            ``{data}`` or at the end.
         seeds: each variant is run with each of them.
         partitions: each variant is run on each of them.
         common: settings of all variants, as ``path = value``.
@@ -118,7 +119,7 @@ def cells(suite: Suite, data: str | None = None) -> list[Cell]:
     for seed in suite.seeds:
         for partition in suite.partitions:
             for variant, settings in suite.variants.items():
-                where = {"data.source": f"{suite.source}:{data}" if data else suite.source, "data.partition": partition}
+                where = {"data.source": _source(suite.source, data), "data.partition": partition}
                 values: dict[str, Any] = {}
                 for path, value in {**suite.common, **settings, **where, "seed": seed}.items():
                     assign(values, f"{path}={value}")
@@ -130,6 +131,12 @@ def cells(suite: Suite, data: str | None = None) -> list[Cell]:
                 if "dense" in suite.controls:
                     found.append(Cell(partition, variant, seed, made.dense(), "dense"))
     return found
+
+
+def _source(source: str, data: str | None) -> str:
+    if data is None and ("{data}" in source or source in {"idx", "cifar10", "text", "hub"}):
+        raise ConfigError(f"this suite reads {source}: say where that is with --data")
+    return source.replace("{data}", data or "") if "{data}" in source else f"{source}:{data}" if data else source
 
 
 def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, Any], shards: Shards) -> list[Cell]:

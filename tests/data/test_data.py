@@ -607,3 +607,53 @@ def test_too_many_public_rows_are_refused(tmp_path):
     study = small("fedavg", data={"clients": 4, "partition": "iid", "public": 100_000})
     with pytest.raises(DataError, match=r"data\.public = 100000 leaves fewer rows than clients"):
         provision.simulated(study, tmp_path)
+
+
+# ---- tables
+
+
+def test_a_table_by_site(tmp_path):
+    path = tmp_path / "people.csv"
+    lines = [f"{n},{20 + n / 3},{n % 7},{'north' if n % 2 else 'south'},{'?' if n % 10 == 0 else n}" for n in range(60)]
+    path.write_text("name,age,a,site,b\n" + "\n".join(lines) + "\n")
+    source = data.load(f"table:{path}#age#site", seed=0)
+    assert (source.task, source.outputs, source.kind) == ("regression", 1, "tabular")
+    assert len(source.y_test) == 12
+    assert np.bincount(source.ids).tolist() == [24, 24]
+    assert source.x_train.shape == (48, 4)  # name, a, b, and whether b is missing
+    assert np.allclose(source.x_train[:, 1].mean(), 0, atol=1e-6)
+    assert np.allclose(source.x_train[:, 1].std(), 1, atol=1e-5)
+    missing = source.x_train[:, 3] == 1
+    assert (source.x_train[missing, 2] == 0).all()
+    assert np.allclose(np.sort(np.concatenate([source.y_train, source.y_test])), [20 + n / 3 for n in range(60)])
+
+
+def test_a_folder_of_tables_without_headers(tmp_path):
+    for number in range(3):
+        rows = [f"{number}.5,{n},{n % 4}" for n in range(10 + number)]
+        (tmp_path / f"site{number}.data").write_text("\n".join(rows))
+    classes = data.load(f"table:{tmp_path}#3", seed=0)
+    assert (classes.task, classes.outputs) == ("classification", 4)
+    sick = data.load(f"table:{tmp_path}#3>0", seed=0)
+    assert sick.outputs == 2
+    assert np.array_equal(sick.y_train, (classes.y_train > 0).astype(int))
+    parts = partition(sick.y_train, sick.ids, "natural", clients=3, seed=0)
+    assert sorted(map(len, parts)) == [8, 9, 10]
+
+
+@pytest.mark.parametrize(
+    ("text", "argument", "told"),
+    [
+        ("a,b\n1,2\n", "#b", "write table:FILE#TARGET#SITE"),
+        ("a,b\n1,2\n", "#c#a", "no such column; the first ones are: a, b"),
+        ("a,b\n1,x\n2,3\n", "#b#a", "b has rows that are no numbers"),
+        ("a,b\n1\n", "#b#a", "row 1 has 1 cells, 2 are expected"),
+    ],
+)
+def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    with pytest.raises(DataError, match=told):
+        data.load(f"table:{path}{argument}", seed=0)
+    with pytest.raises(DataError, match="cannot read the table"):
+        data.load(f"table:{tmp_path / 'none.csv'}#a#b", seed=0)

@@ -20,6 +20,7 @@ import numpy as np
 
 from secateur.data.graphs import CLASSES, communities
 from secateur.data.hold import hold_out
+from secateur.data.tables import table
 from secateur.errors import DataError, SecateurError, need, unknown
 
 Kind = Literal["image", "tokens", "tabular"]
@@ -82,7 +83,7 @@ def load(spec: str, *, seed: int, whole: bool = True) -> Source:
     """Load a source.
 
     Args:
-        spec: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE``, ``hub:NAME``, or your own
+        spec: as ``names`` tells, such as ``digits`` or ``idx:FOLDER``, or your own
             ``module:function:FOLDER``; the function gets (folder, seed) and returns a ``Source``.
         seed: draws the test part where the data set has none.
         whole: there must be a test part too; one node's own rows need none.
@@ -216,6 +217,15 @@ def _communities(argument: str, seed: int) -> Source:
     x, y, ids = communities(seed)
     train, test = hold_out(y, seed)
     return Source("communities", x[train], y[train], x[test], y[test], ids[train], CLASSES, "tabular", 1.0)
+
+
+def _table(argument: str, seed: int) -> Source:
+    """`table:FILE#TARGET#SITE`: numbers in a CSV file, sites as natural ids; or `table:FOLDER#TARGET`, a file each.
+
+    Reference: none; a fifth of each site is the test set
+    """
+    made = table(argument, seed)
+    return Source("table", *made.parts, made.outputs, "tabular", 1.0, made.task)
 
 
 def _text(argument: str, seed: int) -> Source:
@@ -405,5 +415,6 @@ def _folder(argument: str, name: str) -> Path:
 
 
 _LOADERS: dict[str, Callable[[str, int], Source]] = {
-    "digits": _digits, "communities": _communities, "idx": _idx, "cifar10": _cifar10, "text": _text, "hub": _hub,
+    "digits": _digits, "communities": _communities, "idx": _idx, "cifar10": _cifar10, "table": _table, "text": _text,
+    "hub": _hub,
 }  # fmt: skip
