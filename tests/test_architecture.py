@@ -29,7 +29,7 @@ LAYERS = [
     {"client", "checkpoint", "catalogue", "provision"},
     {"exchange"},
     {"run"},
-    {"export", "suite", "suites"},
+    {"export", "journal", "suite", "suites"},
     {"compare"},
     {"standings"},
     {"page"},

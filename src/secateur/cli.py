@@ -124,6 +124,26 @@ def report(
 
 
 @app.command()
+def log(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs")],
+    to: Annotated[str, typer.Option(help="tensorboard or mlflow")] = "tensorboard",
+    store: Annotated[str, typer.Option(help="MLflow's store; default: mlflow.db beside the run")] = "",
+    watch: Annotated[float, typer.Option(help="Seconds between looks, until all runs have ended; 0: once.")] = 0.0,
+) -> None:
+    """Write runs' records to TensorBoard or MLflow, under their own names; what is there already is not repeated."""
+    import time  # noqa: PLC0415
+
+    from secateur.journal import follow  # noqa: PLC0415
+
+    while True:
+        told = [follow(folder, to, store) for folder in folders]
+        _console().print(f"{sum(count for count, _ in told)} new records in {to}", highlight=False)
+        if not watch or all(ended for _, ended in told):
+            return
+        time.sleep(watch)
+
+
+@app.command()
 def budget(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
     megabytes: Annotated[float, typer.Option(help="What one client may carry, both ways, in 10^6 bytes")],

@@ -1,0 +1,105 @@
+"""TensorBoard and MLflow show the numbers of the records, each once."""
+
+import json
+
+import pytest
+
+from helpers import play, small, tiny_shards
+from secateur import journal
+from secateur import run as runs
+from secateur.errors import CheckpointError, ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A run of AutoFLIP that stops after two rounds, and a function that plays it to its end."""
+    shards = tiny_shards(tmp_path / "rows")
+    place = tmp_path / "runs" / "mine"
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "row" and event["phase"] == "train" and event["round"] == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        play(small("autoflip"), place, shards, watch=stop)
+    return place, lambda: play(small("autoflip"), place, shards)
+
+
+def expected(place):
+    """Return {name: {step: value}} of a run's records, by another way than the journal's."""
+    found = {}
+    explored = 0
+    for line in (place / runs.ROUNDS).read_text().splitlines():
+        row = json.loads(line)
+        explored += row["phase"] == "explore"
+        step = row["round"] if row["phase"] == "train" else explored
+        for name in (
+            "bytes_down",
+            "bytes_up",
+            "sparsity",
+            "train_loss",
+            "client_seconds",
+            "train_macs",
+            "accuracy",
+            "kept",
+        ):
+            if row.get(name) is not None:
+                key = name if row["phase"] == "train" else f"explore/{name}"
+                found.setdefault(key, {})[step] = row[name]
+    return found
+
+
+def test_tensorboard_has_every_number_once(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    place, finish = folder
+    first, ended = journal.follow(place, "tensorboard")
+    assert not ended
+    assert journal.follow(place, "tensorboard") == (0, False)
+    finish()
+    more, ended = journal.follow(place, "tensorboard")
+    assert ended
+    assert first + more == len((place / runs.ROUNDS).read_text().splitlines())
+    events = EventAccumulator(str(place / "tensorboard")).Reload()
+    for name, values in expected(place).items():
+        told = [(event.step, event.value) for event in events.Scalars(name)]
+        assert [step for step, _ in told] == list(values)
+        assert [value for _, value in told] == pytest.approx(list(values.values()), rel=1e-6)
+    assert "study/text_summary" in events.Tags()["tensors"]
+
+
+@pytest.mark.filterwarnings("ignore:.*noload.*")  # MLflow's own use of SQLAlchemy
+def test_mlflow_has_every_number_once(folder):
+    import mlflow
+
+    place, finish = folder
+    journal.follow(place, "mlflow")
+    finish()
+    _, ended = journal.follow(place, "mlflow")
+    assert ended
+    assert journal.follow(place, "mlflow") == (0, True)
+    client = mlflow.MlflowClient(f"sqlite:///{place.parent / 'mlflow.db'}")
+    (experiment,) = [e for e in client.search_experiments() if e.name == "secateur"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
+    assert run.data.params["method"] == "autoflip"
+    assert run.data.params["training.lr"] == "0.1"
+    assert run.data.tags["study"] == runs.read_study(place).hash()
+    for name, values in expected(place).items():
+        told = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
+        assert told == sorted(values.items())
+
+
+def test_wrong_use_is_one_line(tmp_path, folder):
+    place, _ = folder
+    with pytest.raises(ConfigError, match="--to wandb: write to tensorboard or mlflow"):
+        journal.follow(place, "wandb")
+    with pytest.raises(CheckpointError, match="holds no run"):
+        journal.follow(tmp_path, "mlflow")
+    journal.follow(place, "tensorboard")
+    (place / runs.ROUNDS).write_text("")
+    with pytest.raises(CheckpointError, match="remove .*tensorboard.json"):
+        journal.follow(place, "tensorboard")
