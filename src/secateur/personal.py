@@ -46,6 +46,17 @@ class Belongings:
         self._archive[f"{name}-{round_}"] = tensors
         self.notes[name] = round_
 
+    def noting(self, replies: Replies, **kinds: Callable[[Message], Tensors]) -> Replies:
+        """Return the replies as they come; what each kind takes from one is put down on the way."""
+
+        def noted() -> Iterator[tuple[int, Message]]:
+            for client, message in replies:
+                for kind, of in kinds.items():
+                    self.put(kind, client, replies.ask.round, of(message))
+                yield client, message
+
+        return Replies(replies.ask, noted())
+
 
 class Each(Mapping[int, Tensors]):
     """Tensors by client that are made when they are wanted, one client's at a time."""
@@ -105,14 +116,8 @@ class Personal(Method):
     def absorb(self, state: State, replies: Replies) -> State:
         """Average over who kept a weight, and note each client's mask."""
         own = Belongings(state)
-
-        def noted() -> Iterator[tuple[int, Message]]:
-            for client, message in replies:
-                if self.personal_masks:
-                    own.put(_MASK, client, replies.ask.round, message.mask or {})
-                yield client, message
-
-        state = absorb_slices(state, Replies(replies.ask, noted()))
+        told = own.noting(replies, mask=lambda message: message.mask or {}) if self.personal_masks else replies
+        state = absorb_slices(state, told)
         return replace(state, notes=own.notes)
 
     def examine(self, state: State) -> Ask:

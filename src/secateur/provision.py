@@ -85,7 +85,7 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
 def _simulated(study: Study, folder: Path) -> None:
     source = load_data(study.data.source, seed=study.seed)
     section, count = study.data, len(source.y_train)
-    if section.public > count - section.clients:
+    if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")
     order = (
         torch.randperm(count, generator=stream(study.seed, "public")).numpy() if section.public else np.arange(count)

@@ -19,7 +19,6 @@ Not reproduced: 85.1 % at 50 % sparsity (CIFAR-10, ResNet-18) stands in SSFL; we
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,16 +96,8 @@ class DisPFL(Method):
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Keep each client's model and mask."""
-        own = Belongings(state)
-
-        def noted() -> Iterator[tuple[int, Message]]:
-            for client, message in replies:
-                if message.mask is not None:
-                    own.put("weights", client, replies.ask.round, message.tensors)
-                    own.put("mask", client, replies.ask.round, message.mask)
-                yield client, message
-
-        state = absorb_slices(state, Replies(replies.ask, noted()))
+        own, kinds = Belongings(state), {"weights": lambda m: m.tensors, "mask": lambda m: m.mask or {}}
+        state = absorb_slices(state, own.noting(replies, **kinds) if self.target else replies)
         return replace(state, notes=own.notes)
 
     def examine(self, state: State) -> Ask:

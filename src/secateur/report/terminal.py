@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -39,21 +40,12 @@ def amount(count: float) -> str:
     return f"{count:.3g} T"
 
 
-class Display:
-    """Live progress of one or more runs; without a terminal, one plain line for each tenth of the rounds."""
+class _Live:
+    """Something that is drawn anew while a block runs; nothing where there is no terminal."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self.console = console
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=8),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
-            console=console,
-            disable=not console.is_terminal,
-        )
+        self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
 
     def __enter__(self) -> Self:
         """Start drawing."""
@@ -65,6 +57,16 @@ class Display:
     ) -> None:
         """Leave the last state on the screen."""
         self.progress.stop()
+
+
+class Display(_Live):
+    """Live progress of one or more runs; without a terminal, one plain line for each tenth of the rounds."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(
+            console, TextColumn("{task.description}"), BarColumn(bar_width=8), MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"), TimeRemainingColumn(compact=True), TextColumn("left"),
+        )  # fmt: skip
 
     def watch(self, name: str, rounds: int) -> Callable[[Row], None]:
         """Return the callable that a run of ``rounds`` rounds reports to under ``name``."""
@@ -101,28 +103,16 @@ class Display:
             self.console.print(f"[yellow]{name} round {done}: client {left['client']} left out: {left['reason']}")
 
 
-class Runs:
+class Runs(_Live):
     """Live progress of many runs: rounds done of all that are known; without a terminal, a line for each tenth."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
-            TimeRemainingColumn(compact=True), TextColumn("left"), console=console, disable=not console.is_terminal,
+        super().__init__(
+            console, TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rounds"),
+            TimeRemainingColumn(compact=True), TextColumn("left"),
         )  # fmt: skip
         self._task = self.progress.add_task("runs", total=None)
         self._tenth = -1
-
-    def __enter__(self) -> Self:
-        """Start drawing."""
-        self.progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Leave the last state on the screen."""
-        self.progress.stop()
 
     def told(self, runs: int, of: int, rounds: int, of_rounds: int) -> None:
         """Show how many runs and rounds are done, of all that are known so far."""
