@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,10 +51,31 @@ def test_round_trip_is_exact(tmp_path, mask):
     assert len(after.archive) == 1
 
 
-def test_archive_entries_are_written_once_and_checked(tmp_path):
+def test_a_forgotten_entry_stays_on_disk_until_a_checkpoint_is_without_it(tmp_path):
+    before = state(tmp_path)
+    before.archive["deviation/4"] = {"a": torch.ones(1)}
+    checkpoint.save(tmp_path, before, {})
+    del before.archive["deviation/3"]
+    assert list(before.archive) == ["deviation/4"]
+    held = checkpoint.load(tmp_path, SETTING).state.archive  # a kill now: the last checkpoint still has it
+    assert list(held) == ["deviation/3", "deviation/4"]
+    assert "a" in held["deviation/3"]
+    checkpoint.save(tmp_path, before, {})
+    assert [path.name for path in (tmp_path / "archive").iterdir()] == ["deviation-4.safetensors"]
+    assert list(checkpoint.load(tmp_path, SETTING).state.archive) == ["deviation/4"]
+
+
+def test_tensors_that_share_memory_are_saved_apart(tmp_path):
+    shared = torch.arange(4.0)
+    before = replace(state(tmp_path), memory={"one": {"w": shared}, "two": {"w": shared, "part": shared[1:3]}})
+    checkpoint.save(tmp_path, before, {})
+    memory = checkpoint.load(tmp_path, SETTING).state.memory
+    assert memory["one"]["w"].tolist() == memory["two"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert memory["two"]["part"].tolist() == [1.0, 2.0]
+
+
+def test_archive_entries_are_checked(tmp_path):
     archive = state(tmp_path).archive
-    with pytest.raises(TypeError, match="write-once"):
-        del archive["deviation/3"]
     path = next((tmp_path / "archive").iterdir())
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(CheckpointError, match=r"deviation-3.* is damaged"):
