@@ -21,9 +21,9 @@ from secateur.report.terminal import size
 HEAD = """# Methods
 
 Made by `python benchmarks/method_page.py` from the runs of `benchmarks/densities.toml` (Fashion-MNIST, TwoCNN, 30
-rounds, three seeds where a spread is shown) and from the methods' files. Where a method has a sparsity, figures are
-those at 90 %. The whole table, at 50, 90 and 95 %, is in [results](results.md). Papers are named for reference only:
-the code is written from their formulas.
+rounds; a spread is that of the seeds that were run) and from the methods' files. Where a method has a sparsity,
+figures are those at 90 %. The whole table, at 50, 90 and 95 %, is in [results](results.md). Papers are named for
+reference only: the code is written from their formulas.
 """
 
 

@@ -202,7 +202,8 @@ def render(rows: list[dict[str, Any]], columns: Sequence[str] = tuple(COLUMNS)) 
         for variant in dict.fromkeys(r["variant"] for r in here):
             of = [r for r in here if r["variant"] == variant]
             cells = [_spread([float(r[c]) for r in of], known[c][1]) for c in columns]
-            parts.append(f"| {variant} | {' | '.join(cells)} |")
+            fewer = f" ({len(of)} of the seeds)" if len(of) < len({r["seed"] for r in here}) else ""
+            parts.append(f"| {variant}{fewer} | {' | '.join(cells)} |")
         parts += ["", *_widths(here)]
     return "\n".join(parts)
 
@@ -219,15 +220,16 @@ def at_upload(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _widths(rows: list[dict[str, Any]]) -> list[str]:
-    """Return a table of the narrower models that the shipped ones hold, where a method has them."""
-    of = [r for r in rows if r.get("widths")]
-    if not of:
-        return []
-    lines = ["| width | accuracy % | MACs |", "|---|---|---|"]
-    whole = {"1": [[r["accuracy_final"], r["macs_physical"]] for r in of]}
-    for width, told in (whole | {w: [r["widths"][w] for r in of] for w in of[0]["widths"]}).items():
-        lines.append(f"| {width} | {_spread([a for a, _ in told], _percent)} | {amount(told[0][1])} |")
-    return [*lines, ""]
+    """Return a table of the narrower models that the shipped ones hold, for each variant that has them."""
+    lines: list[str] = []
+    for variant in dict.fromkeys(r["variant"] for r in rows if r.get("widths")):
+        of = [r for r in rows if r["variant"] == variant]
+        lines += [f"| {variant}: width | accuracy % | MACs |", "|---|---|---|"]
+        whole = {"1": [[r["accuracy_final"], r["macs_physical"]] for r in of]}
+        for width, told in (whole | {w: [r["widths"][w] for r in of] for w in of[0]["widths"]}).items():
+            lines.append(f"| {width} | {_spread([a for a, _ in told], _percent)} | {amount(told[0][1])} |")
+        lines.append("")
+    return lines
 
 
 def insert(page: Path, name: str, table: str) -> None:
