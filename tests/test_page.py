@@ -127,6 +127,20 @@ def test_it_prints_without_its_switches(browser, compared):
     context.close()
 
 
+@needs_browser
+def test_every_figure_is_an_image_too(compared, tmp_path):
+    """One part and one run of the page; kaleido draws them in the same browser."""
+    facts = json.loads((compared / "data.js").read_text().partition(" = ")[2].rstrip(";\n"))
+    facts["parts"], facts["runs"] = facts["parts"][:1], facts["runs"][:1]
+    (tmp_path / "data.js").write_text(f"window.SECATEUR = {json.dumps(facts)};\n")
+    files = page.images(tmp_path)
+    views = [view for part in facts["parts"] + facts["runs"] for figure in part["figures"] for view in figure["views"]]
+    assert len(files) == len(set(files)) == 2 * len(views)
+    for file in files:
+        head = file.read_bytes()[:300]
+        assert head.startswith(b"\x89PNG") if file.suffix == ".png" else b"<svg" in head
+
+
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     return tiny_shards(tmp_path_factory.mktemp("shards"))

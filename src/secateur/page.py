@@ -226,7 +226,8 @@ def images(folder: Path) -> list[Path]:
             for view in figure["views"]:
                 words = [part["name"], figure["id"], view["name"]]
                 stem = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words if word)
-                spec = {"data": view["data"], "layout": {**view["layout"], "template": None, "title": figure["title"]}}
+                room = {"title": {"text": figure["title"]}, "margin": {**view["layout"]["margin"], "t": 60}}
+                spec = {"data": view["data"], "layout": {**view["layout"], **room}}
                 jobs += [{"fig": spec, "path": str(target / f"{stem}.{kind}")} for kind in ("svg", "png")]
-    kaleido.write_fig_from_object_sync(jobs)
+    kaleido.write_fig_from_object_sync(jobs, cancel_on_error=True)
     return [Path(str(job["path"])) for job in jobs]
