@@ -214,7 +214,7 @@ class Composition(Method):
             raise TypeError(f"criterion {type(criterion).__name__} measures nothing")
         batches = criterion.measure.batches
         found, done = client.measure(criterion.form, weights, mask, round_=round_, batches=batches)
-        return {n: found[n] for n in client.setting.layout.names("weight", "bias", "norm")}, done
+        return {n: found[n] for n in client.setting.layout.trainable}, done
 
     def _absorb_measure(self, state: State, replies: Replies) -> State:
         """Keep the mean statistic, by rows, for this round's mask; where the server prunes, prune."""

@@ -43,7 +43,7 @@ def ask(settings: Exploration, state: State) -> Ask | None:
     if step == len(groups) + warm_up:
         return None
     first = warm_up and step == 0
-    specs = {} if first else {n: state.setting.specs[n] for n in _trainable(state.setting)}
+    specs = {} if first else {n: state.setting.specs[n] for n in state.setting.layout.trainable}
     if first or _sends_weights(settings):
         specs |= {_EXPLORED + name: spec for name, spec in state.setting.specs.items()}
     message = Message(state.memory.get("base", state.weights), None, {"common_epoch": first})
@@ -61,7 +61,7 @@ def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
     weights, done = client.train(ask.message.tensors, None, round_=0, effort=effort)
     tensors: dict[str, torch.Tensor] = {}
     if not first:
-        tensors = {n: (ask.message.tensors[n] - weights[n]).square() for n in _trainable(client.setting)}
+        tensors = {n: (ask.message.tensors[n] - weights[n]).square() for n in client.setting.layout.trainable}
     if first or _sends_weights(settings):
         tensors |= {_EXPLORED + name: tensor for name, tensor in weights.items()}
     return Message(tensors, None, report(done))
@@ -113,10 +113,6 @@ def _finish(settings: Exploration, state: State) -> State:
         if f"explored/{k}" in state.archive:
             mean.add(state.archive[f"explored/{k}"], 1.0)
     return replace(state, memory=memory, weights=mean.mean() or state.weights)
-
-
-def _trainable(setting: Setting) -> list[str]:
-    return setting.layout.names("weight", "bias", "norm")
 
 
 def _sends_weights(settings: Exploration) -> bool:

@@ -150,7 +150,7 @@ class Bench:
         )[0]  # fmt: skip
 
     def _parts(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        names = self.server.setting.layout.names("weight", "bias", "norm")
+        names = self.server.setting.layout.trainable
         return {n: tensors[n] for n in names if n in tensors}
 
     @staticmethod

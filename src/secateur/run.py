@@ -200,8 +200,8 @@ class Run:
         rows = Counter[int]()  # by whose mask; -1: everyone's
         for told in exchange.told:
             rows[int(told["client"]) if ask.slices else -1] += int(told.get("processed", 0))
-        masks_ = {-1: None if ask.dense else ask.message.mask, **(ask.slices or {})}
-        each = {who: self._macs(masks_[who]) for who in rows}
+        shared = None if ask.dense else ask.message.mask
+        each = {who: self._macs(ask.slices[who] if ask.slices else shared) for who in rows}
         surviving, physical = (sum(3 * count * each[who][n] for who, count in rows.items()) for n in (0, 1))
         return {"train_macs": surviving, "train_macs_physical": physical}
 

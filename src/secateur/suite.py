@@ -16,6 +16,7 @@ from secateur.client import example, make_model, make_setting
 from secateur.config import Study, assign, read, study
 from secateur.data.shards import Shards
 from secateur.errors import ConfigError, unknown
+from secateur.method import Setting
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import plan, sizes
@@ -152,7 +153,8 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
     weights = dict(mask or {})
     if not weights or all(bool(kept.all()) for kept in weights.values()):
         return []
-    setting = make_setting(cell.study, make_model(cell.study, shards), shards.clients, example(shards))
+    model, inputs = make_model(cell.study, shards), example(shards)
+    setting = make_setting(cell.study, model, shards.clients, inputs)
     counts = [int(weights[n].sum()) if n in weights else setting.specs[n].size for n in setting.layout.names("weight")]
     total = sum(setting.specs[n].size for n in setting.layout.names("weight"))
     shared = {k: v for k, v in cell.study.options.items() if k.split(".")[0] == "aggregator"}
@@ -162,7 +164,7 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
         "shuffled": ("random", {**fixed, "allocation": "given", "allocation.kept": ",".join(map(str, counts))}),
     }
     if setting.layout.layers:
-        options["narrow"] = ("narrow", {"width": _width(cell.study, shards, float(final["macs"]))})
+        options["narrow"] = ("narrow", {"width": _width(setting, cost.uses(model, inputs), float(final["macs"]))})
     return [
         Cell(cell.partition, cell.variant, cell.seed, _changed(cell.study, *options[name]), name)
         for name in suite.controls
@@ -174,11 +176,8 @@ def _changed(made: Study, method: str, options: dict[str, Any]) -> Study:
     return made.model_copy(update={"method": method, "options": options}).complete()
 
 
-def _width(made: Study, shards: Shards, macs: float) -> float:
+def _width(setting: Setting, uses: Mapping[str, int], macs: float) -> float:
     """Return the width, in 64ths, of the narrow model whose MACs are nearest to ``macs``."""
-    model = make_model(made, shards)
-    setting = make_setting(made, model, shards.clients, example(shards))
-    uses = cost.uses(model, example(shards))
     shapes = {name: spec.shape for name, spec in setting.specs.items()}
 
     def away(width: float) -> float:

@@ -31,7 +31,7 @@ def prune(model: nn.Module) -> Prune:
     Args:
         model: the app's model; its weights do not matter. What arrives must have its names and shapes.
     """
-    return Prune(specs_of(model.state_dict()), tuple(layout(model).names("weight", "bias", "norm")))
+    return Prune(specs_of(model.state_dict()), tuple(layout(model).trainable))
 
 
 @dataclass(frozen=True)

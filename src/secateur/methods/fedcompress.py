@@ -168,7 +168,7 @@ class FedCompress(Method):
     def scores(self, weights: Tensors, count: int, client: Client) -> dict[str, torch.Tensor]:
         """Return what is trained: parameters, and C centroids of each weight tensor."""
         layout = client.setting.layout
-        found = {name: weights[name] for name in layout.names("weight", "bias", "norm")}
+        found = {name: weights[name] for name in layout.trainable}
         centroids = {CODEBOOK + n: settled(weights[n], spread(weights[n], count)) for n in layout.names("weight")}
         return found | centroids
 

@@ -97,20 +97,18 @@ class FedConv(Sliced):
         memory = {name: held for name, held in state.memory.items() if not name.startswith("told")}
         bench = Bench(server, self.learning(server, self.server_lr), state.round)
         weights, tasks = dict(state.weights), self.levels - 1
-        large = {}
+        cuts, large = {level: self.cut(server.setting, level) for level in range(self.levels)}, {}
         for level, mean in told.items():
             key = f"dilate {level}"
-            large[level], memory[key] = bench.dilate(mean, self.cut(server.setting, level), memory.get(key, {}))
+            large[level], memory[key] = bench.dilate(mean, cuts[level], memory.get(key, {}))
         if told:
             rows = {level: float(state.notes[f"rows {level}"]) for level in told}
-            cuts = {level: self.cut(server.setting, level) for level in told}
             weights, tasks = bench.merge(large, rows, cuts, weights), tasks + 1 + sum(1 for level in told if level)
             if self.tuning_lr:
                 weights, tasks = bench.tune(weights, self.learning(server, self.tuning_lr)), tasks + 1
         for level in range(1, self.levels):
             name, key = f"model {level}", f"compress {level}"
-            cut = self.cut(server.setting, level)
-            memory[name], memory[key] = bench.compress(weights, cut, memory.get(key, {}))
+            memory[name], memory[key] = bench.compress(weights, cuts[level], memory.get(key, {}))
         return replace(state, weights=weights, memory=memory), tasks * self.epochs * len(server.data)
 
     def cut(self, setting: Setting, level: int) -> Plan:

@@ -102,7 +102,7 @@ class FedPUB(Method):
     def trained(self, ask: Ask, client: Client) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train weights and the private mask; keep the mask."""
         sent, new = ask.message.tensors, bool(self.l1) and not client.memory
-        weights = {n: sent[n] for n in client.setting.layout.names("weight", "bias", "norm")}
+        weights = {n: sent[n] for n in client.setting.layout.trainable}
         scores = {**weights, **{_SOFT + n: m for n, m in self.mask(client).items()}}
         penalty = partial(self.pull, sent={} if new else weights)
         learnt, done = client.learn(sent, scores, masked, round_=ask.round, penalty=penalty)

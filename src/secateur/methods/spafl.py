@@ -94,7 +94,7 @@ class SpaFL(Method):
         """Train weights and thresholds; keep the weights."""
         thresholds = ask.message.tensors
         weights = received(thresholds, client)
-        trained = {n: weights[n] for n in client.setting.layout.names("weight", "bias", "norm")}
+        trained = {n: weights[n] for n in client.setting.layout.trainable}
         learnt, done = client.learn(
             weights, {**trained, **{_name(n): t for n, t in thresholds.items()}}, effective,
             round_=ask.round, penalty=self.pull,

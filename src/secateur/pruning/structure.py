@@ -84,6 +84,11 @@ class Layout:
         return [name for name, role in self.roles.items() if role in roles]
 
     @property
+    def trainable(self) -> list[str]:
+        """Return the tensors that training moves, in order: all but running statistics."""
+        return self.names("weight", "bias", "norm")
+
+    @property
     def layers(self) -> list[Group]:
         """Return the groups that can keep some of their units, in order; a block stays or goes."""
         return self.of("channel", "head")

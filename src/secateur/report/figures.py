@@ -6,9 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
-from secateur.report.statistics import Curve, Interval
+from secateur.report.statistics import Curve, Interval, interval
 from secateur.report.terminal import size
 
 Figure = dict[str, Any]
@@ -95,6 +96,9 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
     return _figure("pareto", "Quality for bytes", f"{alt}.", [{"name": "", "data": traces, "layout": layout}])
 
 
+_SHARES = (("all clients", attrgetter("local")), ("the tenth that fares worst", attrgetter("lowest")))
+
+
 def fairness(lines: Sequence[Drawn]) -> Figure:
     """Return the mean over clients' own rows beside the tenth of clients that fare worst."""
     shown = [line for line in lines if line.control in {"", "dense"}]
@@ -106,7 +110,7 @@ def fairness(lines: Sequence[Drawn]) -> Figure:
             "type": "bar", "name": name, "x": names, "y": [of(line).mean for line in shown],
             "error_y": {"type": "data", "array": [_half(of(line)) for line in shown]}, "marker": {"color": _colour(n)},
         }
-        for n, (name, of) in enumerate((("all clients", _local), ("the tenth that fares worst", _lowest)))
+        for n, (name, of) in enumerate(_SHARES)
     ]  # fmt: skip
     alt = "; ".join(f"{ln.name}: all {_said(ln.local.mean, metric)}, worst tenth {_said(ln.lowest.mean, metric)}"
                     for ln in shown)  # fmt: skip
@@ -289,8 +293,6 @@ def _bounded(layout: Figure, metric: str) -> Figure:
 
 def _mean(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:
     """Return (mean of what was spent, mean quality, half its 95 % interval) for each evaluation that all seeds have."""
-    from secateur.report.statistics import interval  # noqa: PLC0415 -- scipy is only wanted where there are intervals
-
     found = []
     for points in zip(*curves, strict=False):
         value = interval([quality for _, quality in points])
@@ -304,14 +306,6 @@ def _half(value: Interval) -> float:
 
 def _error(value: Interval) -> Figure:
     return {"type": "data", "array": [_half(value)], "thickness": 1}
-
-
-def _local(line: Drawn) -> Interval:
-    return line.local
-
-
-def _lowest(line: Drawn) -> Interval:
-    return line.lowest
 
 
 def _colour(number: int) -> str:
