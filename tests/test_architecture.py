@@ -18,7 +18,7 @@ LAYERS = [
     {"errors", "streams"},
     {"pruning", "wire", "engines", "cost", "models", "data"},
     {"training", "aggregation", "link", "report"},
-    {"measure", "supermask"},
+    {"measure", "stacked", "supermask"},
     {"method"},
     {"slices"},
     {"likeness"},

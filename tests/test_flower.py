@@ -533,6 +533,11 @@ def test_what_the_wrapper_cannot_do_is_refused_at_once():
         Pruned(FedAvg(), FedSparsify(), net()).configure_train(1, ArrayRecord(), ConfigRecord(), LoopGrid())
 
 
+def test_nodes_do_not_train_together():
+    with pytest.raises(ConfigError, match="compute.together = 4: nodes train each by itself"):
+        apps.serve(LoopGrid(), {"compute.together": 4, "data.clients": 4})
+
+
 def test_a_process_that_serves_a_message_never_imports_the_compiler(tmp_path):
     """It would take longer than torch itself, for every message of a deployment."""
     code = """

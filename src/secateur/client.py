@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import torch as safetensors
 from torch import nn
 
-from secateur import link, training
+from secateur import link, stacked, training
 from secateur.config import Study
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError
@@ -19,8 +20,10 @@ from secateur.link import Kept, Wire
 from secateur.method import EVALUATE, TRAIN, Ask, Client, Setting
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
+from secateur.pruning.mask import Mask
 from secateur.streams import derive
 from secateur.wire.codec import context_of, decode, encode, lost
+from secateur.wire.masks import digest
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 
 PLAIN = "plain"
@@ -55,13 +58,31 @@ class Participant:
         self.initial = training.tensors_of(self.model)
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
+        self._last: tuple[bytes, bytes | None, Message] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
         """Decode, respond, encode; return the reply and what the client keeps (None: nothing new)."""
-        start = time.perf_counter()
+        if self.study.compute.stacks:
+            (answer,) = self.together([(client, request, state)])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        fit = partial(training.fit, autocast=self.study.compute.autocast)
+        return self._serve(client, request, state, fit=fit, clock=time.perf_counter)
+
+    def together(
+        self, asked: Sequence[tuple[int, bytes, bytes | None]]
+    ) -> Sequence[tuple[bytes, bytes | None] | Exception]:
+        """Serve several clients, whose trainings are done in one; an exception stands in its client's place."""
+        return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
+
+    def _serve(
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., training.Fit], clock: stacked.Clock
+    ) -> tuple[bytes, bytes | None]:
+        start = clock()
         kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
         try:
-            message = decode(request, replace(self.accepts, known=kept.held))
+            message = self._read(request, kept.held)
         except MaskNotHeldError:
             return lost(request), None
         if message.mask is not None:
@@ -72,15 +93,22 @@ class Participant:
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
         rows, settings = self.data(client), self.study.training
-        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial)
+        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, fit)
         reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
-        answer, kept = sending.encode({SECONDS: time.perf_counter() - start})
+        answer, kept = sending.encode({SECONDS: clock() - start})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
         return answer, data if data != state else None
+
+    def _read(self, request: bytes, held: Mask | None) -> Message:
+        """Decode a request; one that came just before, to a client that holds the same mask, is not read twice."""
+        name = None if held is None else digest(held)
+        if self._last is None or self._last[0] is not request or self._last[1] != name:
+            self._last = request, name, decode(request, replace(self.accepts, known=held))
+        return self._last[2]
 
     def data(self, client: int) -> training.Data:
         """Return the client's training rows."""

@@ -25,6 +25,7 @@ from secateur.errors import ConfigError, unknown
 from secateur.link import Wire
 from secateur.method import Method
 from secateur.pruning.discovery import How
+from secateur.stacked import Compute
 from secateur.training import Training
 
 Option = bool | int | float | str
@@ -79,6 +80,7 @@ class Study(_Section):
         rounds: R (T in FedSparsify).
         participation: C, the share of clients in each round.
         evaluate_every: rounds between evaluations on the server's test set; the last is always evaluated.
+        compute: how clients' steps are computed; its defaults give bits that no machine's speed-up changes.
         options: method options by path, such as ``schedule.sparsity``; a slot's own name selects its class.
     """
 
@@ -91,6 +93,7 @@ class Study(_Section):
     model: ModelSection = ModelSection()
     training: Training = Training()
     wire: Wire = Wire()
+    compute: Compute = Compute()
     options: dict[str, Option] = Field(default_factory=dict)
 
     def build_method(self) -> Method:

@@ -82,6 +82,7 @@ class Exchange:
         self._expects = self._expected()
         self._bases: dict[int, Tensors] = {}
         self._outgoing: Outgoing | None = None
+        self._written: tuple[str | None, bytes] | None = None
         self._base: Tensors = {}
         if self.ask.slices is None and not self.ask.own:
             self._outgoing, self._base = self._prepare()
@@ -182,9 +183,13 @@ class Exchange:
 
     def _request(self, who: int) -> bytes:
         outgoing, mask = (self._outgoing, self.ask.message.mask) if self._outgoing else self._slice(who)
-        held = self.books.links.mask(who) if mask is not None else None
-        request = outgoing.bytes(held)
-        self._sent[who] = _Sent(context_of(request), part_sizes(request), held is not None)
+        version = self.books.links.held.get(who) if mask is not None else None
+        # who holds what the client before held is sent the very same bytes, which an engine need not carry twice
+        if self._outgoing is None or self._written is None or self._written[0] != version:
+            held = None if version is None else self.books.links.mask(who)
+            self._written = version, outgoing.bytes(held)
+        request = self._written[1]
+        self._sent[who] = _Sent(context_of(request), part_sizes(request), version is not None)
         return request
 
     def _check(self, who: int, reply: bytes | Failure) -> Message | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -150,6 +150,7 @@ class Client:
         training: the round's local training.
         memory: tensors that this client keeps between rounds; saved with the run.
         initial: theta_0, the weights that the federation began with; both sides make them from the seed.
+        fit: the local loop; ``training.fit``, or one that trains several clients at once.
     """
 
     id: int
@@ -159,6 +160,7 @@ class Client:
     training: local.Training
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     initial: Tensors = field(default_factory=dict)
+    fit: Callable[..., local.Fit] = local.fit
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
@@ -179,7 +181,7 @@ class Client:
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
         fading = slim_mask(fading, removal) if fading and removal else fading
-        done = local.fit(
+        done = self.fit(
             model, self.data, self.training,
             round_=round_, seed=self.setting.seed, client=self.id, mask=held, effort=effort, feedback=feedback,
             narrow=narrow, fading=fading, fade=fade,

@@ -49,13 +49,17 @@ def silent(row: Row) -> None:
     del row
 
 
-OpenEngine = Callable[[Callable[[], Serve], int, Runtime, Path], Engine]
+OpenEngine = Callable[..., Engine]
 
 
-def open_local(make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path) -> Engine:
+def open_local(
+    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
+) -> Engine:
     """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
-    store = StateStore(folder / "clients", runtime.state_budget)
-    return LocalEngine(make_serve, clients=clients, workers=runtime.workers, store=store, preload=["secateur.client"])
+    store, preload = StateStore(folder / "clients", runtime.state_budget), ["secateur.client"]
+    return LocalEngine(
+        make_serve, clients=clients, workers=runtime.workers, store=store, preload=preload, together=together
+    )
 
 
 class Run:
@@ -75,6 +79,7 @@ class Run:
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
+        self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.metric = "accuracy" if self.shards.task == "classification" else "mae"
@@ -115,7 +120,8 @@ class Run:
         torch.set_num_threads(1)
         try:
             serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
-            with self.open_engine(serve, self.shards.clients, self.runtime, self.folder) as engine:
+            more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
+            with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 engine.states.restore({int(k): v for k, v in extra.get("clients", {}).items()})
                 return self._loop(state, engine, watch)
         finally:
@@ -129,8 +135,7 @@ class Run:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         fingerprint = self.shards.fingerprint()
-        if not (self.folder / checkpoint.NAME).exists():
-            state = self._refined(state)
+        state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
 
@@ -142,8 +147,7 @@ class Run:
             state = self.method.absorb(state, replies)
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
                 pass
-            if ask.phase == TRAIN:
-                state = self._refined(state)
+            state = self._refined(state) if ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun)
             row["lost_state"] = engine.states.lost()
             if self._due(ask) and not self.central:

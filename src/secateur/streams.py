@@ -36,6 +36,11 @@ def global_stream(seed: int, *label: int | str) -> Iterator[None]:
 
     Only for code that cannot be handed a generator: ``nn.init`` and dropout.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *label))
+    # not torch.manual_seed: it seeds every device, and notes a stack trace for each that was never used
+    generator = torch.default_generator
+    before = generator.get_state()
+    generator.manual_seed(derive(seed, *label))
+    try:
         yield
+    finally:
+        generator.set_state(before)

@@ -29,7 +29,7 @@ def learn(  # noqa: PLR0913 -- one for each thing that a training is told
         penalty: of the scores, added to the loss; the loss that is told is without it.
     """
     held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
-    optimiser = Optimiser(nn.ParameterList(held.values()), training, max(1, round_))
+    optimiser = Optimiser(held.values(), training, max(1, round_))
 
     def step(index: torch.Tensor) -> float:
         x, y = data.batch(index)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,6 +96,12 @@ class Data:
             return nn.functional.mse_loss(output.squeeze(-1), target)
         return nn.functional.cross_entropy(output, target)
 
+    def losses(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss of each row of a batch."""
+        if self.task == "regression":
+            return (output.squeeze(-1) - target).square()
+        return nn.functional.cross_entropy(output, target, reduction="none")
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -124,6 +130,10 @@ class Effort:
     patience: int = 0
     share: float = 1.0
     activations: float = 1.0
+
+    def rows(self, count: int) -> int:
+        """Return how many of a client's rows are used."""
+        return max(1, math.ceil(self.share * count))
 
 
 def load(model: nn.Module, tensors: Tensors) -> None:
@@ -162,6 +172,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     narrow: Sequence[Mask] = (),
     fading: Mask | None = None,
     fade: float = 0.0,
+    autocast: str = "none",
 ) -> Fit:
     """Train the resident model in place on a client's rows.
 
@@ -176,21 +187,23 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         narrow: masks of which each step draws one: its gradient is that of the model under it, and moves only what it
             keeps (ordered dropout, Horváth et al., arXiv 2102.13451).
         fading: entries that are pulled to 0 beside the loss, by (``fade``/2) w^2.
+        autocast: ``bf16`` computes the model in bfloat16 where torch deems it safe.
 
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
     """
-    optimiser = Optimiser(model, training, max(1, round_))
-    anchor = [p.detach().clone() for p in model.parameters()] if training.prox else []
-    view = _View(model, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
+    parameters = dict(model.named_parameters())
+    optimiser = Optimiser(parameters.values(), training, max(1, round_))
+    anchor = [p.detach().clone() for p in parameters.values()] if training.prox else []
+    view = _View(parameters, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
 
     remembered = effort.activations if effort else 1.0
-    fades = [(p, fading[n]) for n, p in model.named_parameters() if fading and n in fading]
+    fades = [(p, fading[n]) for n, p in parameters.items() if fading and n in fading]
 
     def step(index: torch.Tensor) -> float:
         view.enter()
         optimiser.clear()
-        loss = _gradient(model, data, index, training, anchor, view.pruned, remembered)
+        loss = _gradient(model, data, index, training, anchor, view.pruned, remembered, autocast)
         view.leave()
         for parameter, chosen in fades:
             if parameter.grad is not None:
@@ -199,7 +212,8 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         view.settle()
         return loss
 
-    model.train()
+    if not model.training:
+        model.train()
     done = loop(step, data, training, effort or Effort(training.epochs), round_=round_, seed=seed, client=client)
     if not feedback:
         enforce(model, mask)
@@ -214,14 +228,13 @@ def loop(
 
     The rows of each batch, and what dropout draws, follow from (seed, round, client).
     """
-    use = max(1, math.ceil(effort.share * len(data)))
-    shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
+    use = effort.rows(len(data))
+    drawn = orders(len(data), effort, round_=round_, seed=seed, client=client)
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
     with global_stream(seed, "dropout", round_, client):
-        rows = torch.randperm(len(data), generator=shuffle)[:use] if use < len(data) else torch.arange(use)
-        for epoch in range(1, effort.epochs + 1):  # noqa: B007 -- the count is returned
+        for epoch, rows in enumerate(drawn, start=1):  # noqa: B007 -- the count is returned
             total = 0.0
-            for index in torch.split(rows[torch.randperm(use, generator=shuffle)], training.batch_size):
+            for index in torch.split(rows, training.batch_size):
                 total += step(index) * len(index)
                 steps += 1
             processed += use
@@ -233,6 +246,20 @@ def loop(
     return Fit(len(data), processed, steps, epoch, mean_loss)
 
 
+def orders(count: int, effort: Effort, *, round_: int, seed: int, client: int) -> Iterator[torch.Tensor]:
+    """Yield the rows of each epoch, of ``count``, in the order in which a client goes through them."""
+    shuffle = torch.Generator().manual_seed(derive(seed, "batches", round_, client))
+    use = effort.rows(count)
+    rows = torch.randperm(count, generator=shuffle)[:use] if use < count else torch.arange(use)
+    for _ in range(effort.epochs):
+        yield rows[torch.randperm(use, generator=shuffle)]
+
+
+def autocasting(how: str, device: str) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a model computes: in bfloat16 where that is safe, or as it is."""
+    return torch.autocast(device, torch.bfloat16) if how == "bf16" else contextlib.nullcontext()
+
+
 class _View:
     """What a model's weights are while a gradient is taken, and after a step.
 
@@ -241,13 +268,19 @@ class _View:
     """
 
     def __init__(
-        self, model: nn.Module, mask: Mask | None, *, feedback: bool, narrow: Sequence[Mask], seed: int
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        mask: Mask | None,
+        *,
+        feedback: bool,
+        narrow: Sequence[Mask],
+        seed: int,
     ) -> None:
-        held = [(n, p, mask[n]) for n, p in model.named_parameters() if mask and n in mask]
+        held = [(n, p, mask[n]) for n, p in parameters.items() if mask and n in mask]
         self._held = [(p.detach(), keep.float()) for _, p, keep in held if not bool(keep.all())]
         self.pruned = [] if feedback else [(p, ~keep) for _, p, keep in held]
         self._feedback, self._narrow = feedback, narrow
-        self._parameters = dict(model.named_parameters())
+        self._parameters = parameters
         self._draw = torch.Generator().manual_seed(seed)
         self._dense: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -282,18 +315,14 @@ class _View:
 
 
 def _gradient(
-    model: nn.Module,
-    data: Data,
-    index: torch.Tensor,
-    training: Training,
-    anchor: list[torch.Tensor],
-    pruned: Sequence[tuple[nn.Parameter, torch.Tensor]],
-    remembered: float = 1.0,
-) -> float:
+    model: nn.Module, data: Data, index: torch.Tensor, training: Training, anchor: list[torch.Tensor],
+    pruned: Sequence[tuple[nn.Parameter, torch.Tensor]], remembered: float = 1.0, autocast: str = "none",
+) -> float:  # fmt: skip
     x, y = data.batch(index)
-    with activations.keeping(remembered) if remembered < 1 else contextlib.nullcontext():
+    hooks = activations.keeping(remembered) if remembered < 1 else contextlib.nullcontext()
+    with hooks, autocasting(autocast, "cpu"):
         output = model(x)
-    loss = data.loss(output, y)
+    loss = data.loss(output if autocast == "none" else output.float(), y)
     value = loss.item()
     for parameter, start in zip(model.parameters(), anchor, strict=False):
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
@@ -313,10 +342,10 @@ class Optimiser:
     torch itself, and on a federation a process lives for one message.
     """
 
-    def __init__(self, model: nn.Module, training: Training, round_: int) -> None:
+    def __init__(self, parameters: Iterable[torch.Tensor], training: Training, round_: int) -> None:
         self._training = training
         self._rate = training.rate(round_)
-        self._parameters: list[torch.Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self._parameters: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
         self._momenta: dict[torch.Tensor, torch.Tensor | None] = {}
         self._moments: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 

@@ -1,6 +1,7 @@
 """What workers serve in the tests; a module of its own, so that worker processes can import it."""
 
 import os
+import signal
 import time
 
 
@@ -89,3 +90,31 @@ def make_broken():
 
 def make_dead():
     os._exit(3)
+
+
+class Groups:
+    """Says with whom a client was served, and whether its request is the very object that was served before it."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, client, request, state):
+        return self.together([(client, request, state)])[0]
+
+    def together(self, asked):
+        answers = []
+        for client, request, state in asked:
+            if client == 13:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if client == 17:
+                time.sleep(60)
+            again = b"again" if request is self.last else b"new"
+            self.last = request
+            members = b",".join(b"%d" % who for who, _, _ in asked)
+            failed = ValueError(f"client {client} alone") if client == 7 else None
+            answers.append(failed or (again + b" " + members, b"%d" % (int(state or b"0") + 1)))
+        return answers
+
+
+def make_groups():
+    return Groups()

@@ -198,3 +198,41 @@ def test_what_clients_keep_outlives_the_engine_in_a_folder_of_its_own(tmp_path):
     with engine(serving.make_echo, 0, store=store) as running:
         dict(running.exchange([(1, b"")]))
     assert store.get(1) == b"1"
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_who_is_served_with_whom_follows_from_the_order_alone(workers):
+    with engine(serving.make_groups, workers, clients=12, together=4) as running:
+        for n in (1, 2):
+            answers = dict(running.exchange((k, b"r%d" % k) for k in range(10)))
+            reason = "ValueError: client 7 alone"
+            assert answers.pop(7) == Failure(7, reason)
+            assert {k: reply.split()[1] for k, reply in answers.items()} == {
+                k: b"0,1,2,3" if k < 4 else b"4,5,6,7" if k < 8 else b"8,9" for k in range(10) if k != 7
+            }
+            assert [running.states.get(k) for k in (0, 7, 9)] == [b"%d" % n, None, b"%d" % n]
+
+
+def test_a_request_that_is_the_one_before_is_not_carried_again():
+    same, other = os.urandom(100), os.urandom(100)
+    with engine(serving.make_groups, 1) as running:
+        replies = [reply.split()[0] for _, reply in running.exchange([(0, same), (1, same), (2, other), (3, same)])]
+        assert replies == [b"new", b"again", b"new", b"new"]
+        assert dict(running.exchange([(4, same)]))[4].split()[0] == b"again"
+        os.kill(running.pids()[0], signal.SIGKILL)
+        assert dict(running.exchange([(5, same)]))[5].split()[0] == b"new"
+
+
+def test_a_group_that_kills_its_worker_or_is_late_fails_whole():
+    with engine(serving.make_groups, 2, together=2) as running:
+        answers = dict(running.exchange((k, b"") for k in (0, 1, 12, 13, 14, 15)))
+        assert all("died 3 times" in answers.pop(k).reason for k in (12, 13))
+        assert {k: reply.split()[1] for k, reply in answers.items()} == {
+            0: b"0,1",
+            1: b"0,1",
+            14: b"14,15",
+            15: b"14,15",
+        }
+        late = dict(running.exchange(((k, b"") for k in (0, 1, 16, 17)), deadline=5.0))
+    assert [late[k] for k in (16, 17)] == [Failure(k, "no reply within 5 s") for k in (16, 17)]
+    assert isinstance(late[0], bytes)

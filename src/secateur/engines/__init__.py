@@ -11,6 +11,18 @@ Serve = Callable[[int, bytes, bytes | None], tuple[bytes, bytes | None]]
 """(client, request, kept state) -> (reply, new state; None: unchanged)."""
 
 
+class ServeTogether(Protocol):
+    """A ``Serve`` that can also serve several clients at once."""
+
+    def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
+        """Serve one client."""
+
+    def together(
+        self, asked: Sequence[tuple[int, bytes, bytes | None]]
+    ) -> Sequence[tuple[bytes, bytes | None] | Exception]:
+        """Serve each (client, request, kept state); what one client's code raises stands in its place."""
+
+
 @dataclass(frozen=True)
 class Failure:
     """A client that did not answer, and why, in one line; ``sent``: whether the request went out."""

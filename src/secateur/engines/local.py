@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import signal
@@ -13,33 +14,50 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
-from secateur.engines import Failure, Serve
+from secateur.engines import Failure, Serve, ServeTogether
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
 
 _TRIES = 3
 _WINDOW = 4
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_HEAD = struct.Struct("<Bqq")
 _READY, _OK, _RAISED, _BROKEN = range(4)
-_Task = tuple[int, int, bytes]
+_HEAD = struct.Struct("<I")
+_ITEM = struct.Struct("<Bq??")
+_Asked = tuple[int, bytes, bytes | None]
+_Said = tuple[int, int, bytes | None, bytes | None]
+_Task = tuple[int, Sequence[tuple[int, bytes]]]
 
 
-def _pack(kind: int, client: int, first: bytes, second: bytes | None) -> bytes:
-    return _HEAD.pack(kind, client, -1 if second is None else len(second)) + (second or b"") + first
+def _send(pipe: Connection, said: Sequence[_Said]) -> None:
+    """Send (kind, client, text, state) for each client; texts and states as they are, without a copy."""
+    items = [_ITEM.pack(kind, who, text is not None, state is not None) for kind, who, text, state in said]
+    pipe.send_bytes(_HEAD.pack(len(items)) + b"".join(items))
+    for _, _, *parts in said:
+        for part in parts:
+            if part is not None:
+                pipe.send_bytes(part)
 
 
-def _unpack(data: bytes) -> tuple[int, int, bytes, bytes | None]:
-    kind, client, length = _HEAD.unpack_from(data)
-    cut = _HEAD.size + max(0, length)
-    return kind, client, data[cut:], None if length < 0 else data[_HEAD.size : cut]
+def _receive(pipe: Connection) -> list[_Said]:
+    head = pipe.recv_bytes()
+    return [
+        (kind, who, pipe.recv_bytes() if text else None, pipe.recv_bytes() if state else None)
+        for kind, who, text, state in _ITEM.iter_unpack(head[_HEAD.size :])
+    ]
 
 
 def _one_line(error: BaseException) -> bytes:
     # a text may hold what UTF-8 cannot (lone surrogates of a file name): it must not cost the worker
     return f"{type(error).__name__}: {' '.join(str(error).split())}".encode(errors="backslashreplace")
+
+
+def _batched(requests: Iterable[tuple[int, bytes]], size: int) -> Iterator[Sequence[tuple[int, bytes]]]:
+    remaining = iter(requests)
+    while group := list(itertools.islice(remaining, size)):
+        yield group
 
 
 @contextlib.contextmanager
@@ -60,12 +78,24 @@ def _one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _answer(serve: Serve, client: int, request: bytes, state: bytes | None) -> bytes:
+def _said(client: int, answer: tuple[bytes, bytes | None] | Exception) -> _Said:
+    if not isinstance(answer, Exception):
+        reply, state = answer
+        if isinstance(reply, bytes) and isinstance(state, bytes | None):
+            return _OK, client, reply, state
+        answer = TypeError(f"bytes are expected, not {type(reply).__name__} and {type(state).__name__}")
+    return _RAISED, client, _one_line(answer), None
+
+
+def _answers(serve: Serve, asked: Sequence[_Asked]) -> list[_Said]:
+    """Serve one client, or several at once; whatever a client's code raises costs that client its place only."""
     try:
-        reply, kept = serve(client, request, state)
-        return _pack(_OK, client, reply, kept)
-    except Exception as error:  # noqa: BLE001 -- whatever a client's code raises costs that client its place only
-        return _pack(_RAISED, client, _one_line(error), None)
+        if len(asked) > 1:
+            pairs = zip(asked, cast("ServeTogether", serve).together(asked), strict=True)
+            return [_said(client, answer) for (client, _, _), answer in pairs]
+        return [_said(client, serve(client, request, state)) for client, request, state in asked]
+    except Exception as error:  # noqa: BLE001
+        return [_said(client, error) for client, _, _ in asked]
 
 
 def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
@@ -74,13 +104,17 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
     try:
         serve = make_serve()
     except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
-        pipe.send_bytes(_pack(_BROKEN, 0, _one_line(error), None))
+        _send(pipe, [(_BROKEN, 0, _one_line(error), None)])
         return
+    last = b""
     with contextlib.suppress(EOFError, OSError):
-        pipe.send_bytes(_pack(_READY, 0, b"", None))
+        _send(pipe, [(_READY, 0, None, None)])
         while True:
-            _, client, request, state = _unpack(pipe.recv_bytes())
-            pipe.send_bytes(_answer(serve, client, request, state))
+            asked = []
+            for _, client, request, state in _receive(pipe):
+                last = last if request is None else request
+                asked.append((client, last, state))
+            _send(pipe, _answers(serve, asked))
 
 
 class _Worker:
@@ -100,7 +134,19 @@ class _Worker:
         finally:
             theirs.close()
         self.task: _Task | None = None
+        self.last: bytes | None = None
         self.ready = False
+
+    def give(self, task: _Task, states: StateStore) -> None:
+        """Send a task; a request that is the one before is not sent again."""
+        self.task = task
+        said = []
+        for client, request in task[1]:
+            said.append((_OK, client, None if request is self.last else request, states.get(client)))
+            self.last = request
+        # a dead worker is noticed when its pipe is read
+        with contextlib.suppress(OSError):
+            _send(self.pipe, said)
 
     def stop(self) -> None:
         self.pipe.close()
@@ -118,6 +164,8 @@ class LocalEngine:
         workers: processes; 0 serves inside this process, for debugging.
         store: what clients keep between rounds; closed with the engine. None: a temporary one.
         preload: modules that are imported once, before workers are forked.
+        together: clients that a worker serves at once; more than one needs a ``ServeTogether``. They are taken in the
+            order of the requests, so who is served with whom does not depend on the workers.
 
     Guarantees:
         A worker that dies is replaced and its task served again; a client whose task kills three workers, or
@@ -126,8 +174,9 @@ class LocalEngine:
 
     def __init__(
         self, make_serve: Callable[[], Serve], *, clients: int, workers: int, store: StateStore | None = None,
-        preload: Sequence[str] = (),
+        preload: Sequence[str] = (), together: int = 1,
     ) -> None:  # fmt: skip
+        self._together = together
         self._make_serve = make_serve
         self._count = clients
         self._size = workers
@@ -150,13 +199,13 @@ class LocalEngine:
     ) -> Iterator[tuple[int, bytes | Failure]]:
         """Serve each request; see ``Engine.exchange``.
 
-        Requests start in order, and never more than four times the workers ahead of the oldest unanswered
-        one, so that a receiver who restores the order holds few replies.
+        Requests start in order, and never more than four for each worker ahead of the oldest unanswered one
+        (``together`` times as many), so that a receiver who restores the order holds few replies.
 
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        tasks = ((n, client, request) for n, (client, request) in enumerate(self._checked(requests)))
+        tasks = enumerate(_batched(self._checked(requests), self._together))
         if self._size == 0:
             yield from self._serve_inline(tasks, deadline)
             return
@@ -195,20 +244,20 @@ class LocalEngine:
         end = None if deadline is None else time.monotonic() + deadline
         if self._inline is None:
             self._inline = self._make_serve()
-        for _, client, request in tasks:
+        for _, group in tasks:
             if end is not None and time.monotonic() >= end:
-                yield client, Failure(client, f"no reply within {deadline:g} s", sent=False)
+                for client, _ in group:
+                    yield client, Failure(client, f"no reply within {deadline:g} s", sent=False)
                 continue
-            yield client, self.accept(_answer(self._inline, client, request, self.states.get(client)))
+            asked = [(client, request, self.states.get(client)) for client, request in group]
+            yield from self.accept(_answers(self._inline, asked))
 
-    def accept(self, data: bytes) -> bytes | Failure:
-        """Keep the client's new state and return its reply."""
-        kind, client, reply, state = _unpack(data)
-        if kind == _RAISED:
-            return Failure(client, reply.decode())
-        if state is not None:
-            self.states.put(client, state)
-        return reply
+    def accept(self, said: Iterable[_Said]) -> Iterator[tuple[int, bytes | Failure]]:
+        """Keep each client's new state and yield its reply."""
+        for kind, client, reply, state in said:
+            if state is not None:
+                self.states.put(client, state)
+            yield client, Failure(client, (reply or b"").decode()) if kind == _RAISED else reply or b""
 
     def staffed(self) -> list[_Worker]:
         """Return the workers, started where they are not yet."""
@@ -275,11 +324,7 @@ class _Exchange:
         task = self._take()
         if task is None:
             return
-        worker.task = task
-        _, client, request = task
-        # a dead worker is noticed when its pipe is read
-        with contextlib.suppress(OSError):
-            worker.pipe.send_bytes(_pack(_OK, client, request, self.engine.states.get(client)))
+        worker.give(task, self.engine.states)
 
     def _take(self) -> _Task | None:
         if self.again:
@@ -297,44 +342,45 @@ class _Exchange:
     def _hear(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
         try:
             # what a worker sent before it died still counts
-            data = worker.pipe.recv_bytes() if worker.pipe.poll() else None
+            said = _receive(worker.pipe) if worker.pipe.poll() else []
         except (EOFError, OSError):
-            data = None
-        if data is None:
+            said = []
+        if not said:
             yield from self._died(worker)
             return
-        if data[0] == _BROKEN:
-            raise EngineError(f"a worker cannot serve: {_unpack(data)[2].decode()}")
-        if data[0] == _READY:
+        if said[0][0] == _BROKEN:
+            raise EngineError(f"a worker cannot serve: {(said[0][2] or b'').decode()}")
+        if said[0][0] == _READY:
             worker.ready = True
             self.engine.stillborn = 0
             return
         task, worker.task = worker.task, None
         if task is not None:
             self.open.discard(task[0])
-            answer = self.engine.accept(data)
-            # the next task first: the worker computes while the receiver handles this answer
+            answers = list(self.engine.accept(said))
+            # the next task first: the worker computes while the receiver handles these answers
             if self.end is None or time.monotonic() < self.end:
                 self._give(worker)
-            yield task[1], answer
+            yield from answers
 
     def _died(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
         task = worker.task
         self.engine.replace_dead(worker)
         if task is None:
             return
-        number, client, _ = task
+        number, group = task
         self.deaths[number] = self.deaths.get(number, 0) + 1
         if self.deaths[number] < _TRIES:
             self.again.append(task)
             return
         self.open.discard(number)
-        yield client, Failure(client, f"its worker process died {_TRIES} times (out of memory, or killed)")
+        for client, _ in group:
+            yield client, Failure(client, f"its worker process died {_TRIES} times (out of memory, or killed)")
 
     def _late(self) -> Iterator[tuple[int, bytes | Failure]]:
         busy = [w.task for w in self.engine.staffed() if w.task is not None]
         reason = f"no reply within {self.deadline:g} s"
-        for _, client, _ in [*busy, *self.again]:
-            yield client, Failure(client, reason)
-        for _, client, _ in self.tasks:
-            yield client, Failure(client, reason, sent=False)
+        for _, group in [*busy, *self.again]:
+            yield from ((client, Failure(client, reason)) for client, _ in group)
+        for _, group in self.tasks:
+            yield from ((client, Failure(client, reason, sent=False)) for client, _ in group)

@@ -95,6 +95,8 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
         SecateurError: the settings do not fit, the folder holds another study, or no node can take part.
     """
     study, own = study_of(run_config)
+    if study.compute.together > 1:
+        raise ConfigError(f"compute.together = {study.compute.together}: nodes train each by itself; set it to 1")
     folder = _folder(study, own.get("out"))
     runtime = Runtime(workers=0, deadline=float(own["deadline"]) if "deadline" in own else None)
     engine = FlowerEngine(grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)))

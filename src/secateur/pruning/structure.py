@@ -235,7 +235,7 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
 
     Layers of one family keep as many units as the one of them that needs most: the others keep dead ones.
     """
-    groups = list(groups)
+    groups = list(groups) if mask else []
     dropped = Plan((), tuple(g.name for g in groups if g.kind == "block" and bool(dead_units(mask, g).all())))
     layers = [g for g in groups if g.kind != "block" and not dropped.drops(g.name)]
     keep = {group.name: ~dead_units(mask, group) for group in layers}

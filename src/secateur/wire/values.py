@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 _RAW, _ZSTD = 0, 1
 _LEVEL = 1
 _SAMPLE = 16384
+_PACKER = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 _HALVES: dict[Values, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _LARGEST = np.float32(127)
 
@@ -168,10 +169,9 @@ def _planes(words: NDArray[Any]) -> bytes:
 
 def _shrink(plane: NDArray[np.uint8]) -> bytes | None:
     """Return the plane as a zstd frame; None where a sample of it, or all of it, does not get shorter."""
-    packer = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
-    if plane.size > 4 * _SAMPLE and len(packer.compress(plane[:_SAMPLE].data)) > 0.98 * _SAMPLE:
+    if plane.size > 4 * _SAMPLE and len(_PACKER.compress(plane[:_SAMPLE].data)) > 0.98 * _SAMPLE:
         return None
-    frame = packer.compress(plane.data)
+    frame = _PACKER.compress(plane.data)
     return frame if len(frame) + len(varint(len(frame))) < plane.size else None
 
 

@@ -1,0 +1,232 @@
+"""Clients trained together: the algorithm of the local loop, the place of each client, and what is refused."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from helpers import INLINE, play, small, tiny_shards
+from secateur import models, training
+from secateur.config import Runtime
+from secateur.errors import ConfigError, ModelError
+from secateur.stacked import Compute, answers
+from secateur.training import Data, Effort, Training
+
+MOST = Compute(together=99)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return tiny_shards(tmp_path_factory.mktemp("stacked") / "shards")
+
+
+def rows(count, seed=0, shape=(1, 8, 8)):
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.rand((count, *shape), generator=draw, dtype=torch.float64)
+    return Data(x, torch.randint(0, 10, (count,), generator=draw), kind="tabular")
+
+
+def make(name="smallcnn", shape=(1, 8, 8), **options):
+    """Return a network in double precision, in which a difference is a fault and no rounding."""
+    return models.build(name, input_shape=shape, outputs=10, init="torch", seed=1, options=options).double()
+
+
+def mask_of(model, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return {n: torch.rand(p.shape, generator=draw) < 0.5 for n, p in model.named_parameters() if p.dim() > 1}
+
+
+def alone(model, jobs, how):
+    """Each client by itself, with the local loop."""
+    found = []
+    for client, (data, own) in enumerate(jobs):
+        net = copy.deepcopy(model)
+        training.enforce(net, own.get("mask"))
+        done = training.fit(net, data, how, round_=2, seed=5, client=client, **own)
+        found.append((training.tensors_of(net), done))
+    return found
+
+
+def together(model, jobs, how, compute=MOST):
+    """All clients, from one resident model as in a worker."""
+    resident, start, found = copy.deepcopy(model), training.tensors_of(model), {}
+
+    def task(client, data, own, fit, clock):
+        training.load(resident, start)
+        training.enforce(resident, own.get("mask"))
+        done = fit(resident, data, how, round_=2, seed=5, client=client, **own)
+        found[client] = training.tensors_of(resident), done
+        return b"", str(clock()).encode()
+
+    said = answers([partial(task, client, *job) for client, job in enumerate(jobs)], compute)
+    assert not [answer for answer in said if isinstance(answer, Exception)], said
+    return [found[client] for client in range(len(jobs))]
+
+
+def agree(found, wanted):
+    for (tensors, done), (expected, told) in zip(found, wanted, strict=True):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(tensors[name], tensor, atol=1e-7, rtol=1e-7)
+        assert (done.samples, done.processed, done.steps, done.epochs) == (
+            told.samples, told.processed, told.steps, told.epochs,
+        )  # fmt: skip
+        assert done.loss == pytest.approx(told.loss, abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    how=st.builds(
+        Training,
+        epochs=st.integers(1, 3),
+        batch_size=st.integers(1, 17),
+        optimiser=st.sampled_from(["sgd", "adam"]),
+        lr=st.just(0.01),
+        momentum=st.sampled_from([0.0, 0.9]),
+        weight_decay=st.sampled_from([0.0, 0.01]),
+        prox=st.sampled_from([0.0, 0.5]),
+        clip=st.sampled_from([0.0, 0.1]),
+    ),
+    masked=st.booleans(),
+)
+def test_trained_together_is_trained_alone_but_for_rounding(sizes, how, masked):
+    model = make("mlp", hidden=(12,))
+    jobs = [(rows(n, n), {"mask": mask_of(model, n)} if masked and n % 3 else {}) for n in sizes]
+    agree(together(model, jobs, how), alone(model, jobs, how))
+
+
+@pytest.mark.parametrize("name", ["smallcnn", "twocnn", "resnet20", "mlp"])
+def test_networks_of_images_train_together(name):
+    shape = (3, 32, 32) if name == "resnet20" else (1, 8, 8)
+    model = make(name, shape)
+    jobs = [(rows(n, n, shape), {"mask": mask_of(model, n)}) for n in (5, 9, 7)]
+    how = Training(epochs=2, batch_size=4, lr=0.01)
+    agree(together(model, jobs, how), alone(model, jobs, how))
+
+
+def test_pruned_weights_are_plus_zero():
+    model = make("mlp", hidden=(12,))
+    mask = mask_of(model, 0)
+    (found, _), _ = together(model, [(rows(9), {"mask": mask})] * 2, Training(epochs=1, batch_size=4, momentum=0.9))
+    for name, keep in mask.items():
+        assert (found[name][~keep].view(torch.int64) == 0).all()
+        assert (found[name][keep] != 0).any()
+
+
+def test_patience_and_shares_stop_each_client_where_it_would_stop_alone():
+    model = make("mlp", hidden=(12,))
+    how = Training(batch_size=8, lr=0.3)
+    jobs = [(rows(n, n), {"effort": Effort(12, patience=1, share=0.7)}) for n in (30, 6, 17, 23)]
+    wanted = alone(model, jobs, how)
+    assert len({done.epochs for _, done in wanted}) > 1, "the case must have clients that stop at different epochs"
+    agree(together(model, jobs, how), wanted)
+
+
+def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits():
+    model = make("mlp", hidden=(12,))
+    jobs = [
+        (rows(9, 1), {"mask": mask_of(model, 1), "feedback": True}),
+        (rows(8, 2), {"narrow": [mask_of(model, 2), mask_of(model, 3)]}),
+        (rows(7, 3), {"fading": mask_of(model, 4), "fade": 0.1}),
+        (rows(6, 4), {"effort": Effort(2, activations=0.5)}),
+    ]
+    how = Training(epochs=2, batch_size=4)
+    for (found, _), (expected, _) in zip(together(model, jobs, how), alone(model, jobs, how), strict=True):
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), name
+
+
+def test_models_of_different_shapes_go_in_groups():
+    slim, wide, how, found = make("mlp", hidden=(5,)), make("mlp", hidden=(9,)), Training(epochs=1, batch_size=4), {}
+
+    def task(client, model, fit, _clock):
+        own = copy.deepcopy(model)
+        found[client] = fit(own, rows(9, client), how, round_=1, seed=0, client=client), training.tensors_of(own)
+        return b"", None
+
+    nets = [slim, wide, slim]
+    answers([partial(task, k, net) for k, net in enumerate(nets)], MOST)
+    for k, net in enumerate(nets):
+        own = copy.deepcopy(net)
+        training.fit(own, rows(9, k), how, round_=1, seed=0, client=k)
+        for name, tensor in training.tensors_of(own).items():
+            torch.testing.assert_close(found[k][1][name], tensor)
+
+
+def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
+    model, how, told = make("mlp", hidden=(12,)), Training(epochs=3, batch_size=2), {}
+
+    def task(client, fit, clock):
+        if client == 1:
+            raise ValueError("mine alone")
+        fit(copy.deepcopy(model), rows(10 * client + 10, client), how, round_=1, seed=0, client=client)
+        if client == 2:
+            fit(copy.deepcopy(model), rows(5), how, round_=1, seed=0, client=client)
+            raise RuntimeError("later")
+        told[client] = clock()
+        return b"%d" % client, None
+
+    said = answers([partial(task, k) for k in range(4)], MOST)
+    assert said[0] == (b"0", None)
+    assert said[3] == (b"3", None)
+    assert [type(said[k]) for k in (1, 2)] == [ValueError, RuntimeError]
+    assert 0 < told[0] < told[3]
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4)])
+def test_layers_that_draw_or_keep_statistics_are_refused(layer):
+    model = nn.Sequential(nn.Linear(3, 4), layer)
+    Compute().check(model, torch.zeros(1, 3))
+    with pytest.raises(ModelError, match=r"'1' cannot be trained .* set compute.together = 1"):
+        MOST.check(model, torch.zeros(1, 3))
+
+
+def test_a_layer_that_cannot_be_batched_over_weights_is_refused():
+    with pytest.raises(ModelError, match="compute.together = 1"):
+        MOST.check(nn.LSTM(3, 4), torch.zeros(1, 5, 3))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("together", 0), ("device", "gpu"), ("device", "cpu:1"), ("device", "cuda:x")]
+)
+def test_a_wrong_setting_is_refused(setting, value):
+    with pytest.raises(ConfigError, match=f"compute.{setting}"):
+        Compute(**{setting: value})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_refused_before_training():
+    with pytest.raises(ConfigError, match="no such device"):
+        Compute(device="cuda").check(make(), torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedsparsify", "autoflip", "fedtiny", "heterofl", "fedpm"])
+def test_a_run_of_stacked_clients_is_the_run_but_for_rounding(tmp_path, shards, method):
+    plain = play(small(method), tmp_path / "plain", shards)
+    stacked = play(small(method, compute=MOST), tmp_path / "stacked", shards)
+    assert stacked["final"]["kept"] == plain["final"]["kept"]
+    assert stacked["final"]["loss"] == pytest.approx(plain["final"]["loss"], rel=0.02)
+
+
+def test_who_is_stacked_with_whom_does_not_depend_on_the_workers(tmp_path, shards):
+    study = small("fedsparsify", compute=Compute(together=2))
+    play(study, tmp_path / "inline", shards, runtime=INLINE)
+    play(study, tmp_path / "three", shards, runtime=Runtime(workers=3))
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("inline", "three"))
+    assert one == other
+
+
+def test_bfloat16_is_close_and_not_equal():
+    model, how = make("mlp", hidden=(12,)), Training(epochs=1, batch_size=4)
+    jobs = [(rows(20, 1), {})] * 2
+    exact = together(model, jobs, how)
+    for compute in (Compute(together=9, autocast="bf16"), Compute(together=1, autocast="bf16")):
+        rough = together(model, jobs, how, compute)
+        for (found, _), (expected, _) in zip(rough, exact, strict=True):
+            assert any(not torch.equal(found[n], t) for n, t in expected.items())
+            for name, tensor in expected.items():
+                torch.testing.assert_close(found[name], tensor, atol=2e-2, rtol=0.1)
