@@ -249,3 +249,31 @@ def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     accuracy, up = capsys.readouterr().out.split()
     assert 0 <= float(accuracy) <= 1
     assert int(up) > 0
+
+
+def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    simulate = script("simulate", monkeypatch)
+    case = simulate.Case("mlp", (1, 4, 4), 6, 3, 5, batch=2, rounds=4, options=(("hidden", (4,)),))
+    floor = simulate.run("floor", case)
+    alone, stacked = (simulate.run("secateur", case, f"compute.together={n}") for n in (1, 3))
+    for one in (floor, alone, stacked):
+        assert 0 < one["spread"][0] <= one["seconds"] <= one["spread"][1]
+        assert one["start"] > 0
+        assert one["worker"] > 50e6
+    assert alone["bytes"] == pytest.approx(stacked["bytes"], rel=0.1)
+    assert 0 <= simulate._deviation(alone["model"], stacked["model"]) < 1e-3
+    told = simulate.play("profile", case)["told"]
+    assert 0 < sum(told[part] for part in simulate.PARTS) < told["whole"]
+    row = {"table": "profile", "case": "tiny", **told}
+    shown = simulate.table("profile", [row]).splitlines()
+    assert [line.count("|") for line in shown] == [2 + 1 + len(simulate.PARTS)] * 3 == [8] * 3
+    assert sum(int(cell.strip(" %")) for cell in shown[2].split("|")[2:-1]) == pytest.approx(100, abs=4)
+
+
+def test_peak_memory_counts_the_children_of_a_process(monkeypatch):
+    simulate = script("simulate", monkeypatch)
+    child = "x = bytearray(150 * 2**20); import time; time.sleep(1)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    root, worker = simulate.watch(simulate.subprocess.Popen([sys.executable, "-c", parent]), every=0.05)
+    assert 1e6 < root < 100e6 < 150 * 2**20 < worker < 250e6

@@ -32,7 +32,7 @@ class WeightedMean:
         """Add one client's tensors with its weight n_k."""
         self.total += weight
         for name, tensor in tensors.items():
-            part = tensor.double() * weight
+            part = tensor.to(torch.float64, copy=True).mul_(weight)
             self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
             if self.coverage:
                 held = mask[name] if mask is not None and name in mask else torch.ones_like(tensor, dtype=torch.bool)

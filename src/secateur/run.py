@@ -148,8 +148,7 @@ class Run:
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
                 pass
             state = self._refined(state) if ask.phase == TRAIN else state
-            row = self._row(ask, exchange, state, time.perf_counter() - begun)
-            row["lost_state"] = engine.states.lost()
+            row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
             if self._due(ask) and not self.central:
                 row |= {k: v for k, v in self._local(state, engine).items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
@@ -285,7 +284,8 @@ class Run:
 
         Where the server has no test set, their mean, weighted by rows, is the run's score.
         """
-        ask = replace(self.method.examine(state), clients=tuple(engine.clients()))
+        everyone = tuple(engine.clients()) if self.study.data.test_fraction else ()  # else nobody has rows for it
+        ask = replace(self.method.examine(state), clients=everyone)
         exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
         told = [m.scalars for _, m in exchange.replies() if int(m.scalars["samples"])]
         row: Row = {

@@ -108,11 +108,13 @@ def lost(request: bytes) -> bytes:
 
 def is_lost(data: bytes, context: int) -> bool:
     """Return whether a reply asks for the full mask; ``context`` as in ``Expected``."""
+    if len(data) != _HEAD.size:
+        return False
     try:
         head = _open(Reader(data))
     except WireError:
         return False
-    return head.kind == _LOST and head.context == context and len(data) == _HEAD.size
+    return head.kind == _LOST and head.context == context
 
 
 def context_of(request: bytes) -> int:
@@ -226,14 +228,15 @@ def decode(data: bytes, expected: Expected) -> Message:
     return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, told)
 
 
-def _open(reader: Reader) -> _Head:
+def _open(reader: Reader, *, verify: bool = True) -> _Head:
     head = bytes(reader.take(_HEAD.size, "the header"))
     magic, version, kind, form, fmt, crc, context, mask, vals = _HEAD.unpack(head)
     if magic != _MAGIC:
         raise WireError("not a secateur payload (wrong first bytes)")
     if version != VERSION:
         raise WireError(f"payload of wire version {version}, this side speaks {VERSION}: update the older side")
-    if crc != zlib.crc32(reader.view[_HEAD.size :], zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT]))):
+    opening = zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT]))
+    if verify and crc != zlib.crc32(reader.view[_HEAD.size :], opening):
         raise WireError("payload is damaged (its checksum differs)")
     if kind > _LOST or form & ~_BY_HASH > _CHANGE or fmt >= len(FORMATS):
         raise WireError("unknown kind of payload, mask form or value format")
@@ -352,10 +355,12 @@ def _spread(array: NDArray[np.generic], mask: NDArray[np.bool_] | None, spec: Sp
 def part_sizes(data: bytes) -> dict[str, int]:
     """Return how many bytes of a payload are values, mask and framing; they add up to its length.
 
+    Its checksum is not looked at: that is for ``decode``.
+
     Raises:
-        WireError: the payload is damaged, or announces more than it has.
+        WireError: this is no payload, or it announces more than it has.
     """
-    head = _open(Reader(data))
+    head = _open(Reader(data), verify=False)
     framing = len(data) - head.values_size - head.mask_size
     if framing < _HEAD.size:
         raise WireError("the payload announces more than it has")
