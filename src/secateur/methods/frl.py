@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from secateur.errors import check
@@ -81,7 +82,7 @@ class FRL(Method):
         """Learn scores; return their ranks."""
         ranks = unpacked(ask.message.tensors, _shapes(client.setting))
         weights = frozen(client.initial, list(ranks))
-        dealt = {n: first(client.setting, n).reshape(-1).sort().values[r.long()] for n, r in ranks.items()}
+        dealt = {n: torch.from_numpy(np.sort(first(client.setting, n), axis=None))[r.long()] for n, r in ranks.items()}
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
             sizes = {n: s.abs() for n, s in scores.items()}

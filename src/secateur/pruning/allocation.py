@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from secateur.errors import check
@@ -33,6 +34,12 @@ def pruned_count(sparsity: float, total: int) -> int:
     return min(total, math.floor(sparsity * total + 1e-6))
 
 
+def kth(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return the ``count``-th lowest of a score vector."""
+    # numpy's partition takes a tenth of the time of torch's kthvalue on a CPU
+    return scores.new_tensor(np.partition(scores.detach().cpu().numpy(), count - 1)[count - 1])
+
+
 def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Return a boolean vector that marks the ``count`` lowest of a score vector.
 
@@ -40,7 +47,7 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(count).values
+    threshold = kth(scores, count)
     below = scores < threshold
     tied = (scores == threshold).nonzero().squeeze(1)
     missing = count - int(below.sum())
@@ -193,7 +200,7 @@ class Quantile:
         if sparsity <= 0 or flat.numel() == 0:
             return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
         rank = math.floor(sparsity * (flat.numel() - 1) + 1e-6) + 1
-        threshold = flat.kthvalue(rank).values
+        threshold = kth(flat, rank)
         return {name: s.double() > threshold for name, s in scores.items()}
 
 
