@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from secateur import run as runs
+from secateur import standings
 from secateur.config import Runtime, assign, study
+from secateur.report.standing import markdown
 from secateur.report.terminal import amount, size
 
 HERE = Path(__file__).parent
@@ -254,6 +256,25 @@ def write(page: Path, rows: list[dict[str, Any]]) -> None:
         insert(page, name, about(suite.get("paper", {})) + table)
 
 
+SHOWN = (
+    "method", "accuracy %", "MAE", "own rows", "to dense", "to random", "to shuffled", "to narrow", "sparsity %",
+    "bytes", "client seconds", "MACs", "MACs, units removed",
+)  # fmt: skip
+
+
+def compared(folder: Path) -> str:
+    """Return the tables of a comparison's folder: a line for each variant, set beside its controls."""
+    suite, cells = standings.saved(folder)
+    found = standings.lines(suite, cells, folder)
+    parts = []
+    for partition in suite.partitions:
+        here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]
+        rows = [{name: row[name] for name in SHOWN if name in row} for row in standings.table(here)]
+        head = f"**{partition}**, {len(suite.seeds)} seed(s), {cells[0].study.rounds} rounds"
+        parts.append(f"{head}\n\n{markdown(rows)}")
+    return "\n".join(parts)
+
+
 def about(paper: dict[str, str]) -> str:
     """Return what a suite says of the paper whose setting it is: claim, setting, what was cut."""
     return "".join(f"- *{name.replace('_', ' ')}*: {text}\n" for name, text in paper.items()) + ("\n" if paper else "")
@@ -265,7 +286,8 @@ def main() -> None:
     parser.add_argument(
         "suite",
         nargs="*",
-        help="the name of a .toml beside this file, such as papers/feddst; with --render: the JSON files of suites",
+        help="the name of a .toml beside this file, such as papers/feddst; with --render: the JSON files of "
+        "suites, and folders that secateur compare wrote, whose names are those of the page's markers",
     )
     parser.add_argument("--data", help="folder of the data set")
     parser.add_argument("--out", type=Path, help="where run folders go")
@@ -275,7 +297,10 @@ def main() -> None:
     parser.add_argument("--render", type=Path, metavar="PAGE")
     given = parser.parse_args()
     if given.render:
-        write(given.render, [row for path in given.suite for row in json.loads(Path(path).read_text())])
+        paths = [Path(path) for path in given.suite]
+        for folder in (path for path in paths if path.is_dir()):
+            insert(given.render, folder.name, compared(folder))
+        write(given.render, [row for path in paths if path.is_file() for row in json.loads(path.read_text())])
         return
     if len(given.suite) != 1 or not given.data or not given.out:
         parser.error("give one suite, --data and --out")

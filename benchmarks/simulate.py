@@ -355,7 +355,7 @@ def main() -> None:
     for name in dict.fromkeys(row["table"] for row in rows):
         written = table(name, [row for row in rows if row["table"] == name])
         if given.render:
-            results.insert(given.render[0], name, written)
+            results.insert(given.render[0], name, written + "\n")
         else:
             print(f"\n{written}")
 

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from secateur import methods
+from secateur import compare, methods, standings
 from secateur import run as runs
 from secateur.config import Runtime, study
+from secateur.suite import Suite
 from secateur.wire.message import Message
 
 ROOT = Path(__file__).parents[1]
@@ -277,3 +278,29 @@ def test_peak_memory_counts_the_children_of_a_process(monkeypatch):
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     root, worker = simulate.watch(simulate.subprocess.Popen([sys.executable, "-c", parent]), every=0.05)
     assert 1e6 < root < 100e6 < 150 * 2**20 < worker < 250e6
+
+
+def test_a_page_takes_the_tables_of_a_comparison(results, tmp_path, monkeypatch):
+    suite = Suite.model_validate({
+        "source": "digits", "seeds": [0, 1], "partitions": ["iid"],
+        "common": {"data.clients": 3, "participation": 1.0, "rounds": 2, "model.name": "mlp", "training.epochs": 1},
+        "variants": {"half": {"method": "random", "schedule.sparsity": 0.5}}, "controls": ["dense", "narrow"],
+    })  # fmt: skip
+    out, page = tmp_path / "tiny", tmp_path / "page.md"
+    cells = compare.play(suite, out, jobs=1)
+    standings.write(suite, cells, standings.lines(suite, cells, out), out)
+    page.write_text("before\n<!-- begin tiny -->\nold\n<!-- end tiny -->\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["results.py", "--render", str(page), str(out)])
+    results.main()
+    before, *lines, after = page.read_text().splitlines()
+    assert (before, after) == ("before", "after")
+    assert "old" not in lines
+    assert "**iid**, 2 seed(s), 2 rounds" in lines
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in lines if line.startswith("|"))}
+    assert {name.removeprefix("* ") for name in rows} == {"method", "---", "FedAvg", "half"}
+    half = rows.get("half") or rows["* half"]
+    accuracy = [
+        json.loads((path / "summary.json").read_text())["final"]["accuracy"] for path in out.glob("runs/random-*")
+    ]
+    assert half[2].split("±")[0].strip() == f"{100 * sum(accuracy) / len(accuracy):.1f}"
+    assert half[rows["method"].index(" to narrow ")].strip()

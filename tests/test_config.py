@@ -1,5 +1,7 @@
 """Settings: paths, types, bounds; every mistake is one clear line before any training."""
 
+import hashlib
+import json
 import tomllib
 
 import pytest
@@ -90,6 +92,10 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() == made.complete().hash() == study(tomllib.loads(made.to_toml())).hash()
     assert made.hash() != study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
     assert made.hash() != study({"method": "fedsparsify", "seed": 1}).hash()
+    # a section that came later: the name of a run that was made before it, and another one where it says something
+    values = made.complete().model_dump(mode="json", exclude={"compute"})
+    assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    assert made.hash() != study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
 
 
 def test_toml_round_trip_with_model_options():

@@ -110,7 +110,9 @@ class Study(_Section):
 
     def hash(self) -> str:
         """Return 8 hexadecimal digits that name the result."""
-        text = json.dumps(self.complete().model_dump(mode="json"), sort_keys=True)
+        # a section that came later must not rename the runs that were made without it
+        later = {"compute"} if self.compute == Compute() else set()
+        text = json.dumps(self.complete().model_dump(mode="json", exclude=later), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def dense(self) -> Study:

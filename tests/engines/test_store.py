@@ -94,3 +94,16 @@ def test_a_commit_writes_the_folder_too(tmp_path, monkeypatch):
     assert synced == [False, False, True]
     store.commit()
     assert synced == [False, False, True]
+
+
+def test_ten_thousand_clients_lie_on_disk(tmp_path):
+    store = StateStore(tmp_path / "states", budget=200_000)
+    for client in range(10_000):
+        store.put(client, b"%d" % client * 100)
+        assert sum(map(len, store._memory.values())) <= 200_000
+    manifest = store.commit()
+    assert len(manifest) == 10_000
+    again = StateStore(tmp_path / "states", budget=200_000)
+    again.restore(manifest)
+    assert all(again.get(client) == b"%d" % client * 100 for client in range(0, 10_000, 97))
+    assert sum(map(len, again._memory.values())) <= 200_000
