@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import model_of
-from secateur import compare, standings
+from secateur import compare, page, standings
 from secateur import run as runs
 from secateur.errors import ConfigError
 from secateur.report import standing
@@ -99,6 +99,7 @@ def test_the_suites_in_the_box_are_sound():
         ({"variants": {}}, "variants: dictionary should have at least 1 item"),
         ({"seeds": ["one"]}, "seeds.0: input should be a valid integer"),
         ({"colour": 1}, "colour: extra inputs are not permitted"),
+        ({"link": "fast"}, "link 'fast': write it as 10Mbit/s,50ms"),
         ({"controls": ["placebo"]}, "controls.0: input should be 'dense', 'random', 'shuffled' or 'narrow'"),
     ],
 )
@@ -315,6 +316,17 @@ def test_predictions_stand_beside_what_was_measured(compared):
     rows = standings.table(slow)
     assert all(" s" in row_["seconds on the link (a model)"] and " s" in row_["wall seconds"] for row_ in rows)
     assert "seconds on the link (a model)" not in standings.table(standings.lines(suite, found, out))[0]
+
+
+def test_a_suite_may_name_its_links(compared, tmp_path):
+    suite, found, out, _ = compared
+    named = suite.model_copy(update={"link": "0.5:1Mbit/s,50ms; 0.5:8Mbit/s"})
+    standings.write(named, found, standings.lines(named, found, out, named.links), out)
+    for asked in (None, Links.parse("1kbit/s")):
+        _, lines, _, _ = page.gathered([out], asked)
+        expected = standings.lines(suite, found, out, asked or Links.parse("0.5:1Mbit/s,50ms;0.5:8Mbit/s"))
+        assert [line.runs for line in lines] == [line.runs for line in expected]
+        assert all("seconds on the link (a model)" in row for row in standings.table(lines))
 
 
 def test_a_budget_is_kept_by_every_client_of_every_seed(compared):

@@ -87,7 +87,7 @@ def compare(
     wanted, console = load(suite).shortened(seeds, rounds), _console()
     with Runs(console) as display:
         cells = grid.play(wanted, out, data=data, jobs=jobs, told=display.told)
-    found = standings.lines(wanted, cells, out)
+    found = standings.lines(wanted, cells, out, wanted.links)
     standings.write(wanted, cells, found, out)
     for partition in wanted.partitions:
         here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]

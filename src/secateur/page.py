@@ -48,7 +48,7 @@ def gathered(folders: Sequence[Path], links: Links | None = None) -> tuple[str, 
 
     Args:
         folders: of runs, or one of a comparison.
-        links: what seconds on real links are predicted for.
+        links: what seconds on real links are predicted for; None: those of the comparison's suite, if it names any.
 
     Raises:
         CheckpointError: a folder holds neither, or a run that has no records yet.
@@ -56,7 +56,7 @@ def gathered(folders: Sequence[Path], links: Links | None = None) -> tuple[str, 
     if len(folders) == 1 and (folders[0] / RESULT).exists():
         out = folders[0]
         suite, cells = saved(out)
-        lines = lines_among(suite, cells, out, links)
+        lines = lines_among(suite, cells, out, links or suite.links)
         dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
         first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
         subjects = [

@@ -20,6 +20,7 @@ from secateur.method import Setting
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import plan, sizes
+from secateur.report.links import Links
 
 Control = Literal["dense", "random", "shuffled", "narrow"]
 
@@ -38,6 +39,8 @@ class Suite(BaseModel):
         controls: what each is set beside: FedAvg; a random mask of the same sparsity; one of the same counts a layer;
             a narrow dense model of the same MACs. All but the first are only made for what has a mask.
         target: quality whose costs are told; 0: 95 % of what FedAvg ends with (for errors 105 %).
+        link: the clients' links by kind, for which seconds are predicted where no other are asked for; see
+            ``report.links``. Empty: none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,6 +53,12 @@ class Suite(BaseModel):
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
     controls: list[Control] = ["dense", "random", "shuffled", "narrow"]
     target: float = 0.0
+    link: str = ""
+
+    @property
+    def links(self) -> Links | None:
+        """Return what ``link`` says."""
+        return Links.parse(self.link) if self.link else None
 
     def shortened(self, seeds: int | None = None, rounds: int | None = None) -> Suite:
         """Return the suite with fewer seeds or other rounds, for a shorter look.
@@ -100,10 +109,13 @@ def load(name: str) -> Suite:
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
     try:
-        return Suite.model_validate(values)
+        suite = Suite.model_validate(values)
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
+    if suite.link:
+        Links.parse(suite.link)  # a wrong one fails here, not after all runs
+    return suite
 
 
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:
