@@ -177,6 +177,39 @@ def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
     assert 0 < told[0] < told[3]
 
 
+def test_a_training_that_fails_costs_those_alone_who_are_in_it():
+    model, how, slim = make("mlp", hidden=(12,)), Training(epochs=1, batch_size=4), make("mlp", hidden=(5,))
+    wrong = Data(rows(4).x, torch.full((4,), 99), kind="tabular")  # no such class
+    jobs = [(model, rows(9), {}), (slim, wrong, {}), (model, wrong, {"feedback": True}), (model, rows(5), {})]
+
+    def task(client, net, data, own, fit, _clock):
+        fit(copy.deepcopy(net), data, how, round_=1, seed=0, client=client, **own)
+        return b"", None
+
+    said = answers([partial(task, k, *job) for k, job in enumerate(jobs)], MOST)
+    assert [isinstance(answer, Exception) for answer in said] == [False, True, True, False]
+
+
+def test_tensors_that_are_not_trained_stay_each_clients_own():
+    model = make("mlp", hidden=(12,))
+    model.fc1.weight.requires_grad_(False)
+    resident, how, found = copy.deepcopy(model), Training(epochs=2, batch_size=4), {}
+
+    def task(client, fit, _clock):
+        training.load(resident, {**training.tensors_of(model), "fc1.weight": model.fc1.weight * (client + 1)})
+        fit(resident, rows(7, client), how, round_=1, seed=0, client=client)
+        found[client] = training.tensors_of(resident)
+        return b"", None
+
+    answers([partial(task, k) for k in range(3)], MOST)
+    for client, tensors in found.items():
+        own = copy.deepcopy(model)
+        training.load(own, {"fc1.weight": model.fc1.weight * (client + 1)})
+        training.fit(own, rows(7, client), how, round_=1, seed=0, client=client)
+        for name, tensor in training.tensors_of(own).items():
+            torch.testing.assert_close(tensors[name], tensor)
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4)])
 def test_layers_that_draw_or_keep_statistics_are_refused(layer):
     model = nn.Sequential(nn.Linear(3, 4), layer)

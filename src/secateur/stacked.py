@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import ModuleType
 from typing import Any, Literal, Protocol
 
@@ -114,7 +115,7 @@ class _Job:
     how: Mapping[str, Any]
     start: dict[str, torch.Tensor]
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
-    done: Fit | None = None
+    done: Fit | Exception = field(default_factory=lambda: ModelError("this training was not reached"))
 
     def __post_init__(self) -> None:
         self.moves = {n: self.start[n] for n, p in self.model.named_parameters() if p.requires_grad}
@@ -157,7 +158,7 @@ class _Turn:
     @property
     def rows(self) -> int:
         """Return the rows that its training went through."""
-        return self.job.done.processed if self.job and self.job.done else 0
+        return self.job.done.processed if self.job and isinstance(self.job.done, Fit) else 0
 
     def goes_on(self) -> bool:
         """Let it run until it wants a training, or is done; return whether it wants one."""
@@ -176,9 +177,9 @@ class _Turn:
     def _fit(self, model: nn.Module, data: Data, training: Training, **how: Any) -> Fit:
         job = self.job = _Job(model, data, training, how, tensors_of(model))
         self._caller.switch()
+        if isinstance(job.done, Exception):
+            raise job.done
         load(model, job.trained)
-        if job.done is None:
-            raise ModelError("this training failed with those beside it")
         return job.done
 
 
@@ -186,12 +187,24 @@ def _train(jobs: Sequence[_Job], compute: Compute) -> None:
     groups: dict[object, list[_Job]] = {}
     for job in jobs:
         groups.setdefault(job.kind(), []).append(job)
-    for job in groups.pop(None, []):
-        load(job.model, job.start)
-        job.done = fit(job.model, job.data, job.training, **job.how, autocast=compute.autocast)
-        job.trained = tensors_of(job.model)
-    for group in groups.values():
-        _Stack(sorted(group, key=lambda job: -_use(job)), compute).train()
+    trainings = [([job], partial(_alone, job, compute)) for job in groups.pop(None, [])]
+    trainings += [(group, partial(_stacked, group, compute)) for group in groups.values()]
+    for group, train in trainings:
+        try:
+            train()
+        except Exception as error:  # noqa: BLE001 -- raised where the clients of this training wait, and nowhere else
+            for job in group:
+                job.done = error
+
+
+def _alone(job: _Job, compute: Compute) -> None:
+    load(job.model, job.start)
+    job.done = fit(job.model, job.data, job.training, **job.how, autocast=compute.autocast)
+    job.trained = tensors_of(job.model)
+
+
+def _stacked(jobs: Sequence[_Job], compute: Compute) -> None:
+    _Stack(sorted(jobs, key=lambda job: -_use(job)), compute).train()
 
 
 def _use(job: _Job) -> int:
@@ -204,13 +217,14 @@ class _Stack:
     def __init__(self, jobs: list[_Job], compute: Compute) -> None:
         first, self._device = jobs[0], torch.device(compute.device)
         self._jobs, self._compute = jobs, compute
-        self._model, self._training, self._effort = first.model, first.training, first.effort
+        self._model, self._training, self._effort = first.model.train(), first.training, first.effort
         starts = [job.moves for job in jobs]
         self._weights = {n: torch.stack([s[n] for s in starts]).to(self._device) for n in starts[0]}
         self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
         self._keep = self._masks()
         self._steps = _Steps(self._weights, first.training, max(1, int(first.how["round_"])))
-        self._rest = {n: t.to(self._device) for n, t in first.model.state_dict().items() if n not in self._weights}
+        still = [name for name in first.start if name not in self._weights]
+        self._still = {n: torch.stack([job.start[n] for job in jobs]).to(self._device) for n in still}
         x, y = torch.cat([job.data.x for job in jobs]), torch.cat([job.data.y for job in jobs])
         self._data = replace(first.data, x=x.to(self._device), y=y.to(self._device))
         sizes = torch.tensor([len(job.data) for job in jobs])
@@ -274,16 +288,17 @@ class _Stack:
     def _step(self, chosen: slice | torch.Tensor, index: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Take one step of those chosen; return their batches' mean losses."""
         weights = {n: t[chosen].detach().requires_grad_() for n, t in self._weights.items()}
+        still = {n: t[chosen] for n, t in self._still.items()}
         x, y = self._data.batch(index)
         there = torch.arange(index.shape[1], device=self._device) < length[:, None]
 
-        def loss(own: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        def loss(own: Tensors, rest: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
             with autocasting(self._compute.autocast, self._device.type):
-                output = functional_call(self._model, {**self._rest, **own}, (x,))
+                output = functional_call(self._model, {**rest, **own}, (x,))
             exact = output if self._compute.autocast == "none" else output.float()
             return (self._data.losses(exact, y) * there).sum() / there.sum()
 
-        losses = vmap(loss)(weights, x, y, there)
+        losses = vmap(loss)(weights, still, x, y, there)
         slopes = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))
         with torch.no_grad():
             for name, slope in slopes.items():
