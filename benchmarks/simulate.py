@@ -7,7 +7,8 @@
 
 All contestants get the same model, rows, cohort size and local steps, in processes of their own, one after the other
 (``contestants.py``); a round's time is the median of those after the first, evaluation apart. The floor is a plain
-PyTorch loop in as many processes as there are cores, which sends, averages and saves nothing. ``overhead`` is
+PyTorch loop in as many processes as there are cores, which sends, averages and saves nothing; its images lie in memory
+channels last, as ours do, which Flower's and pfl-research's clients do not unless the case says so. ``overhead`` is
 secateur's round over the floor's, less 1. pfl-research has requirements that other packages here exclude: it is run
 where ``--pfl`` names a Python that has it (``pip install pfl``), and left out otherwise.
 """
@@ -43,6 +44,7 @@ PEERS = {
     "MLP, 9 k, 1,000 clients": replace(MLP, clients=1000, cohort=100),
     "MLP, 9.2 M": replace(MLP, clients=20, cohort=20, rows=90, rounds=5, options=(("hidden", (3000, 3000)),)),
     "TwoCNN": TWOCNN,
+    "TwoCNN, all with channels last": replace(TWOCNN, channels_last=True),
     "TwoCNN, 5 epochs": replace(TWOCNN, epochs=5, rows=120),
     "TwoCNN, 1,000 clients": replace(TWOCNN, clients=1000, cohort=100, rows=60, batch=10, rounds=4),
     "ResNet-20": RESNET,
@@ -126,7 +128,8 @@ def _traffic(folder: Path) -> float:
 def peers(cases: dict[str, Case], pfl: str | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each case."""
     for title, case in cases.items():
-        found = {name: run(name, case) for name in ("floor", "secateur", "flower")}
+        floor = replace(case, channels_last=case.model != "mlp")
+        found = {"floor": run("floor", floor), "secateur": run("secateur", case), "flower": run("flower", case)}
         if pfl:
             found["pfl"] = run("pfl", case, python=pfl)
         ours, floor = found["secateur"], found["floor"]
@@ -143,10 +146,10 @@ def peers(cases: dict[str, Case], pfl: str | None) -> Iterator[dict[str, Any]]:
 
 SPARSE = {
     "FedAvg": (),
-    "FedSparsify 90 %": ("method=fedsparsify", "schedule.sparsity=0.9", "schedule.end=2"),
+    "FedSparsify 90 %": ("method=fedsparsify", "schedule=every_round", "schedule.sparsity=0.9"),
     "AutoFLIP, T_p 0.5": ("method=autoflip", "schedule.sparsity=0.5", "criterion.explore.epochs=1"),
     "FedSparsify, half of the channels": (
-        "method=fedsparsify", "granularity=channel", "schedule.sparsity=0.5", "schedule.end=2",
+        "method=fedsparsify", "granularity=channel", "schedule=every_round", "schedule.sparsity=0.5",
     ),
 }  # fmt: skip
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -47,6 +47,26 @@ def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Ten
     return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
 
 
+class _Initial(Mapping[str, torch.Tensor]):
+    """theta_0, made when it is first read: most methods never do, and it is as large as the model."""
+
+    def __init__(self, make: Callable[[], dict[str, torch.Tensor]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 class Participant:
     """Serves any client of a study from one resident model; one of these lives in each worker."""
 
@@ -55,7 +75,7 @@ class Participant:
         self.shards = shards
         self.method = study.build_method()
         self.model = make_model(study, shards)
-        self.initial = training.tensors_of(self.model)
+        self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
         self._last: tuple[bytes, bytes | None, Message] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch.optim.sgd import sgd
 from secateur.errors import check
 from secateur.pruning import activations
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.view import View
 from secateur.streams import derive, global_stream
 
 
@@ -88,6 +89,7 @@ class Data:
             x = x.long()
         elif self.kind == "image":
             x = x.float() / self.scale
+            x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         return x, y.float() if self.task == "regression" else y.long()
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -146,7 +148,13 @@ def load(model: nn.Module, tensors: Tensors) -> None:
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the exchanged tensors: parameters and floating-point buffers."""
-    return {n: t.detach().clone() for n, t in model.state_dict().items() if t.is_floating_point()}
+    own = {n: t for n, t in model.state_dict().items() if t.is_floating_point()}
+    return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in own.items()}
+
+
+def lay_out(model: nn.Module) -> None:
+    """Let convolutions' weights lie in memory channels last: most networks of images take a fifth less time so."""
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def enforce(model: nn.Module, mask: Mask | None) -> None:
@@ -192,10 +200,11 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
     Guarantees:
         The same (seed, round, client) and weights give the same bits in any process with one thread.
     """
+    lay_out(model)
     parameters = dict(model.named_parameters())
     optimiser = Optimiser(parameters.values(), training, max(1, round_))
     anchor = [p.detach().clone() for p in parameters.values()] if training.prox else []
-    view = _View(parameters, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
+    view = View(parameters, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
 
     remembered = effort.activations if effort else 1.0
     fades = [(p, fading[n]) for n, p in parameters.items() if fading and n in fading]
@@ -258,60 +267,6 @@ def orders(count: int, effort: Effort, *, round_: int, seed: int, client: int) -
 def autocasting(how: str, device: str) -> contextlib.AbstractContextManager[object]:
     """Return the context in which a model computes: in bfloat16 where that is safe, or as it is."""
     return torch.autocast(device, torch.bfloat16) if how == "bf16" else contextlib.nullcontext()
-
-
-class _View:
-    """What a model's weights are while a gradient is taken, and after a step.
-
-    Plain: the mask holds after every step. ``feedback``: the gradient sees masked weights, the step moves all.
-    ``narrow``: the gradient of each step sees one of these masks, drawn anew, and the step moves what it left.
-    """
-
-    def __init__(
-        self,
-        parameters: Mapping[str, nn.Parameter],
-        mask: Mask | None,
-        *,
-        feedback: bool,
-        narrow: Sequence[Mask],
-        seed: int,
-    ) -> None:
-        held = [(n, p, mask[n]) for n, p in parameters.items() if mask and n in mask]
-        self._held = [(p.detach(), keep.float()) for _, p, keep in held if not bool(keep.all())]
-        self.pruned = [] if feedback else [(p, ~keep) for _, p, keep in held]
-        self._feedback, self._narrow = feedback, narrow
-        self._parameters = parameters
-        self._draw = torch.Generator().manual_seed(seed)
-        self._dense: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def enter(self) -> None:
-        """Show the masked weights."""
-        if self._feedback:
-            self._show(self._held)
-        if self._narrow:
-            mask = self._narrow[int(torch.randint(len(self._narrow), (1,), generator=self._draw))]
-            shown = [(self._parameters[n], keep) for n, keep in mask.items() if n in self._parameters]
-            self._show([(p.detach(), keep.float()) for p, keep in shown])
-            self.pruned = [(p, ~keep) for p, keep in shown]
-
-    def _show(self, masked: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        self._dense = [(weight, weight.clone()) for weight, _ in masked]
-        for weight, keep in masked:
-            weight.mul_(keep)
-
-    def leave(self) -> None:
-        """Bring back what was shown masked; of a narrow model nothing but its own part has a gradient."""
-        for weight, whole in self._dense:
-            weight.copy_(whole)
-        for parameter, gone in self.pruned if self._narrow else ():
-            if parameter.grad is not None:
-                parameter.grad.masked_fill_(gone, 0.0)
-
-    def settle(self) -> None:
-        """Hold the mask after a step."""
-        if not self._feedback:
-            for weight, keep in self._held:
-                weight.mul_(keep)  # several times faster than a fill; signs of zero are mended at the end
 
 
 def _gradient(
@@ -403,6 +358,7 @@ class Score:
 def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
     """Score the resident model; fixed batches, so that the figures do not depend on who computes them."""
     model.eval()
+    lay_out(model)
     total, hits = 0.0, 0.0
     with torch.no_grad():
         for start in range(0, len(data), batch_size):

@@ -156,8 +156,9 @@ def _planes(words: NDArray[Any]) -> bytes:
     """Return unsigned words as byte planes, lowest byte first, each raw or as a zstd frame, whichever is shorter."""
     width = words.itemsize
     if width > 1:
-        one = words.dtype.type(1)
-        words = (words << one) | (words >> words.dtype.type(8 * width - 1))
+        sign = words >> words.dtype.type(8 * width - 1)
+        words = np.left_shift(words, words.dtype.type(1))
+        words |= sign
     table = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, width)
     out: list[bytes | memoryview] = []
     for place in range(width):
@@ -182,7 +183,9 @@ def _unplanes(reader: Reader, count: int, dtype: type[np.unsignedinteger]) -> ND
         table[:, place] = _plane(reader, count)
     words = table.reshape(-1).view(np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
     if width > 1:
-        words = (words >> dtype(1)) | (words << dtype(8 * width - 1))
+        sign = words << dtype(8 * width - 1)
+        words >>= dtype(1)
+        words |= sign
     return words
 
 
