@@ -41,7 +41,7 @@ class Case:
         epochs, batch: of local training.
         rounds: how many; the first holds what has to be started, the last is followed by an evaluation.
         workers: processes that train.
-        channels_last: whether the plain loop's images lie in memory as secateur's do, channels last.
+        channels_last: whether images and weights lie in memory as secateur's do, channels last.
     """
 
     model: str
@@ -106,6 +106,7 @@ def train(model: nn.Module, x: torch.Tensor, y: torch.Tensor, case: Case) -> Non
     import torch
     from torch.nn.functional import cross_entropy
 
+    model = model.to(memory_format=torch.channels_last) if case.channels_last else model  # type: ignore[call-overload]
     optimiser = torch.optim.SGD(model.parameters(), lr=LR)
     model.train()
     for _ in range(case.epochs):

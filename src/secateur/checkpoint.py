@@ -115,6 +115,10 @@ class Archive(MutableMapping[str, Tensors]):
         order = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["order"])
         return {name: tensors[name] for name in order}
 
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is such an entry, without reading it."""
+        return key in self.digests
+
     def __delitem__(self, key: str) -> None:
         """Forget an entry; its file stays until a checkpoint without it is on disk."""
         del self.digests[key]

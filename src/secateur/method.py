@@ -187,8 +187,7 @@ class Client:
             narrow=narrow, fading=fading, fade=fade,
         )  # fmt: skip
         trained = local.tensors_of(model)
-        trained = widen(trained, removal, tensors) if removal else trained
-        return masks.apply(trained, None if feedback else mask), done
+        return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
     def measure(
         self, form: Form, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1

@@ -56,7 +56,7 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _flat(scores: Tensors) -> torch.Tensor:
-    return torch.cat([s.reshape(-1).double() for s in scores.values()]) if scores else torch.zeros(0).double()
+    return torch.cat([s.reshape(-1) for s in scores.values()]) if scores else torch.zeros(0)
 
 
 def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
@@ -95,7 +95,7 @@ def highest(scores: Tensors, count: int) -> dict[str, torch.Tensor]:
 def _protect_best(scores: torch.Tensor) -> torch.Tensor:
     if scores.dim() < 2 or scores.numel() == 0:
         return scores
-    rows = scores.double().flatten(1)
+    rows = (scores if scores.is_floating_point() else scores.double()).flatten(1)
     best, where = rows.max(1)
     lifted = torch.where(best.isinf(), best, torch.full_like(best, torch.inf))
     return rows.scatter(1, where[:, None], lifted[:, None]).reshape(scores.shape)

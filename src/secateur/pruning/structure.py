@@ -137,10 +137,10 @@ def dead_units(mask: Mask, group: Group) -> torch.Tensor:
     Such a unit is zero for every input, so removing it changes nothing. A unit whose bias is not masked
     still adds a constant and is not dead.
     """
+    if any(slot.tensor not in mask for slot in group.incoming):
+        return torch.zeros(group.units, dtype=torch.bool)
     dead = torch.ones(group.units, dtype=torch.bool)
     for slot in group.incoming:
-        if slot.tensor not in mask:
-            return torch.zeros(group.units, dtype=torch.bool)
         dead &= ~per_unit(mask[slot.tensor], slot, group.units).any(1)
     return dead
 
