@@ -220,8 +220,10 @@ class _Stack:
         self._model, self._training, self._effort = first.model.train(), first.training, first.effort
         starts = [job.moves for job in jobs]
         self._weights = {n: torch.stack([s[n] for s in starts]).to(self._device) for n in starts[0]}
-        self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
         self._keep = self._masks()
+        for name, keep in self._keep.items():
+            self._weights[name].masked_fill_(keep == 0, 0.0)
+        self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
         self._steps = _Steps(self._weights, first.training, max(1, int(first.how["round_"])))
         still = [name for name in first.start if name not in self._weights]
         self._still = {n: torch.stack([job.start[n] for job in jobs]).to(self._device) for n in still}

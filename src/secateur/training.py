@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -201,11 +201,11 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         The same (seed, round, client) and weights give the same bits in any process with one thread.
     """
     lay_out(model)
+    enforce(model, None if feedback else mask)
     parameters = dict(model.named_parameters())
-    optimiser = Optimiser(parameters.values(), training, max(1, round_))
-    anchor = [p.detach().clone() for p in parameters.values()] if training.prox else []
     view = View(parameters, mask, feedback=feedback, narrow=narrow, seed=derive(seed, "narrow", round_, client))
-
+    optimiser = Optimiser(parameters.values(), training, max(1, round_), view.kept)
+    anchor = [p.detach().clone() for p in parameters.values()] if training.prox else []
     remembered = effort.activations if effort else 1.0
     fades = [(p, fading[n]) for n, p in parameters.items() if fading and n in fading]
 
@@ -218,7 +218,6 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
             if parameter.grad is not None:
                 parameter.grad.add_(fade * parameter.detach() * chosen)
         optimiser.step()
-        view.settle()
         return loss
 
     if not model.training:
@@ -291,14 +290,27 @@ def _gradient(
 
 
 class Optimiser:
-    """The steps of torch's SGD and Adam, bit for bit.
+    """The steps of torch's SGD and Adam, bit for bit; where a mask is to hold, times it.
+
+    Args:
+        parameters: what is moved.
+        training: how.
+        round_: t, for the learning rate.
+        kept: for each parameter that a mask prunes, the mask as a factor; what it prunes is 0 already, and stays so.
 
     Its Optimizer classes are not used: the first one made in a process imports the compiler, which takes as long as
     torch itself, and on a federation a process lives for one message.
     """
 
-    def __init__(self, parameters: Iterable[torch.Tensor], training: Training, round_: int) -> None:
+    def __init__(
+        self,
+        parameters: Iterable[torch.Tensor],
+        training: Training,
+        round_: int,
+        kept: Mapping[torch.Tensor, torch.Tensor] | None = None,
+    ) -> None:
         self._training = training
+        self._kept = kept or {}
         self._rate = training.rate(round_)
         self._parameters: list[torch.Tensor] = [p for p in parameters if p.requires_grad]
         self._momenta: dict[torch.Tensor, torch.Tensor | None] = {}
@@ -316,8 +328,22 @@ class Optimiser:
         with torch.no_grad():
             if self._training.optimiser == "adam":
                 self._adam(moved, gradients)
+            elif self._kept and not self._training.momentum and not self._training.weight_decay:
+                self._within()
+                return
             else:
                 self._sgd(moved, gradients)
+            for parameter in moved:
+                if parameter in self._kept:
+                    parameter.mul_(self._kept[parameter])  # several times faster than a fill
+
+    def _within(self) -> None:
+        """Take a step of plain SGD under the masks, in one pass over memory where a step and a product take two."""
+        for parameter in self._parameters:
+            if parameter.grad is not None and parameter in self._kept:
+                parameter.addcmul_(parameter.grad, self._kept[parameter], value=-self._rate)
+            elif parameter.grad is not None:
+                parameter.add_(parameter.grad, alpha=-self._rate)
 
     def _sgd(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
         momenta = [self._momenta.get(p) for p in moved]

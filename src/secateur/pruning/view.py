@@ -11,10 +11,11 @@ from secateur.pruning.mask import Mask
 
 
 class View:
-    """What a model's weights are while a gradient is taken, and after a step.
+    """What a model's weights are while a gradient is taken.
 
-    Plain: the mask holds after every step. ``feedback``: the gradient sees masked weights, the step moves all.
-    ``narrow``: the gradient of each step sees one of these masks, drawn anew, and the step moves what it left.
+    Plain: masked, as every step leaves them (``kept``: masks as factors). ``feedback``: the gradient sees masked
+    weights, the step moves all. ``narrow``: the gradient of each step sees one of these masks, drawn anew, and the step
+    moves what it left.
     """
 
     def __init__(
@@ -28,7 +29,9 @@ class View:
     ) -> None:
         held = [(n, p, mask[n]) for n, p in parameters.items() if mask and n in mask]
         # laid out in memory as the weights are
-        self._held = [(p.detach(), torch.empty_like(p).copy_(keep)) for _, p, keep in held if not bool(keep.all())]
+        pruned = [(p, torch.empty_like(p).copy_(keep)) for _, p, keep in held if not bool(keep.all())]
+        self._held = [(p.detach(), keep) for p, keep in pruned]
+        self.kept: dict[torch.Tensor, torch.Tensor] = {} if feedback else dict(pruned)
         self.pruned = [] if feedback else [(p, ~keep) for _, p, keep in held]
         self._feedback, self._narrow = feedback, narrow
         self._parameters = parameters
@@ -57,9 +60,3 @@ class View:
         for parameter, gone in self.pruned if self._narrow else ():
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(gone, 0.0)
-
-    def settle(self) -> None:
-        """Hold the mask after a step."""
-        if not self._feedback:
-            for weight, keep in self._held:
-                weight.mul_(keep)  # several times faster than a fill; signs of zero are mended at the end
