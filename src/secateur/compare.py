@@ -19,6 +19,7 @@ from secateur import checkpoint, provision
 from secateur import run as runs
 from secateur.config import Runtime, Study
 from secateur.data.shards import open_shards
+from secateur.engines.local import for_workers
 from secateur.errors import CheckpointError, SecateurError
 from secateur.suite import Cell, Suite, cells, controls
 
@@ -57,7 +58,7 @@ def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, tol
     """
     found = cells(suite, data)
     out.mkdir(parents=True, exist_ok=True)
-    with checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, told) as pool:
+    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, told) as pool:
         pool.finish(found)
         more: list[Cell] = []
         for cell in found:

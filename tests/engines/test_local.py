@@ -11,7 +11,7 @@ import pytest
 
 from engines import serving
 from secateur.engines import Failure
-from secateur.engines.local import LocalEngine
+from secateur.engines.local import LocalEngine, for_workers
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
 
@@ -81,10 +81,16 @@ def test_workers_compute_while_a_reply_is_handled():
 def test_workers_have_one_thread_and_this_process_keeps_its_environment(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "12345")
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_", raising=False)
     with engine(serving.make_threads, 1) as running:
         assert dict(running.exchange([(0, b"")])) == {0: b"1 1"}
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
+    with for_workers():
+        assert (os.environ["MALLOC_TRIM_THRESHOLD_"], os.environ["MALLOC_MMAP_THRESHOLD_"]) == ("12345", "33554432")
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "12345"
+    assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
 def test_a_factory_that_cannot_travel_is_an_error():

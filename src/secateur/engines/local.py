@@ -22,7 +22,8 @@ from secateur.errors import EngineError
 
 _TRIES = 3
 _WINDOW = 4
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 _READY, _OK, _RAISED, _BROKEN = range(4)
 _HEAD = struct.Struct("<I")
 _ITEM = struct.Struct("<Bq??")
@@ -61,13 +62,17 @@ def _batched(requests: Iterable[tuple[int, bytes]], size: int) -> Iterator[Seque
 
 
 @contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started inside the block compute in one thread; this process's environment is put back.
+def for_workers() -> Iterator[None]:
+    """Let processes started inside the block compute in one thread, and keep the memory that they free.
 
-    The number of workers is set to the number of cores, so more threads would only fight for them.
+    The number of workers is set to the number of cores, so more threads would only fight for them. A training step
+    frees and asks for a gradient's memory again: where glibc gives it back to the system each time, the system clears
+    it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
+    environment is put back.
     """
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
@@ -126,7 +131,7 @@ class _Worker:
             target=_work, args=(theirs, make_serve), daemon=True
         )
         try:
-            with _one_thread_each():
+            with for_workers():
                 self.process.start()
         except Exception as error:
             self.pipe.close()

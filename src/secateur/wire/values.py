@@ -26,6 +26,7 @@ Floats = NDArray[np.float32]
 _RAW, _ZSTD = 0, 1
 _LEVEL = 1
 _SAMPLE = 16384
+_STRETCH = 1 << 18
 _PACKER = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 _HALVES: dict[Values, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _LARGEST = np.float32(127)
@@ -153,12 +154,13 @@ def _read_int8(reader: Reader, counts: Sequence[int], dims: Sequence[int]) -> li
 
 
 def _planes(words: NDArray[Any]) -> bytes:
-    """Return unsigned words as byte planes, lowest byte first, each raw or as a zstd frame, whichever is shorter."""
+    """Return unsigned words as byte planes, lowest byte first, each raw or as a zstd frame, whichever is shorter.
+
+    The words are the caller's no more: their bits are moved where they are.
+    """
     width = words.itemsize
     if width > 1:
-        sign = words >> words.dtype.type(8 * width - 1)
-        words = np.left_shift(words, words.dtype.type(1))
-        words |= sign
+        _rotate(words, left=1)
     table = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(-1, width)
     out: list[bytes | memoryview] = []
     for place in range(width):
@@ -166,6 +168,16 @@ def _planes(words: NDArray[Any]) -> bytes:
         frame = _shrink(plane)
         out += [bytes([_RAW]), plane.data] if frame is None else [bytes([_ZSTD]), varint(len(frame)), frame]
     return b"".join(out)
+
+
+def _rotate(words: NDArray[Any], *, left: int) -> None:
+    """Rotate the bits of each word, in place, stretch by stretch, so that no second array of the same size is made."""
+    kind, right = words.dtype.type, 8 * words.itemsize - left
+    for start in range(0, words.size, _STRETCH):
+        part = words[start : start + _STRETCH]
+        low = part >> kind(right)
+        part <<= kind(left)
+        part |= low
 
 
 def _shrink(plane: NDArray[np.uint8]) -> bytes | None:
@@ -183,9 +195,7 @@ def _unplanes(reader: Reader, count: int, dtype: type[np.unsignedinteger]) -> ND
         table[:, place] = _plane(reader, count)
     words = table.reshape(-1).view(np.dtype(dtype).newbyteorder("<")).astype(dtype, copy=False)
     if width > 1:
-        sign = words << dtype(8 * width - 1)
-        words >>= dtype(1)
-        words |= sign
+        _rotate(words, left=8 * width - 1)
     return words
 
 
