@@ -135,12 +135,15 @@ def _floor_worker(folder: Path, number: int, gate: Barrier) -> None:
 
 def floor(folder: Path) -> list[float]:
     """Local steps alone: each process trains its share of the clients, and nothing is sent or averaged."""
+    from secateur.engines.local import for_workers
+
     case = Case.read(folder)
     context = multiprocessing.get_context("spawn")
     gate = context.Barrier(case.workers + 1)
     workers = [context.Process(target=_floor_worker, args=(folder, n, gate)) for n in range(case.workers)]
-    for worker in workers:
-        worker.start()
+    with for_workers():  # freed memory stays theirs, as it does with ours
+        for worker in workers:
+            worker.start()
     ends = []
     for _ in range(case.rounds):
         gate.wait()
