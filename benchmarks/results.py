@@ -268,10 +268,8 @@ def compared(folder: Path) -> str:
     found = standings.lines(suite, cells, folder)
     parts = []
     for partition in suite.partitions:
-        here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]
-        rows = [{name: row[name] for name in SHOWN if name in row} for row in standings.table(here)]
         head = f"**{partition}**, {len(suite.seeds)} seed(s), {cells[0].study.rounds} rounds"
-        parts.append(f"{head}\n\n{markdown(rows)}")
+        parts.append(f"{head}\n\n{markdown(standings.brief(found, partition, SHOWN))}")
     return "\n".join(parts)
 
 

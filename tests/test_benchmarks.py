@@ -253,7 +253,6 @@ def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     simulate = script("simulate", monkeypatch)
     case = simulate.Case("mlp", (1, 4, 4), 6, 3, 5, batch=2, rounds=4, options=(("hidden", (4,)),))
     floor = simulate.run("floor", case)

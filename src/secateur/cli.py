@@ -90,8 +90,7 @@ def compare(
     found = standings.lines(wanted, cells, out, wanted.links)
     standings.write(wanted, cells, found, out)
     for partition in wanted.partitions:
-        here = [line for line in found if line.partition == partition and line.control in {"", standings.DENSE}]
-        few = [{name: row[name] for name in standings.FEW if name in row} for row in standings.table(here)]
+        few = standings.brief(found, partition)
         console.print(show(f"{partition}, {len(wanted.seeds)} seeds, 95 % intervals", few))
     told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(told, highlight=False, soft_wrap=True)

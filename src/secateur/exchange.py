@@ -189,7 +189,7 @@ class Exchange:
             held = None if version is None else self.books.links.mask(who)
             self._written = version, outgoing.bytes(held)
         request = self._written[1]
-        self._sent[who] = _Sent(context_of(request), part_sizes(request), version is not None)
+        self._sent[who] = _Sent(context_of(request), part_sizes(request, checked=True), version is not None)
         return request
 
     def _check(self, who: int, reply: bytes | Failure) -> Message | None:
@@ -205,7 +205,7 @@ class Exchange:
             self.up["refused"] += len(reply)
             self.left_out.append({"client": who, "reason": str(broken)})
             return None
-        self.up.update(part_sizes(reply))
+        self.up.update(part_sizes(reply, checked=True))
         self._answered[who] = True
         self.told.append({"client": who, **message.scalars})
         return message

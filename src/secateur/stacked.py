@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from secateur.errors import ConfigError, ModelError, check, need
 from secateur.pruning.mask import Mask, Tensors
-from secateur.training import Data, Effort, Fit, Training, autocasting, fit, load, orders, tensors_of
+from secateur.training import Data, Effort, Fit, Training, fit, forward, load, orders, tensors_of
 
 Answer = tuple[bytes, bytes | None]
 Clock = Callable[[], float]
@@ -62,24 +62,25 @@ class Compute:
             ConfigError: the device is not there.
             MissingExtraError: greenlet is not installed.
         """
+        if not self.stacks:
+            return
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"compute.device = {self.device!r}: torch finds no such device here; use cpu")
-        for name, layer in model.named_modules() if self.stacks else ():
+        for name, layer in model.named_modules():
             if isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0):
                 raise ModelError(
                     f"{type(layer).__name__} {name!r} cannot be trained for several clients at once: it draws at "
                     "random or keeps statistics; set compute.together = 1 and compute.device = cpu"
                 )
-        if self.stacks:
-            _greenlet()
-            stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
-            try:
-                vmap(lambda weights, x: functional_call(model, weights, (x,)))(stack, inputs.expand(2, *inputs.shape))
-            except (RuntimeError, NotImplementedError, ValueError) as broken:
-                reason = str(broken).splitlines()[0]
-                raise ModelError(
-                    f"this model cannot be trained for several clients at once ({reason}): set compute.together = 1"
-                ) from broken
+        _greenlet()
+        stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+        try:
+            vmap(lambda weights, x: functional_call(model, weights, (x,)))(stack, inputs.expand(2, *inputs.shape))
+        except (RuntimeError, NotImplementedError, ValueError) as broken:
+            reason = str(broken).splitlines()[0]
+            raise ModelError(
+                f"this model cannot be trained for several clients at once ({reason}): set compute.together = 1"
+            ) from broken
 
 
 class Task(Protocol):
@@ -295,10 +296,8 @@ class _Stack:
         there = torch.arange(index.shape[1], device=self._device) < length[:, None]
 
         def loss(own: Tensors, rest: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-            with autocasting(self._compute.autocast, self._device.type):
-                output = functional_call(self._model, {**rest, **own}, (x,))
-            exact = output if self._compute.autocast == "none" else output.float()
-            return (self._data.losses(exact, y) * there).sum() / there.sum()
+            output = forward(lambda x: functional_call(self._model, {**rest, **own}, (x,)), x, self._compute.autocast)
+            return (self._data.losses(output, y) * there).sum() / there.sum()
 
         losses = vmap(loss)(weights, still, x, y, there)
         slopes = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))

@@ -269,6 +269,12 @@ def _linked(line: Line) -> dict[str, str]:
     }
 
 
+def brief(found: Sequence[Line], partition: str, columns: Sequence[str] = FEW) -> list[dict[str, str]]:
+    """Return a partition's rows of ``table`` with these columns, where they are known; controls but FedAvg left out."""
+    here = [line for line in found if line.partition == partition and line.control in {"", DENSE}]
+    return [{name: row[name] for name in columns if name in row} for row in table(here)]
+
+
 def within(found: Sequence[Line], budget: float) -> tuple[list[Line], list[Line]]:
     """Return the lines no client of which carries more than ``budget`` bytes, the best first; and the others."""
     fits = [line for line in found if max(one.client_bytes for one in line.runs.values()) <= budget]

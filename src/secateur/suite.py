@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from secateur import cost
 from secateur.client import example, make_model, make_setting
@@ -54,6 +54,13 @@ class Suite(BaseModel):
     controls: list[Control] = ["dense", "random", "shuffled", "narrow"]
     target: float = 0.0
     link: str = ""
+
+    @field_validator("link")
+    @classmethod
+    def _readable(cls, link: str) -> str:
+        if link:
+            Links.parse(link)  # a wrong one fails here, not after all runs
+        return link
 
     @property
     def links(self) -> Links | None:
@@ -109,13 +116,10 @@ def load(name: str) -> Suite:
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
     try:
-        suite = Suite.model_validate(values)
+        return Suite.model_validate(values)
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
-    if suite.link:
-        Links.parse(suite.link)  # a wrong one fails here, not after all runs
-    return suite
 
 
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:

@@ -263,9 +263,13 @@ def orders(count: int, effort: Effort, *, round_: int, seed: int, client: int) -
         yield rows[torch.randperm(use, generator=shuffle)]
 
 
-def autocasting(how: str, device: str) -> contextlib.AbstractContextManager[object]:
-    """Return the context in which a model computes: in bfloat16 where that is safe, or as it is."""
-    return torch.autocast(device, torch.bfloat16) if how == "bf16" else contextlib.nullcontext()
+def forward(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, autocast: str) -> torch.Tensor:
+    """Return a model's output, in float32 where ``autocast`` lets it compute in bfloat16."""
+    if autocast == "none":
+        return model(x)
+    with torch.autocast(x.device.type, torch.bfloat16):
+        output = model(x)
+    return output.float()
 
 
 def _gradient(
@@ -273,10 +277,9 @@ def _gradient(
     pruned: Sequence[tuple[nn.Parameter, torch.Tensor]], remembered: float = 1.0, autocast: str = "none",
 ) -> float:  # fmt: skip
     x, y = data.batch(index)
-    hooks = activations.keeping(remembered) if remembered < 1 else contextlib.nullcontext()
-    with hooks, autocasting(autocast, "cpu"):
-        output = model(x)
-    loss = data.loss(output if autocast == "none" else output.float(), y)
+    with activations.keeping(remembered) if remembered < 1 else contextlib.nullcontext():
+        output = forward(model, x, autocast)
+    loss = data.loss(output, y)
     value = loss.item()
     for parameter, start in zip(model.parameters(), anchor, strict=False):
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
@@ -329,7 +332,7 @@ class Optimiser:
             if self._training.optimiser == "adam":
                 self._adam(moved, gradients)
             elif self._kept and not self._training.momentum and not self._training.weight_decay:
-                self._within()
+                self._within(moved, gradients)
                 return
             else:
                 self._sgd(moved, gradients)
@@ -337,13 +340,13 @@ class Optimiser:
                 if parameter in self._kept:
                     parameter.mul_(self._kept[parameter])  # several times faster than a fill
 
-    def _within(self) -> None:
+    def _within(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
         """Take a step of plain SGD under the masks, in one pass over memory where a step and a product take two."""
-        for parameter in self._parameters:
-            if parameter.grad is not None and parameter in self._kept:
-                parameter.addcmul_(parameter.grad, self._kept[parameter], value=-self._rate)
-            elif parameter.grad is not None:
-                parameter.add_(parameter.grad, alpha=-self._rate)
+        for parameter, gradient in zip(moved, gradients, strict=True):
+            if parameter in self._kept:
+                parameter.addcmul_(gradient, self._kept[parameter], value=-self._rate)
+            else:
+                parameter.add_(gradient, alpha=-self._rate)
 
     def _sgd(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
         momenta = [self._momenta.get(p) for p in moved]

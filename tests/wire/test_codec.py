@@ -280,6 +280,7 @@ def test_part_sizes_of_what_was_never_encoded():
         (edit(data, 20, bytes([200])), "more than it has"),
         (edit(data, 20, b"\xff" * 8), "more than it has"),
         (edit(data, 16, b"\xff" * 4), "more than it has"),
+        (data[:-1], "checksum"),
         (b"", "ends within the header"),
     ):
         with pytest.raises(WireError, match=says):

@@ -25,7 +25,6 @@ _WINDOW = 4
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
 _READY, _OK, _RAISED, _BROKEN = range(4)
-_HEAD = struct.Struct("<I")
 _ITEM = struct.Struct("<Bq??")
 _Asked = tuple[int, bytes, bytes | None]
 _Said = tuple[int, int, bytes | None, bytes | None]
@@ -35,7 +34,7 @@ _Task = tuple[int, Sequence[tuple[int, bytes]]]
 def _send(pipe: Connection, said: Sequence[_Said]) -> None:
     """Send (kind, client, text, state) for each client; texts and states as they are, without a copy."""
     items = [_ITEM.pack(kind, who, text is not None, state is not None) for kind, who, text, state in said]
-    pipe.send_bytes(_HEAD.pack(len(items)) + b"".join(items))
+    pipe.send_bytes(b"".join(items))
     for _, _, *parts in said:
         for part in parts:
             if part is not None:
@@ -43,10 +42,9 @@ def _send(pipe: Connection, said: Sequence[_Said]) -> None:
 
 
 def _receive(pipe: Connection) -> list[_Said]:
-    head = pipe.recv_bytes()
     return [
         (kind, who, pipe.recv_bytes() if text else None, pipe.recv_bytes() if state else None)
-        for kind, who, text, state in _ITEM.iter_unpack(head[_HEAD.size :])
+        for kind, who, text, state in _ITEM.iter_unpack(pipe.recv_bytes())
     ]
 
 

@@ -208,7 +208,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
         payload = encode(message, known=held, template=self.specs)
         turn.sent[node] = payload
-        turn.down.update(part_sizes(payload))
+        turn.down.update(part_sizes(payload, checked=True))
         meta = theirs.metadata
         return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
 
@@ -246,7 +246,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         except WireError as broken:
             turn.left_out[node] = str(broken)
             return None
-        turn.up.update(part_sizes(payload))
+        turn.up.update(part_sizes(payload, checked=True))
         turn.answered[node] = True
         return message
 

@@ -352,15 +352,17 @@ def _spread(array: NDArray[np.generic], mask: NDArray[np.bool_] | None, spec: Sp
     return torch.from_numpy(full.reshape(spec.shape))
 
 
-def part_sizes(data: bytes) -> dict[str, int]:
+def part_sizes(data: bytes, *, checked: bool = False) -> dict[str, int]:
     """Return how many bytes of a payload are values, mask and framing; they add up to its length.
 
-    Its checksum is not looked at: that is for ``decode``.
+    Args:
+        data: the payload.
+        checked: it was written here or has been decoded, so that its checksum need not be computed again.
 
     Raises:
-        WireError: this is no payload, or it announces more than it has.
+        WireError: the payload is damaged, or announces more than it has.
     """
-    head = _open(Reader(data), verify=False)
+    head = _open(Reader(data), verify=not checked)
     framing = len(data) - head.values_size - head.mask_size
     if framing < _HEAD.size:
         raise WireError("the payload announces more than it has")
