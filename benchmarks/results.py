@@ -262,14 +262,27 @@ SHOWN = (
 )  # fmt: skip
 
 
+MANY = 24  # variants
+GRIDS = (
+    ("quality", "Quality of the shipped model; r, s, n: better than its random, layer-shuffled, narrow control"),
+    ("local", "On clients' own test rows, with the models that they themselves use"),
+    ("bytes", "Bytes, both ways, all phases"),
+    ("seconds", "Client seconds, all phases"),
+)
+
+
 def compared(folder: Path) -> str:
-    """Return the tables of a comparison's folder: a line for each variant, set beside its controls."""
+    """Return the tables of a comparison's folder: a line for each variant; of many, tables by sparsity."""
     suite, cells = standings.saved(folder)
     found = standings.lines(suite, cells, folder)
     parts = []
     for partition in suite.partitions:
         head = f"**{partition}**, {len(suite.seeds)} seed(s), {cells[0].study.rounds} rounds"
-        parts.append(f"{head}\n\n{markdown(standings.brief(found, partition, SHOWN))}")
+        grids = [(title, standings.by_sparsity(found, partition, figure)) for figure, title in GRIDS]
+        if len(suite.variants) > MANY and grids[0][1]:
+            parts.append(f"{head}\n\n" + "\n".join(f"*{title}*\n\n{markdown(rows)}" for title, rows in grids))
+        else:
+            parts.append(f"{head}\n\n{markdown(standings.brief(found, partition, SHOWN))}")
     return "\n".join(parts)
 
 

@@ -68,9 +68,8 @@ def shown(request, browser, compared):
 
 @needs_browser
 def test_every_figure_draws_with_words_for_those_who_do_not_see_it(shown, compared):
-    facts = json.loads((compared / "data.js").read_text().partition(" = ")[2].rstrip(";\n"))
-    wanted = [f"compared-{f['id']}" for f in facts["parts"][0]["figures"]]
-    wanted += [f"looked-{f['id']}" for f in facts["runs"][0]["figures"]]
+    wanted = [f"compared-{f['id']}" for f in page.read(compared / "data.js")["parts"][0]["figures"]]
+    wanted += [f"looked-{f['id']}" for f in page.read(compared / "runs" / "0.js")["figures"]]
     assert wanted == [
         "compared-quality", "compared-pareto", "compared-fairness", "compared-apart",
         "looked-layers", "looked-traffic", "looked-guidance", "looked-clients", "looked-mask",
@@ -106,6 +105,18 @@ def test_switches_change_what_is_drawn(shown):
 
 
 @needs_browser
+def test_a_missing_part_is_told(browser, compared, tmp_path):
+    folder = shutil.copytree(compared, tmp_path / "page")
+    (folder / "runs" / "1.js").unlink()
+    tab = browser.new_page()
+    tab.goto((folder / "index.html").as_uri())
+    tab.wait_for_selector("#looked .main-svg")
+    tab.get_by_role("combobox", name="Run").select_option(index=1)
+    tab.get_by_text("runs/1.js is missing beside this page.").wait_for()
+    tab.close()
+
+
+@needs_browser
 def test_axe_finds_no_serious_violation(shown):
     from axe_playwright_python.sync_playwright import Axe
 
@@ -130,11 +141,14 @@ def test_it_prints_without_its_switches(browser, compared):
 @needs_browser
 def test_every_figure_is_an_image_too(compared, tmp_path):
     """One part and one run of the page; kaleido draws them in the same browser."""
-    facts = json.loads((compared / "data.js").read_text().partition(" = ")[2].rstrip(";\n"))
+    facts = page.read(compared / "data.js")
     facts["parts"], facts["runs"] = facts["parts"][:1], facts["runs"][:1]
     (tmp_path / "data.js").write_text(f"window.SECATEUR = {json.dumps(facts)};\n")
+    (tmp_path / "runs").mkdir()
+    shutil.copy(compared / "runs" / "0.js", tmp_path / "runs")
     files = page.images(tmp_path)
-    views = [view for part in facts["parts"] + facts["runs"] for figure in part["figures"] for view in figure["views"]]
+    parts = [*facts["parts"], page.read(compared / "runs" / "0.js")]
+    views = [view for part in parts for figure in part["figures"] for view in figure["views"]]
     assert len(files) == len(set(files)) == 2 * len(views)
     for file in files:
         head = file.read_bytes()[:300]
@@ -157,10 +171,9 @@ def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards)
         ("FedAvg", [0, 1]),
         ("fedsparsify", [0, 1]),
     ]
-    facts = page.contents(title, lines, subjects)
-    assert [run["name"] for run in facts["runs"]] == ["run0", "run1"]
-    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
-    layers = next(f for f in facts["runs"][0]["figures"] if f["id"] == "layers")
+    page.write(title, lines, subjects, tmp_path / "page")
+    assert page.read(tmp_path / "page" / "data.js")["runs"] == [{"name": "run0"}, {"name": "run1"}]
+    layers = next(f for f in page.read(tmp_path / "page" / "runs" / "0.js")["figures"] if f["id"] == "layers")
     trace = layers["views"][0]["data"][0]
     rows = [json.loads(line) for line in (tmp_path / "run0" / runs.ROUNDS).read_text().splitlines()]
     kept = [row["layers"][trace["name"]] for row in rows if row["layers"]]
@@ -179,7 +192,7 @@ def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
         play(small("fedsparsify", rounds=5), tmp_path / "run", shards, watch=stop)
     title, lines, subjects, ended = page.gathered([tmp_path / "run"])
     assert not ended
-    facts = page.contents(title, lines, subjects, live=True)
+    facts = page.contents(title, lines, [subject.name for subject in subjects], live=True)
     assert facts["live"]
     quality = facts["parts"][0]["figures"][0]
     assert quality["views"][0]["data"][-1]["x"] == [1, 2]

@@ -16,15 +16,23 @@ from secateur import checkpoint
 from secateur import run as runs
 from secateur.compare import folder_of
 from secateur.errors import CheckpointError, need
-from secateur.report import figures
+from secateur.report import beside, figures
 from secateur.report.links import Links
 from secateur.report.standing import latex, markdown
 from secateur.report.statistics import front
-from secateur.standings import DENSE, RESULT, Line, Outcome, outcome, saved, table
+from secateur.standings import DENSE, RESULT, Line, Outcome, by_sparsity, outcome, saved, table
 from secateur.standings import lines as lines_among
 
 Facts = dict[str, Any]
 _WEB = ("index.html", "page.css", "page.js")
+_DATA, _RUNS = "data.js", "runs"
+_WHOLE = "* on the front of quality for bytes. Differences are paired by seed; better is above 0."
+_BETTER = "r, s, n: better than its random, layer-shuffled, narrow control; the interval of the difference is above 0."
+_GRIDS = (
+    ("quality", "By sparsity", _BETTER),
+    ("local", "On clients' own rows, by sparsity", "With the models that clients themselves use."),
+    ("bytes", "Bytes, by sparsity", "Both ways, all phases."),
+)
 _MOST_UNITS, _MOST_INPUTS = 64, 600  # of a mask that is drawn
 
 
@@ -116,44 +124,70 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
     for name in _WEB:
         text = (importlib.resources.files("secateur.report") / "web" / name).read_text(encoding="utf-8")
         checkpoint.write(out / name, text.encode())
-    facts = json.dumps(contents(title, lines, subjects, live=live), allow_nan=False)
-    checkpoint.write(out / "data.js", f"window.SECATEUR = {facts};\n".encode())
+    (out / _RUNS).mkdir(exist_ok=True)
+    names: dict[str, str] = {}
+    for number, subject in enumerate(subjects):  # each is read when it is looked at: there may be hundreds
+        names[f"{number}.js"] = subject.name
+        _put(out / _RUNS / f"{number}.js", f"window.SECATEUR.runs[{number}].facts", subject_facts(subject))
+    for older in {path.name for path in (out / _RUNS).iterdir()} - set(names):
+        (out / _RUNS / older).unlink()
+    _put(out / _DATA, "window.SECATEUR", contents(title, lines, names.values(), live=live))
     return out / "index.html"
 
 
-def contents(title: str, lines: Sequence[Line], subjects: Iterable[Subject], *, live: bool = False) -> Facts:
-    """Return everything that the page shows, as JSON holds it."""
+def _put(path: Path, name: str, facts: Facts) -> None:
+    checkpoint.write(path, f"{name} = {json.dumps(facts, allow_nan=False)};\n".encode())
+
+
+def read(path: Path) -> Facts:
+    """Return what a script of a page's folder holds."""
+    return dict(json.loads(path.read_text("utf-8").partition(" = ")[2].rstrip(";\n")))
+
+
+def contents(title: str, lines: Sequence[Line], names: Iterable[str], *, live: bool = False) -> Facts:
+    """Return what the page shows beside single runs, as JSON holds it.
+
+    Args:
+        title: its heading.
+        lines: of the tables and of the figures that compare.
+        names: of the single runs; what is shown of the nth is in the script ``runs/n.js``.
+        live: the page loads itself anew every few seconds.
+    """
     parts = []
     for partition in dict.fromkeys(line.partition for line in lines):
         here = [line for line in lines if line.partition == partition]
-        rows = table(here)
+        tables = [
+            _tabled(title, note, grid, [False] * len(grid))
+            for figure, title, note in _GRIDS
+            if (grid := by_sparsity(here, partition, figure))
+        ]
+        tables.append(_tabled("", _WHOLE, table(here), [line.control not in {"", DENSE} for line in here]))
         parts.append(
             {
                 "name": partition,
                 "seeds": max(len(line.runs) for line in here),
-                "columns": list(rows[0]),
-                "rows": [list(row.values()) for row in rows],
-                "markdown": markdown(rows),
-                "latex": latex(rows),
-                "figures": figures.compared(here_lines(here)),
+                "tables": tables,
+                "figures": beside.compared([drawn(line) for line in here]),
             }
         )
-    return {"title": title, "live": live, "parts": parts, "runs": [subject_facts(subject) for subject in subjects]}
+    return {"title": title, "live": live, "parts": parts, "runs": [{"name": name} for name in names]}
 
 
-def here_lines(lines: Sequence[Line]) -> list[figures.Drawn]:
-    """Return lines as figures draw them."""
-    drawn = []
-    for line in lines:
-        curves = {axis: [getattr(one, axis) for one in line.runs.values()] for axis in figures.AXES}
-        one = next(iter(line.runs.values()))
-        drawn.append(
-            figures.Drawn(
-                line.name, line.variant, line.control, one.metric, curves, line.of("quality"), line.of("bytes"),
-                line.of("lowest"), line.of("local"), dict(line.apart), front=line.front,
-            )
-        )  # fmt: skip
-    return drawn
+def _tabled(title: str, note: str, rows: Sequence[Mapping[str, str]], controls: Sequence[bool]) -> Facts:
+    return {
+        "title": title, "note": note, "columns": list(rows[0]), "rows": [list(row.values()) for row in rows],
+        "controls": list(controls), "markdown": markdown(rows), "latex": latex(rows),
+    }  # fmt: skip
+
+
+def drawn(line: Line) -> beside.Drawn:
+    """Return a line as figures draw it."""
+    curves = {axis: [getattr(one, axis) for one in line.runs.values()] for axis in beside.AXES}
+    return beside.Drawn(
+        line.name, line.variant, line.control, next(iter(line.runs.values())).metric, curves, line.of("quality"),
+        line.of("bytes"), line.of("sparsity"), line.of("lowest"), line.of("local"), line.of("local_sparsity"),
+        dict(line.apart), line.front, line.family,
+    )  # fmt: skip
 
 
 def subject_facts(subject: Subject) -> Facts:
@@ -167,7 +201,7 @@ def subject_facts(subject: Subject) -> Facts:
         for row in rows
         for entry in row["left_out"]
     ]
-    drawn = [
+    found = [
         figures.layers(rows, _sizes(folder)),
         figures.traffic(rows),
         *(figures.histogram(name, of) for name, of in final.get("histograms", {}).items()),
@@ -176,7 +210,7 @@ def subject_facts(subject: Subject) -> Facts:
     ]
     return {
         "name": subject.name,
-        "figures": [figure for figure in drawn if figure],
+        "figures": [figure for figure in found if figure],
         "left_out": left,
         "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
         "remarks": summary.get("remarks", []),
@@ -217,11 +251,12 @@ def images(folder: Path) -> list[Path]:
         MissingExtraError: kaleido is not installed.
     """
     kaleido = need("kaleido", install="secateur[report]")
-    facts = json.loads((folder / "data.js").read_text("utf-8").partition(" = ")[2].rstrip(";\n"))
+    parts = read(folder / _DATA)["parts"]
+    parts += [read(folder / _RUNS / f"{number}.js") for number in range(len(read(folder / _DATA)["runs"]))]
     target = folder / "figures"
     jobs: list[Facts] = []
     target.mkdir(exist_ok=True)
-    for part in [*facts["parts"], *facts["runs"]]:
+    for part in parts:
         for figure in part["figures"]:
             for view in figure["views"]:
                 words = [part["name"], figure["id"], view["name"]]

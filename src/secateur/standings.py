@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ DENSE = "dense"
 RESULT = "comparison.json"
 FEW = ("method", "accuracy %", "MAE", "to dense", "to random", "to shuffled", "to narrow", "bytes", "client seconds")
 """The columns that a terminal has room for."""
+AS_IT_IS = "as it is"
+_SPARSITY = re.compile(r"[ ,]*(\d+(?:\.\d+)? %)$")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Outcome:
         wall: seconds that passed on the machine of the run.
         linked: quality by predicted seconds on a link, where one was given; see ``report.links``.
         client_bytes: the most that one client carried.
+        local_sparsity: mean over the models that clients themselves use.
     """
 
     metric: str
@@ -60,6 +64,7 @@ class Outcome:
     wall: float = 0.0
     linked: Curve = ()
     client_bytes: int = 0
+    local_sparsity: float = 0.0
 
 
 def outcome(folder: Path, links: Links | None = None) -> Outcome:
@@ -92,7 +97,7 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
-        max(per_client(records).values(), default=0),
+        max(per_client(records).values(), default=0), final["local_sparsity"],
     )  # fmt: skip
 
 
@@ -104,6 +109,7 @@ def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, A
     scored = [record[metric] for record in records if metric in record]
     return {
         metric: scored[-1] if scored else 0.0, "local": [], "central": True, "sparsity": last["sparsity"],
+        "local_sparsity": last["sparsity"],
         "macs": last["macs"], "macs_physical": last["macs"], "parameters_physical": last["kept"],
     }  # fmt: skip
 
@@ -136,6 +142,17 @@ class Line:
     def name(self) -> str:
         """Return what it is called in a table."""
         return f"{self.variant}: {self.control}" if self.control not in {"", DENSE} else self.variant
+
+    @property
+    def family(self) -> str:
+        """Return what variants that differ in their sparsity are called together: FedSparsify, for FedSparsify 90 %."""
+        return _SPARSITY.sub("", self.variant)
+
+    @property
+    def asked(self) -> str:
+        """Return the sparsity at the end of the variant's name, such as 90 %; else that it runs as it is."""
+        found = _SPARSITY.search(self.variant)
+        return found[1] if found else AS_IT_IS
 
     def of(self, figure: str) -> Interval:
         """Return the interval of a figure of ``Outcome`` over seeds."""
@@ -273,6 +290,26 @@ def brief(found: Sequence[Line], partition: str, columns: Sequence[str] = FEW) -
     """Return a partition's rows of ``table`` with these columns, where they are known; controls but FedAvg left out."""
     here = [line for line in found if line.partition == partition and line.control in {"", DENSE}]
     return [{name: row[name] for name in columns if name in row} for row in table(here)]
+
+
+def by_sparsity(found: Sequence[Line], partition: str, figure: str = "quality") -> list[dict[str, str]]:
+    """Return a row for each family of variants, a column for each sparsity they ask for; empty where none differ in it.
+
+    After a quality stand the first letters of the controls it is better than: the 95 % interval of the paired
+    difference to the random, shuffled or narrow control lies above 0.
+    """
+    here = [line for line in found if line.partition == partition and line.control in {"", DENSE}]
+    columns = sorted({line.asked for line in here}, key=lambda asked: float(asked.split()[0]) if "%" in asked else -1)
+    if len(columns) < 2 + (AS_IT_IS in columns):
+        return []
+    least = next(iter(here[0].runs.values())).metric == "mae"
+    shown = {"bytes": size, "seconds": seconds}.get(figure, plain if least else percent)
+    rows = {line.family: {"method": line.family} | dict.fromkeys(columns, "") for line in here}
+    for line in here:
+        better = "".join(name[0] for name, apart in line.apart.items() if name != DENSE and apart.above)
+        marks = f" {better}" if better and figure == "quality" else ""
+        rows[line.family][line.asked] = spread(line.of(figure), shown) + marks
+    return list(rows.values())
 
 
 def within(found: Sequence[Line], budget: float) -> tuple[list[Line], list[Line]]:

@@ -35,7 +35,9 @@
     const plot = make("div", { class: "plot", role: "group", "aria-label": `${facts.title} ${facts.alt}` });
     const caption = make("figcaption", {}, make("h3", {}, facts.title));
     const element = make("figure", { id: `${key}-${facts.id}` }, caption);
-    if (facts.id === "quality" || facts.id === "apart") element.className = "wide";
+    if (facts.wide) element.className = "wide";
+    const { height } = facts.views[0].layout;
+    if (height) plot.style.height = `${height}px`;
     if (facts.views.length > 1) {
       const field = make("fieldset", { class: "switch" }, make("legend", {}, "against"));
       facts.views.forEach((view, n) => {
@@ -56,6 +58,21 @@
       n === 0 ? make("th", { scope: "row" }, cell) : make("td", /[a-z]{6}/.test(cell) ? { class: "words" } : {}, cell))));
     const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
     return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, table);
+  }
+
+  // A table with its copies; of a long one the controls' own lines are shown when they are asked for.
+  function compared(facts, label) {
+    const place = tabled(facts.columns, facts.rows, label);
+    const bar = make("div", { class: "switch" }, copied("Markdown", facts.markdown), copied("LaTeX", facts.latex));
+    const lines = [...place.querySelectorAll("tbody tr")].filter((_, n) => facts.controls[n]);
+    if (facts.rows.length > 40 && lines.length) {
+      const input = make("input", { type: "checkbox" });
+      const show = () => lines.forEach((line) => { line.hidden = !input.checked; });
+      input.addEventListener("change", show);
+      show();
+      bar.prepend(make("label", {}, input, " a line for each control"));
+    }
+    return [place, bar];
   }
 
   function copied(name, text) {
@@ -83,13 +100,28 @@
   function compare(part) {
     const figures = part.figures.map((facts) => figure(facts, "compared"));
     const grid = make("div", { class: "grid" }, ...figures.map(([element]) => element));
-    const bar = make("div", { class: "switch" }, copied("Markdown", part.markdown), copied("LaTeX", part.latex));
-    const told = make("p", {}, "* on the front of quality for bytes. Differences are paired by seed; better is above 0.");
-    fill("compared", [grid, make("h3", {}, `${part.name}, ${part.seeds} seed${part.seeds > 1 ? "s" : ""}`),
-      tabled(part.columns, part.rows, `Table of ${part.name}`), told, bar], figures.map(([, then]) => then));
+    const title = `${part.name}, ${part.seeds} seed${part.seeds > 1 ? "s" : ""}`;
+    const tables = part.tables.flatMap((facts) => [
+      make("h3", {}, facts.title ? `${facts.title}, ${title}` : title),
+      make("p", {}, facts.note),
+      ...compared(facts, `Table of ${title} ${facts.title}`)]);
+    fill("compared", [grid, ...tables], figures.map(([, then]) => then));
   }
 
+  let wanted = null; // the run that was chosen last: another one's script may come later
+
   function look(run) {
+    wanted = run;
+    if (run.facts) { show(run.facts); return; }
+    const script = make("script", { src: `runs/${DATA.runs.indexOf(run)}.js` });
+    script.addEventListener("load", () => { if (wanted === run) show(run.facts); });
+    script.addEventListener("error", () => {
+      if (wanted === run) fill("looked", [make("p", {}, `${script.getAttribute("src")} is missing beside this page.`)], []);
+    });
+    document.head.append(script);
+  }
+
+  function show(run) {
     const figures = run.figures.map((facts) => figure(facts, "looked"));
     const children = [make("div", { class: "grid" }, ...figures.map(([element]) => element))];
     for (const remark of run.remarks) children.push(make("p", {}, remark));

@@ -1,0 +1,48 @@
+"""What all figures share, as plotly reads it; colours of the paper are left to the page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+Figure = dict[str, Any]
+# Okabe and Ito's palette, told apart by colour-blind readers; dashes where colours come again
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A900")
+DASHES = ("solid", "dash", "dot", "dashdot")
+GREY = "#7F7F7F"
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
+
+
+def figure(name: str, title: str, alt: str, views: Sequence[Figure], *, wide: bool = False) -> Figure:
+    """Return a figure of one or several views; a ``wide`` one takes both columns of the page."""
+    return {"id": name, "title": title, "alt": alt, "views": list(views), "wide": wide}
+
+
+def view(data: Sequence[Figure], layout: Figure, name: str = "") -> Figure:
+    """Return one way to look at a figure."""
+    return {"name": name, "data": list(data), "layout": layout}
+
+
+def layout(across: str, up: str, *, money: bool = False) -> Figure:
+    """Return a layout with titles at its axes; ``money``: the first axis counts bytes."""
+    ticks = {"tickformat": ".2s", "ticksuffix": "B"} if money else {}
+    return {
+        "xaxis": {"title": {"text": across}, "automargin": True, **ticks},
+        "yaxis": {"title": {"text": up}, "automargin": True},
+        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"}, "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+    }  # fmt: skip
+
+
+def colour(number: int) -> str:
+    """Return the colour of the line with this number."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def dash(number: int) -> str:
+    """Return the dash of the line with this number."""
+    return DASHES[number // len(COLOURS) % len(DASHES)]
+
+
+def symbol(number: int) -> str:
+    """Return the marker of the line with this number."""
+    return SYMBOLS[number % len(SYMBOLS)]

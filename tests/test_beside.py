@@ -1,0 +1,156 @@
+"""Large comparisons: variants by sparsity, and figures and tables that do not drown in a hundred lines."""
+
+import dataclasses
+import shutil
+
+import pytest
+
+from secateur import page, standings
+from secateur.report import beside
+from secateur.report.statistics import Interval
+from secateur.standings import Line, Outcome
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SPARSITIES = (50, 80, 90, 95, 98)
+
+
+def outcome(quality, sparsity=0.0, *, local=0.5, local_sparsity=None, bytes_=1000, metric="accuracy"):
+    made = Outcome(metric, quality, local, 0.25, sparsity, bytes_, 1.5, 10, 10, 10,
+                   ((1.0, quality / 2), (2.0, quality)), ((bytes_ / 2, quality / 2), (bytes_, quality)))  # fmt: skip
+    return dataclasses.replace(made, local_sparsity=sparsity if local_sparsity is None else local_sparsity)
+
+
+def line(variant, quality, sparsity=0.0, *, control="", apart=None, front=False, **more):
+    runs = {seed: outcome(quality, sparsity, **more) for seed in (0, 1)}
+    return Line("iid", variant, control, runs, apart or {}, front=front)
+
+
+def crowd():
+    """Eight families at five sparsities, each with a random control; FedAvg and a method without a sparsity."""
+    made = [line("FedAvg", 0.9, control="dense")]
+    for n in range(8):
+        for sparsity in SPARSITIES:
+            name = f"Method{n} {sparsity} %"
+            size = 100_000 * (100 - sparsity) * (1 + n / 10)
+            made.append(line(name, 0.9 - sparsity / 500 - n / 100, sparsity / 100, bytes_=size, front=n == 0,
+                             apart={"dense": Interval(-0.1, 0.01, 2), "random": Interval(0.1, 0.05, 2)}))  # fmt: skip
+            made.append(line(name, 0.5, sparsity / 100, control="random", bytes_=size))
+    return [*made, line("FedPM", 0.7, 0.4)]
+
+
+def test_variants_stand_by_sparsity_with_the_controls_they_beat():
+    better, worse = Interval(0.1, 0.05, 2), Interval(0.1, 0.2, 2)
+    found = [
+        line("FedAvg", 0.9, control="dense"),
+        line("A 50 %", 0.8, apart={"dense": better, "random": better, "shuffled": worse, "narrow": better}),
+        line("A 90 %", 0.7, apart={"random": worse}, bytes_=2000),
+        line("A 90 %", 0.1, control="random"),
+        line("B, T_p 87.5 %", 0.6),
+        line("FedPM", 0.5),
+    ]
+    assert standings.by_sparsity(found, "iid") == [
+        {"method": "FedAvg", "as it is": "90.0", "50 %": "", "87.5 %": "", "90 %": ""},
+        {"method": "A", "as it is": "", "50 %": "80.0 rn", "87.5 %": "", "90 %": "70.0"},
+        {"method": "B, T_p", "as it is": "", "50 %": "", "87.5 %": "60.0", "90 %": ""},
+        {"method": "FedPM", "as it is": "50.0", "50 %": "", "87.5 %": "", "90 %": ""},
+    ]
+    assert standings.by_sparsity(found, "iid", "bytes")[1] == {
+        "method": "A", "as it is": "", "50 %": "1 kB", "87.5 %": "", "90 %": "2 kB",
+    }  # fmt: skip
+    assert standings.by_sparsity(found, "iid", "local")[1]["90 %"] == "50.0"
+
+
+def test_one_sparsity_makes_no_table():
+    assert (
+        standings.by_sparsity([line("FedAvg", 0.9, control="dense"), line("A 80 %", 0.8), line("B", 0.7)], "iid") == []
+    )
+
+
+def test_an_error_is_no_percentage():
+    found = [line("A 50 %", 4.25, metric="mae"), line("A 80 %", 4.5, metric="mae")]
+    assert standings.by_sparsity(found, "iid") == [{"method": "A", "50 %": "4.25", "80 %": "4.50"}]
+
+
+def drawn(lines):
+    return [page.drawn(line) for line in lines]
+
+
+def test_quality_by_sparsity_has_a_line_for_each_family_and_the_random_controls():
+    figure = beside.sparsities(drawn(crowd()))
+    data = {trace["name"]: trace for trace in figure["views"][0]["data"]}
+    assert list(data) == ["random mask, the control of each", *(f"Method{n}" for n in range(8)), "FedAvg"]
+    assert data["Method0"]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
+    assert data["Method0"]["y"] == pytest.approx([0.8, 0.74, 0.72, 0.71, 0.704])
+    assert data["random mask, the control of each"]["y"] == [0.5] * 40
+    assert data["FedAvg"]["x"] == pytest.approx([0.5, 0.02])
+    assert "Method0 80.0 % at 50.0 % to 70.4 % at 98.0 %" in figure["alt"]
+
+
+def test_a_personal_method_is_drawn_where_its_clients_are():
+    """What it ships is dense: it has no line in the shipped model's view, but one in that of clients' own models."""
+    found = [line(f"Sub-FedAvg {s} %", 0.8, 0.0, local=s / 100, local_sparsity=s / 100) for s in SPARSITIES]
+    shipped = [line(f"FedSparsify {s} %", 0.7, s / 100) for s in SPARSITIES]
+    views = beside.sparsities(drawn([*found, *shipped]))["views"]
+    names = [[trace["name"] for trace in view["data"]] for view in views]
+    assert names == [["FedSparsify"], ["Sub-FedAvg", "FedSparsify"]]
+    assert views[1]["data"][0]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
+    assert views[1]["data"][0]["y"] == pytest.approx([0.5, 0.8, 0.9, 0.95, 0.98])
+
+
+def test_two_sparsities_make_no_line():
+    assert beside.sparsities(drawn([line("A 50 %", 0.8, 0.5), line("A 80 %", 0.7, 0.8)])) == {}
+
+
+def test_a_crowd_shows_its_front_and_names_only_that():
+    lines = drawn(crowd())
+    view = beside.quality(lines)["views"][0]
+    shown = [trace["name"] for trace in view["data"] if trace["visible"] is True]
+    assert shown == ["FedAvg", *(f"Method0 {sparsity} %" for sparsity in SPARSITIES)]
+    assert not any(trace["name"].endswith(": random") for trace in view["data"])
+    assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in view["data"][1:6]}) == 5
+    pareto = beside.pareto(lines)["views"][0]
+    assert {trace["mode"] for trace in pareto["data"]} == {"markers", "lines"}
+    assert [note["text"] for note in pareto["layout"]["annotations"]] == [
+        "Method0 98 %", "Method0 95 %", "Method0 90 %", "Method0 80 %", "Method0 50 %", "FedAvg",
+    ]  # fmt: skip
+
+
+def test_few_lines_show_all_and_name_all():
+    lines = drawn([line("FedAvg", 0.9, control="dense"), line("A", 0.8), line("A", 0.1, control="random")])
+    view = beside.quality(lines)["views"][0]
+    assert [trace["visible"] for trace in view["data"]] == [True, True, "legendonly"]
+    assert [trace["mode"] for trace in beside.pareto(lines)["views"][0]["data"]] == [
+        "markers+text", "markers+text", "markers", "lines",
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+def test_a_large_page_keeps_its_controls_back_until_they_are_asked_for(tmp_path):
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import sync_playwright
+
+    index = page.write("A crowd", crowd(), [], tmp_path)
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        said = []
+        tab.on("console", lambda message: said.append(message.text))
+        tab.on("pageerror", lambda error: said.append(str(error)))
+        tab.goto(index.as_uri())
+        tab.wait_for_selector("#compared-apart .main-svg")
+        assert [head.inner_text() for head in tab.locator("#compared > div > h3").all()] == [
+            "By sparsity, iid, 2 seeds", "On clients' own rows, by sparsity, iid, 2 seeds",
+            "Bytes, by sparsity, iid, 2 seeds", "iid, 2 seeds",
+        ]  # fmt: skip
+        table = tab.get_by_role("region", name="Table of iid, 2 seeds", exact=True).locator("tbody tr:visible")
+        assert table.count() == 42
+        tab.get_by_label("a line for each control").check()
+        assert table.count() == 82
+        tab.get_by_label("clients' own models, on their own rows").check()
+        assert tab.locator("#compared-sparsities .xtitle").text_content() == "sparsity"
+        names = tab.locator("#compared-apart .ytick").count()
+        assert names == 40  # each is named
+        assert said == []
+        found = Axe().run(tab).response["violations"]
+        assert [v["id"] for v in found if v["impact"] in {"serious", "critical"}] == []
+        browser.close()
