@@ -84,11 +84,11 @@ class Data:
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Return model inputs and targets of these rows."""
-        x, y = self.x[index], self.y[index]
+        x, y = _rows(self.x, index), _rows(self.y, index)
         if self.kind == "tokens":
             x = x.long()
         elif self.kind == "image":
-            x = x.float() / self.scale
+            x = x / self.scale
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
         return x, y.float() if self.task == "regression" else y.long()
 
@@ -103,6 +103,12 @@ class Data:
         if self.task == "regression":
             return (output.squeeze(-1) - target).square()
         return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+def _rows(tensor: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor:
+    if isinstance(index, torch.Tensor) and index.dim() == 1:
+        return tensor.index_select(0, index)  # copies whole rows, where indexing goes entry by entry
+    return tensor[index]
 
 
 @dataclass(frozen=True)

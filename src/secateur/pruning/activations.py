@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -29,20 +30,20 @@ class Packed:
 
     def open(self) -> torch.Tensor:
         """Return the activation with zeros where entries were dropped."""
-        bits = (self.where[:, None] >> torch.arange(8, dtype=torch.uint8)).bitwise_and(1).bool()
-        keep = bits.reshape(-1)[: self.shape.numel()]
-        flat = torch.zeros(self.shape.numel(), dtype=self.values.dtype)
-        flat[keep] = self.values
+        count = self.shape.numel()
+        keep = np.unpackbits(self.where.numpy(), count=count, bitorder="little").view(np.bool_)
+        flat = torch.zeros(count, dtype=self.values.dtype)
+        flat.numpy()[keep] = self.values.numpy()
         return flat.view(self.shape)
 
 
 def pack(tensor: torch.Tensor, share: float) -> Packed:
     """Keep the ``share`` of entries with largest magnitude."""
     flat = tensor.detach().reshape(-1)
-    keep = ~lowest(flat.abs(), pruned_count(1 - share, flat.numel()))
-    padded = torch.nn.functional.pad(keep, (0, -flat.numel() % 8)).view(-1, 8)
-    where = (padded << torch.arange(8, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-    return Packed(flat[keep], where, tensor.shape)
+    keep = (~lowest(flat.abs(), pruned_count(1 - share, flat.numel()))).numpy()
+    # numpy's bits and selections take a half to a fifth of the time of torch's on a CPU
+    where = np.packbits(keep, bitorder="little")
+    return Packed(torch.from_numpy(flat.numpy()[keep]), torch.from_numpy(where), tensor.shape)
 
 
 @contextlib.contextmanager
