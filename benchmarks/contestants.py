@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FLWR_TELEMETRY_ENABLED": "0"}
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from multiprocessing.queues import Queue
     from multiprocessing.synchronize import Barrier
 
     import torch
@@ -84,6 +86,26 @@ class Case:
         parts = list(np.arange(count).reshape(self.clients, self.rows))
         make_shards(source, parts, test_fraction=0.0, seed=0, folder=folder)
         (folder / "case.json").write_text(json.dumps(asdict(self)))
+
+    def work(self) -> tuple[float, float]:
+        """Return floating-point operations and bytes of weights that one round's local steps cannot do without.
+
+        Operations: two for each multiply-accumulate; a layer's weights are used in the forward pass, for their own
+        gradient and, but in the first layer, for their inputs'. Bytes: each step reads its weights for each of these,
+        writes their gradient, and reads both and writes one to move them; activations are left out.
+        """
+        import torch
+
+        from secateur import cost
+
+        model = self.make_model()
+        uses = cost.uses(model, torch.zeros(1, *self.shape))
+        sizes = {name: tensor.numel() for name, tensor in model.named_parameters()}
+        first = next(iter(uses))
+        rows, steps = self.cohort * self.epochs * self.rows, self.cohort * self.epochs * -(-self.rows // self.batch)
+        macs = sum((2 if name == first else 3) * sizes[name] * count for name, count in uses.items())
+        moved = 6 * sum(sizes.values()) - sizes[first]
+        return 2.0 * rows * macs, 4.0 * steps * moved
 
     def make_model(self) -> nn.Module:
         """Return the model with its initial weights."""
@@ -152,6 +174,40 @@ def floor(folder: Path) -> list[float]:
     for worker in workers:
         worker.join()
     return ends
+
+
+def _peak_worker(gate: Barrier, told: Queue[tuple[float, float]]) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    square, wide = torch.rand(1024, 1024), torch.rand(2**26)
+    product, copy = torch.empty_like(square), torch.empty_like(wide)
+
+    def rate(work: Callable[[], object], amount: float) -> float:
+        work()
+        gate.wait()
+        begun, count = time.perf_counter(), 0
+        while time.perf_counter() - begun < 1:
+            work()
+            count += 1
+        return amount * count / (time.perf_counter() - begun)
+
+    flops = rate(lambda: torch.mm(square, square, out=product), 2 * 1024**3)
+    told.put((flops, rate(lambda: copy.copy_(wide), 2 * wide.nbytes)))
+
+
+def peak(folder: Path) -> list[float]:
+    """Return what all workers reach together: operations a second of a large product, bytes a second of a copy."""
+    case = Case.read(folder)
+    context = multiprocessing.get_context("spawn")
+    gate, told = context.Barrier(case.workers), context.Queue()
+    workers = [context.Process(target=_peak_worker, args=(gate, told)) for _ in range(case.workers)]
+    for worker in workers:
+        worker.start()
+    found = [told.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    return [sum(one[n] for one in found) for n in (0, 1)]
 
 
 def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None = None) -> list[float]:
@@ -306,7 +362,7 @@ def pfl(folder: Path) -> list[float]:
     return ends
 
 
-CONTESTANTS = {"floor": floor, "flower": flower, "pfl": pfl}
+CONTESTANTS = {"floor": floor, "peak": peak, "flower": flower, "pfl": pfl}
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ PEERS = {
     "ResNet-20": RESNET,
     "ResNet-20, 1,000 clients": replace(RESNET, clients=1000, cohort=100, rows=10, batch=10),
 }
+CEILINGS = ("MLP, 9 k, 400 clients", "MLP, 9.2 M", "TwoCNN", "ResNet-20")
 MEBI = 2**20
 
 
@@ -161,6 +162,20 @@ def peers(cases: dict[str, Case], pfl: str | None, repeats: int) -> Iterator[dic
             "vs_flower": found["flower"]["seconds"] / ours["seconds"],
             "vs_pfl": found["pfl"]["seconds"] / ours["seconds"] if pfl else None,
             "memory": ours["worker"] / floor["worker"],
+        }  # fmt: skip
+
+
+def ceilings(cases: dict[str, Case], repeats: int) -> Iterator[dict[str, Any]]:
+    """Yield a row for each case: its least time by operations and by bytes of weights, beside the floor and ours."""
+    for title, case in cases.items():
+        last = replace(case, channels_last=case.model != "mlp")
+        flops, bandwidth = play("peak", case)["told"]
+        found = in_turn({"floor": partial(run, "floor", last), "secateur": partial(run, "secateur", case)}, repeats)
+        operations, moved = case.work()
+        yield {
+            "table": "ceilings", "case": title, "operations": operations, "moved": moved, "flops": flops,
+            "bandwidth": bandwidth, "by_operations": operations / flops, "by_bytes": moved / bandwidth,
+            "floor": found["floor"]["seconds"], "secateur": found["secateur"]["seconds"],
         }  # fmt: skip
 
 
@@ -301,6 +316,15 @@ TABLES = {
          "start-up, secateur / Flower (s)", "memory of a worker over the floor's"],
         _peer,
     ),
+    "ceilings": (
+        ["case", "GFLOP a round", "GB of weights", "GFLOP/s and GB/s of the machine", "least (s), by operations",
+         "by bytes", "floor (s)", "secateur (s)", "share of the nearer ceiling, floor / secateur"],
+        lambda r: [r["case"], f"{r['operations'] / 1e9:.3g}", f"{r['moved'] / 1e9:.3g}",
+                   f"{r['flops'] / 1e9:.0f}, {r['bandwidth'] / 1e9:.1f}", _seconds(r["by_operations"]),
+                   _seconds(r["by_bytes"]), _seconds(r["floor"]), _seconds(r["secateur"]),
+                   " / ".join(f"{100 * max(r['by_operations'], r['by_bytes']) / r[who]:.0f} %"
+                              for who in ("floor", "secateur"))],
+    ),
     "sparse": (
         ["method", "seconds a round", "least to most", "over dense", "bytes a round"],
         lambda r: [r["case"], _seconds(r["seconds"]), " to ".join(map(_seconds, r["spread"])), f"{r['ratio']:.2f}",
@@ -350,6 +374,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     wanted = given.only or (["peers"] if given.quick else list(TABLES))
     makers = {
         "peers": lambda: peers(cases, given.pfl, repeats),
+        "ceilings": lambda: ceilings({name: case for name, case in cases.items() if name in CEILINGS}, repeats),
         "sparse": lambda: sparse(repeats),
         "together": together,
         "workers": workers,
@@ -367,8 +392,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", nargs="+", choices=TABLES)
-    parser.add_argument("--cases", nargs="+", choices=PEERS, metavar="CASE", help="of the table of peers")
-    parser.add_argument("--repeats", type=int, default=3, help="of the tables of peers and of pruning methods")
+    parser.add_argument("--cases", nargs="+", choices=PEERS, metavar="CASE", help="of the tables of peers and ceilings")
+    parser.add_argument("--repeats", type=int, default=3, help="of the tables of peers, ceilings and pruning methods")
     parser.add_argument("--pfl", metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--render", nargs=2, type=Path, metavar=("PAGE", "JSON"))

@@ -271,6 +271,19 @@ def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):
     assert sum(int(cell.strip(" %")) for cell in shown[2].split("|")[2:-1]) == pytest.approx(100, abs=4)
 
 
+def test_a_round_cannot_do_without_its_products_and_weights(monkeypatch):
+    """16-4-10, 118 weights, 3 clients of 5 rows in batches of 2: 15 rows, 9 steps."""
+    simulate = script("simulate", monkeypatch)
+    case = simulate.Case("mlp", (1, 4, 4), 6, 3, 5, batch=2, options=(("hidden", (4,)),))
+    assert case.work() == (2 * 15 * (2 * 64 + 3 * 40), 4 * 9 * (6 * 118 - 64))
+    (row,) = simulate.ceilings({"tiny": case}, 1)
+    assert row["by_operations"] * row["flops"] == pytest.approx(7440)
+    assert row["by_bytes"] * row["bandwidth"] == pytest.approx(23184)
+    assert 1e9 < row["flops"] < 1e13
+    assert 1e8 < row["bandwidth"] < 1e12
+    assert row["by_operations"] < row["floor"] < row["secateur"]
+
+
 def test_peak_memory_counts_the_children_of_a_process(monkeypatch):
     simulate = script("simulate", monkeypatch)
     child = "x = bytearray(150 * 2**20); import time; time.sleep(1)"

@@ -17,7 +17,8 @@ SPARSITIES = (50, 80, 90, 95, 98)
 def outcome(quality, sparsity=0.0, *, local=0.5, local_sparsity=None, bytes_=1000, metric="accuracy"):
     made = Outcome(metric, quality, local, 0.25, sparsity, bytes_, 1.5, 10, 10, 10,
                    ((1.0, quality / 2), (2.0, quality)), ((bytes_ / 2, quality / 2), (bytes_, quality)))  # fmt: skip
-    return dataclasses.replace(made, local_sparsity=sparsity if local_sparsity is None else local_sparsity)
+    own = sparsity if local_sparsity is None else local_sparsity
+    return dataclasses.replace(made, local_sparsity=own, size=round(4000 * (1 - sparsity)))
 
 
 def line(variant, quality, sparsity=0.0, *, control="", apart=None, front=False, **more):
@@ -122,6 +123,24 @@ def test_few_lines_show_all_and_name_all():
     assert [trace["mode"] for trace in beside.pareto(lines)["views"][0]["data"]] == [
         "markers+text", "markers+text", "markers", "lines",
     ]  # fmt: skip
+
+
+def test_each_cost_has_a_front_of_its_own():
+    """A costs the fewest bytes, B ships the smallest model, C is the best; all take as many seconds."""
+    found = [line("A", 0.7, 0.5, bytes_=500), line("B", 0.6, 0.9), line("C", 0.9, bytes_=1000)]
+    figure = beside.pareto(drawn(found))
+    fronts = {v["name"]: list(zip(v["data"][-1]["x"], v["data"][-1]["y"], strict=True)) for v in figure["views"]}
+    assert fronts == {
+        "bytes carried in all": [(500.0, 0.7), (1000.0, 0.9)],
+        "client seconds in all": [(1.5, 0.9)],
+        "bytes of the shipped model": [(400.0, 0.6), (2000.0, 0.7), (4000.0, 0.9)],
+    }
+    assert figure["alt"] == (
+        "On the front for all bytes: A with 70.0 % for 500 B; C with 90.0 % for 1 kB. "
+        "On the front for client seconds: C with 90.0 % for 1.5 s. "
+        "On the front for the shipped model's size: B with 60.0 % for 400 B; A with 70.0 % for 2 kB; "
+        "C with 90.0 % for 4 kB."
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")

@@ -17,13 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import model_of
-from secateur import compare, page, standings
+from secateur import checkpoint, compare, page, standings
 from secateur import run as runs
 from secateur.errors import ConfigError
 from secateur.report import standing
 from secateur.report.links import Link, Links, per_client, predicted
 from secateur.report.statistics import Interval, at, front, interval, paired, reach
-from secateur.suite import Suite, cells, load, names
+from secateur.suite import Suite, cells, chosen, load, names
+from secateur.wire import codec
+from secateur.wire.message import Message
 
 SECATEUR = Path(sys.executable).with_name("secateur")
 
@@ -118,8 +120,52 @@ def test_a_wrong_variant_is_named_before_anything_runs(tmp_path):
     assert not (tmp_path / "out" / "runs").exists()
     with pytest.raises(ConfigError, match=r"did you mean 'quick'"):
         load("quik")
-    with pytest.raises(ConfigError, match="--seeds 5: the suite has 2"):
-        tiny().shortened(5)
+    with pytest.raises(ConfigError, match="--seeds = 0 must be at least 1"):
+        tiny().adjusted(seeds=0)
+
+
+def test_a_suite_is_adjusted():
+    suite = tiny(seeds=[4, 7]).adjusted(3, 5, ["natural"], ["training.lr=0.5", "rounds=6"])
+    assert (suite.seeds, suite.partitions) == ([4, 7, 8], ["natural"])
+    assert suite.common == tiny().common | {"rounds": "6", "training.lr": "0.5"}
+    assert tiny(seeds=[4, 7]).adjusted(1).seeds == [4]
+    own = tiny(variants={"slow": {"method": "fedavg", "training.lr": 0.01}}).adjusted(settings=["training.lr=0.5"])
+    assert cells(own)[0].study.training.lr == 0.01  # what a variant says of itself stands
+    with pytest.raises(ConfigError, match="--set: 'rounds' is no setting: write it as path=value"):
+        tiny().adjusted(settings=["rounds"])
+
+
+def test_methods_and_settings_on_the_command_line_are_a_suite():
+    words = ["fedsparsify:schedule.sparsity=0.8", "fedsparsify:schedule.sparsity=0.9", "prunefl:every=5,sparsity=0.8",
+             "fedavg"]  # fmt: skip
+    suite, data = chosen(words, "communities")
+    assert data is None
+    assert suite.variants == {
+        "fedsparsify 80 %": {"method": "fedsparsify", "schedule.sparsity": "0.8"},
+        "fedsparsify 90 %": {"method": "fedsparsify", "schedule.sparsity": "0.9"},
+        "prunefl, every=5 80 %": {"method": "prunefl", "every": "5", "sparsity": "0.8"},
+        "fedavg": {"method": "fedavg"},
+    }
+    assert suite.source == "communities"
+    assert {cell.study.options.get("schedule.sparsity") for cell in cells(suite)} >= {0.8, 0.9}
+    assert chosen(["quick"], None) == (load("quick"), None)
+    assert chosen(["fashion"], "PLACE") == (load("fashion"), "PLACE")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["quik"], "unknown suite or method 'quik': did you mean 'quick'?"),
+        (["fedavg", "autoflp"], "unknown suite or method 'autoflp': did you mean 'autoflip'?"),
+        (["quick", "fedavg"], "quick: a suite is compared by itself"),
+        (["fedavg", "fedavg"], "'fedavg' is compared twice"),
+        (["prunefl:sparsity"], "prunefl:sparsity: 'sparsity' is no setting"),
+    ],
+)
+def test_wrong_words_are_one_line(words, told):
+    with pytest.raises(ConfigError) as caught:
+        chosen(words)
+    assert told in str(caught.value)
 
 
 # ---- a comparison
@@ -198,6 +244,10 @@ def test_outcomes_are_read_from_the_records(compared):
     rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
     assert one.bytes == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
     assert one.rounds == [(r["round"], r["accuracy"]) for r in rows]
+    weights, mask, _ = checkpoint.shipped(folder)
+    assert one.size == len(codec.encode(Message(weights, mask)))
+    kept = sum(int(m.sum()) for m in mask.values()) + sum(t.numel() for n, t in weights.items() if n not in mask)
+    assert 0 < one.size < 4 * kept + sum(m.numel() for m in mask.values())  # float32 of what is kept, and the mask
     carried = list(itertools.accumulate(r["bytes_down"] + r["bytes_up"] for r in rows))
     assert one.carried == [(c, r["accuracy"]) for c, r in zip(carried, rows, strict=True)]
     assert one.quality == json.loads((folder / runs.SUMMARY).read_text())["final"]["accuracy"]

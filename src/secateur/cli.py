@@ -68,12 +68,14 @@ def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> 
 
 
 @app.command()
-def compare(
-    suite: Annotated[str, typer.Argument(help="quick, or FILE.toml")],
+def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
+    what: Annotated[list[str], typer.Argument(help="quick, FILE.toml, or methods: NAME or NAME:PATH=VALUE,...")],
     out: Annotated[Path, typer.Option(help="The comparison's folder; one that was stopped is gone on with")],
-    data: Annotated[Optional[str], typer.Option(help="Folder or file of the suite's data")] = None,  # noqa: UP045
-    seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's")] = None,  # noqa: UP045
-    rounds: Annotated[Optional[int], typer.Option(help="R, for a shorter look")] = None,  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="Folder or file of a suite's data; of methods: as in run")] = None,  # noqa: UP045
+    partition: Annotated[Optional[list[str]], typer.Option(help="Instead of the suite's; may be repeated")] = None,  # noqa: UP045
+    seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's, or 3")] = None,  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="R")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value, common to all")] = None,  # noqa: UP045
     jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
@@ -82,16 +84,17 @@ def compare(
     from secateur import standings  # noqa: PLC0415
     from secateur.report.standing import show  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
-    from secateur.suite import load  # noqa: PLC0415
+    from secateur.suite import chosen  # noqa: PLC0415
 
-    wanted, console = load(suite).shortened(seeds, rounds), _console()
+    suite, place = chosen(what, data)
+    wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
     with Runs(console) as display:
-        cells = grid.play(wanted, out, data=data, jobs=jobs, told=display.told)
+        cells = grid.play(wanted, out, data=place, jobs=jobs, told=display.told)
     found = standings.lines(wanted, cells, out, wanted.links)
     standings.write(wanted, cells, found, out)
-    for partition in wanted.partitions:
-        few = standings.brief(found, partition)
-        console.print(show(f"{partition}, {len(wanted.seeds)} seeds, 95 % intervals", few))
+    for name in wanted.partitions:
+        few = standings.brief(found, name)
+        console.print(show(f"{name}, {len(wanted.seeds)} seeds, 95 % intervals", few))
     told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(told, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=browse)

@@ -185,8 +185,8 @@ def drawn(line: Line) -> beside.Drawn:
     curves = {axis: [getattr(one, axis) for one in line.runs.values()] for axis in beside.AXES}
     return beside.Drawn(
         line.name, line.variant, line.control, next(iter(line.runs.values())).metric, curves, line.of("quality"),
-        line.of("bytes"), line.of("sparsity"), line.of("lowest"), line.of("local"), line.of("local_sparsity"),
-        dict(line.apart), line.front, line.family,
+        line.of("bytes"), line.of("seconds"), line.of("size"), line.of("sparsity"), line.of("lowest"),
+        line.of("local"), line.of("local_sparsity"), dict(line.apart), line.front, line.family,
     )  # fmt: skip
 
 

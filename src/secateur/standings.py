@@ -20,6 +20,8 @@ from secateur.report.standing import latex, markdown, percent, plain, seconds, s
 from secateur.report.statistics import Curve, Interval, at, front, interval, paired, reach
 from secateur.report.terminal import amount, size
 from secateur.suite import Cell, Suite
+from secateur.wire.codec import encode
+from secateur.wire.message import Message
 
 DENSE = "dense"
 RESULT = "comparison.json"
@@ -46,6 +48,7 @@ class Outcome:
         linked: quality by predicted seconds on a link, where one was given; see ``report.links``.
         client_bytes: the most that one client carried.
         local_sparsity: mean over the models that clients themselves use.
+        size: bytes of the shipped model, with its mask, as one message; 0 while a run is not finished.
     """
 
     metric: str
@@ -65,6 +68,7 @@ class Outcome:
     linked: Curve = ()
     client_bytes: int = 0
     local_sparsity: float = 0.0
+    size: int = 0
 
 
 def outcome(folder: Path, links: Links | None = None) -> Outcome:
@@ -97,8 +101,15 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
-        max(per_client(records).values(), default=0), final["local_sparsity"],
+        max(per_client(records).values(), default=0), final["local_sparsity"], _size(folder),
     )  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    if not (folder / runs.SUMMARY).exists():
+        return 0
+    weights, mask, _ = checkpoint.shipped(folder)
+    return len(encode(Message(weights, mask or None)))
 
 
 def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
@@ -266,6 +277,7 @@ def table(found: Sequence[Line]) -> list[dict[str, str]]:
                 **_linked(line),
                 "MACs": spread(line.of("macs"), amount),
                 "MACs, units removed": spread(line.of("macs_physical"), amount),
+                "shipped bytes": spread(line.of("size"), size),
                 "at equal bytes": spread(line.equal_bytes, shown),
                 "at equal seconds": spread(line.equal_seconds, shown),
                 "bytes to target": spread(bytes_, size),

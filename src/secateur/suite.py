@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from secateur import cost
+from secateur import cost, methods
 from secateur.client import example, make_model, make_setting
 from secateur.config import Study, assign, read, study
 from secateur.data.shards import Shards
-from secateur.errors import ConfigError, unknown
+from secateur.errors import ConfigError, check, unknown
 from secateur.method import Setting
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
@@ -67,16 +67,32 @@ class Suite(BaseModel):
         """Return what ``link`` says."""
         return Links.parse(self.link) if self.link else None
 
-    def shortened(self, seeds: int | None = None, rounds: int | None = None) -> Suite:
-        """Return the suite with fewer seeds or other rounds, for a shorter look.
+    def adjusted(
+        self, seeds: int | None = None, rounds: int | None = None, partitions: Sequence[str] = (),
+        settings: Sequence[str] = (),
+    ) -> Suite:  # fmt: skip
+        """Return the suite with what the command line says.
+
+        Args:
+            seeds: how many: the suite's first, then the integers that follow its largest.
+            rounds: R, for a shorter look.
+            partitions: in the place of the suite's.
+            settings: ``path=value``, of all variants that do not say otherwise themselves.
 
         Raises:
-            ConfigError: the suite has not as many seeds.
+            ConfigError: a number is not above 0, or a setting is not written so.
         """
-        if seeds is not None and not 1 <= seeds <= len(self.seeds):
-            raise ConfigError(f"--seeds {seeds}: the suite has {len(self.seeds)}")
-        common = self.common if rounds is None else {**self.common, "rounds": rounds}
-        return self.model_copy(update={"seeds": self.seeds[: seeds or len(self.seeds)], "common": common})
+        for name, value in (("--seeds", seeds), ("--rounds", rounds)):
+            check(value is None or value >= 1, name=name, value=value, must="be at least 1")
+        more = range(max(self.seeds) + 1, max(self.seeds) + 1 + (seeds or 0))
+        common = dict(self.common) if rounds is None else {**self.common, "rounds": rounds}
+        return self.model_copy(
+            update={
+                "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
+                "partitions": list(partitions or self.partitions),
+                "common": common | dict(_pair(setting, "--set") for setting in settings),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,58 @@ def load(name: str) -> Suite:
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
+
+
+def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
+    """Return what a command line compares, and the folder or file of its data.
+
+    Args:
+        words: a suite by its name or file; or methods, each with settings of its own, as
+            ``METHOD`` or ``METHOD:PATH=VALUE,PATH=VALUE``.
+        data: folder or file of the suite's source; beside methods a source as ``secateur run`` takes it.
+
+    Raises:
+        ConfigError: there is no such suite or method, or two words say the same.
+    """
+    if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
+        return load(words[0]), data
+    known = Study()
+    variants: dict[str, dict[str, Any]] = {}
+    for word in words:
+        method, _, rest = word.partition(":")
+        if method.endswith(".toml") or method in names():
+            raise ConfigError(f"{word}: a suite is compared by itself; beside others name methods alone")
+        if "." not in method and method not in methods.names():
+            raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
+        settings = dict(_pair(setting, word) for setting in rest.split(",") if setting)
+        name = _named(method, settings)
+        if name in variants:
+            raise ConfigError(f"{name!r} is compared twice: {word}")
+        variants[name] = {"method": method, **settings}
+    source = data or known.data.source
+    title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
+    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
+
+
+def _pair(setting: str, where: str) -> tuple[str, str]:
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{where}: {setting!r} is no setting: write it as path=value, such as schedule.sparsity=0.5")
+    return path, value
+
+
+def _named(method: str, settings: Mapping[str, str]) -> str:
+    """Return a variant's name; a sparsity stands at its end, in per cent, as tables by sparsity want it."""
+    words, end = [method.rpartition(".")[2]], ""
+    for path, value in settings.items():
+        last = path.rpartition(".")[2]
+        try:
+            share = f"{100 * float(value):.4g} %" if last in {"sparsity", "target"} else ""
+        except ValueError:
+            share = ""
+        words += [] if share else [f"{last}={value}"]
+        end = share or end
+    return " ".join([", ".join(words), end]).strip()
 
 
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from secateur.report.drawing import COLOURS, GREY, Figure, colour, dash, figure, layout, symbol, view
-from secateur.report.statistics import Curve, Interval, interval
+from secateur.report.statistics import Curve, Interval, front, interval
 from secateur.report.terminal import size
 
 AXES = {
@@ -42,6 +42,8 @@ class Drawn:
     curves: Mapping[str, Sequence[Curve]]
     quality: Interval
     bytes: Interval
+    seconds: Interval
+    size: Interval
     sparsity: Interval
     lowest: Interval
     local: Interval
@@ -160,48 +162,72 @@ def quality(lines: Sequence[Drawn]) -> Figure:
     return figure("quality", f"{_worded(metric).capitalize()} against what it cost", alt, views, wide=True)
 
 
-def pareto(lines: Sequence[Drawn]) -> Figure:
-    """Return quality against all bytes, one point a line; the front is joined.
+_COSTS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
+    ("bytes", "bytes carried in all", size, "for all bytes"),
+    ("seconds", "client seconds in all", "{:.3g} s".format, "for client seconds"),
+    ("size", "bytes of the shipped model", size, "for the shipped model's size"),
+)
 
-    Of a crowd controls are left out, only the front is named, and bytes are drawn by their logarithm.
+
+def pareto(lines: Sequence[Drawn]) -> Figure:
+    """Return quality for bytes, client seconds and the size of what is shipped; the front of each is joined.
+
+    Of a crowd controls are left out, only the front is named, and costs are drawn by their logarithm.
     """
     metric, crowded = lines[0].metric, _crowded(lines)
-    traces = [
+    views, alts = [], []
+    for name, across, shown, words in _COSTS:
+        cost = attrgetter(name)
+        if not all(cost(line).mean for line in lines):
+            continue  # of runs that are not finished nothing was shipped
+        best = _front(lines, cost)
+        traces = _spots(lines, cost, crowded=crowded)
+        traces.append(
+            {
+                "type": "scatter", "mode": "lines", "name": "front", "x": [cost(ln).mean for ln in best],
+                "y": [ln.quality.mean for ln in best], "line": {"dash": "dot", "color": GREY}, "hoverinfo": "skip",
+            }
+        )  # fmt: skip
+        alts.append(
+            f"On the front {words}: "
+            + "; ".join(f"{ln.name} with {_said(ln.quality.mean, metric)} for {shown(cost(ln).mean)}" for ln in best)
+        )
+        frame = {**layout(across, _worded(metric), money=shown is size), "showlegend": False}
+        if crowded:
+            frame["xaxis"] |= {"type": "log", "dtick": "D2"}
+            frame["margin"] |= {"t": 90, "r": 60}
+            frame["annotations"] = _slanted([*best, *(line for line in lines if line.control == "dense")], cost)
+        views.append(view(traces, _bounded(frame, metric), across))
+    return figure("pareto", "Quality for what it costs", f"{'. '.join(alts)}.", views, wide=crowded) if views else {}
+
+
+def _spots(lines: Sequence[Drawn], cost: Side, *, crowded: bool) -> list[Figure]:
+    return [
         {
             "type": "scatter", "name": line.name, "mode": "markers+text" if line.told and not crowded else "markers",
-            "x": [line.bytes.mean], "y": [line.quality.mean], "text": [line.name], "textposition": "top center",
+            "x": [cost(line).mean], "y": [line.quality.mean], "text": [line.name], "textposition": "top center",
             "marker": {"size": 9 if line.control else 12, "color": look["color"], "symbol": look["symbol"]},
-            "error_y": _error(line.quality), "error_x": _error(line.bytes), "opacity": 0.6 if line.control else 1.0,
+            "error_y": _error(line.quality), "error_x": _error(cost(line)), "opacity": 0.6 if line.control else 1.0,
         }
         for line, look in zip(lines, looks(lines), strict=True)
         if line.told or not crowded
     ]  # fmt: skip
-    best = sorted((ln for ln in lines if ln.front), key=lambda ln: ln.bytes.mean)
-    traces.append(
-        {
-            "type": "scatter", "mode": "lines", "name": "front", "x": [ln.bytes.mean for ln in best],
-            "y": [ln.quality.mean for ln in best], "line": {"dash": "dot", "color": GREY}, "hoverinfo": "skip",
-        }
-    )  # fmt: skip
-    alt = "On the front, by rising bytes: " + "; ".join(
-        f"{ln.name} with {_said(ln.quality.mean, metric)} for {size(ln.bytes.mean)}" for ln in best
-    )
-    frame = {**layout("bytes carried in all", _worded(metric), money=True), "showlegend": False}
-    if crowded:
-        frame["xaxis"] |= {"type": "log", "dtick": "D2"}
-        frame["margin"] |= {"t": 90, "r": 60}
-        frame["annotations"] = _slanted([*best, *(line for line in lines if line.control == "dense")])
-    return figure("pareto", "Quality for bytes", f"{alt}.", [view(traces, _bounded(frame, metric))], wide=crowded)
 
 
-def _slanted(lines: Sequence[Drawn]) -> list[Figure]:
+def _front(lines: Sequence[Drawn], cost: Side) -> list[Drawn]:
+    by_name = {line.name: line for line in lines}
+    points = {name: (cost(line).mean, line.quality.mean) for name, line in by_name.items()}
+    return [by_name[name] for name in front(points, least=lines[0].metric == "mae")]
+
+
+def _slanted(lines: Sequence[Drawn], cost: Side) -> list[Figure]:
     """Return names beside points; of points that lie too near to each other only the first is named."""
     named: list[Drawn] = []
     for line in lines:
-        if all(abs(math.log10(line.bytes.mean / other.bytes.mean)) > _APART for other in named):
+        if all(abs(math.log10(cost(line).mean / cost(other).mean)) > _APART for other in named):
             named.append(line)
     return [
-        {"text": line.name, "x": math.log10(line.bytes.mean), "y": line.quality.mean, "textangle": -50,
+        {"text": line.name, "x": math.log10(cost(line).mean), "y": line.quality.mean, "textangle": -50,
          "showarrow": False, "xanchor": "left", "yanchor": "bottom"}
         for line in named
     ]  # fmt: skip
