@@ -19,7 +19,7 @@ AXES = {
 _CURVE = 3  # points
 _CROWD = 24  # variants: of more, figures that are not lists of them name or show at first only those on the front
 _LISTED = 12  # of a crowd, in words; in a list, what its usual height has room for
-_APART = 0.06  # decades of bytes: points that are nearer have no room for two names
+_APART = 0.06  # decades of cost: points that are nearer have no room for two names
 _NEAR = 1.1  # times the density: variants that differ by less make no line by sparsity
 _TICKS = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 
@@ -172,7 +172,7 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
 def pareto(lines: Sequence[Drawn]) -> Figure:
     """Return quality for bytes, client seconds and the size of what is shipped; the front of each is joined.
 
-    Of a crowd controls are left out, only the front is named, and costs are drawn by their logarithm.
+    Of a crowd controls are left out but on the front, only that is named, and costs are drawn by their logarithm.
     """
     metric, crowded = lines[0].metric, _crowded(lines)
     views, alts = [], []
@@ -181,7 +181,7 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
         if not all(cost(line).mean for line in lines):
             continue  # of runs that are not finished nothing was shipped
         best = _front(lines, cost)
-        traces = _spots(lines, cost, crowded=crowded)
+        traces = _spots(lines, cost, best, crowded=crowded)
         traces.append(
             {
                 "type": "scatter", "mode": "lines", "name": "front", "x": [cost(ln).mean for ln in best],
@@ -201,7 +201,7 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
     return figure("pareto", "Quality for what it costs", f"{'. '.join(alts)}.", views, wide=crowded) if views else {}
 
 
-def _spots(lines: Sequence[Drawn], cost: Side, *, crowded: bool) -> list[Figure]:
+def _spots(lines: Sequence[Drawn], cost: Side, best: Sequence[Drawn], *, crowded: bool) -> list[Figure]:
     return [
         {
             "type": "scatter", "name": line.name, "mode": "markers+text" if line.told and not crowded else "markers",
@@ -210,7 +210,7 @@ def _spots(lines: Sequence[Drawn], cost: Side, *, crowded: bool) -> list[Figure]
             "error_y": _error(line.quality), "error_x": _error(cost(line)), "opacity": 0.6 if line.control else 1.0,
         }
         for line, look in zip(lines, looks(lines), strict=True)
-        if line.told or not crowded
+        if line.told or not crowded or line in best
     ]  # fmt: skip
 
 
