@@ -28,7 +28,7 @@ def line(variant, quality, sparsity=0.0, *, control="", apart=None, front=False,
 
 def crowd():
     """Eight families at five sparsities, each with a random control; FedAvg and a method without a sparsity."""
-    made = [line("FedAvg", 0.9, control="dense")]
+    made = [line("FedAvg", 0.95, control="dense", bytes_=10_000_000)]
     for n in range(8):
         for sparsity in SPARSITIES:
             name = f"Method{n} {sparsity} %"
@@ -36,7 +36,7 @@ def crowd():
             made.append(line(name, 0.9 - sparsity / 500 - n / 100, sparsity / 100, bytes_=size, front=n == 0,
                              apart={"dense": Interval(-0.1, 0.01, 2), "random": Interval(0.1, 0.05, 2)}))  # fmt: skip
             made.append(line(name, 0.5, sparsity / 100, control="random", bytes_=size))
-    return [*made, line("FedPM", 0.7, 0.4)]
+    return [*made, line("FedPM", 0.7, 0.4, bytes_=9_000_000)]
 
 
 def test_variants_stand_by_sparsity_with_the_controls_they_beat():

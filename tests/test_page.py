@@ -92,13 +92,13 @@ def test_switches_change_what_is_drawn(shown):
     assert title() == "rounds"
     shown.get_by_label("bytes carried, both ways").check()
     assert title() == "bytes carried, both ways"
-    shown.get_by_label("client seconds").check()
+    shown.get_by_role("radio", name="client seconds", exact=True).check()
     assert title() == "client seconds"
     assert "iid, 2 seeds" in shown.locator("#compared").inner_text()
     shown.get_by_role("combobox", name="Partition").select_option(label="pathological:2")
     assert "pathological:2, 2 seeds" in shown.locator("#compared").inner_text()
     shown.get_by_role("combobox", name="Run").select_option(label="FedSparsify 80 %, pathological:2, seed 0")
-    assert 'method = "fedsparsify"' in shown.locator("#looked pre").inner_text()
+    shown.locator("#looked pre", has_text='method = "fedsparsify"').wait_for()  # read when it is looked at
     assert shown.locator("#looked-guidance").count() == 0
     shown.get_by_role("button", name="Copy as LaTeX").click()
     shown.locator("#compared textarea, #compared button:has-text('Copied as LaTeX')").first.wait_for()

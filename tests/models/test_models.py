@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from secateur import models
 from secateur.errors import MissingExtraError, ModelError
-from secateur.training import tensors_of
+from secateur.training import lay_out, tensors_of
 
 COUNTS = [
     ("twocnn", (1, 24, 24), 10, {}, 1_663_370),
@@ -233,3 +233,30 @@ def test_a_graph_convolution_by_hand():
     assert torch.allclose(model(x)[0], model.fc(hidden), atol=1e-6)
     with pytest.raises(ModelError, match="a graph model needs rows of"):
         models.build("gcn", input_shape=(8,), outputs=2)
+
+
+def test_strided_pointwise_convolutions_of_few_channels_see_channels_first():
+    """What crashed: the gradient of such weights, images channels last, on CPUs without AVX-512; see models.fragile."""
+    model = models.build("resnet20", input_shape=(3, 8, 8), outputs=4, options={"width": 6}, init="torch")
+    lay_out(model)
+    seen = {}
+
+    def watch(name, layer):
+        def hook(_, inputs):
+            seen[name] = layer.weight.stride(), inputs[0].is_contiguous(memory_format=torch.channels_last)
+
+        layer.register_forward_pre_hook(hook)
+
+    convolutions = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d)}
+    for name, layer in convolutions.items():
+        watch(name, layer)
+    x = torch.rand(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    model.train()(x).square().sum().backward()
+    fragile = {name for name, layer in convolutions.items() if models.fragile(layer)}
+    assert {name for name, (_, last) in seen.items() if not last} == fragile
+    assert {convolutions[name].stride for name in fragile} == {(2, 2)}
+    assert all(seen[name][0] == (convolutions[name].in_channels, 1, 1, 1) for name in fragile)
+    exact = models.build("resnet20", input_shape=(3, 8, 8), outputs=4, options={"width": 6}, init="torch").double()
+    exact.train()(x.double().contiguous()).square().sum().backward()
+    for (name, mine), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
+        assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3), name

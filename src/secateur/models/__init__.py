@@ -76,6 +76,7 @@ def build(
             model = _module(name, factory(input_shape, outputs, **options))
             initialise(model, init)
             _try(model, input_shape, outputs, tokens=tokens)
+            guard(model)
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
@@ -108,6 +109,27 @@ def initialise(model: nn.Module, scheme: str) -> None:
             schemes[scheme](module.weight)
             if module.bias is not None and not getattr(module, "keep_bias", False):
                 nn.init.zeros_(module.bias)
+
+
+def fragile(layer: nn.Module) -> bool:
+    """Return whether images must not reach a layer channels last.
+
+    On CPUs without AVX-512, torch 2.13's gradient of the weights of a pointwise convolution with a stride writes beyond
+    its buffers where few channels, not a multiple of eight, lie last: the process crashes, or trains on noise.
+    """
+    pointwise = isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and set(layer.stride) != {1}
+    return pointwise and bool(layer.weight.shape[1] % 8)
+
+
+def guard(model: nn.Module) -> None:
+    """Let ``fragile`` layers, also those that become so when they are cut, see their input with channels first."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_pre_hook(_channels_first)
+
+
+def _channels_first(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(x.contiguous() for x in inputs) if fragile(layer) else inputs
 
 
 def _find(name: str) -> Factory:
