@@ -5,13 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test lint format docs clean
+.PHONY: run test coverage lint format docs clean
 
 run: .venv/installed
 	$(BIN)/secateur run
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+# The tests with their coverage: they take up to twice as long so.
+coverage: .venv/tested
+	$(BIN)/python -m pytest --cov=secateur --cov-branch --cov-report=term:skip-covered
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -117,8 +117,9 @@ def fragile(layer: nn.Module) -> bool:
     On CPUs without AVX-512, torch 2.13's gradient of the weights of a pointwise convolution with a stride writes beyond
     its buffers where few channels, not a multiple of eight, lie last: the process crashes, or trains on noise.
     """
-    pointwise = isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and set(layer.stride) != {1}
-    return pointwise and bool(layer.weight.shape[1] % 8)
+    if not isinstance(layer, nn.Conv2d) or set(layer.kernel_size) != {1} or set(layer.stride) == {1}:
+        return False
+    return bool(layer.weight.shape[1] % 8)
 
 
 def guard(model: nn.Module) -> None:
