@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.client import example, make_model, make_setting
-from secateur.config import Study, assign, read, study
-from secateur.data.shards import Shards
+from secateur.config import ModelSection, Study, assign, read, study
+from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
-from secateur.method import Setting
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import plan, sizes
@@ -237,18 +237,18 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
     weights = dict(mask or {})
     if not weights or all(bool(kept.all()) for kept in weights.values()):
         return []
-    model, inputs = make_model(cell.study, shards), example(shards)
-    setting = make_setting(cell.study, model, shards.clients, inputs)
-    counts = [int(weights[n].sum()) if n in weights else setting.specs[n].size for n in setting.layout.names("weight")]
-    total = sum(setting.specs[n].size for n in setting.layout.names("weight"))
+    network = _network(cell.study.model.model_dump_json(), Shape.of(shards))
+    counts = [int(weights[name].sum()) if name in weights else size for name, size in network.weights.items()]
     shared = {k: v for k, v in cell.study.options.items() if k.split(".")[0] == "aggregator"}
-    fixed = {"schedule": "one_shot", "schedule.at": 0, "schedule.sparsity": 1 - sum(counts) / total, **shared}
+    sparsity = 1 - sum(counts) / sum(network.weights.values())
+    fixed = {"schedule": "one_shot", "schedule.at": 0, "schedule.sparsity": sparsity, **shared}
     options: dict[str, tuple[str, dict[str, Any]]] = {
         "random": ("random", fixed),
         "shuffled": ("random", {**fixed, "allocation": "given", "allocation.kept": ",".join(map(str, counts))}),
     }
-    if setting.layout.layers:
-        options["narrow"] = ("narrow", {"width": _width(setting, cost.uses(model, inputs), float(final["macs"]))})
+    if network.macs:
+        width = min(network.macs, key=lambda width: abs(network.macs[width] - float(final["macs"])))
+        options["narrow"] = ("narrow", {"width": width})
     return [
         Cell(cell.partition, cell.variant, cell.seed, _changed(cell.study, *options[name]), name)
         for name in suite.controls
@@ -260,13 +260,27 @@ def _changed(made: Study, method: str, options: dict[str, Any]) -> Study:
     return made.model_copy(update={"method": method, "options": options}).complete()
 
 
-def _width(setting: Setting, uses: Mapping[str, int], macs: float) -> float:
-    """Return the width, in 64ths, of the narrow model whose MACs are nearest to ``macs``."""
+@dataclass(frozen=True)
+class _Network:
+    """The entries of each prunable weight, and the MACs at each width in 64ths, none where units cannot be removed."""
+
+    weights: Mapping[str, int]
+    macs: Mapping[float, int]
+
+
+@functools.lru_cache
+def _network(section: str, shape: Shape) -> _Network:
+    """Return what controls need of a model; hundreds of variants share it, and tracing takes a second."""
+    made = Study(model=ModelSection.model_validate_json(section))
+    model, inputs = make_model(made, shape), example(shape)
+    setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)
     shapes = {name: spec.shape for name, spec in setting.specs.items()}
 
-    def away(width: float) -> float:
+    def macs(width: float) -> int:
         narrow = Narrow(width)
         mask = narrow.mask(setting, narrow.leading(setting, width))
-        return abs(cost.physical(uses, sizes(shapes, plan(mask, setting.layout.groups))) - macs)
+        return cost.physical(uses, sizes(shapes, plan(mask, setting.layout.groups)))
 
-    return min((step / 64 for step in range(1, 65)), key=away)
+    steps = [step / 64 for step in range(1, 65)] if setting.layout.layers else []
+    weights = {name: setting.specs[name].size for name in setting.layout.names("weight")}
+    return _Network(weights, {width: macs(width) for width in steps})
