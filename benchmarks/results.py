@@ -267,7 +267,6 @@ GRIDS = (
     ("quality", "Quality of the shipped model; r, s, n: better than its random, layer-shuffled, narrow control"),
     ("local", "On clients' own test rows, with the models that they themselves use"),
     ("bytes", "Bytes, both ways, all phases"),
-    ("seconds", "Client seconds, all phases"),
 )
 
 

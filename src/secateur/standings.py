@@ -315,7 +315,7 @@ def by_sparsity(found: Sequence[Line], partition: str, figure: str = "quality") 
     if len(columns) < 2 + (AS_IT_IS in columns):
         return []
     least = next(iter(here[0].runs.values())).metric == "mae"
-    shown = {"bytes": size, "seconds": seconds}.get(figure, plain if least else percent)
+    shown = size if figure == "bytes" else plain if least else percent
     rows = {line.family: {"method": line.family} | dict.fromkeys(columns, "") for line in here}
     for line in here:
         better = "".join(name[0] for name, apart in line.apart.items() if name != DENSE and apart.above)
