@@ -38,12 +38,12 @@ def test_slim_equals_masked_in_outputs_and_gradients(name, seed, drop):
     small = shrink(pruned, removal)
     torch.manual_seed(seed)
     x = inputs(name)
-    for mode in (False, True):
-        one, two = pruned.train(mode)(x), small.train(mode)(x)
-        # sums in another order: their last bits grow with the outputs, and over sixteen layers, on some CPUs more
-        assert float((one - two).detach().abs().max()) < 1e-5 * max(1.0, float(one.detach().abs().max()))
     exact = [copy.deepcopy(net).double().eval()(x if x.dtype == torch.int64 else x.double()) for net in (pruned, small)]
     assert torch.allclose(*exact, rtol=0, atol=1e-10)
+    # in single precision sums have another order; batch norm over two rows and sixteen layers make more of that
+    for mode, bound in ((False, 1e-5), (True, 5e-5)):
+        one, two = pruned.train(mode)(x), small.train(mode)(x)
+        assert float((one - two).detach().abs().max()) < bound * max(1.0, float(one.detach().abs().max()))
     # in double precision: some of these gradients are ill-conditioned, and single precision tells little about them
     expected = slim(
         gradients(pruned, x), Plan(tuple(c for c in removal.cuts if "running" not in c.tensor), removal.dropped)
