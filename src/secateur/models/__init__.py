@@ -117,15 +117,17 @@ def fragile(layer: nn.Module) -> bool:
     On CPUs without AVX-512, torch 2.13's gradient of the weights of a pointwise convolution with a stride writes beyond
     its buffers where few channels, not a multiple of eight, lie last: the process crashes, or trains on noise.
     """
-    if not isinstance(layer, nn.Conv2d) or set(layer.kernel_size) != {1} or set(layer.stride) == {1}:
-        return False
-    return bool(layer.weight.shape[1] % 8)
+    return isinstance(layer, nn.Conv2d) and _strided_point(layer) and bool(layer.weight.shape[1] % 8)
+
+
+def _strided_point(layer: nn.Conv2d) -> bool:
+    return set(layer.kernel_size) == {1} and set(layer.stride) != {1}
 
 
 def guard(model: nn.Module) -> None:
     """Let ``fragile`` layers, also those that become so when they are cut, see their input with channels first."""
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and _strided_point(layer):
             layer.register_forward_pre_hook(_channels_first)
 
 
