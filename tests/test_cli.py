@@ -74,7 +74,7 @@ def test_a_method_by_its_dotted_path(tmp_path):
     [
         (["run", "autofilp"], "did you mean 'autoflip'"),
         (["run", "--set", "schedule.sparsty=1"], "schedule.sparsity"),
-        (["run", "--set", "rounds"], "slot.option=value"),
+        (["run", "--set", "rounds"], "path=value"),
         (["run", "--partition", "shards"], "data.partition"),
         (["run", "--rounds", "0"], "rounds = '0'"),
         (["run", "--config", "none.toml"], "none.toml"),

@@ -131,7 +131,7 @@ def test_a_suite_is_adjusted():
     assert tiny(seeds=[4, 7]).adjusted(1).seeds == [4]
     own = tiny(variants={"slow": {"method": "fedavg", "training.lr": 0.01}}).adjusted(settings=["training.lr=0.5"])
     assert cells(own)[0].study.training.lr == 0.01  # what a variant says of itself stands
-    with pytest.raises(ConfigError, match="--set: 'rounds' is no setting: write it as path=value"):
+    with pytest.raises(ConfigError, match="--set 'rounds': write it as path=value"):
         tiny().adjusted(settings=["rounds"])
 
 
@@ -159,7 +159,7 @@ def test_methods_and_settings_on_the_command_line_are_a_suite():
         (["fedavg", "autoflp"], "unknown suite or method 'autoflp': did you mean 'autoflip'?"),
         (["quick", "fedavg"], "quick: a suite is compared by itself"),
         (["fedavg", "fedavg"], "'fedavg' is compared twice"),
-        (["prunefl:sparsity"], "prunefl:sparsity: 'sparsity' is no setting"),
+        (["prunefl:sparsity"], "prunefl:sparsity 'sparsity': write it as path=value"),
     ],
 )
 def test_wrong_words_are_one_line(words, told):

@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize("setting", ["rounds", "=3", ""])
 def test_set_without_a_value(setting):
-    with pytest.raises(ConfigError, match="write it as slot.option=value"):
+    with pytest.raises(ConfigError, match="write it as path=value"):
         assign({}, setting)
 
 

@@ -71,7 +71,7 @@ def local(tmp_path_factory):
 def test_a_deployment_gives_the_local_engines_bits_and_strangers_get_in_nowhere(here, local):
     out = here.folder / "run"
     run = here.submit(EXAMPLES / "digits", out=str(out), set=SMALL)
-    assert here.wait(run, 170) == "finished:completed"
+    assert here.wait(run, 300) == "finished:completed"
     assert same(model_of(out), model_of(local))
     assert ledger(out) == ledger(local)
     nodes = json.loads(here.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
@@ -95,11 +95,14 @@ def records(folder):
 
 
 def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
-    """Node 3 is killed in mid-round and started again; later the whole SuperLink is; the run ends, and tells."""
+    """Node 3 is killed in mid-round and started again; later the whole SuperLink is; the run ends, and tells.
+
+    Each message costs a node a process that imports torch: on busy cores a round of four takes 20 s.
+    """
     out = here.folder / "disturbed"
-    settings = {"out": str(out), "set": SMALL.replace("rounds=2", "rounds=5"), "deadline": 25}
-    here.submit(EXAMPLES / "digits", **settings)
-    wait_for(lambda: len(records(out)) == 1, 60, "the exploration")
+    settings = {"out": str(out), "set": SMALL.replace("rounds=2", "rounds=3")}
+    here.submit(EXAMPLES / "digits", **settings, deadline=30)
+    wait_for(lambda: len(records(out)) == 1, 120, "the exploration")
     time.sleep(2)
     here.stop("node3", signal.SIGKILL)
     wait_for(lambda: len(records(out)) >= 2, 60, "a round without node 3")
@@ -108,14 +111,14 @@ def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
     assert not (out / "summary.json").exists()
     here.start_superlink()  # the nodes find it again by themselves
     here.start_node("node3", f'partition-id=3 state="{here.folder / "state" / "3"}"')
-    again = here.submit(EXAMPLES / "digits", **settings)
-    assert here.wait(again, 170) == "finished:completed"
+    again = here.submit(EXAMPLES / "digits", **settings, deadline=150)  # nobody is to be left out any more
+    assert here.wait(again, 400) == "finished:completed"
     rows = rows_of(out)
-    assert [row["round"] for row in rows] == [0, 1, 2, 3, 4, 5]
+    assert [row["round"] for row in rows] == [0, 1, 2, 3]
     assert done >= 2
     left_out = {row["round"]: [o["client"] for o in row["left_out"]] for row in rows}
     assert 3 in left_out[1]
-    assert left_out[5] == []
+    assert left_out[3] == []
     assert json.loads((out / "summary.json").read_text())["left_out"]["3"] >= 1
 
 

@@ -34,7 +34,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     participation: Annotated[Optional[float], typer.Option(help="C, share of clients in a round")] = None,  # noqa: UP045
     rounds: Annotated[Optional[int], typer.Option(help="R")] = None,  # noqa: UP045
     seed: Annotated[Optional[int], typer.Option(help="Every random draw comes from it")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="slot.option=value or training.lr=…")] = None,  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value: training.lr=0.1")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
     dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,  # noqa: FBT002

@@ -188,14 +188,24 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not valid TOML: {broken}") from broken
 
 
+def pair(setting: str, where: str = "--set") -> tuple[str, str]:
+    """Split ``path=value``; ``where`` it was read stands in the error.
+
+    Raises:
+        ConfigError: it is not written so.
+    """
+    path, equals, value = setting.partition("=")
+    if not equals or not path:
+        raise ConfigError(f"{where} {setting!r}: write it as path=value, for example schedule.sparsity=0.5")
+    return path, value
+
+
 def assign(values: dict[str, Any], setting: str) -> None:
     """Enter one ``path=value`` of the command line into a nested mapping.
 
     ``training.lr=0.1`` and ``rounds=5`` go to the study; every other path is an option of the method.
     """
-    path, equals, value = setting.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"--set {setting!r}: write it as slot.option=value, for example schedule.sparsity=0.5")
+    path, value = pair(setting)
     head, _, rest = path.partition(".")
     fields = Study.model_fields
     if head == "model" and rest and rest not in ModelSection.model_fields:

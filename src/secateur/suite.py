@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.client import example, make_model, make_setting
-from secateur.config import ModelSection, Study, assign, read, study
+from secateur.config import ModelSection, Study, assign, pair, read, study
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.methods.narrow import Narrow
@@ -90,7 +90,7 @@ class Suite(BaseModel):
             update={
                 "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
                 "partitions": list(partitions or self.partitions),
-                "common": common | dict(_pair(setting, "--set") for setting in settings),
+                "common": common | dict(pair(setting) for setting in settings),
             }
         )
 
@@ -159,7 +159,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
             raise ConfigError(f"{word}: a suite is compared by itself; beside others name methods alone")
         if "." not in method and method not in methods.names():
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
-        settings = dict(_pair(setting, word) for setting in rest.split(",") if setting)
+        settings = dict(pair(setting, word) for setting in rest.split(",") if setting)
         name = _named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
@@ -167,13 +167,6 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     source = data or known.data.source
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
     return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
-
-
-def _pair(setting: str, where: str) -> tuple[str, str]:
-    path, equals, value = setting.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"{where}: {setting!r} is no setting: write it as path=value, such as schedule.sparsity=0.5")
-    return path, value
 
 
 def _named(method: str, settings: Mapping[str, str]) -> str:
