@@ -164,11 +164,10 @@ def lay_out(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.data
-            # a flat view and back: a single column knows no order of channels, but its strides tell one
+            # where one input channel leaves the order open, strides tell it: a flat view and back for channels first,
+            # and for channels last ``to``, which sets them where ``contiguous`` lets them be
             layer.weight.data = (
-                weight.flatten(1)[:, :, None, None]
-                if fragile(layer)
-                else weight.contiguous(memory_format=torch.channels_last)
+                weight.flatten(1)[:, :, None, None] if fragile(layer) else weight.to(memory_format=torch.channels_last)
             )
 
 

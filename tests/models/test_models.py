@@ -260,3 +260,10 @@ def test_strided_pointwise_convolutions_of_few_channels_see_channels_first():
     exact.train()(x.double().contiguous()).square().sum().backward()
     for (name, mine), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
         assert torch.allclose(mine.grad.double(), theirs.grad, rtol=1e-3, atol=1e-3), name
+
+
+def test_weights_of_a_single_input_channel_lie_channels_last_too():
+    """Their strides say so, though either order is the same memory; torch chooses its code by them."""
+    model = models.build("twocnn", input_shape=(1, 28, 28), outputs=10, init="torch")
+    lay_out(model)
+    assert (model.conv1.weight.stride(), model.conv2.weight.stride()) == ((25, 1, 5, 1), (800, 1, 160, 32))
