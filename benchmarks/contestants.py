@@ -180,7 +180,7 @@ def _peak_worker(gate: Barrier, told: Queue[tuple[float, float]]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    square, wide = torch.rand(1024, 1024), torch.rand(2**26)
+    square, wide = torch.rand(1024, 1024), torch.rand(2**24)
     product, copy = torch.empty_like(square), torch.empty_like(wide)
 
     def rate(work: Callable[[], object], amount: float) -> float:

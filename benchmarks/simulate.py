@@ -263,6 +263,8 @@ def profile() -> Iterator[dict[str, Any]]:
 FIRST = """
 import os, sys, time
 from pathlib import Path
+from secateur.engines.local import warm
+warm()  # as the command line begins
 from secateur import run
 from secateur.config import Runtime, study
 def watch(row):

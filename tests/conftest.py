@@ -1,4 +1,4 @@
-"""The suite takes as many processes as there are cores, so each computes in one thread; set before torch is imported."""
+"""The suite takes as many processes as there are cores: each computes in one thread; set before torch is imported."""
 
 import os
 

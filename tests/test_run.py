@@ -124,6 +124,9 @@ def test_clients_keep_personal_state_through_a_stop(tmp_path, shards, monkeypatc
 SERVER = """
 import sys
 from pathlib import Path
+if __name__ == "__main__":  # as the command line begins
+    from secateur.engines.local import warm
+    warm()
 from secateur import run as runs
 from secateur.config import Runtime
 
@@ -162,14 +165,14 @@ def children(pid):
 
 
 def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_run):
-    """Twenty trials: the server, or a worker, is killed at a random moment; then the run goes on from its folder."""
+    """Twelve trials: the server, or a worker, is killed at a random moment; then the run goes on from its folder."""
     study, model, records = long_run
     script = tmp_path / "server.py"
     script.write_text(SERVER)
     draw = random.Random(7)
     folder, trials, finished = tmp_path / "run0", 0, 0
     runs.reserve(folder, study)
-    while trials < 20:
+    while trials < 12:
         server = serve(script, folder, shards)
         with server:
             lines = draw.randint(0, 4)

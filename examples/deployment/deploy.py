@@ -228,7 +228,10 @@ class Deployment:
         return str(self._told("list", "here", "--run-id", run)["runs"][0]["status"])
 
     def wait(self, run: str, seconds: float = 3600.0) -> str:
-        """Wait for a run's end, showing secateur's lines as they come; return its status."""
+        """Wait for a run's end, showing secateur's lines as they come; return its status.
+
+        Each look starts two ``flwr`` commands of some seconds each, so it looks rarely.
+        """
         end, shown = time.monotonic() + seconds, 0
         while time.monotonic() < end:
             status = self.status(run)
@@ -238,7 +241,7 @@ class Deployment:
             shown = len(lines)
             if status.startswith("finished"):
                 return status
-            time.sleep(1)
+            time.sleep(5)
         raise SystemExit(f"run {run} did not end within {seconds:g} s; see the logs in {self.folder}")
 
 

@@ -42,6 +42,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     deadline: Deadline = None,
 ) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
+    _warm(workers)
     from secateur import config as settings_of  # noqa: PLC0415
 
     values = settings_of.read(config) if config is not None else {}
@@ -61,6 +62,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 @app.command()
 def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> None:
     """Go on with a run that was stopped, from its last completed round."""
+    _warm(workers)
     from secateur.run import read_study  # noqa: PLC0415
 
     study = read_study(folder)
@@ -80,6 +82,7 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
     """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
+    _warm(jobs or None)
     from secateur import compare as grid  # noqa: PLC0415
     from secateur import standings  # noqa: PLC0415
     from secateur.report.standing import show  # noqa: PLC0415
@@ -234,6 +237,14 @@ def _runtime(workers: int | None, deadline: float | None) -> Runtime:
     from secateur.config import Runtime  # noqa: PLC0415
 
     return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
+
+
+def _warm(workers: int | None) -> None:
+    """Let workers' imports begin before our own."""
+    if workers != 0:
+        from secateur.engines.local import warm  # noqa: PLC0415
+
+        warm()
 
 
 def _console() -> Console:

@@ -22,7 +22,7 @@ from secateur.config import Runtime, Study, read
 from secateur.config import study as parse_study
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
-from secateur.engines.local import LocalEngine
+from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.exchange import Books, Exchange
@@ -56,9 +56,9 @@ def open_local(
     make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
 ) -> Engine:
     """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
-    store, preload = StateStore(folder / "clients", runtime.state_budget), ["secateur.client"]
+    store = StateStore(folder / "clients", runtime.state_budget)
     return LocalEngine(
-        make_serve, clients=clients, workers=runtime.workers, store=store, preload=preload, together=together
+        make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
     )
 
 

@@ -1,8 +1,10 @@
 """Sources, partitions and shards."""
 
 import gzip
+import os
 import re
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -657,3 +659,17 @@ def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):
         data.load(f"table:{path}{argument}", seed=0)
     with pytest.raises(DataError, match="cannot read the table"):
         data.load(f"table:{tmp_path / 'none.csv'}#a#b", seed=0)
+
+
+def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_for_who_asks_later(tmp_path):
+    code = """if True:
+        import sys
+        from secateur import provision
+        from secateur.config import study
+        provision.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
+        assert not {"matplotlib", "seaborn", "sklearn", "scipy"} & set(sys.modules)
+        import flwr_datasets
+        assert flwr_datasets.FederatedDataset and flwr_datasets.partitioner.IidPartitioner
+    """
+    path = os.pathsep.join(p for p in sys.path if p)
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True, env={**os.environ, "PYTHONPATH": path})

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import importlib.util
 import io
 import math
+import sys
 import warnings
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -134,6 +139,29 @@ def _quiet() -> Iterator[None]:
 
 def _libraries() -> tuple[Any, Any]:
     datasets = need("datasets", install="flwr-datasets")
-    partitioners = need("flwr_datasets.partitioner", install="flwr-datasets")
     datasets.disable_progress_bars()
-    return datasets, partitioners
+    return datasets, _partitioners()
+
+
+@functools.cache
+def _partitioners() -> ModuleType:
+    """Import ``flwr_datasets.partitioner`` without the package around it, which loads matplotlib and seaborn to draw.
+
+    They take longer than all else that a first round waits for. Who imports the package later gets it whole.
+    """
+    name, found = "flwr_datasets", importlib.util.find_spec("flwr_datasets")
+    if found is None or name in sys.modules:
+        return need(f"{name}.partitioner", install="flwr-datasets")
+    sys.modules[name] = importlib.util.module_from_spec(found)
+    try:
+        return importlib.import_module(f"{name}.partitioner")
+    except ImportError:  # a version whose partitioners need the rest
+        _forget(name)
+        return need(f"{name}.partitioner", install="flwr-datasets")
+    finally:
+        _forget(name)
+
+
+def _forget(package: str) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        del sys.modules[name]

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from secateur.data import embedded
 from secateur.data.graphs import CLASSES, communities
 from secateur.data.hold import hold_out
 from secateur.data.tables import table
@@ -137,9 +138,8 @@ def _digits(argument: str, seed: int) -> Source:
     """
     if argument:
         raise DataError(f"data 'digits:{argument}': digits are embedded and take no folder; write digits")
-    data = need("sklearn.datasets", install="scikit-learn").load_digits()
-    x = data.images.astype(np.uint8)[:, None]
-    y = data.target.astype(np.int64)
+    pixels, y = embedded.digits()
+    x = pixels.astype(np.uint8).reshape(-1, 1, 8, 8)
     train, test = hold_out(y, seed)
     return Source("digits", x[train], y[train], x[test], y[test], None, 10, scale=16.0)
 

@@ -20,6 +20,8 @@ from secateur.engines import Failure, Serve, ServeTogether
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
 
+CLIENT = ("secateur.client",)
+"""What workers that serve clients import."""
 _TRIES = 3
 _WINDOW = 4
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -81,6 +83,24 @@ def for_workers() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def context(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
+    """Return how processes are started: forked from one that has imported ``preload``, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(["__main__", *preload])
+    return forked
+
+
+def warm(preload: Sequence[str] = CLIENT) -> None:
+    """Start what workers are forked from, where they are, so that it imports while this process does."""
+    if context(preload).get_start_method() == "forkserver":
+        from multiprocessing import forkserver  # noqa: PLC0415 -- not on every system
+
+        with for_workers():
+            forkserver.ensure_running()
+
+
 def _said(client: int, answer: tuple[bytes, bytes | None] | Exception) -> _Said:
     if not isinstance(answer, Exception):
         reply, state = answer
@@ -123,9 +143,9 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
 class _Worker:
     """One process and the task it has at the moment."""
 
-    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+    def __init__(self, begun: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
+        self.pipe, theirs = begun.Pipe()
+        self.process: BaseProcess = begun.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, make_serve), daemon=True
         )
         try:
@@ -265,12 +285,12 @@ class LocalEngine:
     def staffed(self) -> list[_Worker]:
         """Return the workers, started where they are not yet."""
         while len(self._workers) < self._size:
-            self._workers.append(_Worker(self._context(), self._make_serve))
+            self._workers.append(_Worker(context(self._preload), self._make_serve))
         return self._workers
 
     def _replace(self, worker: _Worker) -> None:
         worker.stop()
-        self._workers[self._workers.index(worker)] = _Worker(self._context(), self._make_serve)
+        self._workers[self._workers.index(worker)] = _Worker(context(self._preload), self._make_serve)
 
     def replace_dead(self, worker: _Worker) -> None:
         """Start a new worker in the place of a dead one.
@@ -282,13 +302,6 @@ class LocalEngine:
         if self.stillborn >= _TRIES:
             raise EngineError(f"{_TRIES} worker processes ended before they could serve; --workers 0 shows why")
         self._replace(worker)
-
-    def _context(self) -> multiprocessing.context.BaseContext:
-        if "forkserver" not in multiprocessing.get_all_start_methods():
-            return multiprocessing.get_context("spawn")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", *self._preload])
-        return context
 
 
 class _Exchange:
