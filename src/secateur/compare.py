@@ -19,7 +19,7 @@ from secateur import checkpoint, provision
 from secateur import run as runs
 from secateur.config import Runtime, Study
 from secateur.data.shards import open_shards
-from secateur.engines.local import context, for_workers
+from secateur.engines.local import for_workers, processes
 from secateur.errors import CheckpointError, SecateurError
 from secateur.suite import Cell, Suite, cells, controls
 
@@ -82,7 +82,7 @@ class _Pool:
         self.out, self.told = out, told
         self.known: dict[Path, int] = {}  # rounds of each run
         self.done: set[Path] = set()
-        self.executor = ProcessPoolExecutor(jobs, context(), _begin)
+        self.executor = ProcessPoolExecutor(jobs, processes(), _begin)
 
     def __enter__(self) -> Self:
         return self

@@ -93,6 +93,28 @@ def test_workers_have_one_thread_and_this_process_keeps_its_environment(monkeypa
     assert "MALLOC_MMAP_THRESHOLD_" not in os.environ
 
 
+def test_an_interrupt_while_workers_imports_go_on_is_answered_by_the_server_alone():
+    code = """if True:
+        import sys, time
+        from secateur.engines.local import warm
+        warm()
+        print("warm", flush=True)
+        try:
+            time.sleep(60)
+        except KeyboardInterrupt:
+            sys.exit(7)
+    """
+    path = os.pathsep.join(p for p in sys.path if p)
+    server = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert server.stdout.readline() == "warm\n"
+    os.killpg(server.pid, signal.SIGINT)
+    _, said = server.communicate(timeout=60)  # it ends when nobody holds the pipe any more
+    assert (server.returncode, said) == (7, "")
+
+
 def test_a_factory_that_cannot_travel_is_an_error():
     with engine(lambda: None, 1) as running, pytest.raises(EngineError, match="cannot be started"):
         list(running.exchange(REQUESTS))

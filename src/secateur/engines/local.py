@@ -83,7 +83,7 @@ def for_workers() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def context(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
+def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
     """Return how processes are started: forked from one that has imported ``preload``, where the system can."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -93,12 +93,19 @@ def context(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseCont
 
 
 def warm(preload: Sequence[str] = CLIENT) -> None:
-    """Start what workers are forked from, where they are, so that it imports while this process does."""
-    if context(preload).get_start_method() == "forkserver":
+    """Start what workers are forked from, where they are, so that it imports while this process does.
+
+    Control-C in the terminal reaches it too: this process alone answers.
+    """
+    if processes(preload).get_start_method() == "forkserver":
         from multiprocessing import forkserver  # noqa: PLC0415 -- not on every system
 
-        with for_workers():
-            forkserver.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with for_workers():
+                forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _said(client: int, answer: tuple[bytes, bytes | None] | Exception) -> _Said:
@@ -143,9 +150,9 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
 class _Worker:
     """One process and the task it has at the moment."""
 
-    def __init__(self, begun: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
-        self.pipe, theirs = begun.Pipe()
-        self.process: BaseProcess = begun.Process(  # type: ignore[attr-defined]
+    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
+        self.pipe, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, make_serve), daemon=True
         )
         try:
@@ -285,12 +292,12 @@ class LocalEngine:
     def staffed(self) -> list[_Worker]:
         """Return the workers, started where they are not yet."""
         while len(self._workers) < self._size:
-            self._workers.append(_Worker(context(self._preload), self._make_serve))
+            self._workers.append(_Worker(processes(self._preload), self._make_serve))
         return self._workers
 
     def _replace(self, worker: _Worker) -> None:
         worker.stop()
-        self._workers[self._workers.index(worker)] = _Worker(context(self._preload), self._make_serve)
+        self._workers[self._workers.index(worker)] = _Worker(processes(self._preload), self._make_serve)
 
     def replace_dead(self, worker: _Worker) -> None:
         """Start a new worker in the place of a dead one.
