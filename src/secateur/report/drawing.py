@@ -29,7 +29,8 @@ def layout(across: str, up: str, *, money: bool = False) -> Figure:
     return {
         "xaxis": {"title": {"text": across}, "automargin": True, **ticks},
         "yaxis": {"title": {"text": up}, "automargin": True},
-        "legend": {"orientation": "h", "y": -0.2, "yanchor": "top"}, "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "legend": {"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom"},
+        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
     }  # fmt: skip
 
 
