@@ -202,10 +202,12 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
 
 
 def _spots(lines: Sequence[Drawn], cost: Side, best: Sequence[Drawn], *, crowded: bool) -> list[Figure]:
+    right = 0.8 * max(cost(line).mean for line in lines)  # a name there would be cut off by the figure's edge
     return [
         {
             "type": "scatter", "name": line.name, "mode": "markers+text" if line.told and not crowded else "markers",
-            "x": [cost(line).mean], "y": [line.quality.mean], "text": [line.name], "textposition": "top center",
+            "x": [cost(line).mean], "y": [line.quality.mean], "text": [line.name],
+            "textposition": "top left" if cost(line).mean > right else "top center",
             "marker": {"size": 9 if line.control else 12, "color": look["color"], "symbol": look["symbol"]},
             "error_y": _error(line.quality), "error_x": _error(cost(line)), "opacity": 0.6 if line.control else 1.0,
         }
