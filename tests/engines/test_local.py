@@ -95,8 +95,9 @@ def test_workers_have_one_thread_and_this_process_keeps_its_environment(monkeypa
 
 def test_an_interrupt_while_workers_imports_go_on_is_answered_by_the_server_alone():
     code = """if True:
-        import sys, time
+        import signal, sys, time
         from secateur.engines.local import warm
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         warm()
         print("warm", flush=True)
         try:
@@ -110,6 +111,7 @@ def test_an_interrupt_while_workers_imports_go_on_is_answered_by_the_server_alon
         start_new_session=True, env={**os.environ, "PYTHONPATH": path},
     )  # fmt: skip
     assert server.stdout.readline() == "warm\n"
+    time.sleep(1.0)  # imports of torch take longer
     os.killpg(server.pid, signal.SIGINT)
     _, said = server.communicate(timeout=60)  # it ends when nobody holds the pipe any more
     assert (server.returncode, said) == (7, "")

@@ -98,8 +98,9 @@ def warm(preload: Sequence[str] = CLIENT) -> None:
     Control-C in the terminal reaches it too: this process alone answers.
     """
     if processes(preload).get_start_method() == "forkserver":
-        from multiprocessing import forkserver  # noqa: PLC0415 -- not on every system
+        from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415 -- not on every system
 
+        resource_tracker.ensure_running()  # the first call ends with the signal let through again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             with for_workers():
