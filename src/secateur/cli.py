@@ -82,7 +82,7 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
     """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
-    _warm(jobs or None)
+    _warm()
     from secateur import compare as grid  # noqa: PLC0415
     from secateur import standings  # noqa: PLC0415
     from secateur.report.standing import show  # noqa: PLC0415
@@ -239,7 +239,7 @@ def _runtime(workers: int | None, deadline: float | None) -> Runtime:
     return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
 
 
-def _warm(workers: int | None) -> None:
+def _warm(workers: int | None = None) -> None:
     """Let workers' imports begin before our own."""
     if workers != 0:
         from secateur.engines.local import warm  # noqa: PLC0415

@@ -150,16 +150,14 @@ def _partitioners() -> ModuleType:
     They take longer than all else that a first round waits for. Who imports the package later gets it whole.
     """
     name, found = "flwr_datasets", importlib.util.find_spec("flwr_datasets")
-    if found is None or name in sys.modules:
-        return need(f"{name}.partitioner", install="flwr-datasets")
-    sys.modules[name] = importlib.util.module_from_spec(found)
-    try:
-        return importlib.import_module(f"{name}.partitioner")
-    except ImportError:  # a version whose partitioners need the rest
-        _forget(name)
-        return need(f"{name}.partitioner", install="flwr-datasets")
-    finally:
-        _forget(name)
+    if found is not None and name not in sys.modules:
+        sys.modules[name] = importlib.util.module_from_spec(found)
+        try:
+            with contextlib.suppress(ImportError):  # a version whose partitioners need the rest
+                return importlib.import_module(f"{name}.partitioner")
+        finally:
+            _forget(name)
+    return need(f"{name}.partitioner", install="flwr-datasets")
 
 
 def _forget(package: str) -> None:

@@ -92,12 +92,12 @@ def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseCo
     return forked
 
 
-def warm(preload: Sequence[str] = CLIENT) -> None:
+def warm() -> None:
     """Start what workers are forked from, where they are, so that it imports while this process does.
 
     Control-C in the terminal reaches it too: this process alone answers.
     """
-    if processes(preload).get_start_method() == "forkserver":
+    if processes().get_start_method() == "forkserver":
         from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415 -- not on every system
 
         resource_tracker.ensure_running()  # the first call ends with the signal let through again
