@@ -29,7 +29,7 @@ LAYERS = [
     {"client", "checkpoint", "catalogue", "provision"},
     {"exchange"},
     {"run"},
-    {"export", "journal", "suite", "suites"},
+    {"export", "journal", "outcomes", "suite", "suites"},
     {"compare"},
     {"standings"},
     {"page"},

@@ -8,7 +8,8 @@ import pytest
 from secateur import page, standings
 from secateur.report import beside
 from secateur.report.statistics import Interval
-from secateur.standings import Line, Outcome
+from secateur.outcomes import Outcome
+from secateur.standings import Line
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SPARSITIES = (50, 80, 90, 95, 98)

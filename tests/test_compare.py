@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import model_of
-from secateur import checkpoint, compare, page, standings
+from secateur import checkpoint, compare, outcomes, page, standings
 from secateur import run as runs
 from secateur.errors import ConfigError
 from secateur.report import standing
@@ -240,7 +240,7 @@ def test_lines_set_each_variant_beside_its_own_fedavg(compared):
 def test_outcomes_are_read_from_the_records(compared):
     _, found, out, _ = compared
     folder = compare.folder_of(out, found[0].study)
-    one = standings.outcome(folder)
+    one = outcomes.outcome(folder)
     rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
     assert one.bytes == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
     assert one.rounds == [(r["round"], r["accuracy"]) for r in rows]

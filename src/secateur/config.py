@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from secateur import methods
 from secateur.data.partition import parse as parse_partition
@@ -96,6 +96,17 @@ class Study(_Section):
     compute: Compute = Compute()
     options: dict[str, Option] = Field(default_factory=dict)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_recommended(cls, values: Any) -> Any:
+        """Train as the method recommends wherever the study says nothing else."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
+            return values
+        method = values.get("method", cls.model_fields["method"].default)
+        if not isinstance(method, str):
+            return values
+        return {**values, "training": {**methods.find(method).recommended, **values.get("training", {})}}
+
     def build_method(self) -> Method:
         """Return the method with its options set.
 
@@ -116,9 +127,17 @@ class Study(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def dense(self) -> Study:
-        """Return the dense study to be trained beside: FedAvg with the same aggregator, all else equal."""
+        """Return the dense study to be trained beside: FedAvg with the same aggregator, all else equal.
+
+        Where the method learns something other than weights, its optimiser is not for weights: what it recommends
+        goes back to the defaults.
+        """
         aggregator = {k: v for k, v in self.complete().options.items() if k.split(".")[0] == "aggregator"}
-        return self.model_copy(update={"method": "fedavg", "options": aggregator}).complete()
+        method, training = self.build_method(), self.training
+        if not method.trains_weights:
+            usual = Training()
+            training = dataclasses.replace(training, **{name: getattr(usual, name) for name in method.recommended})
+        return self.model_copy(update={"method": "fedavg", "options": aggregator, "training": training}).complete()
 
     def to_toml(self) -> str:
         """Return the complete study as TOML."""

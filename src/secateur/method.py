@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -235,7 +235,16 @@ def report(done: local.Fit) -> dict[str, Scalar]:
 
 
 class Method(ABC):
-    """Base of all methods: frozen dataclasses whose fields are their options, defaulting to the paper's."""
+    """Base of all methods: frozen dataclasses whose fields are their options, defaulting to the paper's.
+
+    Attributes:
+        recommended: fields of ``Training``, by name, that the method needs where it learns something other than
+            weights: scores, signs or thresholds have an optimiser and a rate of their own. They hold wherever a study
+            or a suite's variant says nothing else. Methods that learn weights leave it empty, so that they are
+            compared under one training.
+    """
+
+    recommended: ClassVar[Mapping[str, str | float]] = {}
 
     @property
     def regrows(self) -> bool:

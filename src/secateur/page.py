@@ -20,7 +20,8 @@ from secateur.report import beside, figures
 from secateur.report.links import Links
 from secateur.report.standing import latex, markdown
 from secateur.report.statistics import front
-from secateur.standings import DENSE, RESULT, Line, Outcome, by_sparsity, outcome, saved, table
+from secateur.outcomes import Outcome, outcome
+from secateur.standings import DENSE, RESULT, Line, by_sparsity, saved, table
 from secateur.standings import lines as lines_among
 
 Facts = dict[str, Any]

@@ -26,7 +26,7 @@ _TICKS = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 
 @dataclass(frozen=True)
 class Drawn:
-    """A line of a comparison as figures need it; see ``standings.Line`` and ``standings.Outcome`` for the fields.
+    """A line of a comparison as figures need it; see ``standings.Line`` and ``outcomes.Outcome`` for the fields.
 
     Attributes:
         curves: of each seed, by axis (``rounds``, ``carried``, ``worked``, ``linked``).
