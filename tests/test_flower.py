@@ -318,7 +318,8 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
         y = rng.integers(0, 2, 60 + 10 * k)
         (tmp_path / str(k)).mkdir()
         np.save(tmp_path / str(k) / "rows.npy", np.column_stack([rng.normal(size=(len(y), 5)) + y[:, None], y]))
-        nodes[k + 1] = Node(client_app(), k + 1, settings, **{"partition-id": k, "data": str(tmp_path / str(k))})
+        config = {"data": str(tmp_path / str(k)), "allow": "data.source=hospitals_of_a_test:load"}
+        nodes[k + 1] = Node(client_app(), k + 1, settings, **{"partition-id": k, **config})
     summary = apps.serve(LoopGrid(nodes), settings)
     assert summary["final"]["accuracy"] > 0.8
     rows = rows_of(tmp_path / "run")
@@ -624,9 +625,9 @@ def test_four_hospitals_train_together_and_keep_their_rows(tmp_path, monkeypatch
     app = importlib.import_module("hospitals_app")
     text = tomllib.loads((ROOT / "examples" / "hospitals" / "pyproject.toml").read_text())
     settings = {**flatten_dict(text["tool"]["flwr"]["app"]["config"]), "out": str(tmp_path / "run"), "wait": 0.2}
-    places = hospitals(tmp_path)
+    places, allow = hospitals(tmp_path), f"data.source={settings['data.source']}"
     nodes = {
-        k + 1: Node(app.client, k + 1, settings, **{"partition-id": k, "data": str(place)})
+        k + 1: Node(app.client, k + 1, settings, **{"partition-id": k, "data": str(place), "allow": allow})
         for k, place in enumerate(places)
     }
     summary = apps.serve(LoopGrid(nodes), settings)

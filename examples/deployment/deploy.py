@@ -1,7 +1,8 @@
 """A whole Flower deployment on this machine's loopback: SuperLink and SuperNodes with TLS and node authentication.
 
     python examples/deployment/deploy.py                       # the digits app, four nodes
-    python examples/deployment/deploy.py examples/hospitals --data path/to/folders
+    python examples/deployment/deploy.py examples/hospitals --data path/to/folders \\
+        --allow data.source=hospitals_app:load
 
 It makes certificates and keys, starts the processes, registers the nodes, runs the app and stops everything. Each
 process has a home, a log and a state folder of its own below ``--folder``, as if it were another machine; what the
@@ -255,6 +256,7 @@ def main() -> int:
     parser.add_argument(
         "--data", type=Path, help="folder with one folder a node: 0, 1, ...; default: the app's own data"
     )
+    parser.add_argument("--allow", help="what of the app's own the nodes trust, such as data.source=hospitals_app:load")
     parser.add_argument("--set", dest="settings", help="in place of the app's set, such as 'rounds=3 seed=1'")
     given = parser.parse_args()
     with Deployment(given.folder, given.port) as here:
@@ -262,6 +264,8 @@ def main() -> int:
             config = f'partition-id={k} state="{here.folder / "state" / str(k)}"'
             if given.data:
                 config += f' data="{(given.data / str(k)).absolute()}"'
+            if given.allow:
+                config += f' allow="{given.allow}"'
             here.start_node(f"node{k}", config)
         more = {"set": given.settings} if given.settings else {}
         run = here.submit(given.app, out=str(here.folder / "run"), **more)

@@ -3,7 +3,8 @@
 The run configuration of a Flower app holds a study's settings by their paths (``method``, ``training.lr``,
 ``schedule.sparsity``); ``set``, more of these in one text, since Flower overrides only what an app declares; and three
 of the server's own: ``out``, ``deadline``, ``wait``. A node says which client it is by ``partition-id`` in its node
-configuration, where its own data lie by ``data``, and where it keeps what must outlive a restart by ``state``.
+configuration, where its own data lie by ``data``, where it keeps what must outlive a restart by ``state``, and what a
+run may name beyond this package by ``allow`` (see ``policy``).
 """
 
 from __future__ import annotations
@@ -45,10 +46,13 @@ from secateur.engines.flower import (
     unpack,
 )
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
+from secateur.flower import policy
 from secateur.wire import codec
 
 _SERVERS = ("out", "deadline", "wait")
 _RUN_ID = "flower-run"
+_LONGEST, _SHORT, _LOGGED = 300, 80, 2000  # characters of an error, of a setting in it, of an error in the node's log
+_SHOWN = 8  # settings that the node's log names
 
 
 def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
@@ -57,13 +61,18 @@ def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
+    return config.study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+
+
+def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the study's settings as they were written; nothing that they name is looked at."""
     values: dict[str, Any] = {}
     for path, value in run_config.items():
         if path not in {*_SERVERS, "set"}:
             config.assign(values, f"{path}={value}")
     for setting in shlex.split(str(run_config.get("set", ""))):
         config.assign(values, setting)
-    return config.study(values), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+    return values
 
 
 # ---- the server
@@ -205,8 +214,8 @@ def _answered(message: Message, make: Any) -> Message:
         content = make()
     except Exception as broken:  # noqa: BLE001 -- told on both sides; it costs this client its place only
         line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
-        LOG.error("%s", line)
-        content = pack({"error": line})
+        LOG.error("%s", line[:_LOGGED])
+        content = pack({"error": line[:_LONGEST]})
     return Message(content, reply_to=message)
 
 
@@ -230,7 +239,7 @@ def _about(study: Study, shards: Shards) -> About:
 
 def _place(context: Context) -> tuple[int, Study, Path]:
     """Return which client this node is, of which study, and where its rows are."""
-    study, _ = study_of(context.run_config)
+    study = _permitted(context)
     number = context.node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
         raise ConfigError(
@@ -240,6 +249,28 @@ def _place(context: Context) -> tuple[int, Study, Path]:
     data = context.node_config.get("data")
     rows = provision.simulated(study, _cache()) if data is None else provision.own(study, number, str(data), _cache())
     return number, study, rows
+
+
+def _permitted(context: Context) -> Study:
+    """Return the study of a run, once it is known to name nothing that the node's owner has not allowed.
+
+    Raises:
+        ConfigError: it does, or its settings do not fit. The server is told the first such setting; the node's own
+            log has the others too, and how its owner would allow them.
+    """
+    values, node = _settings(context.run_config), context.node_config
+    owners = policy.allowed(str(node.get(policy.ALLOW, ""))) | policy.allowed(os.environ.get(policy.ENVIRONMENT, ""))
+    refused = policy.refused(values, owners, own="data" in node)
+    names = [f"{path}={value}" for path, value in refused]
+    for name in names[:_SHOWN]:
+        LOG.error(
+            "not allowed here: %r. Of itself a node takes what is secateur's own, and opens its own data folder only; "
+            "name what else you trust in --node-config '%s=\"PATH=VALUE ...\"', or in the environment's %s",
+            name[:_LONGEST], policy.ALLOW, policy.ENVIRONMENT,
+        )  # fmt: skip
+    if names:
+        raise ConfigError(f"not allowed by the node's owner: {names[0][:_SHORT]!r}")
+    return config.study(values)
 
 
 def _serve(message: Message, context: Context) -> Any:

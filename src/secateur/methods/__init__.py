@@ -1,7 +1,8 @@
 """The methods, one file each; the file's name is the method's name, and nothing is registered.
 
 ``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")``
-loads anyone's with the same call. A name comes from local configuration, never from the wire.
+loads anyone's with the same call. A name comes from local configuration, never from the wire; where it comes from a
+Flower run's configuration, ``flower.policy`` has asked the node's owner.
 """
 
 from __future__ import annotations
