@@ -20,6 +20,7 @@ from secateur import run as runs
 from secateur.config import Runtime, Study
 from secateur.data.shards import open_shards
 from secateur.engines.local import for_workers, processes
+from secateur.engines.script import spared
 from secateur.errors import CheckpointError, SecateurError
 from secateur.suite import Cell, Suite, cells, controls
 
@@ -106,7 +107,9 @@ class _Pool:
                 continue
             shards = provision.simulated(cell.study, self.out / _DATA)
             name = f"{cell.variant}{', ' + cell.control if cell.control else ''}, {cell.partition}, seed {cell.seed}"
-            waiting[self.executor.submit(_play, cell.study.model_dump_json(), folder, shards)] = folder, name
+            study = cell.study.model_dump_json()
+            with spared(study):
+                waiting[self.executor.submit(_play, study, folder, shards)] = folder, name
         while waiting:
             over, _ = wait(waiting, _LOOK_EVERY, FIRST_COMPLETED)
             for future in over:

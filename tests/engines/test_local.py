@@ -223,6 +223,51 @@ def test_no_worker_outlives_a_killed_server(tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
+def script(tmp_path, text, *, stdin=False):
+    """Run a script file, or the same text from standard input; return how it ended and what it wrote."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    (tmp_path / "script.py").write_text(text)
+    return subprocess.run(
+        [sys.executable, "-" if stdin else "script.py"], input=text if stdin else None, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stdin", [False, True])
+def test_a_script_without_a_main_guard_is_run_once(tmp_path, stdin):
+    text = """if True:
+        import sys
+        from engines import serving
+        from secateur.engines.local import LocalEngine
+        print("begun", flush=True)
+        with LocalEngine(serving.make_echo, clients=2, workers=2) as running:
+            print(sorted(running.exchange([(0, b"a"), (1, b"b")])), sys.modules["__main__"].__name__)
+    """
+    done = script(tmp_path, text, stdin=stdin)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "begun\n[(0, b'0:a'), (1, b'1:b')] __main__\n"
+
+
+OF_ITS_OWN = """
+from secateur.engines.local import LocalEngine
+def make():
+    return lambda client, request, state: (b"own " + request, None)
+{guard}
+    with LocalEngine(make, clients=1, workers=1) as running:
+        print(list(running.exchange([(0, b"a")])))
+"""
+
+
+def test_what_a_script_defines_itself_reaches_its_workers_where_it_has_a_main_guard(tmp_path):
+    done = script(tmp_path, OF_ITS_OWN.format(guard='if __name__ == "__main__":'))
+    assert (done.returncode, done.stdout) == (0, "[(0, b'own a')]\n")
+    done = script(tmp_path, OF_ITS_OWN.format(guard="if True:"))
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "3 worker processes ended before they could serve; this script names code of its own" in last
+    assert 'must stand under if __name__ == "__main__":' in last
+
+
 def test_what_clients_keep_outlives_the_engine_in_a_folder_of_its_own(tmp_path):
     store = StateStore(tmp_path)
     with engine(serving.make_echo, 0, store=store) as running:

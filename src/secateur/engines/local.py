@@ -17,12 +17,14 @@ from types import TracebackType
 from typing import Self, cast
 
 from secateur.engines import Failure, Serve, ServeTogether
+from secateur.engines.script import needed, spared
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
 
 CLIENT = ("secateur.client",)
 """What workers that serve clients import."""
 _TRIES = 3
+_GUARD = 'workers run it again, so what starts a run must stand under if __name__ == "__main__":'
 _WINDOW = 4
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
@@ -88,7 +90,7 @@ def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseCo
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     forked = multiprocessing.get_context("forkserver")
-    forked.set_forkserver_preload(["__main__", *preload])
+    forked.set_forkserver_preload(list(preload))
     return forked
 
 
@@ -157,7 +159,7 @@ class _Worker:
             target=_work, args=(theirs, make_serve), daemon=True
         )
         try:
-            with for_workers():
+            with for_workers(), spared(make_serve):
                 self.process.start()
         except Exception as error:
             self.pipe.close()
@@ -308,7 +310,10 @@ class LocalEngine:
         """
         self.stillborn += not worker.ready
         if self.stillborn >= _TRIES:
-            raise EngineError(f"{_TRIES} worker processes ended before they could serve; --workers 0 shows why")
+            again = f"; this script names code of its own: {_GUARD}" if needed(self._make_serve) else ""
+            raise EngineError(
+                f"{_TRIES} worker processes ended before they could serve{again}; workers=0 (--workers 0) shows why"
+            )
         self._replace(worker)
 
 
