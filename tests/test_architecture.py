@@ -26,7 +26,7 @@ LAYERS = [
     {"composition"},
     {"methods"},
     {"config"},
-    {"client", "checkpoint", "catalogue", "provision"},
+    {"client", "checkpoint", "catalogue", "provision", "records"},
     {"exchange"},
     {"run"},
     {"export", "journal", "outcomes", "suite", "suites"},

@@ -35,7 +35,7 @@ from secateur.data import Source
 from secateur.engines import Failure
 from secateur.engines import flower as engine_of
 from secateur.engines.flower import FlowerEngine
-from secateur.errors import ConfigError, DataError, EngineError
+from secateur.errors import ConfigError, DataError, EngineError, NobodyTrainedError
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
@@ -296,6 +296,20 @@ def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
     assert all({o["client"] for o in row["left_out"]} == {1} for row in rows_of(tmp_path / "run"))
 
 
+def test_a_server_app_ends_with_an_error_where_no_reply_counted(tmp_path, said):
+    settings = {**SETTINGS, "method": "fedavg", "out": str(tmp_path / "run"), "training.lr": 1e30}
+    settings.pop("criterion.explore.epochs")
+    app = apps.server_app()
+    context = Context(1, 0, {}, RecordDict(), settings)
+    with pytest.raises(SystemExit) as stopped:
+        app(grid_of(settings), context)
+    assert stopped.value.code == 2
+    (told,) = {text for text in said() if "no reply of any client counted" in text}
+    assert "of 12 requests failed because: " in told  # 3 rounds of 4 clients
+    assert len(rows_of(tmp_path / "run")) == 3
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
 def hospital(folder, seed):
     """Return the rows of a folder: a numpy file, its last column the class."""
     rows = np.concatenate([np.load(path) for path in sorted(Path(folder).glob("*.npy"))])
@@ -522,6 +536,14 @@ def test_nodes_without_the_mod_and_hostile_ones_are_left_out_and_named():
     for row in strategy.ledger:
         assert set(row["left_out"]) == {12, 13}, row["left_out"]
         assert "tensors are not those expected" in row["left_out"][13]
+
+
+def test_a_result_to_which_no_node_has_led_is_an_error():
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    reason = r"phase 'train'.* 10 of 10 requests failed because: its reply holds no payload: is prune\(\) among"
+    with pytest.raises(NobodyTrainedError, match=reason):
+        federate(strategy, [], rounds=2)  # five nodes, none with the mod
+    assert [row["answered"] for row in strategy.ledger] == [0, 0]
 
 
 def test_what_the_wrapper_cannot_do_is_refused_at_once():

@@ -44,6 +44,11 @@ def test_who_was_left_out_is_said():
     assert "client 7 left out: payload is damaged" in shown(terminal=False, events=[event(left_out=left)])
 
 
+def test_the_words_of_a_client_are_shown_as_they_are():
+    left = [{"client": 7, "reason": "ValueError: [/bold] of [red]"}]
+    assert "left out: ValueError: [/bold] of [red]" in shown(terminal=False, events=[event(left_out=left)])
+
+
 def summary(method, **phases):
     costs = {"bytes_down": 2e6, "bytes_up": 1e6, "client_seconds": 1.5, "train_macs": 3e9, "train_macs_physical": 4e9}
     final = {

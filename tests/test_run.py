@@ -18,7 +18,8 @@ from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.config import Runtime
-from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.engines import Failure
+from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +279,8 @@ def test_a_deadline_names_who_was_late(tmp_path, shards):
             assert deadline == 5.0
             yield from self.inner.exchange(requests, 1e-9)
 
-    play(small(), tmp_path / "run", shards, runtime=Runtime(workers=0, deadline=5.0), open_engine=Late.open)
+    with pytest.raises(NobodyTrainedError, match="no reply within"):
+        play(small(), tmp_path / "run", shards, runtime=Runtime(workers=0, deadline=5.0), open_engine=Late.open)
     left = rows_of(tmp_path / "run")[0]["left_out"]
     assert [entry["client"] for entry in left] == rows_of(tmp_path / "run")[0]["clients"]
     assert "no reply within" in left[0]["reason"]
@@ -313,18 +315,18 @@ def test_what_a_method_does_not_read_is_still_counted(tmp_path, monkeypatch, sha
     assert not same(model_of(tmp_path / "hasty"), model_of(tmp_path / "plain"))
 
 
-def test_a_disk_without_room_for_the_shards_is_one_clear_error(monkeypatch):
+def test_a_disk_without_room_for_the_shards_is_one_clear_error(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    before = set(Path(tempfile.gettempdir()).glob("secateur-*"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(runs.provision, "make_shards", full)
     with (
         pytest.raises(DataError, match="No space left on device; set TMPDIR"),
         runs.federation(small(data={"clients": 5, "partition": "iid"})),
     ):
         pass
-    assert set(Path(tempfile.gettempdir()).glob("secateur-*")) <= before
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_log_that_cannot_be_opened_is_one_clear_error(tmp_path, shards):
@@ -357,3 +359,74 @@ def test_a_disk_that_fills_in_mid_run_stops_it_and_a_resume_goes_on(tmp_path, mo
     runs.resume(tmp_path / "run", INLINE, shards=shards)
     assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
     assert [r["round"] for r in rows_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
+
+
+BURSTS = """
+from torch import nn
+
+class Bursts(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.fc = nn.Linear(inputs, outputs)
+
+    def forward(self, x):
+        if self.training:
+            raise ValueError("not [today]\\nnor tomorrow")
+        return self.fc(x.flatten(1))
+
+def net(input_shape, outputs):
+    return Bursts(input_shape[0] * input_shape[1] * input_shape[2], outputs)
+"""
+
+
+def test_a_run_in_which_all_clients_raise_is_an_error_that_names_the_reason(tmp_path, monkeypatch, shards):
+    (tmp_path / "their_bursts.py").write_text(BURSTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = small("fedavg", model={"name": "their_bursts:net"})
+    reason = r"12 of 12 requests failed because: ValueError: not \[today\] nor tomorrow$"  # 4 rounds of 3 clients
+    with pytest.raises(NobodyTrainedError, match=reason):
+        runs.start(study, INLINE, tmp_path / "run", shards=shards)
+    assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / checkpoint.NAME).exists()
+    for name in ("summary.json", "model.safetensors"):
+        assert not (tmp_path / "run" / name).exists()
+    with pytest.raises(NobodyTrainedError, match=reason):  # from its checkpoint: nothing has changed
+        runs.resume(tmp_path / "run", INLINE, shards=shards)
+    assert len(rows_of(tmp_path / "run")) == 4
+
+
+def test_a_learning_rate_without_bounds_is_an_error(tmp_path, shards):
+    with pytest.raises(NobodyTrainedError, match="of 12 requests failed because: "):
+        play(small("fedavg", "training.lr=1e30"), tmp_path / "run", shards)
+
+
+class Unheard(Wrapped):
+    """Requests of one phase are not answered."""
+
+    word = b""
+
+    def exchange(self, requests, deadline=None):
+        for who, request in requests:
+            if self.word in request[:200]:
+                yield who, Failure(who, "no")
+            else:
+                yield from self.inner.exchange([(who, request)], deadline)
+
+
+def test_a_phase_that_nobody_answered_is_an_error_though_training_went_well(tmp_path, shards):
+    """Where all clients fail to score, PruneFL would prune nothing and look like FedAvg."""
+    mute = type("Mute", (Unheard,), {"word": b"score"})
+    with pytest.raises(NobodyTrainedError, match="phase 'score'.* 6 of 6 requests failed because: no$"):
+        play(small("prunefl", "every=2"), tmp_path / "run", shards, open_engine=mute.open)
+    assert all(not row["left_out"] for row in rows_of(tmp_path / "run") if row["phase"] == "train")
+
+
+def test_a_run_whose_scores_never_came_has_its_model_and_is_an_error(tmp_path, shards):
+    """Personal models are scored by clients alone."""
+    mute = type("Mute", (Unheard,), {"word": b"evaluate"})
+    with pytest.raises(NobodyTrainedError, match="phase 'evaluate'.* 4 of 4 requests failed because: no"):
+        play(small("dispfl"), tmp_path / "run", shards, open_engine=mute.open)
+    assert (tmp_path / "run" / "model.safetensors").exists()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    assert (tmp_path / "run" / "summary.json").exists()

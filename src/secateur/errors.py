@@ -7,6 +7,7 @@ SecateurError                  anything a user can mend; the command line prints
 ├── WireError                  a payload does not fit what its receiver expects; costs the sender its place
 ├── CheckpointError            a checkpoint or run folder is missing, damaged, or could not be written
 ├── EngineError                clients could not be started or reached at all
+├── NobodyTrainedError         a run came to its end, and no reply of any client had counted
 └── MissingExtraError          an optional package is not installed
 """
 
@@ -48,6 +49,10 @@ class CheckpointError(SecateurError):
 
 class EngineError(SecateurError):
     """Clients could not be started or reached at all."""
+
+
+class NobodyTrainedError(SecateurError):
+    """A run came to its end, and no reply of any client had counted: its records are kept, and there is no result."""
 
 
 class MissingExtraError(SecateurError):

@@ -18,6 +18,7 @@ from secateur.errors import ConfigError, WireError
 from secateur.link import Links
 from secateur.method import TRAIN, Ask
 from secateur.pruning.mask import apply
+from secateur.records import short
 from secateur.streams import derive
 from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_sizes
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
@@ -194,7 +195,7 @@ class Exchange:
 
     def _check(self, who: int, reply: bytes | Failure) -> Message | None:
         if isinstance(reply, Failure):
-            self.left_out.append({"client": who, "reason": reply.reason})
+            self.left_out.append({"client": who, "reason": short(reply.reason)})
             return None
         try:
             known = self._expects.known if self.ask.slices is None else self.ask.slices[who]
@@ -203,7 +204,7 @@ class Exchange:
             message = self._restore(message, self._bases.pop(who, self._base), known)
         except WireError as broken:
             self.up["refused"] += len(reply)
-            self.left_out.append({"client": who, "reason": str(broken)})
+            self.left_out.append({"client": who, "reason": short(str(broken))})
             return None
         self.up.update(part_sizes(reply, checked=True))
         self._answered[who] = True

@@ -80,14 +80,15 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
             for curve, spent in zip(curves, (record["round"], carried, worked, linked), strict=True):
                 curve.append((float(spent), record[metric]))
     local = sorted(final["local"], reverse=metric == "mae")
+    local_sparsity = final.get("local_sparsity", final["sparsity"])  # nobody was asked: the shipped model's
     tenth = local[: max(1, len(local) // 10)]
     by_round, by_bytes, by_seconds, by_link = curves
     return Outcome(
         metric, final[metric], sum(local) / max(1, len(local)), sum(tenth) / max(1, len(tenth)),
-        final["sparsity"] if final["central"] else final["local_sparsity"], carried, worked,
+        final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
-        max(per_client(records).values(), default=0), final["local_sparsity"], _size(folder),
+        max(per_client(records).values(), default=0), local_sparsity, _size(folder),
     )  # fmt: skip
 
 

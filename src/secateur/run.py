@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,13 +27,13 @@ from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.exchange import Books, Exchange
 from secateur.link import Links
-from secateur.method import SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
+from secateur.method import EVALUATE, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
+from secateur.records import Row, check_answers, check_any, line, local_scores, summarise
 
-Row = dict[str, Any]
 Watch = Callable[[Row], None]
 
 STUDY = "study.toml"
@@ -150,7 +150,8 @@ class Run:
             state = self._refined(state) if ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
             if self._due(ask) and not self.central:
-                row |= {k: v for k, v in self._local(state, engine).items() if not k.startswith("local")}
+                scores = self._local(self._examined(state, engine))
+                row |= {k: v for k, v in scores.items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             manifest = engine.states.commit()
             links = self.books.links
@@ -246,17 +247,21 @@ class Run:
         return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
+        rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        check_answers(rows)
         final = {
             "central": self.central,
             **self._quality(state, evaluate=True),
             **self._structure(state),
             **self._widths(state),
         }
-        final |= self._local(state, engine)
-        final["histograms"] = self.method.histograms(state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         checkpoint.ship(self.folder, state.model(), state.mask, about)
-        rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        examined = self._examined(state, engine)
+        if not self.central:
+            check_any(EVALUATE, len(examined.ask.clients), [entry["reason"] for entry in examined.left_out])
+        final |= self._local(examined)
+        final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = {**summarise(self.study, rows, final), "remarks": self.method.remarks(self.setting)}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
@@ -279,46 +284,22 @@ class Run:
             "parameters_physical": sum(p.numel() for p in small.parameters()),
         }
 
-    def _local(self, state: State, engine: Engine) -> Row:
-        """Score a model on the clients' own test splits; its traffic stands on its own line.
+    def _examined(self, state: State, engine: Engine) -> Exchange:
+        """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
+        everyone = tuple(engine.clients()) if self.study.data.test_fraction else ()
+        ask = replace(self.method.examine(state), clients=everyone)
+        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
+        for _ in exchange.replies():
+            pass
+        return exchange
+
+    def _local(self, exchange: Exchange) -> Row:
+        """Return clients' scores; their traffic stands on its own line.
 
         Where the server has no test set, their mean, weighted by rows, is the run's score.
         """
-        everyone = tuple(engine.clients()) if self.study.data.test_fraction else ()  # else nobody has rows for it
-        ask = replace(self.method.examine(state), clients=everyone)
-        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
-        told = [m.scalars for _, m in exchange.replies() if int(m.scalars["samples"])]
-        row: Row = {
-            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
-            "local": sorted(float(t["metric"]) for t in told),
-            "local_sparsity": sum(float(t["sparsity"]) for t in told) / max(1, len(told)),
-        }
-        if told and not self.central:
-            count = sum(int(t["samples"]) for t in told)
-            for name, key in ((self.metric, "metric"), ("loss", "loss")):
-                row[name] = sum(float(t[key]) * int(t["samples"]) for t in told) / count
-        return row
-
-
-def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Add up a run's records, each phase on its own line; ``left_out``: by client, in how many exchanges."""
-    summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
-    server = ("server_seconds", "server_macs")
-    phases: dict[str, Row] = {}
-    left_out: Counter[int] = Counter()
-    for row in rows:
-        left_out.update(entry["client"] for entry in row["left_out"])
-        phase = phases.setdefault(row["phase"], dict.fromkeys(("asks", "left_out", *summed), 0))
-        phase["asks"] += 1
-        phase["left_out"] += len(row["left_out"])
-        for name in summed:
-            phase[name] += row[name]
-        for name in server:
-            if name in row:
-                phase[name] = phase.get(name, 0) + row[name]
-    named = {str(client): left_out[client] for client in sorted(left_out)}
-    whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
-    return {**whole, "phases": phases, "left_out": named, "final": final}
+        carried = sum(exchange.down.values()) + sum(exchange.up.values())
+        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.metric, central=self.central)}
 
 
 def new_folder(study: Study, out: Path | None) -> Path:
@@ -407,14 +388,3 @@ def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
     log.propagate = False
     log.addHandler(handler)
     return handler
-
-
-def line(row: Row) -> str:
-    """Return a record in one line, for logs."""
-    quality = f"accuracy {row['accuracy']:.4f} " if "accuracy" in row else ""
-    text = (
-        f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "
-        f"down {row['bytes_down']} up {row['bytes_up']} B, {row['seconds']:.2f} s"
-    )
-    text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
-    return text + "".join(f"; left out client {o['client']}: {o['reason']}" for o in row["left_out"])

@@ -17,6 +17,7 @@ from secateur import checkpoint, methods
 from secateur import run as runs
 from secateur.config import Runtime, flatten
 from secateur.engines import Failure
+from secateur.errors import NobodyTrainedError
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 
@@ -244,14 +245,19 @@ def test_a_hostile_reply_costs_only_its_sender(name, tmp_path, shards):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_round_without_any_reply_keeps_the_model(name, tmp_path, shards):
+def test_without_any_reply_the_model_is_kept_and_the_end_is_an_error(name, tmp_path, shards):
     class Deaf(Wrapped):
         def exchange(self, requests, deadline=None):
             yield from ((client, Failure(client, "silent")) for client, _ in requests)
 
-    summary = play(small(name), tmp_path / "run", shards, open_engine=Deaf.open)
-    assert summary["final"]["local"] == []
-    assert all(torch.isfinite(t.float()).all() for t in model_of(tmp_path / "run").values())
+    study = small(name)
+    with pytest.raises(NobodyTrainedError, match=r"no reply of any client counted.* because: silent"):
+        play(study, tmp_path / "run", shards, open_engine=Deaf.open)
+    assert {row["round"] for row in rows_of(tmp_path / "run")} >= {1, 2, 3, 4}
+    held = runs.Run(study, INLINE, tmp_path / "run", shards)
+    state, _ = held.restore()
+    assert all(torch.isfinite(t.float()).all() for t in state.weights.values())
+    assert not {"summary.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
 @pytest.mark.parametrize("name", METHODS)

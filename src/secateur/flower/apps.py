@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from secateur import checkpoint, config, provision
+from secateur import checkpoint, config, provision, records
 from secateur import run as runs
 from secateur.client import Participant
 from secateur.config import Runtime, Study
@@ -184,9 +184,9 @@ def _unlike(about: About, ours: About) -> str | None:
     return f"its {differs[0]} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
 
 
-def _told(row: runs.Row) -> None:
+def _told(row: records.Row) -> None:
     if row["event"] == "row":
-        LOG.info("%s", runs.line(row))
+        LOG.info("%s", records.line(row))
     elif row["event"] == "end":
         LOG.info("done: %s", {k: v for k, v in row["final"].items() if isinstance(v, float)})
 

@@ -40,6 +40,7 @@ from secateur.method import TRAIN, Ask, Replies, Setting, State
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.discovery import layout
+from secateur.records import check_any
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
 from secateur.wire.message import Message, Scalar, specs_of
 
@@ -84,7 +85,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
-        ledger: a row for each exchange: bytes by direction and part, sparsity, who was left out and why.
+        ledger: a row for each exchange: bytes by direction and part, sparsity, how many replies counted, who was left
+            out and why.
 
     Raises:
         ConfigError: the method is no composition, needs votes or gradients of clients, or explores in a way that
@@ -124,6 +126,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
 
         Raises:
             ConfigError: the arrays are not the model's.
+            NobodyTrainedError: at the end, where no reply of any round counted; ``ledger`` and ``state`` are kept.
         """
         weights = dict(initial_arrays.to_torch_state_dict())
         if specs_of(weights) != self.specs:
@@ -131,7 +134,17 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self._nodes, self.ledger, self.links = sorted(grid.get_node_ids()), [], Links(self.specs)
         self._setting = replace(self._setting, rounds=num_rounds, clients=max(1, len(self._nodes)))
         self.state = self.method.start(self._setting, weights, {})
-        return super().start(grid, initial_arrays, num_rounds, *args, **more)
+        result = super().start(grid, initial_arrays, num_rounds, *args, **more)
+        self._check_answers()
+        return result
+
+    def _check_answers(self) -> None:
+        """Refuse a result to which no reply has led; what the wrapped strategy did with none is its own affair."""
+        rows = [row for row in self.ledger if row["phase"] == TRAIN]
+        if any(row["answered"] for row in rows):
+            return
+        why = [reason for row in rows for reason in row["left_out"].values()]
+        check_any(TRAIN, len(why) or len(rows), why or ["no node replied"] * len(rows))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -278,6 +291,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         row = {
             "phase": turn.ask.phase, "round": round_, "down": turn.down, "up": turn.up,
             "sparsity": masks.sparsity(self._started().mask), "left_out": turn.left_out,
+            "answered": len(turn.answered),
         }  # fmt: skip
         self.ledger.append(row)
         sizes = sum(turn.down.values()), sum(turn.up.values())

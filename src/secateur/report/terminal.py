@@ -81,7 +81,7 @@ class Display(_Live):
 
         def on(event: Row) -> None:
             if event["event"] == "remark":
-                self.console.print(f"{name}: {event['text']}", highlight=False)
+                self.console.print(f"{name}: {event['text']}", highlight=False, markup=False)
             elif event["event"] == "reply" and event["phase"] != "train":
                 asked = task(event["phase"], event["total"])
                 self.progress.update(asked, completed=event["done"], facts="clients")
@@ -100,7 +100,8 @@ class Display(_Live):
             place = f"round {done}/{rounds}" if event["phase"] == "train" else event["phase"]
             self.console.print(f"{name} {place}: {facts}", highlight=False)
         for left in event["left_out"]:
-            self.console.print(f"[yellow]{name} round {done}: client {left['client']} left out: {left['reason']}")
+            told = f"{name} round {done}: client {left['client']} left out: {left['reason']}"
+            self.console.print(told, style="yellow", markup=False)  # a client's own words, which may hold brackets
 
 
 class Runs(_Live):
