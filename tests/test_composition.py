@@ -264,3 +264,21 @@ def test_a_composition_that_no_paper_has_needs_no_code(tmp_path):
     assert done.returncode == 0, done.stderr
     final = json.loads((tmp_path / "run" / "summary.json").read_text())["final"]
     assert final["sparsity"] == pytest.approx(0.7, abs=0.001)
+
+
+@pytest.mark.parametrize("criterion", ["deviation", "taylor", "snip", "synflow"])
+@pytest.mark.parametrize("consensus", ["pooled", "majority", "participants"])
+@pytest.mark.parametrize("schedule", [["every_round", "sparsity=0"], ["one_shot", "at=9"], ["cubic", "sparsity=0"]])
+def test_what_is_never_pruned_by_is_never_asked_for(criterion, consensus, schedule, shards):
+    """Four rounds in which the schedule removes nothing: whatever the slots, there are four asks, all to train."""
+    name, option = schedule
+    slots = [f"criterion={criterion}", f"consensus={consensus}", f"schedule={name}", f"schedule.{option}"]
+    made = small("fedavg", *slots)
+    participant = client.Participant(made, open_shards(shards))
+    method = participant.method
+    state = method.start(participant.setting, tensors_of(participant.model), {})
+    phases = []
+    while (asked := method.plan(state)) is not None:
+        phases.append((asked.phase, asked.message.mask))
+        state = method.absorb(state, Replies(asked, []))
+    assert phases == [("train", None)] * 4

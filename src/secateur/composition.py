@@ -30,7 +30,7 @@ from secateur.method import (
     train_ask,
 )
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Allocation, Global, RateDistortion, pruned_count
+from secateur.pruning.allocation import GUARDED, Allocation, Global, RateDistortion, on, pruned_count, spared
 from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
 from secateur.pruning.criteria import Criterion, Exploration, Gradients, Magnitude, Measured
 from secateur.pruning.granularity import Granularity, Weight
@@ -69,7 +69,7 @@ class Composition(Method):
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state; a schedule with an event before round 1 prunes here."""
         state = self._remembered(State(setting, 0, weights, archive=archive))
-        return state if self._cohort_wise or self._statistic else self._prune_merged(state, 0)
+        return state if self._cohort_wise or self._statistic(setting) else self._prune_merged(state, 0)
 
     def check(self, setting: Setting) -> None:
         """Refuse a model without the units that are to be pruned, and slots that do not go together."""
@@ -108,13 +108,14 @@ class Composition(Method):
 
     def plan(self, state: State) -> Ask | None:
         """Ask explorers first where the criterion needs them, then one cohort for each round."""
-        if self._explores is not None:
-            ask = exploration.ask(self._explores, state)
-            if ask is not None:
-                return ask
+        explores = self._explores(state.setting)
+        ask = exploration.ask(explores, state) if explores else None
+        if ask is not None:
+            return ask
         round_ = state.round + 1
         if self._lacks_measure(state):
-            whole = isinstance(self._statistic, Gradients) and self._statistic.clients == "all"
+            statistic = self._statistic(state.setting)
+            whole = isinstance(statistic, Gradients) and statistic.clients == "all"
             asked = range(state.setting.clients) if whole else state.setting.cohort(round_)
             return score_ask(state, state.round, asked, "weight", "bias", "norm")
         if round_ > state.setting.rounds:
@@ -129,8 +130,9 @@ class Composition(Method):
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Explore, or train under the mask; with a vote, prune the result and send the own mask."""
-        if ask.phase == exploration.PHASE and self._explores is not None:
-            reply = exploration.respond(self._explores, ask, client)
+        explores = self._explores(client.setting)
+        if ask.phase == exploration.PHASE and explores:
+            reply = exploration.respond(explores, ask, client)
             if self.consensus.where == "clients":  # the server will not hold what this client's vote is made of
                 client.memory |= {n: t for n, t in reply.tensors.items() if n in client.setting.specs}
             return reply
@@ -143,7 +145,7 @@ class Composition(Method):
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
         if self._voted(client.setting, ask.round) is not None:
             statistic: Tensors = client.memory
-            if isinstance(self._statistic, Gradients):
+            if isinstance(self._statistic(client.setting), Gradients):
                 statistic, more = self._measure(client, weights, mask, ask.round)
                 done = replace(done, processed=done.processed + more.processed)
             mask = self._own_mask(client, weights, statistic, ask)
@@ -152,8 +154,9 @@ class Composition(Method):
     def absorb(self, state: State, replies: Replies) -> State:
         """Merge the stream, then prune where this round has an event."""
         ask = replies.ask
-        if ask.phase == exploration.PHASE and self._explores is not None:
-            return exploration.absorb(self._explores, state, replies)
+        explores = self._explores(state.setting)
+        if ask.phase == exploration.PHASE and explores:
+            return exploration.absorb(explores, state, replies)
         if ask.phase == SCORE:
             return self._absorb_measure(state, replies)
         mean = WeightedMean(coverage=self.aggregator.coverage)
@@ -168,7 +171,7 @@ class Composition(Method):
         state = self._remembered(merge(state, ask, mean.mean(), self.aggregator))
         if voting and voters:
             return self._prune_by_vote(state, votes, voters)
-        measured = isinstance(self._statistic, Gradients)
+        measured = isinstance(self._statistic(state.setting), Gradients)
         return state if self._cohort_wise or voting or measured else self._prune_merged(state, ask.round)
 
     def final(self, state: State) -> State:
@@ -177,7 +180,8 @@ class Composition(Method):
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
         """Return how the guidance of the explorers is spread over [0, 1], in 40 bins."""
-        if self._explores is None or not exploration.known(self._explores, state):
+        explores = self._explores(state.setting)
+        if not explores or not exploration.known(explores, state):
             return {}
         scores = self.criterion.scores(state.weights, self._statistics(state, None), seed=state.setting.seed)
         names = state.setting.layout.names("weight")
@@ -192,17 +196,18 @@ class Composition(Method):
     def _cohort_wise(self) -> bool:
         return isinstance(self.consensus, Participants)
 
-    @property
-    def _statistic(self) -> Exploration | Gradients | None:
-        return None if isinstance(self.schedule, Never) else self.criterion.statistic
+    def _statistic(self, setting: Setting) -> Exploration | Gradients | None:
+        """Return what clients measure; nothing where the schedule removes nothing in all rounds."""
+        prunes = any(self.schedule.level(done, setting.rounds) for done in range(setting.rounds + 1))
+        return self.criterion.statistic if prunes else None
 
-    @property
-    def _explores(self) -> Exploration | None:
-        return self._statistic if isinstance(self._statistic, Exploration) else None
+    def _explores(self, setting: Setting) -> Exploration | None:
+        statistic = self._statistic(setting)
+        return statistic if isinstance(statistic, Exploration) else None
 
     def _lacks_measure(self, state: State) -> bool:
         """Return whether a mask is to be made now whose gradients were not measured yet."""
-        if not isinstance(self._statistic, Gradients) or self.consensus.where == "clients":
+        if not isinstance(self._statistic(state.setting), Gradients) or self.consensus.where == "clients":
             return False
         if self._cohort_wise and state.round == state.setting.rounds:
             return False
@@ -240,7 +245,7 @@ class Composition(Method):
         """
         names = self.granularity.prunable(client.setting.layout)
         level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
-        if self._statistic is not None and not statistic:
+        if self._statistic(client.setting) is not None and not statistic:
             level = 0.0
         mask = self._mask(client.setting, weights, [statistic], level, held=ask.message.mask)
         return mask or {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
@@ -252,7 +257,8 @@ class Composition(Method):
         if level <= 0:
             return held
         scores = self._scores(setting, weights, statistics, held)
-        mask = self.granularity.mask(scores, setting.layout, allocation=self.allocation, sparsity=level)
+        allocation = on(self.allocation, setting.layout)
+        mask = self.granularity.mask(scores, setting.layout, allocation=allocation, sparsity=level)
         return masks.intersect(mask, held)
 
     def _scores(
@@ -263,14 +269,16 @@ class Composition(Method):
         return scores | {n: torch.where(m, scores[n], -torch.inf) for n, m in (held or {}).items()}
 
     def _statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors]:
-        if self._explores:
-            return exploration.deviations(self._explores, state, cohort)
+        explores = self._explores(state.setting)
+        if explores:
+            return exploration.deviations(explores, state, cohort)
         return [state.memory[_MEASURED]] if _MEASURED in state.memory else ()
 
     def _cohort_mask(self, state: State, cohort: tuple[int, ...] | None) -> Mask | None:
         level = self.schedule.level(state.round, state.setting.rounds)
-        unheard = self._explores is not None and not exploration.known(self._explores, state)
-        if level is None or unheard or (isinstance(self._statistic, Gradients) and _MEASURED not in state.memory):
+        statistic = self._statistic(state.setting)
+        unheard = isinstance(statistic, Exploration) and not exploration.known(statistic, state)
+        if level is None or unheard or (isinstance(statistic, Gradients) and _MEASURED not in state.memory):
             return state.mask
         return self._mask(state.setting, state.weights, self._statistics(state, cohort), level, held=None)
 
@@ -280,9 +288,14 @@ class Composition(Method):
             return state
         if isinstance(self.schedule, PQIndex):
             level = self._adapted(self.schedule, state)
-        statistics = self._statistics(state, None)
-        mask = self._mask(state.setting, state.weights, statistics, level, held=state.mask)
+        mask = self._pooled_mask(state, level)
+        if mask and isinstance(self.allocation, Global) and self.allocation.guard:
+            plain = replace(self, allocation=Global(guard=False))._pooled_mask(state, level)  # noqa: SLF001 -- its own
+            state = replace(state, notes={**state.notes, GUARDED: spared(mask, plain or {})})
         return self._settle(state, mask)
+
+    def _pooled_mask(self, state: State, level: float) -> Mask | None:
+        return self._mask(state.setting, state.weights, self._statistics(state, None), level, held=state.mask)
 
     def _adapted(self, schedule: PQIndex, state: State) -> float:
         """Return the sparsity that the weights themselves suggest, up to the schedule's limit."""
@@ -298,7 +311,8 @@ class Composition(Method):
         total = sum(v.numel() for v in votes.values())
         level = self.schedule.level(state.round, state.setting.rounds) or 0.0
         magnitude = {name: state.weights[name].abs() for name in votes}
-        return self._settle(state, consensus.vote(votes, voters, magnitude, total - pruned_count(level, total)))
+        mask = consensus.vote(votes, voters, magnitude, total - pruned_count(level, total))
+        return self._settle(state, masks.intersect(mask, state.mask))
 
     def _settle(self, state: State, mask: Mask | None) -> State:
         """Return the state under a new mask; with rewinding, from the weights remembered, and without momentum."""

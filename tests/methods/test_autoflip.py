@@ -97,7 +97,8 @@ def test_4_pruning_off_is_fedavg_bit_for_bit(tmp_path, shards):
         play(study, tmp_path / name, shards)
     assert same(model_of(tmp_path / "off"), model_of(tmp_path / "dense"))
     assert same(model_of(tmp_path / "never"), model_of(tmp_path / "dense"))
-    assert "explore" not in {row["phase"] for row in rows_of(tmp_path / "never")}
+    for name in ("never", "off"):
+        assert "explore" not in {row["phase"] for row in rows_of(tmp_path / name)}
     assert off.dense().options == dense.complete().options
 
 

@@ -115,6 +115,19 @@ def test_masks_are_nested_even_where_a_vote_overshot():
     assert method._mask(setting(), {"w": W}, (), 0.0, held=held) is held
 
 
+@pytest.mark.parametrize("rule", ["majority", "half", "union", "intersection"])
+@pytest.mark.parametrize("voters", [1, 2, 3])
+def test_no_vote_brings_back_what_is_pruned(rule, voters):
+    """Voters who also keep weights 4 to 7, which the held mask has not: nobody gets them back."""
+    method = FedSparsifyLocal(schedule=Cubic(sparsity=0.5, start=0), consensus=Majority(rule))
+    held = {"w": torch.tensor([True] * 4 + [False] * 4)}
+    state = State(setting(), 1, {"w": W}, held)
+    own = {"w": torch.tensor([True, True, False, False, True, True, True, True])}
+    reply = Message({"w": torch.where(own["w"], W, 0.0)}, own, {"samples": 1, "processed": 1, "loss": 0.0})
+    after = method.absorb(state, Replies(method.plan(state), [(k, reply) for k in range(voters)]))
+    assert after.mask["w"].int().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+
+
 def test_a_consensus_without_a_vote_says_so():
     class Strange:
         where = "clients"

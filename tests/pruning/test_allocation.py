@@ -21,9 +21,12 @@ from secateur.pruning.allocation import (
     knapsack,
     lamp,
     lowest,
+    on,
     pruned_count,
+    spared,
     uniform_plus,
 )
+from secateur.pruning.structure import Layout
 
 scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
 
@@ -64,16 +67,61 @@ def test_global_by_hand():
 
 
 def test_guard_keeps_the_best_weight_of_each_unit_within_the_same_count():
-    scores = {"w": torch.tensor([[9.0, 8.0, 7.0], [0.1, 0.3, 0.2]])}
-    assert Global(guard=False).keep(scores, 0.5)["w"].tolist() == [[True, True, True], [False, False, False]]
-    assert Global(guard=True).keep(scores, 0.5)["w"].tolist() == [[True, True, False], [False, True, False]]
+    """Two rows of 8, budget 8: the 8 largest all lie in the first; with the guard its least gives way to row 2's best."""
+    scores = {"w": torch.stack([torch.arange(16.0, 8.0, -1.0), torch.tensor([0.1, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])])}
+    assert Global(guard=False).keep(scores, 0.5)["w"].tolist() == [[True] * 8, [False] * 8]
+    guarded = Global(guard=True).keep(scores, 0.5)["w"]
+    assert guarded.tolist() == [[True] * 7 + [False], [False, False, True] + [False] * 5]
+    assert spared({"w": guarded}, Global(guard=False).keep(scores, 0.5)) == 1
 
 
-def test_guard_lets_dead_units_stay_dead_and_gives_way_to_the_budget():
-    dead = {"w": torch.tensor([[3.0, 2.0], [-torch.inf, -torch.inf]])}
-    assert Global().keep(dead, 0.5)["w"].tolist() == [[True, True], [False, False]]
-    many = {"w": torch.tensor([[1.0], [2.0], [3.0], [4.0]])}
-    assert int(Global().keep(many, 0.75)["w"].sum()) == 1
+def test_guard_stands_back_where_fewer_than_four_weights_may_stay_for_each_unit():
+    scores = {"w": torch.stack([torch.arange(16.0, 8.0, -1.0), torch.arange(8.0, 0.0, -1.0) / 10])}
+    assert Global().keep(scores, 9 / 16)["w"].tolist() == [[True] * 7 + [False], [False] * 8]  # 7 < 4 * 2
+    many = {"last": torch.tensor([[4.0], [3.0], [2.0], [1.0]]), "first": torch.tensor([[1.5], [2.5]])}
+    assert Global().keep(many, 0.5)["last"].flatten().tolist() == [True, True, False, False]
+    assert Global().keep(many, 0.5)["first"].flatten().tolist() == [False, True]  # 4, 3, 2.5, whichever tensor is first
+
+
+def test_guard_lets_dead_units_stay_dead_and_does_not_count_them():
+    """Budget 4 for one living row: the guard holds, and lifts the least weight of it above those of the bias."""
+    dead = {"w": torch.tensor([[0.1, 0.2], [-torch.inf, -torch.inf]]), "b": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    assert Global(guard=False).keep(dead, 0.5)["b"].tolist() == [True] * 4
+    mask = Global().keep(dead, 0.5)
+    assert mask["w"].tolist() == [[False, True], [False, False]]
+    assert mask["b"].tolist() == [False, True, True, True]
+
+
+def test_rows_of_an_embedding_are_tokens_and_not_guarded():
+    """Budget 8: on the model two rows of ``fc`` are guarded; without it the embedding's too, 4 (2 + 3) > 8: nobody."""
+    layout = Layout({"e.weight": "weight", "fc.weight": "weight"}, tokens=frozenset({"e.weight"}))
+    scores = {"e.weight": torch.arange(9.0, 0.0, -1.0).reshape(3, 3) + 1, "fc.weight": torch.full((2, 4), 0.5)}
+    scores["fc.weight"][1, 2] = 0.6
+    mask = on(Global(), layout).keep(scores, 9 / 17)
+    assert mask["e.weight"].flatten().tolist() == [True] * 6 + [False] * 3
+    assert mask["fc.weight"].tolist() == [[True, False, False, False], [False, False, True, False]]
+    assert Global().keep(scores, 9 / 17)["e.weight"].flatten().tolist() == [True] * 8 + [False]
+    for other in (Global(guard=False), Uniform()):
+        assert on(other, layout) is other
+
+
+@given(st.data(), st.floats(0, 0.999))
+def test_guard_is_exact_and_gives_way_to_plain_scores(data, s):
+    shapes = data.draw(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 12)), min_size=1, max_size=3))
+    values = st.integers(-3, 3)
+    scores = {}
+    for k, (rows, columns) in enumerate(shapes):
+        drawn = data.draw(st.lists(values, min_size=rows * columns, max_size=rows * columns))
+        scores[f"t{k}"] = torch.tensor(drawn, dtype=torch.float32).reshape(rows, columns)
+    total, rows = sum(v.numel() for v in scores.values()), sum(len(v) for v in scores.values())
+    budget = total - math.floor(s * total + 1e-6)
+    mask, plain = Global().keep(scores, s), Global(guard=False).keep(scores, s)
+    assert sum(int(m.sum()) for m in mask.values()) == budget
+    if budget < rows:
+        assert all(torch.equal(mask[n], plain[n]) for n in scores)
+    if budget >= 4 * rows:
+        assert all(bool(m.any(1).all()) for m in mask.values())
+        assert spared(mask, plain) == sum(int((~p.any(1)).sum()) for p in plain.values())
 
 
 def test_guard_accepts_empty_tensors():

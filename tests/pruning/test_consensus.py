@@ -44,11 +44,27 @@ def test_ties_go_to_the_larger_mean_magnitude_while_there_is_room():
     assert by_budget[5] == {"a": [True, True, True], "b": [True, False]}
 
 
-def test_one_client_keeps_its_own_mask_under_every_rule_but_the_published_half():
-    votes = {"w": torch.tensor([1, 0])}
-    for rule in ("majority", "union", "intersection"):
-        assert Majority(rule).vote(votes, 1, {"w": torch.ones(2)}, 1)["w"].tolist() == [True, False]
-    assert Majority("half").vote(votes, 1, {"w": torch.ones(2)}, 1)["w"].tolist() == [True, True]  # floor(1/2) = 0
+# two weights that all kept, one that nobody did, one in dispute between the first two voters
+@pytest.mark.parametrize(
+    ("rule", "voters", "votes", "kept"),
+    [
+        ("majority", 1, [1, 1, 0, 0], [1, 1, 0, 0]),
+        ("half", 1, [1, 1, 0, 0], [1, 1, 0, 0]),  # floor(1/2) = 0 votes: the published code keeps all four
+        ("union", 1, [1, 1, 0, 0], [1, 1, 0, 0]),
+        ("intersection", 1, [1, 1, 0, 0], [1, 1, 0, 0]),
+        ("majority", 2, [2, 2, 0, 1], [1, 1, 0, 0]),  # v > 1; the tie finds no room in a budget of 2
+        ("half", 2, [2, 2, 0, 1], [1, 1, 0, 1]),  # v >= 1
+        ("union", 2, [2, 2, 0, 1], [1, 1, 0, 1]),
+        ("intersection", 2, [2, 2, 0, 1], [1, 1, 0, 0]),
+        ("majority", 0, [0, 0, 0, 0], [1, 1, 1, 1]),  # nobody said anything: nothing goes
+        ("half", 0, [0, 0, 0, 0], [1, 1, 1, 1]),
+        ("union", 0, [0, 0, 0, 0], [1, 1, 1, 1]),
+        ("intersection", 0, [0, 0, 0, 0], [1, 1, 1, 1]),
+    ],
+)
+def test_one_voter_two_voters_and_none(rule, voters, votes, kept):
+    mask = Majority(rule).vote({"w": torch.tensor(votes)}, voters, {"w": torch.ones(4)}, budget=2)["w"]
+    assert mask.int().tolist() == kept
 
 
 def test_where_masks_are_made():

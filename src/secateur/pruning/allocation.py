@@ -7,7 +7,7 @@ order, then row-major index) is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from secateur.errors import check
-from secateur.pruning.mask import Tensors
+from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.structure import Layout
 
 
 class Allocation(Protocol):
@@ -64,26 +65,61 @@ def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
     return {name: part.reshape(like[name].shape) for name, part in zip(like, parts, strict=True)}
 
 
+GUARDED = "guarded"
+"""The note of a state under which stands how many of its weights stay by the guard alone."""
+
+_ROOM = 4
+"""How many weights there must be for each guarded row, on the average, for the guard to hold."""
+
+
 @dataclass(frozen=True)
 class Global:
     """The lowest floor(s N) scores of all tensors together; the count is exact.
 
     Attributes:
-        guard: keep the best weight of every output unit (first dimension of a tensor with two or more), so
-            that no unit dies by accident at very high sparsity. A unit that is already dead stays dead. The
-            guard gives way where the budget is smaller than the number of units.
+        guard: keep the best weight of every output unit (a row of a tensor with two or more dimensions), so that no
+            unit dies by accident. A unit that is already dead stays dead. The guard stands back where fewer than four
+            weights may stay for each unit: there scores alone decide, or it would take most of what may stay.
 
-    Reference: FedSparsify, arXiv 2204.12430 (global threshold; the guard is ours, off in the paper's code).
+    On a model (see ``on``) rows of embeddings are not guarded: they are entries of a vocabulary, not units.
+
+    Reference: FedSparsify, arXiv 2204.12430 (global threshold; the guard is ours, its published code has none).
     """
 
     guard: bool = True
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
-        if self.guard:
-            scores = {name: _protect_best(s) for name, s in scores.items()}
-        total = sum(s.numel() for s in scores.values())
-        return highest(scores, total - pruned_count(sparsity, total))
+        return _global(scores, sparsity, guarded=scores if self.guard else ())
+
+
+@dataclass(frozen=True)
+class _OnModel:
+    tokens: frozenset[str]
+
+    def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
+        """Return the mask that keeps exactly N - floor(s N) entries."""
+        return _global(scores, sparsity, guarded=scores.keys() - self.tokens)
+
+
+def on(allocation: Allocation, layout: Layout) -> Allocation:
+    """Return an allocation as it is on a model: what is guarded are units, not entries of a vocabulary."""
+    return _OnModel(layout.tokens) if isinstance(allocation, Global) and allocation.guard else allocation
+
+
+def spared(mask: Mask, plain: Mask) -> int:
+    """Return how many entries stay by a guard alone: kept by ``mask``, but not by the plain choice among as many."""
+    return sum(int((kept & ~plain[name]).sum()) for name, kept in mask.items())
+
+
+def _global(scores: Tensors, sparsity: float, *, guarded: Collection[str]) -> dict[str, torch.Tensor]:
+    total = sum(s.numel() for s in scores.values())
+    budget = total - pruned_count(sparsity, total)
+    rows = {n: _rows(s) for n, s in scores.items() if n in guarded and s.dim() > 1 and s.numel()}
+    alive = sum(int((r.amax(1) > -torch.inf).sum()) for r in rows.values())
+    if budget < _ROOM * alive:
+        return highest(scores, budget)
+    return highest({**scores, **{n: _protect_best(r).reshape(scores[n].shape) for n, r in rows.items()}}, budget)
 
 
 def highest(scores: Tensors, count: int) -> dict[str, torch.Tensor]:
@@ -92,13 +128,14 @@ def highest(scores: Tensors, count: int) -> dict[str, torch.Tensor]:
     return _split(~lowest(flat, flat.numel() - count), scores)
 
 
-def _protect_best(scores: torch.Tensor) -> torch.Tensor:
-    if scores.dim() < 2 or scores.numel() == 0:
-        return scores
-    rows = (scores if scores.is_floating_point() else scores.double()).flatten(1)
+def _rows(scores: torch.Tensor) -> torch.Tensor:
+    return (scores if scores.is_floating_point() else scores.double()).flatten(1)
+
+
+def _protect_best(rows: torch.Tensor) -> torch.Tensor:
     best, where = rows.max(1)
     lifted = torch.where(best.isinf(), best, torch.full_like(best, torch.inf))
-    return rows.scatter(1, where[:, None], lifted[:, None]).reshape(scores.shape)
+    return rows.scatter(1, where[:, None], lifted[:, None])
 
 
 @dataclass(frozen=True)

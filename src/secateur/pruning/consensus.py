@@ -62,10 +62,15 @@ class Majority:
 
     Attributes:
         rule: ``majority`` keeps v > K/2; ties (v = K/2) go to the larger mean magnitude while the schedule's
-            budget has room. ``half`` keeps v >= floor(K/2), the published code. ``union`` keeps v >= 1,
+            budget has room. ``half`` keeps v >= max(1, floor(K/2)): the published code without the maximum, so
+            that one voter alone keeps everything there, whatever it pruned. ``union`` keeps v >= 1,
             ``intersection`` v = K.
 
-    Reference: FedSparsify-Local, arXiv 2204.12430.
+    Guarantees:
+        No rule keeps what no voter kept, so that masks are nested where voters' are. Where nobody voted everything
+        is kept: the caller holds it within the mask that is held.
+
+    Reference: FedSparsify-Local, arXiv 2204.12430; *read*: dstripelis/FedSparsify, utils/model_merge.py.
     """
 
     rule: Literal["majority", "half", "union", "intersection"] = "majority"
@@ -84,9 +89,9 @@ class Majority:
             magnitude: |mean w|, which decides ties.
             budget: how many entries the schedule leaves; ties are admitted up to it.
         """
-        least = {"majority": voters // 2 + 1, "half": voters // 2, "union": 1, "intersection": voters}[self.rule]
-        mask = {name: v >= least for name, v in votes.items()}
-        if self.rule != "majority" or voters % 2:
+        least = {"majority": voters // 2 + 1, "half": max(1, voters // 2), "union": 1, "intersection": voters}
+        mask = {name: v >= least[self.rule] if voters else v >= 0 for name, v in votes.items()}
+        if not voters or self.rule != "majority" or voters % 2:
             return mask
         tied = torch.cat([(v == voters // 2).reshape(-1) for v in votes.values()])
         score = torch.cat([magnitude[name].reshape(-1).double() for name in votes])

@@ -48,8 +48,15 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         example: a model input, for ``torch_pruning``.
     """
     if how == "torch_pruning" and example is not None:
-        return Layout(roles(model), *depgraph.units(model, example))
-    return Layout(roles(model), *units(model)) if how == "trace" else Layout(roles(model))
+        groups, whole = depgraph.units(model, example)
+    else:
+        groups, whole = units(model) if how == "trace" else ((), {})
+    return Layout(roles(model), groups, whole, tokens(model))
+
+
+def tokens(model: nn.Module) -> frozenset[str]:
+    """Return the weights of embeddings, by name."""
+    return frozenset(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
 
 
 def roles(model: nn.Module) -> dict[str, Role]:

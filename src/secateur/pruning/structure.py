@@ -73,11 +73,13 @@ class Layout:
         roles: the role of each exchanged tensor, in state-dict order.
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, and why; they are pruned weight by weight.
+        tokens: weights with a row for each entry of a vocabulary (embeddings): their rows are no units of a layer.
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
+    tokens: frozenset[str] = frozenset()
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""
