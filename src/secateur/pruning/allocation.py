@@ -162,7 +162,7 @@ class ERK:
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
-        return _by_count(scores, erk({name: tuple(s.shape) for name, s in scores.items()}, sparsity))
+        return by_count(scores, erk({name: tuple(s.shape) for name, s in scores.items()}, sparsity))
 
 
 def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
@@ -173,13 +173,22 @@ def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int
     """
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     left = sum(sizes.values()) - pruned_count(sparsity, sum(sizes.values()))
+    return shared(left, {name: sum(shape) for name, shape in shapes.items()}, sizes)
+
+
+def shared(left: int, parts: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return how many entries each tensor keeps, ``left`` in all: in proportion to its part, and at most all it has.
+
+    >>> shared(34, {"a": 4, "b": 16}, {"a": 4, "b": 64})
+    {'a': 4, 'b': 30}
+    """
     kept: dict[str, int] = {}
-    while len(kept) < len(shapes):
-        open_ = [name for name in shapes if name not in kept]
-        share = left / max(1, sum(sum(shapes[name]) for name in open_))
-        full = [name for name in open_ if share * sum(shapes[name]) >= sizes[name]]
+    while len(kept) < len(sizes):
+        open_ = [name for name in sizes if name not in kept]
+        share = left / (sum(parts[name] for name in open_) or 1)
+        full = [name for name in open_ if share * parts[name] >= sizes[name]]
         if not full:
-            exact = {name: share * sum(shapes[name]) for name in open_}
+            exact = {name: share * parts[name] for name in open_}
             kept |= {name: math.floor(value + 1e-9) for name, value in exact.items()}
             rest = left - sum(kept[name] for name in open_)
             for name in sorted(open_, key=lambda n: kept[n] - exact[n])[:rest]:
@@ -187,7 +196,7 @@ def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int
             break
         kept |= {name: sizes[name] for name in full}
         left -= sum(sizes[name] for name in full)
-    return {name: kept[name] for name in shapes}
+    return {name: kept[name] for name in sizes}
 
 
 @dataclass(frozen=True)
@@ -285,7 +294,7 @@ class Given:
         fits = len(counts) == len(scores) and all(c <= s.numel() for c, s in zip(counts, scores.values(), strict=True))
         sizes = ", ".join(f"{name} {s.numel()}" for name, s in scores.items())
         check(fits, name="allocation.kept", value=self.kept, must=f"hold a count for each tensor: {sizes}")
-        return _by_count(scores, dict(zip(scores, counts, strict=True)))
+        return by_count(scores, dict(zip(scores, counts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -300,7 +309,7 @@ class UniformPlus:
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
         kept = uniform_plus({name: tuple(s.shape) for name, s in scores.items()}, sparsity)
-        return _by_count(scores, kept)
+        return by_count(scores, kept)
 
 
 def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
@@ -326,7 +335,8 @@ def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict
     return {name: kept[name] for name in names}
 
 
-def _by_count(scores: Tensors, kept: Mapping[str, int]) -> dict[str, torch.Tensor]:
+def by_count(scores: Tensors, kept: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Return the mask that keeps the highest scores of each tensor, as many as are given."""
     return {n: ~lowest(s.reshape(-1), s.numel() - kept[n]).reshape(s.shape) for n, s in scores.items()}
 
 
@@ -372,7 +382,7 @@ class _Distorted:
         sizes = {name: s.numel() for name, s in scores.items()}
         least = {name: int(s.isneginf().sum()) for name, s in scores.items()}
         gone = knapsack(sizes, {name: self.curves[name] for name in sizes}, sparsity, bins=self.bins, least=least)
-        return _by_count(scores, {name: sizes[name] - gone[name] for name in sizes})
+        return by_count(scores, {name: sizes[name] - gone[name] for name in sizes})
 
 
 def knapsack(
