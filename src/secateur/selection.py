@@ -1,7 +1,8 @@
 """Selection: clients judge a pool of masks, one after the other, and the best one is what the federation trains under.
 
 Where the model has batch norm each candidate is asked twice: for the statistics of its layers on the clients' rows, and
-under the mean of these for its loss. All candidates have one density, and differ in how the layers share it.
+under the mean of these for its loss. All candidates have one density, and differ in how the layers share it: as ERK
+would, each layer's share times a factor from U(1/2, 3/2), so that no layer is left nearly empty. Candidate 0 is ERK.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from secateur import training
 from secateur.aggregation import WeightedMean
 from secateur.method import REPORT, Ask, Client, Replies, State, report
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Global
+from secateur.pruning.allocation import by_count, pruned_count, shared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.streams import stream
 from secateur.training import Fit
@@ -43,13 +44,15 @@ def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
 
 
 def candidate(state: State, number: int, sparsity: float) -> Mask:
-    """Return a mask of the pool: |w| over its tensor's mean, times a factor exp(z/2) of the tensor, z drawn N(0, 1)."""
-    scores = {}
-    for name in state.setting.layout.names("weight"):
-        z = torch.randn((), generator=stream(state.setting.seed, "candidate", number, name))
-        size = state.weights[name].abs()
-        scores[name] = size / size.mean().clamp(min=1e-12) * torch.exp(z / 2)
-    return Global().keep(scores, sparsity)
+    """Return a mask of the pool: of each tensor the largest |w|, as many as ERK keeps of it, varied from number 1 on."""
+    scores = {name: state.weights[name].abs() for name in state.setting.layout.names("weight")}
+    sizes = {name: score.numel() for name, score in scores.items()}
+    parts = {}
+    for name, score in scores.items():
+        drawn = torch.rand((), generator=stream(state.setting.seed, "candidate", number, name))
+        parts[name] = sum(score.shape) * (0.5 + float(drawn) if number else 1.0)
+    total = sum(sizes.values())
+    return by_count(scores, shared(total - pruned_count(sparsity, total), parts, sizes))
 
 
 def respond(ask: Ask, client: Client) -> Message:
