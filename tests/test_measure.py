@@ -78,9 +78,10 @@ def test_flow_by_hand():
         model[2].weight.copy_(torch.tensor([[-5.0, 6.0]]))
     data = Data(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), kind="tabular")
     found, done = measure(model, data, Training(), "flow", round_=0, seed=0, client=0)
-    # through the absolute weights ones become (3, 7): 5 * 3 + 6 * 7
-    assert found["2.weight"].tolist() == [[15.0, 42.0]]
-    assert found["0.weight"].tolist() == [[5.0, 10.0], [18.0, 24.0]]
+    # through the absolute weights ones become (3, 7): 5 * 3 + 6 * 7; the largest entry is 42
+    assert found["2.weight"].mul(42).tolist() == [pytest.approx([15.0, 42.0])]
+    assert found["0.weight"].mul(42).flatten().tolist() == pytest.approx([5.0, 10.0, 18.0, 24.0])
+    assert found["0.weight"].dtype == torch.float32
     assert done.processed == 1
     assert model[0].weight[0, 1] == -2.0
 

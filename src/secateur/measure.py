@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -17,7 +19,7 @@ def measure(
     """Return one statistic for every parameter, the mean over some batches; train nothing.
 
     ``gradient`` g, ``square`` g^2, ``saliency`` |w g|, ``curvature`` H g (the Hessian's product with the gradient), and
-    ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|.
+    ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|, over the largest.
 
     The batches are drawn from (seed, round, client), without replacement, at most all there are. ``Fit`` counts rows by
     the work of a training row: two for ``curvature``, which goes back twice; one in all for ``flow``.
@@ -66,14 +68,15 @@ def _gradient(
 
 
 def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
+    """Return the flow over its largest entry: computed in float64, so that depth does not overflow, sent in less."""
     x, _ = data.batch(slice(0, 1))
-    own = {name: p.detach().clone() for name, p in model.named_parameters()}
-    model.eval()
+    twin = copy.deepcopy(model).double().eval()
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.abs_()
-    slopes = _gradient(model(torch.ones_like(x)).sum(), dict(model.named_parameters()))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(own[name])
-    return {name: own[name].abs() * slope for name, slope in slopes.items()}
+        for tensor in twin.state_dict().values():
+            tensor.abs_()
+    ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)
+    parameters = dict(twin.named_parameters())
+    slopes = _gradient(twin(ones).sum(), parameters)
+    flows = {name: p.detach() * slopes[name] for name, p in parameters.items()}
+    largest = max(float(flow.max()) for flow in flows.values()) or 1.0
+    return {name: (flows[name] / largest).to(p.dtype) for name, p in model.named_parameters()}

@@ -44,7 +44,7 @@ def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
 
 
 def candidate(state: State, number: int, sparsity: float) -> Mask:
-    """Return a mask of the pool: of each tensor the largest |w|, as many as ERK keeps of it, varied from number 1 on."""
+    """Return a mask of the pool: of each tensor the largest |w|, as many as ERK keeps, varied from number 1 on."""
     scores = {name: state.weights[name].abs() for name in state.setting.layout.names("weight")}
     sizes = {name: score.numel() for name, score in scores.items()}
     parts = {}

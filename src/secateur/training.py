@@ -208,7 +208,7 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
             (dynamic pruning with feedback, Lin et al., arXiv 2006.07253).
         narrow: masks of which each step draws one: its gradient is that of the model under it, and moves only what it
             keeps (ordered dropout, Horváth et al., arXiv 2102.13451).
-        fading: entries that are pulled to 0 beside the loss, by (``fade``/2) w^2.
+        fading: entries that are pulled to 0 beside the loss, by ``fade`` times the L2 norm of each tensor's.
         autocast: ``bf16`` computes the model in bfloat16 where torch deems it safe.
 
     Guarantees:
@@ -230,7 +230,8 @@ def fit(  # noqa: PLR0913 -- one for each thing that a local training is told
         view.leave()
         for parameter, chosen in fades:
             if parameter.grad is not None:
-                parameter.grad.add_(fade * parameter.detach() * chosen)
+                part = parameter.detach() * chosen
+                parameter.grad.add_(part * (fade / part.norm().clamp(min=1e-12)))
         optimiser.step()
         return loss
 

@@ -50,7 +50,7 @@ def test_a_pull_is_added_to_the_slope_of_chosen_weights():
     data = Data(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]), kind="tabular", task="regression")
     fading = {"weight": torch.tensor([[True, False]])}
     fit(model, data, Training(epochs=1, batch_size=1, lr=0.1), round_=1, seed=0, client=0, fading=fading, fade=0.5)
-    # residual 1, slope 2 x = (2, 2); the first is pulled by 0.5 w = 0.5
+    # residual 1, slope 2 x = (2, 2); the first is pulled by 0.5 times the slope of |w| = 1
     assert model.weight.tolist()[0] == pytest.approx([1 - 0.1 * 2.5, 2 - 0.1 * 2])
 
 
@@ -86,9 +86,9 @@ def test_remembered_activations_change_little_and_train(folder, tmp_path):
     wide = {"model": {"name": "mlp", "options": {"hidden": (128, 64)}}, "rounds": 12, "participation": 1.0}
     found = [
         play(small("fedmef", "every=2", "sparsity=0.5", f"gamma={gamma}", **wide), tmp_path / f"{gamma}", folder)
-        for gamma in (0, 0.5)
+        for gamma in (0, 0.6)  # half of what ReLU passes is 0 anyway
     ]
-    assert not same(model_of(tmp_path / "0"), model_of(tmp_path / "0.5"))
+    assert not same(model_of(tmp_path / "0"), model_of(tmp_path / "0.6"))
     assert all(summary["final"]["accuracy"] > 0.6 for summary in found)
 
 

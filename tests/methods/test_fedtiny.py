@@ -84,7 +84,7 @@ def test_batch_norm_statistics_are_merged_before_candidates_are_judged(folder):
 
 
 def test_a_block_is_adjusted_by_the_mean_of_what_clients_chose(folder):
-    study = small("fedtiny", "candidates=1", "every=1", "blocks=3", "alpha=0.5", "until=1.0", "sparsity=0.8", rounds=4)
+    study = small("fedtiny", "candidates=1", "every=1", "blocks=3", "alpha=0.5", "until=1.0", "sparsity=0.95", rounds=4)
     state, view = lab(folder, study)
     method = study.build_method()
     ask = method.plan(state)

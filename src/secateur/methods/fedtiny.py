@@ -1,7 +1,8 @@
 """FedTiny: clients choose between candidate masks by their loss, then the mask is refined block by block.
 
-    select   C masks of theta_0 of one density; for each, clients send batch norm statistics of their rows, and under
-             the mean of these their loss;  c* = argmin_c sum_k n_k L_kc
+    select   C masks of theta_0 of one density, the largest |w| of each tensor, as many as ERK keeps or near; for each,
+             clients send batch norm statistics of their rows, and under the mean of these their loss;
+             c* = argmin_c sum_k n_k L_kc
     adjust   after every F rounds until T_end, in one block of layers, from the outputs on: clients send the a_t largest
              |g| among pruned weights of each tensor; of their mean the a_t largest grow, the a_t smallest |w| go;
              a_t = a/2 (1 + cos(pi t/T_end)) of what the tensor keeps
@@ -9,9 +10,13 @@
 Paper symbol -> option: C: candidates; F (Delta T): every; T_end: until, as a share of the rounds; alpha: alpha.
 
 Reference: Huang et al., "Distributed Pruning Towards Tiny Neural Networks in Federated Learning", arXiv 2212.01977.
-*Read*: abstract and published code. *Reconstruction*: pool and selection, which no maintained code has.
-Departures: candidates come from theta_0, not from a model that the server trained; gradients are asked of the next
-cohort at the merged model, as costs of their own. Without batch norm the loss alone tells candidates apart.
+*Read*: abstract; FedPruning/FedPruning, its authors' group's: api/distributed/fedtiny and api/standalone/fedtiny as of
+e301307, the last to select, and fedtinyclean, api/pruning since. *Reconstruction*: the pool.
+Departures: candidates share theta_0's weights in different ways between layers (``selection``): in the code they are
+fresh draws of the weights, untrained too, under one mask; the paper's server trains first, and neither was shown to
+choose better than chance here. Losses are averaged by rows. Gradients are asked of the next cohort at the merged model,
+as costs of their own; the code adjusts all layers at once, and alpha is 0.2 there. Without batch norm the loss alone
+tells candidates apart.
 Not reproduced: 85.2 % at density 0.01 (CIFAR-10, ResNet-18) is claimed; we did not run that setting.
 """
 
