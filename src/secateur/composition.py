@@ -89,11 +89,14 @@ class Composition(Method):
 
     @property
     def refines(self) -> bool:
-        """Return whether the server measures what pruning does to the model."""
-        return isinstance(self.allocation, RateDistortion) and not isinstance(self.schedule, Never)
+        """Return whether the server measures something itself: what pruning does to the model, or its flow."""
+        return self._distorts or self._flows
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Measure distortions where the schedule has an event, and prune."""
+        """Measure distortions, or what needs no data, where the schedule has an event, and prune."""
+        if self._flows and self._lacks_measure(state):
+            found, done = self._measure(server, state.model(), state.mask, state.round)
+            return self._measured(state, found), done.processed
         allocation = self.allocation
         due = self.schedule.level(state.round, state.setting.rounds) is not None
         if not isinstance(allocation, RateDistortion) or not due:
@@ -158,7 +161,7 @@ class Composition(Method):
         if ask.phase == exploration.PHASE and explores:
             return exploration.absorb(explores, state, replies)
         if ask.phase == SCORE:
-            return self._absorb_measure(state, replies)
+            return self._measured(state, mean_of(replies))
         mean = WeightedMean(coverage=self.aggregator.coverage)
         votes: dict[str, torch.Tensor] = {}
         voters = 0
@@ -201,6 +204,16 @@ class Composition(Method):
         prunes = any(self.schedule.level(done, setting.rounds) for done in range(setting.rounds + 1))
         return self.criterion.statistic if prunes else None
 
+    @property
+    def _distorts(self) -> bool:
+        return isinstance(self.allocation, RateDistortion) and not isinstance(self.schedule, Never)
+
+    @property
+    def _flows(self) -> bool:
+        """Return whether the statistic needs no data and is of the merged model: then no client need be asked."""
+        flows = isinstance(self.criterion, Measured) and self.criterion.form == "flow"
+        return flows and self.consensus.where != "clients" and not isinstance(self.schedule, Never)
+
     def _explores(self, setting: Setting) -> Exploration | None:
         statistic = self._statistic(setting)
         return statistic if isinstance(statistic, Exploration) else None
@@ -221,9 +234,9 @@ class Composition(Method):
         found, done = client.measure(criterion.form, weights, mask, round_=round_, batches=batches)
         return {n: found[n] for n in client.setting.layout.trainable}, done
 
-    def _absorb_measure(self, state: State, replies: Replies) -> State:
-        """Keep the mean statistic, by rows, for this round's mask; where the server prunes, prune."""
-        notes, found = {**state.notes, SCORE: state.round}, mean_of(replies)
+    def _measured(self, state: State, found: Tensors) -> State:
+        """Keep a statistic (clients' mean by rows, or the server's) for this round's mask; if the server prunes, prune."""
+        notes = {**state.notes, SCORE: state.round}
         if not found:
             return replace(state, notes=notes)
         state = replace(state, notes=notes, memory={**state.memory, _MEASURED: found})
@@ -284,7 +297,7 @@ class Composition(Method):
 
     def _prune_merged(self, state: State, done: int) -> State:
         level = self.schedule.level(done, state.setting.rounds)
-        if level is None or self.refines:  # the server prunes when it has measured
+        if level is None or self._distorts:  # the server prunes when it has measured
             return state
         if isinstance(self.schedule, PQIndex):
             level = self._adapted(self.schedule, state)
