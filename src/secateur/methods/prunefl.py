@@ -1,18 +1,20 @@
 """PruneFL: now and then the cohort sends squared gradients of all weights, and the server chooses the mask anew.
 
     score    D_j = mean_k g_kj^2    every F rounds, for pruned weights too: what the loss can win by a weight
-    protect  the (1 - delta_t) share of the budget with largest |w|;  delta_t = delta 2^(-t/h)
-    fill     the rest of the budget by D_j, largest first
+    protect  of each tensor all but the delta_t share of what it keeps, largest |w| first;  delta_t = delta 2^(-t/h)
+    fill     the rest of the budget by D_j over all tensors, largest first
     round    FedAvg under the mask; a weight that comes in starts at 0
 
 Paper symbol -> option: budget: sparsity; F: every; delta: delta; h: half_life; batches for g: batches.
 
 Reference: Jiang et al., "Model Pruning Enables Efficient Federated Learning on Edge Devices", arXiv 1909.12326.
-*Read*: the published code. *Reconstruction*: the first stage.
+*Read*: jiangyuang/PruneFL (control/algorithm.py, bases/fl/simulation/adaptive.py, configs/cifar10.py).
+*Reconstruction*: the first stage.
 Departures: the density is an input. In the paper it follows from D_j over the seconds that a weight of its layer was
 measured to cost, which no other machine repeats; here all weights cost the same. The first mask is made by the same
-rule from theta_0 and the first cohort's gradients, where the paper lets one client prune on its own. Squared
-gradients are averaged by rows.
+rule from theta_0 and the first cohort's gradients, each tensor keeping the density, where the paper lets one client
+prune on its own. g is measured apart, at the merged model, and its squares are averaged by rows; the code squares the
+sum of a round's training gradients and adds the rounds up.
 Not reproduced: the paper's figures are times on its own devices.
 """
 
@@ -39,7 +41,7 @@ from secateur.method import (
     train_reply,
 )
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import highest, pruned_count
+from secateur.pruning.allocation import by_count, highest, pruned_count, shared
 from secateur.wire.message import Message
 
 
@@ -50,7 +52,7 @@ class PruneFL(Method):
     Attributes:
         sparsity: fraction of weights removed.
         every: F, rounds between reconfigurations; 0: only the first mask.
-        delta: share of the budget that is open to newcomers at the start.
+        delta: share of what a tensor keeps that is open to newcomers at the start.
         half_life: h, rounds in which that share halves.
         batches: how many a client's squared gradient is the mean of.
     """
@@ -101,11 +103,13 @@ class PruneFL(Method):
 
     def choose(self, state: State, importance: masks.Tensors) -> dict[str, torch.Tensor]:
         """Return the mask: what is protected by magnitude, filled up by importance."""
-        sizes = {name: state.weights[name].abs() for name in importance}
-        total = sum(worth.numel() for worth in importance.values())
+        sizes = {name: worth.numel() for name, worth in importance.items()}
+        total = sum(sizes.values())
         budget = total - pruned_count(self.sparsity, total)
-        safe = budget - int(self.delta * 2 ** (-state.round / self.half_life) * budget)
-        kept = highest(sizes, safe)
+        share = self.delta * 2 ** (-state.round / self.half_life)
+        held = {n: int(m.sum()) for n, m in state.mask.items()} if state.mask else shared(budget, sizes, sizes)
+        safe = {name: count - int(share * count) for name, count in held.items()}
+        kept = by_count({name: state.weights[name].abs() for name in importance}, safe)
         rest = {name: torch.where(kept[name], -torch.inf, worth) for name, worth in importance.items()}
-        new = highest(rest, budget - safe)
+        new = highest(rest, budget - sum(safe.values()))
         return {name: kept[name] | new[name] for name in kept}
