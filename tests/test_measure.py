@@ -86,6 +86,31 @@ def test_flow_by_hand():
     assert model[0].weight[0, 1] == -2.0
 
 
+def deep(layers=48, width=128):
+    torch.manual_seed(0)
+    return nn.Sequential(*[m for _ in range(layers) for m in (nn.Linear(width, width), nn.ReLU())])
+
+
+def test_flow_of_a_deep_network_is_finite_and_conserved():
+    """Without biases what flows through a layer is the same for all: sum |w| dR/d|w| = R (Tanaka et al.)."""
+    model = deep()
+    for layer in model[::2]:
+        nn.init.kaiming_uniform_(layer.weight)  # as wide as He's: it passes float32's largest number
+        nn.init.zeros_(layer.bias)
+    data = Data(torch.zeros(1, 128), torch.zeros(1, dtype=torch.int64), kind="tabular")
+    before = copy.deepcopy(model.state_dict())
+    found, _ = measure(model, data, Training(), "flow", round_=0, seed=0, client=0)
+    sums = torch.stack([found[f"{i}.weight"].double().sum() for i in range(0, 96, 2)])
+    assert sums.isfinite().all()
+    torch.testing.assert_close(sums, sums[:1].expand(48), rtol=1e-4, atol=0)
+    assert max(float(flow.max()) for flow in found.values()) == 1.0
+    assert same(before, model.state_dict())
+    # what it would be in float32
+    for layer in model[::2]:
+        layer.weight.data.abs_()
+    assert model(torch.ones(1, 128)).isinf().any()
+
+
 def test_snip_of_all_clients_is_salientgrads(tmp_path, shards):
     """Equal numbers of rows at each client: a mean by rows is the mean over clients."""
     options = ("criterion=snip", "criterion.each=true", "criterion.measure.clients=all", "schedule.at=0")
@@ -103,7 +128,12 @@ def test_gradients_are_measured_before_each_mask_and_counted(criterion, consensu
     summary = play(study, tmp_path / "run", shards)
     rows = rows_of(tmp_path / "run")
     phases = [(row["phase"], row["round"]) for row in rows]
-    if consensus == "pooled":  # events after rounds 2 and 4, measured on the merged model
+    if criterion == "synflow" and consensus != "majority":  # it needs no data: the server measures it, and asks nobody
+        assert {phase for phase, _ in phases} == {"train"}
+        event = rows[1]  # before round 3's mask
+        assert event["server_macs"] == 3 * summary["final"]["macs_dense"]  # one row, forward and back
+        assert summary["final"]["sparsity"] == pytest.approx(0.9, abs=0.01)
+    elif consensus == "pooled":  # events after rounds 2 and 4, measured on the merged model
         assert phases == [("train", 1), ("train", 2), ("score", 2), ("train", 3), ("train", 4), ("score", 4)]
         assert summary["final"]["sparsity"] == pytest.approx(0.9, abs=0.01)
     elif consensus == "majority":  # each client by its own gradients, within its training

@@ -278,9 +278,12 @@ class Grasp(Measured):
 class Synflow(Measured):
     """SynFlow, synaptic flow: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|; needs no data.
 
-    Every client reports the same. It is one shot per pruning event; a schedule of many events is the iterative form.
+    The server measures it, once for each pruning event; where clients vote, each measures its own model's. Scores are
+    over the largest, so that only their order is told. It is one shot per event; a schedule of many events is the
+    iterative form.
 
-    Reference: Tanaka et al., arXiv 2006.05467.
+    Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
+    float64 is commented out: deep networks overflow there.
     """
 
     @property
