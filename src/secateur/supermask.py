@@ -44,8 +44,8 @@ def learn(  # noqa: PLR0913 -- one for each thing that a training is told
     return {name: tensor.detach() for name, tensor in held.items()}, done
 
 
-def frozen(tensors: Tensors, names: list[str]) -> dict[str, torch.Tensor]:
-    """Return signed constants: the sign of each weight times 1/sqrt(fan-in) of its layer; other tensors stay.
+def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
+    """Return signed constants: the sign of each weight times gain/sqrt(fan-in) of its layer; other tensors stay.
 
     Reference: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", arXiv 1911.13299.
     """
@@ -53,7 +53,7 @@ def frozen(tensors: Tensors, names: list[str]) -> dict[str, torch.Tensor]:
     for name in names:
         weight = tensors[name]
         fan_in = max(1, weight[0].numel()) if weight.dim() > 1 else weight.numel()
-        made[name] = torch.where(weight < 0, -1.0, 1.0) * fan_in**-0.5
+        made[name] = torch.where(weight < 0, -1.0, 1.0) * (gain * fan_in**-0.5)
     return made
 
 

@@ -127,37 +127,59 @@ def test_units_below_their_threshold_go_and_slopes_pass():
     assert weight.grad[1].tolist() == pytest.approx([110.0, 110.0])
 
 
-def test_thresholds_that_moved_push_weights_of_their_unit(folder):
-    _, view = lab(folder, "spafl")
-    client = view(0)
-    client.initial = {"c": torch.full((2, 1, 2, 2), -1.0), "f": torch.ones(2, 3)}
-    client.memory = {"threshold.c": torch.tensor([0.0, 1.0]), "threshold.f": torch.tensor([0.5, 0.5])}
-    found = received({"c": torch.tensor([0.8, 1.0]), "f": torch.tensor([0.0, 0.5])}, client)
+def test_thresholds_that_moved_push_weights_of_their_unit():
+    """A change is spread over a kernel's positions (4), or over the inputs (3); against the sign of the unit's sum."""
+    weights = {"c": torch.full((2, 1, 2, 2), -1.0), "f": torch.ones(2, 3), "b": torch.ones(2)}
+    message = {"change.c": torch.tensor([0.8, 0.0]), "change.f": torch.tensor([-0.6, 0.0])}
+    found = received({**message, "threshold.c": torch.full((2,), 9.0)}, weights)
     assert torch.allclose(found["c"][0], torch.tensor(-1 + 0.8 / 4))
     assert torch.allclose(found["c"][1], torch.tensor(-1.0))
-    assert torch.allclose(found["f"], torch.tensor([[1.5], [1.0]]).expand(2, 3))
+    assert torch.allclose(found["f"], torch.tensor([[1.2], [1.0]]).expand(2, 3))
+    assert torch.equal(found["b"], weights["b"])
+
+
+def test_a_layer_that_thresholds_would_empty_begins_again_from_zero():
+    """Of 200 units 2 are a share of 0.01, which is too few; 3 are enough."""
+    weight = torch.arange(1.0, 201.0).view(200, 1)
+    for kept, expected in ((2, 200), (3, 3)):
+        tau = torch.full((200,), 200.5 - kept)
+        made = effective({"w": weight, "threshold.w": tau})["w"]
+        assert int((made != 0).sum()) == expected
+        assert bool((tau == 0).all()) == (expected == 200)
 
 
 def test_nothing_but_thresholds_travels_and_weights_stay(folder):
     state, view = lab(folder, "spafl")
     method = small("spafl").build_method()
     ask = method.plan(state)
+    units = {"fc1.weight": (12,), "fc2.weight": (8,), "fc3.weight": (3,)}
+    assert {n: tuple(t.shape) for n, t in ask.message.tensors.items()} == {
+        f"{kind}.{n}": shape for kind in ("threshold", "change") for n, shape in units.items()
+    }
     client = view(0)
     reply = method.respond(ask, client)
-    assert {n: tuple(t.shape) for n, t in reply.tensors.items()} == {"fc1.weight": (12,), "fc2.weight": (8,)}
+    assert {n: tuple(t.shape) for n, t in reply.tensors.items()} == {f"threshold.{n}": s for n, s in units.items()}
     assert not same({"w": client.memory["fc1.weight"]}, {"w": client.initial["fc1.weight"]})
     after = method.absorb(state, Replies(ask, [(0, reply), (1, told({n: t + 1 for n, t in reply.tensors.items()}))]))
+    sent = method.plan(after).message.tensors
     for name, tau in reply.tensors.items():
-        assert torch.allclose(after.memory["threshold"][name], tau + 0.5)
-    used = method.uses(method.examine(after).message, client)
-    expected = received(after.memory["threshold"], client)
-    assert torch.equal(used["fc3.weight"], expected["fc3.weight"])
+        assert torch.allclose(sent[name], tau + 0.5)
+        assert torch.allclose(sent[name.replace("threshold", "change")], tau + 0.5)  # thresholds were 0
+    silent = method.absorb(after, Replies(method.plan(after), []))
+    assert same(silent.memory["threshold"], after.memory["threshold"])
+    assert not any(change.any() for change in silent.memory["change"].values())
 
 
-def test_thresholds_below_every_unit_leave_the_client_its_model(folder):
-    _, view = lab(folder, "spafl")
-    low = Message({"fc1.weight": torch.full((12,), -1.0), "fc2.weight": torch.full((8,), -1.0)})
-    assert same(small("spafl").build_method().uses(low, view(2)), view(2).initial)
+def test_a_client_uses_its_weights_under_its_own_thresholds(folder):
+    state, view = lab(folder, "spafl")
+    method = small("spafl").build_method()
+    message = method.examine(state).message
+    assert not message.tensors
+    client = view(2)
+    assert same(method.uses(message, client), client.initial)  # it never took part
+    client.memory = {"fc2.weight": torch.ones(8, 12), "threshold.fc2.weight": torch.tensor([2.0] + [0.5] * 7)}
+    used = method.uses(message, client)["fc2.weight"]
+    assert used[:, 0].tolist() == [0.0] + [1.0] * 7
 
 
 def test_one_client_alone_has_its_own_thresholds(folder):
@@ -165,14 +187,15 @@ def test_one_client_alone_has_its_own_thresholds(folder):
     method = small("spafl").build_method()
     ask = method.plan(state)
     reply = method.respond(ask, view(0))
-    assert same(method.absorb(state, Replies(ask, [(0, reply)])).memory["threshold"], reply.tensors)
+    after = method.absorb(state, Replies(ask, [(0, reply)])).memory["threshold"]
+    assert same({f"threshold.{n}": t for n, t in after.items()}, reply.tensors)
 
 
 def test_a_heavier_penalty_raises_thresholds(folder):
     state, view = lab(folder, "spafl")
     found = []
     for weight in (0.0, 0.01, 0.1):
-        method = small("spafl", f"penalty={weight}").build_method()
+        method = small("spafl", f"penalty={weight}", "warmup=0").build_method()
         reply = method.respond(method.plan(state), view(0))
         found.append(sum(float(t.sum()) for t in reply.tensors.values()))
     assert found == sorted(found)

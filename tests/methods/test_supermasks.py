@@ -10,7 +10,7 @@ from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.errors import ConfigError
 from secateur.method import Replies
 from secateur.methods.fedpm import FedPM
-from secateur.methods.frl import FRL
+from secateur.methods.frl import FRL, first
 from secateur.methods.hidenseek import HideNseek
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global
@@ -43,10 +43,11 @@ def test_straight_through_is_the_step_forward_and_the_identity_backward():
     assert soft.grad.tolist() == [2.0, 5.0]
 
 
-def test_frozen_weights_are_signs_over_the_root_of_the_fan_in():
+def test_frozen_weights_are_signs_times_a_gain_over_the_root_of_the_fan_in():
+    """A kernel of 2 x 2 positions has a fan-in of 4, whose root is 2."""
     tensors = {"w": torch.tensor([[[[-3.0, 0.0], [1.0, 2.0]]]]), "b": torch.tensor([5.0])}
-    found = frozen(tensors, ["w"])
-    assert found["w"].flatten().tolist() == [-0.5, 0.5, 0.5, 0.5]
+    found = frozen(tensors, ["w"], 3.0)
+    assert found["w"].flatten().tolist() == [-1.5, 1.5, 1.5, 1.5]
     assert found["b"].tolist() == [5.0]
 
 
@@ -68,8 +69,9 @@ def test_scores_move_by_the_gradient_through_the_weights_made_of_them():
 # ---- FedPM
 
 
-@pytest.mark.parametrize(("prior", "expected"), [(1.0, [0.99, 0.5, 0.01]), (2.0, [0.75, 0.5, 0.25])])
+@pytest.mark.parametrize(("prior", "expected"), [(1.0, [0.99, 0.5, 0.01]), (2.0, [0.745, 0.5, 0.255])])
 def test_the_posterior_by_hand(folder, prior, expected):
+    """Two clients, a bit counts 0.99 or 0.01: votes 1.98, 1 and 0.02; (v + l - 1)/(2 + 2 l - 2)."""
     method = FedPM(prior=prior)
     state, _ = lab(folder, small("fedpm", f"prior={prior}"))
     ask = method.plan(state)
@@ -132,7 +134,7 @@ def test_a_run_learns_above_chance_and_ships_a_masked_network_of_signs(folder, t
     assert all(row["up"]["mask"] * 8 < 1.3 * 4 * (16 * 12 + 12 * 8 + 8 * 3) for row in rows)  # four clients, a bit each
     shipped = model_of(tmp_path / "run")
     values = shipped["fc1.weight"][shipped["mask/fc1.weight"].bool()]
-    assert values.abs().tolist() == pytest.approx([0.25] * len(values))
+    assert values.abs().tolist() == pytest.approx([2.718281828 / 4] * len(values))  # 16 inputs
 
 
 def test_updates_and_half_precision_leave_masks_alone(folder, tmp_path):
@@ -179,8 +181,30 @@ def test_votes_are_sums_of_ranks_and_every_client_counts_alike(folder):
     ]
     after = method.absorb(state, Replies(ask, replies))
     assert torch.equal(after.memory["rank"]["fc3.weight"].long(), up)  # two against one, whatever their rows
-    assert torch.equal(after.mask["fc3.weight"], up >= 12)
+    sizes = first(state.setting, "fc3.weight").flatten().sort().values.abs()  # of the edges in the ranking's order
+    assert set(after.mask["fc3.weight"].flatten().nonzero().flatten().tolist()) == set(sizes.topk(12).indices.tolist())
     assert same(after.weights, state.weights)
+
+
+def test_first_scores_lie_evenly_on_both_sides_of_zero(folder):
+    state, _ = lab(folder, small("frl"))
+    scores = first(state.setting, "fc1.weight") * 4  # 16 inputs
+    assert -1 <= scores.min() < -0.9
+    assert 0.9 < scores.max() <= 1
+    assert abs(float(scores.mean())) < 0.15  # 192 draws: a standard deviation of 0.042
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
+def test_a_signal_is_as_strong_at_every_density(sparsity):
+    """What (1 - S) n of n inputs add up to has the variance (1 - S) n w^2, whatever S."""
+    weights = frozen({"w": torch.ones(1, 100)}, ["w"], FRL(sparsity=sparsity).gain)["w"]
+    assert (1 - sparsity) * float(weights.square().sum()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("sparsity", "kept"), [(0.5, 4), (0.9, 1), (0.0, 7)])
+def test_the_share_that_goes_is_rounded_down(sparsity, kept):
+    """Seven edges: 3.5 go, so 3; 6.3, so 6; none."""
+    assert int(FRL(sparsity=sparsity).chosen(torch.arange(7.0)).sum()) == kept
 
 
 def test_with_one_client_the_global_ranking_is_its_own(folder):

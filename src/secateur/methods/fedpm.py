@@ -18,7 +18,10 @@ Not reproduced: the paper's CIFAR-10 figures; we did not run its settings.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +33,7 @@ from secateur.supermask import frozen, straight_through
 from secateur.wire.message import Expected, Message
 
 _CHANCE = "chance"
+_LEAST = 0.01
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ class FedPM(Method):
     """
 
     prior: float = 1.0
+
+    recommended: ClassVar[Mapping[str, str | float]] = {"optimiser": "adam", "lr": 0.1}
 
     def __post_init__(self) -> None:
         check(self.prior >= 1, name="prior", value=self.prior, must="be at least 1")
@@ -56,10 +62,12 @@ class FedPM(Method):
         return False
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return signed constants, each kept with probability 1/2."""
+        """Return signed constants, each kept with the probability of a normal score."""
         names = setting.layout.names("weight")
-        chance = {name: torch.full_like(weights[name], 0.5) for name in names}
-        state = State(setting, 0, frozen(weights, names), memory={_CHANCE: chance}, archive=archive)
+        shapes = {name: setting.specs[name].shape for name in names}
+        scores = {n: torch.randn(shape, generator=stream(setting.seed, "scores", n)) for n, shape in shapes.items()}
+        chance = {name: torch.sigmoid(score) for name, score in scores.items()}
+        state = State(setting, 0, frozen(weights, names, math.e), memory={_CHANCE: chance}, archive=archive)
         return self._likely(state, 0)
 
     def accepts(self, setting: Setting) -> Expected:
@@ -78,14 +86,14 @@ class FedPM(Method):
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return one mask, over zeros, which cost nothing."""
-        scores = {n: torch.logit(p.clamp(0.01, 0.99)) for n, p in ask.message.tensors.items()}
-        weights = frozen(client.initial, list(scores))
+        scores = {n: torch.logit(p.clamp(_LEAST, 1 - _LEAST)) for n, p in ask.message.tensors.items()}
+        weights = frozen(client.initial, list(scores), math.e)
         draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
             chances = {n: torch.sigmoid(s) for n, s in scores.items()}
             drawn = {n: (torch.rand(p.shape, generator=draw) < p).float() for n, p in chances.items()}
-            return {n: weights[n] * straight_through(drawn[n], p) for n, p in chances.items()}
+            return {n: weights[n] * straight_through(drawn[n], p.square() / 2) for n, p in chances.items()}
 
         learnt, done = client.learn(weights, scores, effective, round_=ask.round)
         kept = {n: torch.rand(s.shape, generator=draw) < torch.sigmoid(s) for n, s in learnt.items()}
@@ -98,8 +106,8 @@ class FedPM(Method):
             kept = {n: kept.get(n, 0.0) + m.float() for n, m in (message.mask or {}).items()}
             clients += 1
         if clients:
-            chance = {n: ((k + self.prior - 1) / (clients + 2 * self.prior - 2)) for n, k in kept.items()}
-            chance = {n: p.clamp(0.01, 0.99) for n, p in chance.items()}
+            votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k for n, k in kept.items()}
+            chance = {n: (v + self.prior - 1) / (clients + 2 * self.prior - 2) for n, v in votes.items()}
             state = replace(state, memory={**state.memory, _CHANCE: chance})
         return self._likely(state, replies.ask.round)
 

@@ -58,11 +58,16 @@ class FRL(Method):
         """Return False: rankings are learnt."""
         return False
 
+    @property
+    def gain(self) -> float:
+        """Return the frozen weights' size times the root of the fan-in."""
+        return math.sqrt(1 / (1 - self.sparsity))
+
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return signed constants, ranked by the first scores."""
         names = setting.layout.names("weight")
         ranks = {name: ranked(first(setting, name)) for name in names}
-        state = State(setting, 0, frozen(weights, names), archive=archive)
+        state = State(setting, 0, frozen(weights, names, self.gain), archive=archive)
         return self._settled(state, 0, ranks)
 
     def accepts(self, setting: Setting) -> Expected:
@@ -81,15 +86,14 @@ class FRL(Method):
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return their ranks."""
         ranks = unpacked(ask.message.tensors, _shapes(client.setting))
-        weights = frozen(client.initial, list(ranks))
-        dealt = {n: torch.from_numpy(np.sort(first(client.setting, n), axis=None))[r.long()] for n, r in ranks.items()}
+        weights = frozen(client.initial, list(ranks), self.gain)
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
             sizes = {n: s.abs() for n, s in scores.items()}
             return {n: weights[n] * straight_through(self.chosen(s).float(), s) for n, s in sizes.items()}
 
-        learnt, done = client.learn(weights, dealt, effective, round_=ask.round)
-        return Message(packed({n: ranked(s.abs()) for n, s in learnt.items()}), None, report(done))
+        learnt, done = client.learn(weights, dealt(client.setting, ranks), effective, round_=ask.round)
+        return Message(packed({n: ranked(s) for n, s in learnt.items()}), None, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Add up ranks."""
@@ -103,19 +107,25 @@ class FRL(Method):
 
     def chosen(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the top 1 - S of a layer, at least one."""
-        gone = min(math.ceil(self.sparsity * scores.numel() - 1e-6), scores.numel() - 1)
+        gone = min(int(self.sparsity * scores.numel() + 1e-6), scores.numel() - 1)
         return ~lowest(scores.reshape(-1), gone).reshape(scores.shape)
 
     def _settled(self, state: State, round_: int, ranks: Tensors) -> State:
-        mask = {name: self.chosen(rank) for name, rank in ranks.items()}
+        mask = {name: self.chosen(scores.abs()) for name, scores in dealt(state.setting, ranks).items()}
         return replace(state, round=round_, mask=mask, memory={**state.memory, _RANK: ranks})
 
 
 def first(setting: Setting, name: str) -> torch.Tensor:
-    """Return a layer's first scores, uniform in [0, 1/sqrt(fan-in))."""
+    """Return a layer's first scores, uniform in [-1/sqrt(fan-in), 1/sqrt(fan-in))."""
     shape = setting.specs[name].shape
     drawn = torch.rand(shape, generator=stream(setting.seed, "scores", name))
-    return drawn / math.sqrt(max(1, math.prod(shape[1:])))
+    return (2 * drawn - 1) / math.sqrt(max(1, math.prod(shape[1:])))
+
+
+def dealt(setting: Setting, ranks: Tensors) -> dict[str, torch.Tensor]:
+    """Return each layer's first scores, sorted and dealt out by a ranking."""
+    values = {name: np.sort(first(setting, name), axis=None) for name in ranks}
+    return {name: torch.from_numpy(values[name])[rank.long()] for name, rank in ranks.items()}
 
 
 def _shapes(setting: Setting) -> dict[str, tuple[int, ...]]:

@@ -19,7 +19,10 @@ Not reproduced: 69.8 % (CIFAR-10) and 89.2 % (Fashion-MNIST) are recalled, not r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import ClassVar
 
 import torch
 
@@ -41,7 +44,7 @@ from secateur.pruning.mask import Tensors
 from secateur.supermask import straight_through
 from secateur.wire.message import Expected, Message, Spec
 
-_TAU = "threshold"
+_TAU, _CHANGE = "threshold", "change"
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,17 @@ class SpaFL(Method):
 
     Attributes:
         penalty: lambda, which drives thresholds up.
+        warmup: rounds in which the penalty rises to lambda; 0: none.
     """
 
-    penalty: float = 1.5e-4
+    penalty: float = 0.002
+    warmup: float = 1.0
+
+    recommended: ClassVar[Mapping[str, str | float]] = {"optimiser": "sgd", "lr": 0.001, "momentum": 0.9}
 
     def __post_init__(self) -> None:
         check(self.penalty >= 0, name="penalty", value=self.penalty, must="be 0 or more")
+        check(self.warmup >= 0, name="warmup", value=self.warmup, must="be 0 or more")
 
     @property
     def regrows(self) -> bool:
@@ -74,83 +82,93 @@ class SpaFL(Method):
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return thresholds of 0, over which every unit lies."""
-        thresholds = {name: torch.zeros(spec.shape) for name, spec in _specs(setting).items()}
-        return State(setting, 0, weights, memory={_TAU: thresholds}, archive=archive)
+        names, specs = setting.layout.names("weight"), setting.specs
+        zeros = {kind: {n: torch.zeros(specs[n].shape[0]) for n in names} for kind in (_TAU, _CHANGE)}
+        return State(setting, 0, weights, memory=zeros, archive=archive)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return thresholds."""
-        return Expected(_specs(setting))
+        """Return thresholds and their changes, or nothing."""
+        return Expected(_specs(setting, _TAU, _CHANGE), optional=True)
 
     def plan(self, state: State) -> Ask | None:
-        """Send the thresholds to the next cohort."""
+        """Send the thresholds, and how the last round changed them, to the next cohort."""
         setting, round_ = state.setting, state.round + 1
         if round_ > setting.rounds:
             return None
-        expects = Expected(_specs(setting), scalars=REPORT)
-        message = Message(state.memory[_TAU])
+        expects = Expected(_specs(setting, _TAU), scalars=REPORT)
+        message = Message(_named(_TAU, state.memory[_TAU]) | _named(_CHANGE, state.memory[_CHANGE]))
         return Ask(TRAIN, round_, setting.cohort(round_), message, expects, dense=True, plain=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and thresholds; keep the weights."""
-        thresholds = ask.message.tensors
-        weights = received(thresholds, client)
+        weights = received(ask.message.tensors, _own(client))
         trained = {n: weights[n] for n in client.setting.layout.trainable}
+        thresholds = {n: t for n, t in ask.message.tensors.items() if n.startswith(_TAU)}
         learnt, done = client.learn(
-            weights, {**trained, **{_name(n): t for n, t in thresholds.items()}}, effective,
-            round_=ask.round, penalty=self.pull,
-        )  # fmt: skip
-        weights = {**training.tensors_of(client.model), **{n: learnt[n] for n in trained}}
-        found = {n: learnt[_name(n)] for n in thresholds}
-        client.memory |= weights | {_name(n): t for n, t in found.items()}
-        return Message(found, None, report(done))
+            weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
+        )
+        client.memory |= training.tensors_of(client.model) | learnt
+        return Message({n: learnt[n] for n in thresholds}, None, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Average the thresholds."""
-        told = [message.tensors for _, message in replies]
-        thresholds = {n: torch.stack([t[n] for t in told]).mean(0) for n in state.memory[_TAU]} if told else {}
-        memory = {**state.memory, _TAU: {**state.memory[_TAU], **thresholds}}
-        return replace(state, round=replies.ask.round, memory=memory)
+        told, before = [message.tensors for _, message in replies], state.memory[_TAU]
+        after = {n: torch.stack([t[f"{_TAU}.{n}"] for t in told]).mean(0) for n in before} if told else before
+        memory = {_TAU: after, _CHANGE: {n: after[n] - tau for n, tau in before.items()}}
+        return replace(state, round=replies.ask.round, memory={**state.memory, **memory})
 
     def examine(self, state: State) -> Ask:
-        """Send the thresholds, for each client to score its own model."""
-        return replace(super().examine(state), message=Message(state.memory[_TAU]))
+        """Ask each client to score its own model."""
+        return replace(super().examine(state), message=Message({}))
 
     def uses(self, message: Message, client: Client) -> Tensors:
-        """Return the client's own weights under the thresholds."""
-        weights = received(message.tensors, client)
-        return weights | effective({**weights, **{_name(n): t for n, t in message.tensors.items()}})
+        """Return the client's own weights under its own thresholds, as its last training left them."""
+        del message
+        weights = _own(client)
+        thresholds = {n: t.clone() for n, t in client.memory.items() if n.startswith(_TAU)}
+        return weights | effective(weights | thresholds)
 
-    def pull(self, scores: Tensors) -> torch.Tensor:
-        """Return lambda sum exp(-tau)."""
-        return self.penalty * torch.stack([torch.exp(-t).sum() for n, t in scores.items() if n.startswith(_TAU)]).sum()
+    def pull(self, round_: int, scores: Tensors) -> torch.Tensor:
+        """Return the round's share of lambda, times sum exp(-tau)."""
+        share = 1 / (1 + math.exp(5 - 10 * (round_ - 1) / self.warmup)) if self.warmup else 1.0
+        thresholds = [tau for name, tau in scores.items() if name.startswith(_TAU)]
+        return self.penalty * share * torch.stack([torch.exp(-tau).sum() for tau in thresholds]).sum()
 
 
 def effective(scores: Tensors) -> dict[str, torch.Tensor]:
-    """Return the weights without the units that lie below their thresholds."""
+    """Return the weights without the units below their thresholds, which go back to 0 where they leave no layer."""
     found = {name: tensor for name, tensor in scores.items() if not name.startswith(_TAU)}
     for name, weight in list(found.items()):
-        if _name(name) in scores:
-            above = weight.abs().flatten(1).mean(1) - scores[_name(name)]
-            mask = straight_through((above > 0).float(), above)
+        tau = scores.get(f"{_TAU}.{name}")
+        if tau is not None:
+            sizes = weight.abs().flatten(1).mean(1)
+            if float((sizes > tau).float().mean()) <= 0.01:
+                with torch.no_grad():
+                    tau.zero_()
+            mask = straight_through((sizes > tau).float(), sizes - tau)
             found[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
     return found
 
 
-def received(thresholds: Tensors, client: Client) -> dict[str, torch.Tensor]:
-    """Return the client's weights after it heard of new thresholds; theta_0 where it has none."""
-    weights = {name: client.memory.get(name, tensor) for name, tensor in client.initial.items()}
-    for name, tau in thresholds.items():
-        moved = tau - client.memory.get(_name(name), tau)
-        shape, unit = weights[name].shape, [-1, *[1] * (weights[name].dim() - 1)]
-        sign = weights[name].flatten(1).sum(1).sign()
-        weights[name] = weights[name] - (sign * moved / max(1, math.prod(shape[2:]))).view(unit)
-    return weights
+def received(message: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:
+    """Return a client's weights after it heard how the thresholds changed."""
+    pushed = dict(weights)
+    for name, weight in weights.items():
+        change = message.get(f"{_CHANGE}.{name}")
+        if change is not None:
+            sign, spread = weight.flatten(1).sum(1).sign(), math.prod(weight.shape[2:] or weight.shape[1:])
+            pushed[name] = weight - (sign * change / spread).view(-1, *[1] * (weight.dim() - 1))
+    return pushed
 
 
-def _name(weight: str) -> str:
-    return f"{_TAU}.{weight}"
+def _own(client: Client) -> dict[str, torch.Tensor]:
+    return {name: client.memory.get(name, tensor) for name, tensor in client.initial.items()}
 
 
-def _specs(setting: Setting) -> dict[str, Spec]:
-    names = setting.layout.names("weight")[:-1]
-    return {name: Spec((setting.specs[name].shape[0],), torch.float32) for name in names}
+def _named(kind: str, tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {f"{kind}.{name}": tensor for name, tensor in tensors.items()}
+
+
+def _specs(setting: Setting, *kinds: str) -> dict[str, Spec]:
+    units = {n: Spec((setting.specs[n].shape[0],), torch.float32) for n in setting.layout.names("weight")}
+    return {f"{kind}.{name}": spec for kind in kinds for name, spec in units.items()}
