@@ -1,18 +1,19 @@
 """FedPM: weights are random signs and never move; clients learn with which probability each of them takes part.
 
+    weights  sign(theta_0) e/sqrt(fan-in)
     client   s = logit(p); each step draws m ~ Bernoulli(sigmoid(s)), runs the network of weights w m, and moves s by
-             the gradient at m (straight through); in the end one m is drawn and sent: at most a bit a weight
-    server   p = (sum_k m_k + l - 1)/(K + 2 l - 2), the mode of a Beta posterior that begins anew in each round, within
-             [0.01, 0.99]
+             the gradient at m, with dm/dp taken for p; in the end one m is drawn and sent: at most a bit a weight
+    server   p = (sum_k v_k + l - 1)/(K + 2 l - 2), v_k = 0.99 where client k kept a weight, else 0.01: the mode of a
+             Beta posterior that begins anew in each round; before the first, p = sigmoid(N(0, 1))
     model    w where p >= 1/2, 0 elsewhere
 
-Paper symbol -> option: lambda_0: prior; the scores' optimiser: training.* (Adam at 0.1 learns, SGD at rates of weights
-does not).
+Paper symbol -> option: lambda_0: prior; the scores' optimiser: training.* (Adam at 0.1, as published).
 
 Reference: Isik et al., "Sparse Random Networks for Communication-Efficient Federated Learning", arXiv 2209.15328.
-*Read*: the published code.
+*Read*: the published code (BerivanIsik/sparse-random-networks, src/fedssm: client, server, models, utils/random).
 Departures: the model that is scored keeps what is likelier kept than not, where the paper draws a mask; biases and
-normalisation stay as they were made. The signs are those of theta_0, which both sides make from the seed.
+normalisation stay as they were made, where the published code masks random biases too; Adam begins anew in each round.
+The signs are those of theta_0, which both sides make from the seed.
 Not reproduced: the paper's CIFAR-10 figures; we did not run its settings.
 """
 

@@ -1,18 +1,23 @@
 """FRL: weights are random signs and never move; clients rank the edges of each layer, and the server counts ranks.
 
-    client   scores are the first scores, sorted and dealt out by the global ranking; each step runs the edges whose |s|
-             is among the top 1 - S of their layer, and moves s by the gradient there (straight through); what goes back
-             is the rank r_k(e) of each edge by |s| in its layer
+    weights  sign(theta_0) sqrt(2/fan-in) sqrt(0.5/(1 - S))
+    client   scores are the first scores, U(-b, b) with b = 1/sqrt(fan-in), sorted and dealt out by the global ranking;
+             each step runs the edges whose |s| is among the top 1 - S of their layer, and moves s by the gradient there
+             (straight through |s|); what goes back is the rank r_k(e) of each edge by s in its layer
     server   R(e) = sum_k r_k(e), a vote for each client; the new ranking sorts R, ties by index
-    model    the top 1 - S edges of each layer, as signed constants
+    model    the top 1 - S edges of each layer by |s| as dealt, which are both ends of the ranking, as signed constants
 
 Paper symbol -> option: k, the share of edges in the subnetwork, is 1 - sparsity.
 
 Reference: Mozaffari et al., "Every Vote Counts: Ranking-Based Training of Federated Learning to Resist Poisoning
-Attacks", arXiv 2110.04350. *Read*: the published code, which ranks s and selects by |s|; here both go by |s|.
-Departures: a rank travels in whole bytes (two below 65,536 edges, three below 16.7 million), not in log2 n bits; biases
-and normalisation stay as they were made; the signs are those of theta_0.
+Attacks", arXiv 2110.04350. *Read*: the published code (SPIN-UMass/FRL, utils.py, models/, FL_train.py, args.py), which
+ranks s and selects by |s|.
+Departures: the published weights are sqrt(2/fan-in) at its k = 0.5; the factor sqrt(0.5/(1 - S)) is ours: it is 1
+there, and at every other density it leaves a layer's signal as strong. A rank travels in whole bytes (two below 65,536
+edges, three below 16.7 million), not in log2 n bits; biases and normalisation stay as they were made; the signs are
+those of theta_0; the rate does not fall within a round.
 Not reproduced: 85.3 % (CIFAR-10, Conv8, 1,000 clients) is claimed; we did not run that setting.
+RATE
 """
 
 from __future__ import annotations
