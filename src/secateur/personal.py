@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,7 @@ import torch
 
 from secateur.errors import check
 from secateur.method import Ask, Method, Replies, State, train_ask
-from secateur.pruning import mask as masks
-from secateur.pruning.allocation import highest, pruned_count
+from secateur.pruning.allocation import lowest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
 from secateur.slices import absorb_slices, slice_ask
 from secateur.wire.message import Message
@@ -87,7 +87,7 @@ class Personal(Method):
 
     Attributes:
         target: fraction of its weights that a client ends up without; 0 is FedAvg.
-        share: p, of what is left, pruned in one step.
+        share: p, of what is left of each tensor, pruned in one step.
     """
 
     target: float = 0.5
@@ -135,12 +135,23 @@ class Personal(Method):
 
 
 def reached(mask: Mask, target: float) -> bool:
-    """Return whether a mask is as sparse as ``target`` lets it be."""
-    return masks.size(mask) - masks.kept(mask) >= pruned_count(target, masks.size(mask))
+    """Return whether every tensor of a mask is as sparse as ``target`` lets it be."""
+    return all(int((~kept).sum()) >= pruned_count(target, kept.numel()) for kept in mask.values())
 
 
-def thinner(weights: Tensors, mask: Mask, *, share: float, target: float) -> dict[str, torch.Tensor]:
-    """Return a mask without the ``share`` of smallest magnitude of what it keeps; never sparser than ``target``."""
-    total, kept = masks.size(mask), masks.kept(mask)
-    gone = min(total - kept + pruned_count(share, kept), pruned_count(target, total))
-    return highest({n: torch.where(m, weights[n].abs(), -1.0) for n, m in mask.items()}, total - gone)
+def thinner(weights: Tensors, mask: Mask, *, share: float, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return a mask without what lies below the ``share`` quantile of each tensor's kept magnitudes.
+
+    Of n kept weights ceil(share (n - 1)) go, so that the largest of a tensor stays; no tensor gets sparser than
+    ``target``.
+
+    >>> thinner({"w": torch.tensor([1.0, 2.0, 3.0])}, {"w": torch.ones(3, dtype=torch.bool)}, share=0.9)["w"].tolist()
+    [False, False, True]
+    """
+    found = {}
+    for name, held in mask.items():
+        total, kept = held.numel(), int(held.sum())
+        gone = min(total - kept + math.ceil(share * (kept - 1) - 1e-9), pruned_count(target, total))
+        size = torch.where(held, weights[name].abs(), -1.0).reshape(-1)
+        found[name] = held & ~lowest(size, gone).reshape(held.shape)
+    return found

@@ -7,11 +7,15 @@
 Paper symbol -> option: number of subnetworks: parts.
 
 Reference: Yuan et al., "Distributed Learning of Deep Neural Networks using Independent Subnet Training",
-arXiv 1910.02120. Known from its abstract and from what others write of it: a *reconstruction*.
-Departures: layers without removable units, such as the output layer's bias, are held by everyone and averaged by rows;
-where a layer has fewer units than hands, hands share units; nothing is scaled for what is missing.
-Not reproduced: the paper's figures are times on its own cluster. With ten parts of a small MLP accuracy is far below
-FedAvg's here (docs/results.md).
+arXiv 1910.02120. *Read*: the published code, BinhangYuan/IST_Release (distributed_3layer_subnet_centralized_ps_gloo.py
+and its siblings, ist_utilis.py); of the paper only the abstract.
+Departures: there all hands have as many units, and every worker draws from all rows; here hands may differ by a unit,
+and where a layer has fewer units than hands, hands share units. Layers without removable units, such as the output
+layer's bias, are held by everyone and averaged by rows.
+Not shown: whether it learns as its paper says. The published networks have no biases and a batch norm behind every linear
+layer, the last one too, which takes the batch's statistics in tests as well; hands are dealt anew every 20 steps. Our
+MLP has no norm, and a hand's unit sees a part of what it sees in the whole: its accuracy (docs/results.md) does not speak
+about the paper.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
 """LotteryFL: each client looks for a winning ticket of its own, pruned step by step and rewound to the first weights.
 
     open     the model that arrives scores above A at the client, and its mask m_k keeps more than 1 - target
-    prune    the p share of what m_k keeps with smallest |w|, all weights together, leaves m_k
-    rewind   training then starts from theta_0 under the new m_k, otherwise from what arrived
+    prune    of each tensor, what lies below the p quantile of the |w| that m_k keeps leaves m_k
+    rewind   training then starts from theta_0 under the new m_k, with theta_0's biases; otherwise from what arrived
     merge    each weight is the mean over those clients that kept it, by rows; one that nobody kept stays
 
 Paper symbol -> option: target pruning rate r_target: target; pruning rate r_p: share; accuracy threshold: accuracy.
 
-Reference: Li et al., "LotteryFL", arXiv 2008.03371. *Read*: the published code.
-Departures: the accuracy that opens the gate is on the client's training rows; the published code looks at its test
-rows, and reports the best round.
+Reference: Li et al., "LotteryFL", arXiv 2008.03371. *Read*: the published code, charleslipku/LotteryFL (lotteryFL.py,
+utils.py, update.py), in which the model is scored before local training, as here; the paper itself was *not read*.
+Departures: the accuracy that opens the gate is on the client's training rows, there on its test rows, and the best
+round is reported. The last step stops at the target; there it goes beyond. There clients weigh alike in the mean.
 Not reproduced: the paper's personal accuracies; we did not run its settings.
 """
 
