@@ -18,37 +18,49 @@ def lab(folder):
     return helpers_lab(folder, small("fedlex", participation=0.5))
 
 
-def test_guidance_is_min_max_of_each_explorer_then_the_mean(lab):
+def test_guidance_is_min_max_of_the_mean_over_explorers(lab):
     state, _ = lab
     state.archive["deviation/0"] = {"a": torch.tensor([0.0, 1.0, 4.0]), "b": torch.tensor([5.0, 5.0])}
     state.archive["deviation/1"] = {"a": torch.tensor([10.0, 30.0, 20.0]), "b": torch.tensor([1.0, 3.0])}
     state.archive["deviation/3"] = {"a": torch.tensor([7.0, 0.0, 0.0]), "b": torch.tensor([1.0, 0.0])}
-    found = FedLEx().guidance(state, (0, 1))  # client 3 is not in the cohort
-    torch.testing.assert_close(found["a"], torch.tensor([0.0, (0.25 + 1.0) / 2, (1.0 + 0.5) / 2]))
-    torch.testing.assert_close(found["b"], torch.tensor([0.0, 0.5]))
+    found = FedLEx().guidance(state, (0, 1))  # client 3 is not in the cohort; means 5, 15.5, 12 and 3, 4
+    torch.testing.assert_close(found["a"], torch.tensor([0.0, 1.0, 7.0 / 10.5]))
+    torch.testing.assert_close(found["b"], torch.tensor([0.0, 1.0]))
     half = FedLEx(strength=0.5).guidance(state, (0, 1))
-    torch.testing.assert_close(half["b"], torch.tensor([0.5, 0.75]))
-    alone = FedLEx().guidance(state, (2,))  # nobody of the cohort explored: all explorers speak
-    torch.testing.assert_close(alone["b"], torch.tensor([1.0 / 3, 1.0 / 3]))
+    torch.testing.assert_close(half["a"], torch.tensor([0.5, 1.0, 0.5 + 3.5 / 10.5]))
+    alone = FedLEx().guidance(state, (2,))  # nobody of the cohort explored: all explorers speak; means 7/3, 8/3
+    torch.testing.assert_close(alone["b"], torch.tensor([0.0, 1.0]))
 
 
-def test_an_update_is_scaled_entry_by_entry(lab):
-    state, view = lab
-    method = FedLEx()
-    generator = torch.Generator().manual_seed(0)
-    names = state.setting.layout.names("weight", "bias", "norm")
+def guided(folder, **training):
+    """Return the state before round 1 with random guidance, what client 1 answers, and what plain training makes."""
+    state, view = helpers_lab(folder, small("fedlex", training={"epochs": 1, "batch_size": 64} | training))
+    draw = torch.Generator().manual_seed(0)
     for k in range(4):
-        state.archive[f"deviation/{k}"] = {n: torch.rand(state.weights[n].shape, generator=generator) for n in names}
+        deviation = {n: torch.rand(state.weights[n].shape, generator=draw) for n in state.setting.layout.trainable}
+        state.archive[f"deviation/{k}"] = deviation
     state.notes["explore"] = 1
-    ask = method.plan(state)
+    ask = FedLEx().plan(state)
     assert ask.phase == "train"
-    guided = method.respond(ask, view(1)).tensors
+    answer = FedLEx().respond(ask, view(1)).tensors
     plain, _ = view(1).train(state.weights, None, round_=1)
-    for name, g in method.guidance(state, ask.clients).items():
-        expected = state.weights[name] + g * (plain[name] - state.weights[name])
-        torch.testing.assert_close(guided[name], expected)
-        frozen = g == 0
-        assert torch.equal(guided[name][frozen], state.weights[name][frozen])
+    return state.weights, FedLEx().guidance(state, ask.clients), answer, plain
+
+
+def test_a_step_of_sgd_is_scaled_entry_by_entry(folder):
+    sent, guidance, answer, plain = guided(folder, lr=0.1)  # one batch of all rows is one step
+    for name, g in guidance.items():
+        torch.testing.assert_close(answer[name], sent[name] + g * (plain[name] - sent[name]))
+        assert torch.equal(answer[name][g == 0], sent[name][g == 0])
+
+
+def test_adam_divides_guidance_out_again(folder):
+    sent, guidance, answer, plain = guided(folder, lr=0.01, optimiser="adam")
+    for name, g in guidance.items():
+        moved = (g > 0.01) & ((plain[name] - sent[name]).abs() > 0.0099)  # elsewhere Adam's epsilon is felt
+        assert moved.any()
+        torch.testing.assert_close(answer[name][moved], plain[name][moved], rtol=0, atol=1e-4)
+        assert torch.equal(answer[name][g == 0], sent[name][g == 0])
 
 
 def test_strength_zero_never_explores_and_is_the_aggregator_alone(folder, tmp_path):

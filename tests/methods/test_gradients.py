@@ -244,10 +244,33 @@ def test_feddst_adjusts_on_clients_and_counts_what_it_costs(folder, tmp_path):
 # ---- Complement Sparsification
 
 
+def after_a_dense_round(method, state):
+    """Return the state after round 1, in which a client sent back what it got."""
+    ask = method.plan(state)
+    assert ask.message.mask is None
+    assert same(ask.message.tensors, dict(state.weights))
+    return method.absorb(state, Replies(ask, [(0, reply(dict(state.weights)))]))
+
+
+def test_complement_begins_dense_and_prunes_each_tensor(lab):
+    state, _ = lab(small("complement"))
+    method = ComplementSparsification()
+    assert after_a_dense_round(method, state).round == 1
+    pruned = after_a_dense_round(method, state)
+    for name, mask in pruned.mask.items():
+        flat = state.weights[name].abs().flatten()
+        assert set(flat[mask.flatten()].tolist()) == set(
+            flat.sort(descending=True).values[: flat.numel() // 2].tolist()
+        )
+    unheard = method.absorb(state, Replies(method.plan(state), []))
+    assert unheard.mask is None  # nobody answered in round 1: the next is dense as well
+
+
 def test_complement_adds_what_came_back_to_what_was_sent(lab):
-    study = small("complement", "allocation.guard=false")
+    study = small("complement")
     state, _ = lab(study)
     method = study.build_method()
+    state = after_a_dense_round(method, state)
     ask = method.plan(state)
     rest = {n: ~m for n, m in state.mask.items()}
     tensors = {n: torch.ones_like(t) for n, t in state.weights.items()}
@@ -260,8 +283,7 @@ def test_complement_adds_what_came_back_to_what_was_sent(lab):
     expected = torch.where(rest[name], 1.5 * 0.75, ask.message.tensors[name])
     kept = after.mask[name]
     torch.testing.assert_close(after.weights[name][kept], expected[kept])
-    flat = torch.cat([torch.where(rest[n], 1.125, ask.message.tensors[n]).abs().reshape(-1) for n in rest])
-    assert sum(int(m.sum()) for m in after.mask.values()) == flat.numel() - flat.numel() // 2
+    assert all(int(m.sum()) == m.numel() // 2 for m in after.mask.values())
     torch.testing.assert_close(after.weights["fc1.bias"], torch.full((12,), 0.75))
 
 
@@ -269,6 +291,7 @@ def test_a_client_cannot_write_where_the_server_did_not_ask(lab):
     study = small("complement")
     state, _ = lab(study)
     method = study.build_method()
+    state = after_a_dense_round(method, state)
     ask = method.plan(state)
     everything = {n: torch.full_like(t, 7.0) for n, t in state.weights.items()}
     full = {n: torch.ones_like(m) for n, m in state.mask.items()}
@@ -281,7 +304,9 @@ def test_a_client_cannot_write_where_the_server_did_not_ask(lab):
 def test_up_and_down_together_are_one_dense_model(folder, tmp_path):
     play(small("complement", rounds=6, participation=1.0), tmp_path / "run", folder)
     play(small("fedavg", rounds=6, participation=1.0), tmp_path / "dense", folder)
-    for row, dense in zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "dense"), strict=True):
+    pairs = list(zip(rows_of(tmp_path / "run"), rows_of(tmp_path / "dense"), strict=True))
+    assert pairs[0][0]["up"]["values"] == pairs[0][1]["up"]["values"]  # the first round is FedAvg's
+    for row, dense in pairs[1:]:
         both = row["down"]["values"] + row["up"]["values"]
         assert both < 0.75 * (dense["down"]["values"] + dense["up"]["values"])  # biases travel twice
         assert row["up"]["mask"] < 4 * 60  # the complement of a mask that both sides know: nearly nothing

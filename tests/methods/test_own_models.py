@@ -105,7 +105,7 @@ def test_whole_masks_and_all_neighbours_are_fedavg(folder, tmp_path):
 
 
 def test_runs_of_personal_models_are_scored_on_clients_rows(folder, tmp_path):
-    summary = play(small("dispfl", participation=1.0, rounds=3), tmp_path / "run", folder)
+    summary = play(small("dispfl", "alpha=0", participation=1.0, rounds=3), tmp_path / "run", folder)
     rows = [row for row in rows_of(tmp_path / "run") if "accuracy" in row]
     assert all(row["evaluate_bytes"] > 0 for row in rows)
     assert summary["final"]["local_sparsity"] == pytest.approx(0.5, abs=0.01)

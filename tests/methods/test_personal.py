@@ -1,5 +1,6 @@
 """Sub-FedAvg and LotteryFL: gates and steps by hand, rewinding, personal masks, personal scores."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from helpers import play, rows_of, same, small, tiny_shards
 from secateur.method import Replies
 from secateur.methods.lotteryfl import LotteryFL
 from secateur.methods.subfedavg import SubFedAvg
-from secateur.personal import thinner
+from secateur.personal import reached, thinner
 from secateur.wire.message import Message
 
 
@@ -25,17 +26,32 @@ def lab(folder):
     return helpers_lab(folder, small("subfedavg", participation=1.0, training=training))
 
 
-def test_a_step_takes_a_share_of_what_is_left_and_stops_at_the_target():
-    weights = {"a": torch.tensor([[5.0, -1.0, 0.5, 3.0, 2.0]]), "b": torch.tensor([[0.1, 4.0, -6.0, 7.0, 8.0]])}
+def test_a_step_takes_a_share_of_what_is_left_of_each_tensor_and_stops_at_the_target():
+    weights = {"a": torch.tensor([[5.0, -1.0, 0.5, 3.0, 2.0]]), "b": torch.tensor([[0.1, 0.4, -0.6, 0.7, 0.8]])}
     full = {n: torch.ones_like(t, dtype=torch.bool) for n, t in weights.items()}
     told = {"share": 0.25, "target": 0.45}
-    first = thinner(weights, full, **told)  # floor(0.25 * 10) = 2 go
+    first = thinner(weights, full, **told)  # the quarter quantile of five values is the second: one lies below it
     assert first["a"].int().tolist() == [[1, 1, 0, 1, 1]]
     assert first["b"].int().tolist() == [[0, 1, 1, 1, 1]]
-    second = thinner(weights, first, **told)  # floor(0.25 * 8) = 2 more, and 0.45 * 10 allows 4
-    assert sum(int(m.sum()) for m in second.values()) == 6
-    third = thinner(weights, second, **told)  # the target is reached
+    second = thinner(weights, first, **told)  # of four it lies between the first and the second; 0.45 * 5 allows two
+    assert second["a"].int().tolist() == [[1, 0, 0, 1, 1]]
+    assert second["b"].int().tolist() == [[0, 0, 1, 1, 1]]
+    assert reached(second, 0.45)
+    third = thinner(weights, second, **told)
     assert all(torch.equal(third[n], second[n]) for n in third)
+
+
+def test_two_steps_to_98_percent_leave_every_tensor_its_share():
+    """784-128-10 by Xavier: weights of the first layer are smaller, and one threshold for all would take them all."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"fc1": (128, 784), "fc2": (128, 128), "fc3": (10, 128)}
+    weights = {n: torch.randn(s, generator=draw) * (2 / sum(s)) ** 0.5 for n, s in shapes.items()}
+    mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in weights.items()}
+    for _ in range(2):
+        mask = thinner(weights, mask, share=0.86, target=0.98)
+    assert all(float(m.float().mean()) == pytest.approx(0.02, abs=0.001) for m in mask.values())
+    everything = {n: torch.ones_like(t, dtype=torch.bool) for n, t in weights.items()}
+    assert all(int(m.sum()) >= 1 for m in thinner(weights, everything, share=0.9999999).values())
 
 
 def asked(state, method, k):
@@ -54,7 +70,8 @@ def test_the_gate(lab, options, prunes):
     reply = method.respond(asked(state, method, 0), view(0))
     total = sum(m.numel() for m in reply.mask.values())
     kept = sum(int(m.sum()) for m in reply.mask.values())
-    assert kept == (total - int(0.2 * total) if prunes else total)
+    step = sum(math.ceil(0.2 * (m.numel() - 1)) for m in reply.mask.values())  # what lies below the quantile
+    assert kept == (total - step if prunes else total)
     for name, mask in reply.mask.items():
         assert not reply.tensors[name][~mask].any()
     data = view(0).data

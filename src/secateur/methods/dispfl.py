@@ -1,8 +1,8 @@
 """DisPFL: every client has a model and a mask of its own, and averages with a few others that are drawn in each round.
 
     start    client i holds a random mask M_i of its own, with ERK densities, and theta_0 under it
-    mix      w_i <- (sum_j M_j w_j / sum_j M_j) M_i over i itself and its B neighbours of this round, per weight, where it
-             counts from those that have trained it; what has no mask is averaged over all of them
+    mix      w_i <- (sum_j M_j w_j / sum_j M_j) M_i over i itself and its B neighbours of this round, per weight, where
+             it counts from those that have trained it; what has no mask is averaged over all of them
     train    E epochs under M_i
     adjust   of each tensor drop the ceil(a_t k) smallest |w| of its k kept, then grow as many of largest |g| among all
              that are pruned now;  a_t = a/2 (1 + cos(pi (t - 1)/T))

@@ -1,7 +1,7 @@
 """FED-PUB: each client multiplies its weights by a private soft mask, and averages with those whose models act alike.
 
     mask     client i runs w m_i, m_i of its own, ones at first, never sent
-    train    w and m_i together, by the loss + l_1 |m_i|_1 + l_2 |w - w_received|_2 of each tensor, without l_2 the first time
+    train    w and m_i together, by the loss + l_1 |m_i|_1 + l_2 |w - w_received|_2 by tensors, without l_2 at first
     embed    h_i = mean over B random inputs, the same for all, of what enters the last layer of what is scored
     merge    w_i <- sum_j a_ij w_j,  a_ij = exp(tau cos(h_i, h_j)) / sum_k exp(tau cos(h_i, h_k)), over the cohort
     score    w_i m_i without entries of |m_i| < l_1
