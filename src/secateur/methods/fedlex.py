@@ -13,7 +13,8 @@ Departures: the code's explorers explore and then return ones, a placeholder, so
 here they return what they found, as the figure has it. The figure takes minmax before the mean and multiplies what
 training changed. G travels in full precision with every request and doubles what goes down; it is counted.
 Not reproduced: its figures were not run, and it is *not shown* that it helps or harms. With plain SGD G in [0, 1] is a
-smaller rate for each weight and no more: a run at a rate that suits FedAvg trains too slowly. Adam divides G out again but where G g is as small as its epsilon, or 0.
+smaller rate for each weight and no more: a run at a rate that suits FedAvg trains too slowly. Adam divides G out again
+but where G g is as small as its epsilon, or 0.
 """
 
 from __future__ import annotations
