@@ -30,7 +30,7 @@ LAYERS = [
     {"exchange"},
     {"run"},
     {"export", "journal", "outcomes", "suite", "suites"},
-    {"compare"},
+    {"compare", "verdicts"},
     {"standings"},
     {"page"},
     {"cli", "flower"},

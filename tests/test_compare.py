@@ -5,25 +5,31 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from helpers import model_of
-from secateur import checkpoint, compare, outcomes, page, standings
+from secateur import checkpoint, compare, methods, outcomes, page, standings
 from secateur import run as runs
 from secateur.errors import ConfigError
+from secateur.outcomes import Outcome
 from secateur.report import standing
 from secateur.report.links import Link, Links, per_client, predicted
-from secateur.report.statistics import Interval, at, front, interval, paired, reach
+from secateur.report.statistics import Interval, at, exceeds, front, holm, interval, level, paired, reach, shown
 from secateur.suite import Suite, cells, chosen, load, names
+from secateur.verdicts import Group
+from secateur.verdicts import compared as compared_lines
 from secateur.wire import codec
 from secateur.wire.message import Message
 
@@ -38,9 +44,54 @@ def test_intervals_are_students():
     assert found.half == pytest.approx(4.302653 * math.sqrt(13.0) / math.sqrt(3))  # t of 2 degrees; variance 13
     assert interval([3.0]) == Interval(3.0, math.inf, 1)
     assert interval([1.0, 1.0]).half == 0
-    assert Interval(1.0, 0.5, 3).above
-    assert not Interval(1.0, 1.5, 3).above
-    assert Interval(-1.0, 0.5, 3).below
+    assert found.error == pytest.approx(math.sqrt(13.0 / 3))
+    assert interval([3.0]).error == math.inf
+
+
+def test_one_sided_p_values_are_students():
+    """Of 1, 2, 3 the standard error is 1 / sqrt(3), so that t = 2 sqrt(3) with 2 degrees of freedom.
+
+    There P(T > t) = (1 - t / sqrt(2 + t^2)) / 2, which is (1 - sqrt(12 / 14)) / 2 = 0.03709.
+    """
+    found = interval([1.0, 2.0, 3.0])
+    assert exceeds(found) == pytest.approx((1 - math.sqrt(12 / 14)) / 2)
+    # above 1: t = sqrt(3); P = (1 - sqrt(3 / 5)) / 2
+    assert exceeds(found, 1.0) == pytest.approx((1 - math.sqrt(3 / 5)) / 2)
+    assert exceeds(found, 2.0) == pytest.approx(0.5)
+    assert (exceeds(interval([5.0])), exceeds(interval([1.0, 1.0])), exceeds(interval([0.0, 0.0]))) == (1.0, 0.0, 1.0)
+
+
+@given(
+    st.lists(st.floats(-1, 1).map(lambda x: round(x, 3)), min_size=2, max_size=6), st.sampled_from([0.0, 0.01, -0.2])
+)
+def test_p_values_agree_with_scipys_own_tests(values, bound):
+    if len(set(values)) == 1:
+        return
+    found = interval(values)
+    assert exceeds(found, bound) == pytest.approx(stats.ttest_1samp(values, bound, alternative="greater").pvalue)
+    above = stats.ttest_1samp(values, -0.3, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, 0.3, alternative="less").pvalue
+    assert level(found, 0.3) == pytest.approx(max(above, below))
+
+
+def test_holm_by_hand():
+    """Four of them: 0.01 x 4 = 0.04; 0.015 x 3 = 0.045; 0.03 x 2 = 0.06; 0.04 x 1 = 0.04, lifted to 0.06."""
+    given_ = {"c": 0.03, "a": 0.01, "d": 0.04, "b": 0.015}
+    assert holm(given_) == pytest.approx({"a": 0.04, "b": 0.045, "c": 0.06, "d": 0.06})
+    assert shown(given_) == {"a", "b"}
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert shown({}) == set()
+
+
+def test_few_of_many_differences_without_any_effect_are_shown():
+    """486 differences of noise over three seeds: a test of each finds a dozen or more, Holm's in 5 % of tables one."""
+    draw, raw, tables = random.Random(7), 0, 0
+    for _ in range(40):
+        chances = {n: exceeds(interval([draw.gauss(0, 1) for _ in range(3)])) for n in range(486)}
+        raw += sum(chance < 0.025 for chance in chances.values())
+        tables += bool(shown(chances))
+    assert 9 < raw / 40 < 16  # 0.025 x 486 = 12.2 are expected
+    assert tables <= 6  # 2 are expected of 40
 
 
 def test_differences_are_taken_seed_by_seed():
@@ -56,13 +107,15 @@ def test_what_was_reached_when():
     assert reach(curve, 0.35, least=True) == 10.0
 
 
-@given(st.dictionaries(st.text(min_size=1, max_size=3), st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
-def test_the_front_is_what_nothing_beats(points):
-    best = front(points)
-    for name, (cost, quality) in points.items():
-        beaten = any(c <= cost and q >= quality and (c, q) != (cost, quality) for c, q in points.values())
-        assert (name in best) == (not beaten)
-    assert [points[name] for name in best] == sorted(points[name] for name in best)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8), st.booleans())
+def test_the_front_is_what_nothing_beats(points, least):
+    best = front(points, lambda point: point[0], lambda point: point[1], least=least)
+    for cost, quality in points:
+        beaten = any(c <= cost and (q <= quality if least else q >= quality) and (c, q) != (cost, quality)
+                     for c, q in points)  # fmt: skip
+        assert ((cost, quality) in best) == (not beaten)
+    assert [cost for cost, _ in best] == sorted(cost for cost, _ in best)
+    assert len(best) == sum(point in best for point in points)
 
 
 # ---- suites
@@ -102,7 +155,7 @@ def test_the_suites_in_the_box_are_sound():
         ({"seeds": ["one"]}, "seeds.0: input should be a valid integer"),
         ({"colour": 1}, "colour: extra inputs are not permitted"),
         ({"link": "fast"}, "link 'fast': write it as 10Mbit/s,50ms"),
-        ({"controls": ["placebo"]}, "controls.0: input should be 'dense', 'random', 'shuffled' or 'narrow'"),
+        ({"controls": ["placebo"]}, "controls.0: input should be 'dense', 'random', 'ramped', 'shuffled' or 'narrow'"),
     ],
 )
 def test_a_wrong_suite_is_one_line(change, told, tmp_path):
@@ -181,9 +234,10 @@ def compared(tmp_path_factory):
 def test_every_cell_has_run_with_its_controls(compared):
     _, found, out, told = compared
     by_control = {
-        c: [cell for cell in found if cell.control == c] for c in ("", "dense", "random", "shuffled", "narrow")
+        c: [cell for cell in found if cell.control == c]
+        for c in ("", "dense", "random", "ramped", "shuffled", "narrow")
     }
-    assert {name: len(group) for name, group in by_control.items()} == dict.fromkeys(by_control, 4)
+    assert {name: len(of) for name, of in by_control.items()} == dict.fromkeys(by_control, 4) | {"ramped": 2}
     assert all((compare.folder_of(out, cell.study) / runs.SUMMARY).exists() for cell in found)
     assert told[-1][0] == told[-1][1] == len({compare.folder_of(out, cell.study) for cell in found})
     assert told[-1][2] == told[-1][3] == 2 * told[-1][0]
@@ -222,19 +276,251 @@ def test_lines_set_each_variant_beside_its_own_fedavg(compared):
     made = standings.lines(suite, found, out)
     assert [line.name for line in made[:2]] == ["FedAvg", "FedAvg, server momentum"]
     by_name = {line.name: line for line in made}
-    for variant, dense in (("random 50 %", "FedAvg"), ("channels", "FedAvg, server momentum")):
+    for variant, dense, known in (
+        ("random 50 %", "FedAvg", set()),
+        ("channels", "FedAvg, server momentum", {"ramped"}),
+    ):
         line = by_name[variant]
-        assert set(line.apart) == {"dense", "random", "shuffled", "narrow"}
+        assert set(line.apart) == {"dense", "random", "shuffled", "narrow"} | known
         differences = [line.runs[s].quality - by_name[dense].runs[s].quality for s in suite.seeds]
         assert line.apart["dense"] == interval(differences)
-        assert "no better than" in line.verdict or all(line.apart[c].above for c in ("random", "shuffled", "narrow"))
         assert by_name[f"{variant}: narrow"].apart == {}
+        for seed, one in line.runs.items():
+            other = by_name[dense].runs[seed]
+            assert line.needed["bytes"] is None or reach(one.carried, other.quality)
     assert by_name["random 50 %"].apart["random"].mean == 0
-    cheapest = min(one.bytes for line in made for one in line.runs.values())
-    for line in made:
-        reached = [at(one.carried, cheapest) for one in line.runs.values()]
-        assert line.equal_bytes == (None if None in reached else interval(reached))
+    assert by_name["random 50 %"].better == frozenset()  # of two seeds
+    assert "level with random" in by_name["random 50 %"].verdict  # it is the same run
     assert any(line.front for line in made)
+
+
+def test_a_second_fedavg_has_a_line_of_its_own_and_changes_no_figure_of_another(compared, tmp_path):
+    """Two variants differ in the learning rate: each stands beside its own FedAvg, and none changes another's figures."""
+    suite, found, whole, _ = compared
+    slow = {"method": "random", "schedule.sparsity": 0.5, "training.lr": 1e-6}
+    more = tiny(variants={"slow": slow, **suite.variants}, controls=["dense", "random"])
+    shutil.copytree(whole, tmp_path / "more")  # what is equal has been run
+    cells_ = compare.play(more, tmp_path / "more", jobs=2)
+    by_name = {line.name: line for line in standings.lines(more, cells_, tmp_path / "more")}
+    before = {line.name: line for line in standings.lines(suite, found, whole)}
+    assert {"FedAvg", "FedAvg, server momentum", "FedAvg, lr 1e-06", "slow"} < set(by_name)
+    assert next(iter(by_name)) == "FedAvg"
+    changes = {"front": True, "better": frozenset(), "level": frozenset(), "apart": {}}
+    for name in ("FedAvg", "FedAvg, server momentum", *suite.variants):
+        one, other = by_name[name], before[name]
+        assert replace(one, **changes) == replace(other, **changes), name
+        assert all(one.apart[control] == other.apart[control] for control in one.apart)
+    slow_dense = by_name["FedAvg, lr 1e-06"]
+    assert by_name["slow"].apart["dense"].mean == pytest.approx(
+        by_name["slow"].of("quality").mean - slow_dense.of("quality").mean
+    )
+    assert abs(by_name["slow"].apart["dense"].mean) < 0.1  # neither of them learns
+    trained = {c.control: c.study.training.lr for c in cells_ if c.variant == "slow"}
+    assert trained == {"": 1e-6, "dense": 1e-6, "random": 1e-6}  # who learns weights is compared under one training
+    assert {c.study.training.lr for c in cells_ if c.variant in suite.variants} == {0.1}
+
+
+def test_what_learns_scores_is_trained_as_it_recommends_and_its_controls_are_not(monkeypatch):
+    """Suite's common settings < what the method recommends < what the variant says; twins train weights."""
+    find = methods.find("fedpm")
+    monkeypatch.setattr(find, "recommended", {"optimiser": "adam", "lr": 0.3})
+    common = {**tiny().common, "training.lr": 0.2, "training.momentum": 0.5}
+    suite = tiny(common=common, variants={"FedPM": {"method": "fedpm"}, "own": {"method": "fedpm", "training.lr": 0.4}})
+    trained = {(c.variant, c.control): c.study.training for c in cells(suite) if c.seed == 0}
+    assert {who: (t.optimiser, t.lr, t.momentum, t.epochs) for who, t in trained.items()} == {
+        ("FedPM", ""): ("adam", 0.3, 0.5, 1),
+        ("FedPM", "dense"): ("sgd", 0.2, 0.5, 1),
+        ("own", ""): ("adam", 0.4, 0.5, 1),
+        ("own", "dense"): ("sgd", 0.2, 0.5, 1),
+    }
+    assert len({c.study.hash() for c in cells(suite) if c.seed == 0 and c.control}) == 1
+
+
+def test_controls_of_what_learns_scores_train_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(methods.find("fedpm"), "recommended", {"optimiser": "adam", "lr": 0.3})
+    suite = tiny(seeds=[0], variants={"FedPM": {"method": "fedpm"}}, controls=["dense", "random", "shuffled", "ramped"])
+    trained = {c.control: c.study.training for c in compare.play(suite, tmp_path / "out", jobs=1)}
+    assert (trained[""].optimiser, trained[""].lr) == ("adam", 0.3)
+    assert set(trained) == {"", "dense", "random", "shuffled"}
+    assert {(t.optimiser, t.lr) for name, t in trained.items() if name} == {("sgd", 0.1)}
+
+
+def test_scores_without_an_optimiser_of_their_own_are_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(methods.find("fedpm"), "recommended", {})
+    suite = tiny(variants={"FedPM": {"method": "fedpm", "training.epochs": 2}})
+    with pytest.raises(ConfigError, match="variant 'FedPM': fedpm is a method without recommended settings") as caught:
+        compare.play(suite, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert cells(tiny(variants={"FedPM": {"method": "fedpm", "training.lr": 0.1}}))
+
+
+def test_a_ramped_control_is_as_sparse_as_its_variant_in_every_round(tmp_path):
+    suite = tiny(
+        seeds=[0], common={**tiny().common, "rounds": 5}, controls=["ramped", "random"],
+        variants={"FedSparsify 80 %": {"method": "fedsparsify", "schedule.sparsity": 0.8},
+                  "Local 80 %": {"method": "fedsparsify_local", "schedule.sparsity": 0.8},
+                  "one-shot 80 %": {"method": "oneshot", "schedule.sparsity": 0.8, "schedule.at": -2},
+                  "at once": {"method": "oneshot", "schedule.sparsity": 0.8, "schedule.at": 0},
+                  "AutoFLIP": {"method": "autoflip", "criterion.explore.epochs": 1}},
+    )  # fmt: skip
+    found = compare.play(suite, tmp_path / "out", jobs=2)
+    ramps = {}
+    for cell in found:
+        text = (compare.folder_of(tmp_path / "out", cell.study) / runs.ROUNDS).read_text()
+        ramps[cell.variant, cell.control] = [round(json.loads(r)["sparsity"], 3) for r in text.splitlines()]
+    assert {variant for variant, control in ramps if control == "ramped"} == {
+        "FedSparsify 80 %", "Local 80 %", "one-shot 80 %",
+    }  # fmt: skip
+    for name in ("FedSparsify 80 %", "one-shot 80 %"):
+        assert ramps[name, "ramped"] == ramps[name, ""]
+        assert ramps[name, "ramped"][0] == 0
+        assert ramps[name, "random"] == [ramps[name, ""][-1]] * 5
+    assert ramps["Local 80 %", "ramped"][-1] == ramps["Local 80 %", ""][-1]  # a vote may keep more than was asked
+
+
+# ---- personal models
+
+
+def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
+    suite = tiny(
+        variants={"DisPFL 50 %": {"method": "dispfl", "target": 0.5, "evaluate_every": 2},
+                  "FedSparsify 50 %": {"method": "fedsparsify", "schedule.sparsity": 0.5}},
+        common={**tiny().common, "data.test_fraction": 0.5},
+    )  # fmt: skip
+    out = tmp_path / "out"
+    found = compare.play(suite, out, jobs=2)
+    made = standings.lines(suite, found, out)
+    server, own = standings.parts(made).items()
+    assert (server[0], own[0]) == ("iid", "iid, clients' own rows")
+    assert [line.name for line in server[1] if not line.control] == ["FedSparsify 50 %"]
+    assert [line.name for line in own[1]] == ["FedAvg", "DisPFL 50 %", "DisPFL 50 %: random", "FedSparsify 50 %"]
+    dense, dispfl, drawn_, _ = own[1]
+    assert set(dispfl.apart) == {"dense", "random"}
+    for name, other in (("dense", dense), ("random", drawn_)):
+        differences = [dispfl.runs[s].local - other.runs[s].local for s in suite.seeds]
+        assert dispfl.apart[name] == interval(differences)
+    assert drawn_.of("sparsity").mean == pytest.approx(dispfl.of("local_sparsity").mean, abs=2e-3)
+    assert (dispfl.equal, dispfl.needed, dispfl.to_target) == ({}, {}, {})
+    rows = standings.table(own[1])
+    assert "accuracy on own rows %" in rows[0]
+    assert "accuracy %" not in rows[0]
+    assert "own test rows" in standings.note(own[1])
+    assert standings.brief(made, "iid", rows="own")[1]["method"].endswith("DisPFL 50 %")
+    alone = tiny(variants={"FedSparsify 50 %": suite.variants["FedSparsify 50 %"]}, common=suite.common)
+    kept = [cell for cell in found if cell.variant in alone.variants]
+    assert standings.lines(alone, kept, out) == server[1]  # nothing of it is a personal model's
+    standings.write(suite, found, made, out)
+    assert "**iid, clients' own rows**" in (out / "table.md").read_text()
+    fits, _ = standings.within(made, 1e12)
+    assert len({(line.partition, line.name) for line in fits}) == len(fits)
+
+
+def test_personal_models_without_own_rows_are_one_line(tmp_path):
+    suite = tiny(variants={"DisPFL": {"method": "dispfl"}}, common={**tiny().common, "data.test_fraction": 0})
+    with pytest.raises(ConfigError, match=r"variant 'DisPFL': dispfl .*data.test_fraction = 0 leaves none"):
+        compare.play(suite, tmp_path / "out")
+
+
+# ---- verdicts
+
+
+def ended(quality, bytes_=1000, *, before=0.5, metric="accuracy", local=0.0, seconds=10.0):
+    """Return an outcome with two evaluations: ``before`` at half of what it cost, ``quality`` at the end."""
+    curve = ((bytes_ / 2, before), (float(bytes_), quality))
+    worked = ((seconds / 2, before), (seconds, quality))
+    return Outcome(metric, quality, local or quality, quality, 0.5, bytes_, seconds, 10, 10, 10,
+                   ((1.0, before), (2.0, quality)), curve, worked)  # fmt: skip
+
+
+def group(variant, qualities, control="", **more):
+    of = {seed: ended(quality, **more) for seed, quality in enumerate(qualities)}
+    return Group(variant, control, of, "FedAvg", personal=False)
+
+
+def test_verdicts_are_corrected_for_how_many_are_asked():
+    """Differences .03, .04, .05: t = 4 sqrt(3) = 6.93, and p = (1 - 6.93 / sqrt(50)) / 2 = 0.0101.
+
+    Alone it is shown at 5 %. Of five that are alike 5 x 0.0101 = 0.0505 is not.
+    """
+    dense = group("FedAvg", [0.8, 0.8, 0.8], "dense")
+    few = [group("A", [0.83, 0.84, 0.85]), group("A", [0.8, 0.8, 0.8], "random")]
+    others = [each for n in range(4)
+              for each in (group(f"B{n}", [0.73, 0.74, 0.75]), group(f"B{n}", [0.7, 0.7, 0.7], "random"))]  # fmt: skip
+    line = compared_lines("iid", [dense, *few])[1]
+    assert exceeds(line.apart["random"]) == pytest.approx((1 - math.sqrt(48) / math.sqrt(50)) / 2)
+    assert (line.better, line.verdict) == ({"random"}, "")
+    crowded = compared_lines("iid", [dense, *few, *others])[1]
+    assert crowded.apart == line.apart
+    assert (crowded.better, crowded.verdict) == (set(), "not shown to be better than random")
+
+
+@pytest.mark.parametrize(
+    ("qualities", "margin", "told"),
+    [
+        # differences -.001, 0, .001: standard error .001 / sqrt 3, t = .01 sqrt(3) / .001 = 17.3, p = .0017
+        ([0.799, 0.8, 0.801], 0.0, "level with dense, random"),
+        # the same within .001: t = sqrt 3, p = .113
+        ([0.799, 0.8, 0.801], 0.001, "not shown to be better than random"),
+        # -.02, 0, .02: t = .01 sqrt(3) / .02 = .87, p = .24: nothing is shown, and nothing is claimed
+        ([0.78, 0.8, 0.82], 0.0, "not shown to be better than random"),
+        ([0.78, 0.8, 0.82], 0.2, "level with dense, random"),
+    ],
+)
+def test_level_is_only_what_lies_within_a_margin(qualities, margin, told):
+    groups = [group("FedAvg", [0.8] * 3, "dense"), group("A", qualities), group("A", [0.8] * 3, "random")]
+    line = compared_lines("iid", groups, margin=margin)[1]
+    assert line.verdict == told
+
+
+def test_the_margin_of_an_error_is_a_share_of_the_others():
+    """10.3, 10.4, 10.5 beside 10: within 5 %, which is 0.5, t = 0.1 sqrt(3) / 0.1 and p = .11; within 20 % it is."""
+
+    def line(usual):
+        groups = [group("FedAvg", [usual] * 3, "dense", metric="mae"), group("A", [10.3, 10.4, 10.5], metric="mae")]
+        return compared_lines("iid", groups)[1]
+
+    assert line(10.0).apart["dense"].mean == pytest.approx(-0.4)
+    assert line(10.0).level == set()
+    assert line(10.4).level == {"dense"}  # 0.52 either way: t = 5.2 sqrt 3
+
+
+def test_one_seed_gives_no_verdict():
+    groups = [group("FedAvg", [0.8], "dense"), group("A", [0.9]), group("A", [0.1], "random")]
+    made = compared_lines("iid", groups)
+    assert (made[1].better, made[1].level, made[1].verdict) == (set(), set(), "")
+    assert "One seed: no verdict." in standings.note(made)
+    with pytest.raises(ConfigError, match=r"margin = 0.02 asks for a verdict, which one seed cannot give"):
+        cells(tiny(seeds=[0], margin=0.02))
+
+
+def test_cost_is_told_pair_by_pair():
+    """A spends 400 and has .7 then; FedAvg, which spends 1000, has .5 from 500 on, and nothing before.
+
+    B spends 3000: when FedAvg had spent its 1000 and had .8, B had nothing yet; it has .5 from 1500 on, .9 at the end.
+    C spends 1000 as FedAvg does.
+    """
+    dense = group("FedAvg", [0.8, 0.8], "dense")
+    costly = group("B", [0.9, 0.9], bytes_=3000)
+    like = group("C", [0.85, 0.83], seconds=5.0)
+    made = {line.name: line for line in compared_lines("iid", [dense, costly, like])}
+    assert made["C"].equal["bytes"].mean == pytest.approx(0.04)
+    assert made["C"].equal["seconds"].mean == pytest.approx(0.34)  # FedAvg had .5 after 5 of its 10 seconds
+    assert made["C"].needed["bytes"].mean == 1000
+    assert made["B"].equal["bytes"] is None
+    assert made["B"].needed["bytes"].mean == 3000
+    assert made["B"].to_target["bytes"].mean == 3000  # 95 % of .8
+    assert (made["FedAvg"].equal, made["FedAvg"].to_target["bytes"].mean) == ({}, 1000)
+    cheap = group("A", [0.7, 0.7], bytes_=4, before=0.1)
+    with_ = {line.name: line for line in compared_lines("iid", [dense, cheap, costly, like])}
+    assert with_["A"].equal["bytes"] is None
+    assert with_["A"].needed["bytes"] is None
+    for name, line in made.items():
+        assert (with_[name].equal, with_[name].needed, with_[name].to_target) == (
+            line.equal, line.needed, line.to_target,
+        )  # fmt: skip
+    row = standings.table(list(with_.values()))[1]
+    assert (row["to dense at equal bytes"], row["bytes to dense"]) == ("no score by then", "not reached")
 
 
 def test_outcomes_are_read_from_the_records(compared):
@@ -262,7 +548,10 @@ def test_tables_are_written_and_say_the_same(compared):
     assert standings.saved(out) == (suite, found)
     rows = standings.table(made)
     text = (out / "table.md").read_text()
-    assert text.startswith("**iid**, 2 seeds\n\n| method | accuracy % |")
+    assert text.startswith("**iid**, 2 seeds\n\n* on the front")
+    assert "95 % interval (Student's t) over 2 seeds" in text
+    assert "the 7 of this table corrected together by Holm" in text  # 3 and 4 controls but FedAvg
+    assert "\n\n| method | accuracy % |" in text
     for row in rows:
         assert f"| {' | '.join(row.values())} |" in text
     latex = (out / "table.tex").read_text()

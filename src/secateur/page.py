@@ -15,25 +15,21 @@ import torch
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.compare import folder_of
+from secateur.config import Study
 from secateur.errors import CheckpointError, need
+from secateur.outcomes import Outcome, outcome
 from secateur.report import beside, figures
 from secateur.report.links import Links
 from secateur.report.standing import latex, markdown
-from secateur.report.statistics import front
-from secateur.outcomes import Outcome, outcome
-from secateur.standings import DENSE, RESULT, Line, by_sparsity, saved, table
+from secateur.report.statistics import Interval
+from secateur.standings import RESULT, Table, parts, saved, tables
 from secateur.standings import lines as lines_among
+from secateur.suite import differences
+from secateur.verdicts import DENSE, OWN, Group, Line, compared
 
 Facts = dict[str, Any]
 _WEB = ("index.html", "page.css", "page.js")
 _DATA, _RUNS = "data.js", "runs"
-_WHOLE = "* on the front of quality for bytes. Differences are paired by seed; better is above 0."
-_BETTER = "r, s, n: better than its random, layer-shuffled, narrow control; the interval of the difference is above 0."
-_GRIDS = (
-    ("quality", "By sparsity", _BETTER),
-    ("local", "On clients' own rows, by sparsity", "With the models that clients themselves use."),
-    ("bytes", "Bytes, by sparsity", "Both ways, all phases."),
-)
 _MOST_UNITS, _MOST_INPUTS = 64, 600  # of a mask that is drawn
 
 
@@ -88,21 +84,40 @@ def lines_of(folders: Sequence[Path], links: Links | None = None) -> list[Line]:
     Raises:
         CheckpointError: a folder holds no run, or none of its records.
     """
-    groups: dict[tuple[str, str, str], dict[int, Outcome]] = {}
+    places = [place for folder in folders for place in (folder, folder / DENSE)
+              if place == folder or (place / runs.ROUNDS).exists()]  # fmt: skip
+    studies = {place: runs.read_study(place) for place in places}
+    dense = {_key(studies[place]): studies[place] for place in places if place not in folders}
+    groups: dict[tuple[str, str, str], Group] = {}
     for folder in folders:
-        for place, control in ((folder, ""), (folder / "dense", DENSE)):
-            if not control or (place / runs.ROUNDS).exists():
-                study = runs.read_study(place)
-                key = study.model_copy(update={"seed": 0}).hash()
-                name = f"{study.method} {key}" if not control else "FedAvg"
-                groups.setdefault((study.data.partition, name, control), {})[study.seed] = outcome(place, links)
-    made = [Line(partition, name, control, of) for (partition, name, control), of in groups.items()]
-    for partition in dict.fromkeys(line.partition for line in made):
-        points = {ln.name: (ln.of("bytes").mean, ln.of("quality").mean) for ln in made if ln.partition == partition}
-        least = next(iter(made[0].runs.values())).metric == "mae"
-        best = front(points, least=least)
-        made = [replace(ln, front=ln.name in best) if ln.partition == partition else ln for ln in made]
-    return sorted(made, key=lambda line: (line.partition, line.control != DENSE))
+        beside_ = _dense_name(studies[folder / DENSE], dense.values()) if folder / DENSE in studies else ""
+        for place, control in ((folder, ""), (folder / DENSE, DENSE)):
+            if place in studies:
+                study = studies[place]
+                name, personal = f"{study.method} {_key(study)}", study.build_method().personal
+                fresh = Group(beside_ if control else name, control, {}, beside_, personal)
+                group = groups.setdefault((study.data.partition, fresh.variant, control), fresh)
+                group.runs[study.seed] = _scored(outcome(place, links), personal=personal)
+    made: list[Line] = []
+    for partition in dict.fromkeys(partition for partition, _, _ in groups):
+        here = [group for (where, _, _), group in groups.items() if where == partition]
+        made += compared(partition, sorted(here, key=lambda group: group.control != DENSE))
+    return made
+
+
+def _key(study: Study) -> str:
+    return study.model_copy(update={"seed": 0}).hash()
+
+
+def _dense_name(study: Study, among: Iterable[Study]) -> str:
+    """Return what a dense twin is called: in what it differs from the others of its partition stands in its name."""
+    others = [other for other in among if other.data.partition == study.data.partition]
+    return ", ".join(["FedAvg", *differences(study, others)])
+
+
+def _scored(one: Outcome, *, personal: bool) -> Outcome:
+    """Return an outcome with a score on clients' own rows, which of a personal run that goes on is its last."""
+    return replace(one, local=one.quality) if personal and not one.local else one
 
 
 def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *, live: bool = False) -> Path:
@@ -154,40 +169,37 @@ def contents(title: str, lines: Sequence[Line], names: Iterable[str], *, live: b
         names: of the single runs; what is shown of the nth is in the script ``runs/n.js``.
         live: the page loads itself anew every few seconds.
     """
-    parts = []
-    for partition in dict.fromkeys(line.partition for line in lines):
-        here = [line for line in lines if line.partition == partition]
-        tables = [
-            _tabled(title, note, grid, [False] * len(grid))
-            for figure, title, note in _GRIDS
-            if (grid := by_sparsity(here, partition, figure))
-        ]
-        tables.append(_tabled("", _WHOLE, table(here), [line.control not in {"", DENSE} for line in here]))
-        parts.append(
-            {
-                "name": partition,
-                "seeds": max(len(line.runs) for line in here),
-                "tables": tables,
-                "figures": beside.compared([drawn(line) for line in here]),
-            }
-        )
-    return {"title": title, "live": live, "parts": parts, "runs": [{"name": name} for name in names]}
+    told = [
+        {
+            "name": place,
+            "seeds": max(len(line.runs) for line in here),
+            "tables": [_tabled(one) for one in tables(here)],
+            "figures": beside.compared([drawn(line) for line in here]),
+        }
+        for place, here in parts(lines).items()
+    ]
+    return {"title": title, "live": live, "parts": told, "runs": [{"name": name} for name in names]}
 
 
-def _tabled(title: str, note: str, rows: Sequence[Mapping[str, str]], controls: Sequence[bool]) -> Facts:
+def _tabled(one: Table) -> Facts:
+    rows = one.rows
+    controls = [line.control not in {"", DENSE} for line in one.lines] or [False] * len(rows)
     return {
-        "title": title, "note": note, "columns": list(rows[0]), "rows": [list(row.values()) for row in rows],
-        "controls": list(controls), "markdown": markdown(rows), "latex": latex(rows),
+        "title": one.title, "note": one.note, "columns": list(rows[0]), "rows": [list(row.values()) for row in rows],
+        "controls": controls, "markdown": markdown(rows), "latex": latex(rows),
     }  # fmt: skip
 
 
 def drawn(line: Line) -> beside.Drawn:
-    """Return a line as figures draw it."""
-    curves = {axis: [getattr(one, axis) for one in line.runs.values()] for axis in beside.AXES}
+    """Return a line as figures draw it: on clients' own rows only what was scored there on the way has curves."""
+    own = line.rows == OWN
+    scored = not own or (line.personal and not line.control)
+    curves = {axis: [getattr(one, axis) for one in line.runs.values()] if scored else [] for axis in beside.AXES}
+    shipped = Interval(0.0, 0.0, len(line.runs)) if own else line.of("size")
     return beside.Drawn(
-        line.name, line.variant, line.control, next(iter(line.runs.values())).metric, curves, line.of("quality"),
-        line.of("bytes"), line.of("seconds"), line.of("size"), line.of("sparsity"), line.of("lowest"),
-        line.of("local"), line.of("local_sparsity"), dict(line.apart), line.front, line.family,
+        line.name, line.variant, line.control, line.metric, curves, line.score, line.of("bytes"), line.of("seconds"),
+        shipped, line.of("sparsity"), line.of("lowest"), line.of("local"), line.of("local_sparsity"), dict(line.apart),
+        line.front, line.family, line.better, own,
     )  # fmt: skip
 
 

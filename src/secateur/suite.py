@@ -14,15 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.client import example, make_model, make_setting
+from secateur.composition import Composition
 from secateur.config import ModelSection, Study, assign, pair, read, study
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
+from secateur.pruning.schedule import Never, PQIndex
 from secateur.pruning.structure import plan, sizes
 from secateur.report.links import Links
 
-Control = Literal["dense", "random", "shuffled", "narrow"]
+Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 
 
 class Suite(BaseModel):
@@ -36,9 +38,12 @@ class Suite(BaseModel):
         partitions: each variant is run on each of them.
         common: settings of all variants, as ``path = value``.
         variants: settings of each, by the name that it has in tables.
-        controls: what each is set beside: FedAvg; a random mask of the same sparsity; one of the same counts a layer;
-            a narrow dense model of the same MACs. All but the first are only made for what has a mask.
-        target: quality whose costs are told; 0: 95 % of what FedAvg ends with (for errors 105 %).
+        controls: what each is set beside: FedAvg; a random mask of the same sparsity; one on the same ramp, where the
+            variant's schedule begins dense; one of the same counts a layer; a narrow dense model of the same MACs. All
+            but the first are only made for what has a mask; for personal models, FedAvg and a random mask.
+        target: quality whose costs are told; 0: 95 % of what the FedAvg beside a line ends with (for errors 105 %).
+        margin: two means are level where their difference is shown to be smaller; 0: 0.01 of accuracy, and 5 % of the
+            other's error. A margin that is given asks for a verdict, which takes two seeds.
         link: the clients' links by kind, for which seconds are predicted where no other are asked for; see
             ``report.links``. Empty: none.
     """
@@ -51,8 +56,9 @@ class Suite(BaseModel):
     partitions: list[str] = Field(min_length=1)
     common: dict[str, Any] = Field(default_factory=dict)
     variants: dict[str, dict[str, Any]] = Field(min_length=1)
-    controls: list[Control] = ["dense", "random", "shuffled", "narrow"]
+    controls: list[Control] = ["dense", "random", "ramped", "shuffled", "narrow"]
     target: float = 0.0
+    margin: float = Field(default=0.0, ge=0)
     link: str = ""
 
     @field_validator("link")
@@ -191,24 +197,113 @@ def cells(suite: Suite, data: str | None = None) -> list[Cell]:
         data: folder or file for the suite's source.
 
     Raises:
-        ConfigError: a setting is unknown or out of bounds; the text names the variant.
+        ConfigError: a setting is unknown or out of bounds, or a method cannot be compared with it (the text names the
+            variant); or a verdict is asked of one seed.
     """
+    if suite.margin and len(suite.seeds) < 2:
+        raise ConfigError(f"margin = {suite.margin:g} asks for a verdict, which one seed cannot give: take two or more")
     found = []
     for seed in suite.seeds:
         for partition in suite.partitions:
             for variant, settings in suite.variants.items():
-                where = {"data.source": _source(suite.source, data), "data.partition": partition}
-                values: dict[str, Any] = {}
-                for path, value in {**suite.common, **settings, **where, "seed": seed}.items():
-                    assign(values, f"{path}={value}")
+                where = {"data.source": _source(suite.source, data), "data.partition": partition, "seed": seed}
                 try:
-                    made = study(values)
+                    made = _checked({**suite.common, **_recommended(suite, settings), **settings, **where}, settings)
+                    found.append(Cell(partition, variant, seed, made.complete()))
+                    if "dense" in suite.controls:
+                        found.append(Cell(partition, variant, seed, twin(suite, made), "dense"))
                 except ConfigError as broken:
                     raise ConfigError(f"variant {variant!r}: {broken}") from broken
-                found.append(Cell(partition, variant, seed, made.complete()))
-                if "dense" in suite.controls:
-                    found.append(Cell(partition, variant, seed, made.dense(), "dense"))
     return found
+
+
+def _recommended(suite: Suite, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a variant's method wants its scores trained: the suite's common settings are for weights."""
+    method = str(settings.get("method", suite.common.get("method", Study().method)))
+    return {f"training.{name}": value for name, value in methods.find(method).recommended.items()}
+
+
+def _checked(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Study:
+    made = _study(given)
+    method = made.build_method()
+    own = {"training.optimiser", "training.lr"} & settings.keys()
+    if not (method.trains_weights or method.recommended or own):
+        raise ConfigError(
+            f"{made.method} is a method without recommended settings for its optimiser, and the suite's are for "
+            "weights: give the variant training.optimiser and training.lr"
+        )
+    if method.personal and not made.data.test_fraction:
+        raise ConfigError(
+            f"{made.method} ends with a model for each client, compared on clients' own test rows: data.test_fraction "
+            "= 0 leaves none"
+        )
+    return made
+
+
+def _study(settings: Mapping[str, Any]) -> Study:
+    values: dict[str, Any] = {}
+    for path, value in settings.items():
+        assign(values, f"{path}={value}")
+    return study(values)
+
+
+def twin(suite: Suite, made: Study) -> Study:
+    """Return the dense study beside a variant's; the other controls are made of it.
+
+    It trains weights: as the variant does, or by the suite's common settings where the variant learns something else.
+    What changes nothing in it, such as how often it is looked at, is common to all, so that variants share it.
+    """
+    settings = {k: v for k, v in suite.common.items() if k.startswith("training.") or k == "evaluate_every"}
+    common, dense = _study(settings | {"method": "fedavg"}), made.dense()
+    training = made.training if made.build_method().trains_weights else common.training
+    options = {path: value for path, value in dense.options.items() if path != "aggregator.pruned"}
+    changes = {"training": training, "evaluate_every": common.evaluate_every, "options": options}
+    return dense.model_copy(update=changes).complete()
+
+
+def dense_name(suite: Suite, dense: Study) -> str:
+    """Return what a dense twin is called: FedAvg, and in what it differs from one with the suite's common settings.
+
+    >>> suite = Suite(source="digits", partitions=["iid"], variants={"a": {}}, common={"training.lr": 0.1})
+    >>> dense_name(suite, Study(method="fedavg", training={"lr": 0.2}))
+    'FedAvg, lr 0.2'
+    """
+    where = {"data.source": dense.data.source, "data.partition": dense.data.partition, "seed": dense.seed}
+    heads = Study.model_fields.keys() - {"method", "options"}
+    common = {path: value for path, value in suite.common.items() if path.split(".")[0] in heads}
+    plain = _study({**common, **where, "method": "fedavg"})
+    return ", ".join(["FedAvg", *differences(dense, [plain])])
+
+
+def differences(dense: Study, others: Sequence[Study]) -> list[str]:
+    """Return in what a dense study differs from others but for its seed, in words such as ``lr 0.01``."""
+    facts = _facts(dense)
+    return [
+        str(value).replace("_", " ") if path == "options.aggregator" else f"{path.rpartition('.')[2]} {value}"
+        for path, value in facts.items()
+        if any(value != _usual(path, facts, _facts(other)) for other in others)
+    ]
+
+
+def _usual(path: str, facts: Mapping[str, Any], other: Mapping[str, Any]) -> Any:
+    """Return what another study has; of another aggregator's options, their defaults."""
+    slot = "options.aggregator"
+    if not path.startswith(f"{slot}.") or facts[slot] == other.get(slot):
+        return other.get(path)
+    chosen_ = Study(method=facts["method"], options={"aggregator": facts[slot]})
+    return chosen_.complete().options.get(path.removeprefix("options."))
+
+
+def _facts(made: Study) -> dict[str, Any]:
+    """Return every setting of a complete study by its path; the seed is the same for all."""
+    return _flat(made.complete().model_copy(update={"seed": 0}).model_dump())
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
 
 
 def _source(source: str, data: str | None) -> str:
@@ -224,33 +319,56 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
         suite: says which.
         cell: the variant's.
         mask: of the shipped model.
-        final: of its summary; its MACs are those that the narrow model is given.
+        final: of its summary: the MACs that the narrow model is given, the mean sparsity of personal models.
         shards: the rows, for the shape of a model.
     """
-    weights = dict(mask or {})
-    if not weights or all(bool(kept.all()) for kept in weights.values()):
-        return []
-    network = _network(cell.study.model.model_dump_json(), Shape.of(shards))
-    counts = [int(weights[name].sum()) if name in weights else size for name, size in network.weights.items()]
-    shared = {k: v for k, v in cell.study.options.items() if k.split(".")[0] == "aggregator"}
-    sparsity = 1 - sum(counts) / sum(network.weights.values())
-    fixed = {"schedule": "one_shot", "schedule.at": 0, "schedule.sparsity": sparsity, **shared}
-    options: dict[str, tuple[str, dict[str, Any]]] = {
-        "random": ("random", fixed),
-        "shuffled": ("random", {**fixed, "allocation": "given", "allocation.kept": ",".join(map(str, counts))}),
-    }
-    if network.macs:
-        width = min(network.macs, key=lambda width: abs(network.macs[width] - float(final["macs"])))
-        options["narrow"] = ("narrow", {"width": width})
+    made, base = cell.study, twin(suite, cell.study)
+    shared = {k: v for k, v in made.options.items() if k.split(".")[0] == "aggregator"}
+    options: dict[str, tuple[str, dict[str, Any]]] = {}
+    if made.build_method().personal:
+        sparsity = float(final.get("local_sparsity", 0.0))
+        options = {"random": ("random", _at_once(sparsity))} if sparsity else {}
+    elif mask and not all(bool(kept.all()) for kept in mask.values()):
+        network = _network(made.model.model_dump_json(), Shape.of(shards))
+        counts = [int(mask[name].sum()) if name in mask else size for name, size in network.weights.items()]
+        sparsity = 1 - sum(counts) / sum(network.weights.values())
+        given = {"allocation": "given", "allocation.kept": ",".join(map(str, counts))}
+        options = {"random": ("random", _at_once(sparsity)), "shuffled": ("random", {**_at_once(sparsity), **given})}
+        if ramp := _ramp(made, sparsity):
+            options["ramped"] = ("random", ramp)
+        if network.macs:
+            width = min(network.macs, key=lambda width: abs(network.macs[width] - float(final["macs"])))
+            options["narrow"] = ("narrow", {"width": width})
     return [
-        Cell(cell.partition, cell.variant, cell.seed, _changed(cell.study, *options[name]), name)
+        Cell(cell.partition, cell.variant, cell.seed, _changed(base, options[name], shared), name)
         for name in suite.controls
         if name in options
     ]
 
 
-def _changed(made: Study, method: str, options: dict[str, Any]) -> Study:
-    return made.model_copy(update={"method": method, "options": options}).complete()
+def _at_once(sparsity: float) -> dict[str, Any]:
+    return {"schedule": "one_shot", "schedule.at": 0, "schedule.sparsity": sparsity}
+
+
+def _ramp(made: Study, sparsity: float) -> dict[str, Any]:
+    """Return the options of a schedule that begins dense, up to the sparsity that was reached; else nothing.
+
+    How much ``PQIndex`` prunes follows from the weights, so that a random mask has no such ramp.
+    """
+    method = made.build_method()
+    if not isinstance(method, Composition) or isinstance(method.schedule, Never | PQIndex):
+        return {}
+    if method.schedule.level(0, made.rounds):
+        return {}
+    ramp = {path: value for path, value in made.options.items() if path.split(".")[0] == "schedule"}
+    start = {path: min(float(value), sparsity) for path, value in ramp.items() if path == "schedule.initial"}
+    return {**ramp, **start, "schedule.sparsity": sparsity}
+
+
+def _changed(base: Study, what: tuple[str, dict[str, Any]], shared: Mapping[str, Any]) -> Study:
+    method, options = what
+    given = options if method == "narrow" else {**options, **shared}
+    return base.model_copy(update={"method": method, "options": given}).complete()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from secateur.report.drawing import COLOURS, GREY, Figure, colour, dash, figure, layout, symbol, view
+from secateur.report.drawing import COLOURS, DASHES, GREY, Figure, colour, dash, figure, layout, symbol, view
 from secateur.report.statistics import Curve, Interval, front, interval
 from secateur.report.terminal import size
 
@@ -33,6 +33,8 @@ class Drawn:
         variant: what it is, or what it is a control of; lines of one variant share a colour.
         control: empty, or which control it is; ``dense`` is FedAvg.
         family: what variants that differ in their sparsity are called together.
+        better: the controls that it is shown to be better than.
+        own: it is scored on clients' own rows, with the models that they use.
     """
 
     name: str
@@ -51,6 +53,8 @@ class Drawn:
     apart: Mapping[str, Interval]
     front: bool = False
     family: str = ""
+    better: frozenset[str] = frozenset()
+    own: bool = False
 
     @property
     def told(self) -> bool:
@@ -82,28 +86,28 @@ def sparsities(lines: Sequence[Drawn]) -> Figure:
     for line in lines:
         if not line.control:
             families.setdefault(line.family, []).append(line)
-    looks = {
+    styles = {
         name: {"mode": "lines+markers", "line": {"color": colour(n), "dash": dash(n)},
                "marker": {"color": colour(n), "symbol": symbol(n), "size": 8}}
         for n, name in enumerate(name for name, of in families.items() if len(of) >= _CURVE)
     }  # fmt: skip
     views: list[Figure] = []
     alt = ""
-    for name, sparsity, value in _MODELS:
-        shown = {family: sorted(families[family], key=lambda line: sparsity(line).mean) for family in looks}
+    for name, sparsity, value in _MODELS[1 if lines[0].own else 0 :]:
+        shown = {family: sorted(families[family], key=lambda line: sparsity(line).mean) for family in styles}
         shown = {family: of for family, of in shown.items()
                  if 1 - sparsity(of[0]).mean > _NEAR * (1 - sparsity(of[-1]).mean)}  # fmt: skip
         if not any(value(line).mean for of in shown.values() for line in of):
             continue
-        views.append(_by_sparsity(lines, shown, looks, (name, sparsity, value)))
+        views.append(_by_sparsity(lines, shown, styles, (name, sparsity, value)))
         said = (f"{family} {' to '.join(_ends(of, sparsity, value))}" for family, of in shown.items())
         alt = alt or f"{name[0].upper()}{name[1:]}: {'; '.join(said)}."
-    title = f"{_worded(lines[0].metric).capitalize()} by sparsity"
+    title = f"{_score(lines[0]).capitalize()} by sparsity"
     return figure("sparsities", title, alt, views, wide=True) if views else {}
 
 
 def _by_sparsity(
-    lines: Sequence[Drawn], shown: Mapping[str, Sequence[Drawn]], looks: Mapping[str, Figure],
+    lines: Sequence[Drawn], shown: Mapping[str, Sequence[Drawn]], styles: Mapping[str, Figure],
     of: tuple[str, Side, Side],
 ) -> Figure:  # fmt: skip
     name, sparsity, value = of
@@ -111,14 +115,14 @@ def _by_sparsity(
     variants = {line.variant for among in shown.values() for line in among}
     chance = [line for line in lines if line.control == "random" and line.variant in variants]
     traces = [_points("random mask, the control of each", chance, sparsity, value, grey)] if chance else []
-    traces += [_points(family, among, sparsity, value, looks[family]) for family, among in shown.items()]
+    traces += [_points(family, among, sparsity, value, styles[family]) for family, among in shown.items()]
     kept = [1 - sparsity(line).mean for among in shown.values() for line in among]
     traces += [
         {"type": "scatter", "mode": "lines", "name": line.name, "x": [max(kept), min(kept)],
-         "y": [value(line).mean] * 2, "line": {"color": GREY, "width": 2}}
-        for line in lines if line.control == "dense"
+         "y": [value(line).mean] * 2, "line": {"color": look["color"], "dash": look["dash"], "width": 2}}
+        for line, look in zip(lines, looks(lines), strict=True) if line.control == "dense"
     ]  # fmt: skip
-    frame = _bounded(layout("sparsity", _worded(lines[0].metric)), lines[0].metric)
+    frame = _bounded(layout("sparsity", _score(lines[0])), lines[0].metric)
     frame["xaxis"] |= {"type": "log", "autorange": "reversed", "tickvals": _TICKS,
                        "ticktext": [f"{100 - 100 * tick:g} %" for tick in _TICKS]}  # fmt: skip
     return view(traces, frame, name)
@@ -154,12 +158,16 @@ def quality(lines: Sequence[Drawn]) -> Figure:
             points = _mean(line.curves[axis])
             shown = line.control == "dense" or (not line.control and (line.front or not crowded))
             traces += _band(line, points, look, shown=shown) if points else []
-        frame = layout(words, _worded(metric), money=axis == "carried") | ({"height": 800} if crowded else {})
+        frame = layout(words, _score(lines[0]), money=axis == "carried") | ({"height": 800} if crowded else {})
         views.append(view(traces, _bounded(frame, metric), words))
     alt = _told(f"{ln.name} ends at {_said(ln.quality.mean, metric)}" for ln in lines if not ln.control)
     if crowded:
         alt = f"At first FedAvg and what lies on the front are drawn; a click on a name adds its line. {alt}"
-    return figure("quality", f"{_worded(metric).capitalize()} against what it cost", alt, views, wide=True)
+    return (
+        figure("quality", f"{_score(lines[0]).capitalize()} against what it cost", alt, views, wide=True)
+        if views
+        else {}
+    )
 
 
 _COSTS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
@@ -192,7 +200,7 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
             f"On the front {words}: "
             + "; ".join(f"{ln.name} with {_said(ln.quality.mean, metric)} for {shown(cost(ln).mean)}" for ln in best)
         )
-        frame = {**layout(across, _worded(metric), money=shown is size), "showlegend": False}
+        frame = {**layout(across, _score(lines[0]), money=shown is size), "showlegend": False}
         if crowded:
             frame["xaxis"] |= {"type": "log", "dtick": "D2"}
             frame["margin"] |= {"t": 90, "r": 60}
@@ -217,9 +225,7 @@ def _spots(lines: Sequence[Drawn], cost: Side, best: Sequence[Drawn], *, crowded
 
 
 def _front(lines: Sequence[Drawn], cost: Side) -> list[Drawn]:
-    by_name = {line.name: line for line in lines}
-    points = {name: (cost(line).mean, line.quality.mean) for name, line in by_name.items()}
-    return [by_name[name] for name in front(points, least=lines[0].metric == "mae")]
+    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, least=lines[0].metric == "mae")
 
 
 def _slanted(lines: Sequence[Drawn], cost: Side) -> list[Figure]:
@@ -259,7 +265,10 @@ def fairness(lines: Sequence[Drawn]) -> Figure:
 
 
 def apart(lines: Sequence[Drawn]) -> Figure:
-    """Return each variant's paired differences to its controls; above 0 it is better."""
+    """Return each variant's paired differences to its controls; above 0 it is better.
+
+    Each interval is for itself: of many some lie above 0 by chance, which the table's verdicts are corrected for.
+    """
     shown = [line for line in lines if line.apart]
     if not shown:
         return {}
@@ -276,36 +285,42 @@ def apart(lines: Sequence[Drawn]) -> Figure:
             }
         )  # fmt: skip
     alt = _told(
-        f"{line.name} against {name}: {_said(value.mean, line.metric)}" + ("" if value.above else ", not above 0")
+        f"{line.name} against {name}: {_said(value.mean, line.metric)}" + (", shown" if name in line.better else "")
         for line in shown
         for name, value in line.apart.items()
     )
-    frame = _listed(layout("better by, paired by seed, with 95 % intervals", ""), len(shown))
+    frame = _listed(layout("better by, paired by seed, each with its own 95 % interval", ""), len(shown))
     frame["xaxis"] |= {"zeroline": True, "zerolinewidth": 2}
     return figure("apart", "Better than its controls?", alt, [view(traces, frame)], wide=True)
+
+
+_STYLES = {"": "solid", "random": "dash", "ramped": "longdashdot", "shuffled": "dot", "narrow": "dashdot"}
+_MARKS = {"": "circle", "random": "x", "ramped": "triangle-up", "shuffled": "cross", "narrow": "square"}
 
 
 def looks(lines: Sequence[Drawn]) -> list[Figure]:
     """Return colour, dash and symbol of each line: a colour for each variant, FedAvg grey, a dash for each control.
 
-    Of a crowd those on the front, which are drawn at first, have colours before they come again.
+    A second FedAvg has another dash and symbol. Of a crowd those on the front, which are drawn at first, have colours
+    before they come again.
     """
     crowded = _crowded(lines)
     order = sorted(lines, key=lambda line: not line.front) if crowded else lines
     variants = list(dict.fromkeys(line.variant for line in order if line.control != "dense"))
+    dense = [line.variant for line in lines if line.control == "dense"]
     found = []
     for line in lines:
         if line.control == "dense":
-            found.append({"color": GREY, "dash": "solid", "symbol": "circle"})
+            number = dense.index(line.variant)
+            found.append({"color": GREY, "dash": DASHES[number % len(DASHES)], "symbol": symbol(number)})
             continue
         number = variants.index(line.variant)
-        style = {"": "solid", "random": "dash", "shuffled": "dot", "narrow": "dashdot"}[line.control]
-        mark = {"": "circle", "random": "x", "shuffled": "cross", "narrow": "square"}[line.control]
+        style = _STYLES[line.control]
         if crowded:
             style = dash(number)
         elif number >= len(COLOURS) and not line.control:
             style = "longdash"
-        found.append({"color": colour(number), "dash": style, "symbol": mark})
+        found.append({"color": colour(number), "dash": style, "symbol": _MARKS[line.control]})
     return found
 
 
@@ -375,6 +390,11 @@ def _error(value: Interval) -> Figure:
 
 def _worded(metric: str) -> str:
     return {"mae": "mean absolute error"}.get(metric, metric)
+
+
+def _score(line: Drawn) -> str:
+    """Return what the lines of a figure are scored by, and where."""
+    return f"{_worded(line.metric)} on clients' own rows" if line.own else _worded(line.metric)
 
 
 def _said(value: float, metric: str) -> str:

@@ -13,10 +13,10 @@ from secateur.report.terminal import amount, size
 Cells = Mapping[str, str]
 
 
-def spread(value: Interval | None, shown: Callable[[float], str]) -> str:
+def spread(value: Interval | None, shown: Callable[[float], str], missing: str = "not reached") -> str:
     """Return mean and half the 95 % interval; the mean alone where there is one value, or nothing varies."""
     if value is None:
-        return "not reached"
+        return missing
     if not math.isfinite(value.half) or value.half == 0:
         return shown(value.mean)
     return f"{shown(value.mean)} ± {shown(value.half)}"
