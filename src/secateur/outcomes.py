@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.errors import CheckpointError
+from secateur.method import TRAIN
 from secateur.report.links import Links, per_client, predicted
 from secateur.report.statistics import Curve
 from secateur.wire.codec import encode
 from secateur.wire.message import Message
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one phase of a run cost: training, scores, exploration.
+
+    Attributes:
+        asks: exchanges.
+        clients: requests to single clients.
+        rows: that they processed.
+        bytes_down, bytes_up: as carried.
+        seconds: measured at clients.
+        macs, macs_physical: of their training, on surviving weights, and on the models that were really cut.
+    """
+
+    asks: int = 0
+    clients: int = 0
+    rows: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    macs: int = 0
+    macs_physical: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,12 @@ class Outcome:
         client_bytes: the most that one client carried.
         local_sparsity: mean over the models that clients themselves use.
         size: bytes of the shipped model, with its mask, as one message; 0 while a run is not finished.
+        phases: what each phase cost, by its name; ``train`` are the rounds.
+        server_macs: of the server's own work on the model.
+        traffic: the mean training message as a share of the dense fp32 model, ``down_values``, ``down_mask``, ...
+        kept: mean bytes of what a client keeps between rounds; 0 where none keeps anything.
+        left: parameters left when dead units are cut out, as a share of all.
+        widths: of the narrower models that the shipped one holds, quality and MACs, by their width.
     """
 
     metric: str
@@ -55,6 +86,16 @@ class Outcome:
     client_bytes: int = 0
     local_sparsity: float = 0.0
     size: int = 0
+    phases: Mapping[str, Spent] = field(default_factory=dict)
+    server_macs: int = 0
+    traffic: Mapping[str, float] = field(default_factory=dict)
+    kept: float = 0.0
+    left: float = 1.0
+    widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+
+    def spent(self, figure: str, *, train: bool) -> float:
+        """Return a figure of ``Spent``, of the rounds or of all that is not rounds, added up."""
+        return sum(float(getattr(of, figure)) for phase, of in self.phases.items() if (phase == TRAIN) == train)
 
 
 def outcome(folder: Path, links: Links | None = None) -> Outcome:
@@ -89,7 +130,39 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
         max(per_client(records).values(), default=0), local_sparsity, _size(folder),
+        phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
+        traffic=_traffic(records, final), kept=_kept(folder),
+        left=final["parameters_physical"] / final["parameters_dense"] if "parameters_dense" in final else 1.0,
+        widths={name: (part[metric], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
     )  # fmt: skip
+
+
+def _phases(records: Sequence[Mapping[str, Any]]) -> dict[str, Spent]:
+    found: dict[str, Spent] = {}
+    for record in records:
+        old = found.get(record["phase"], Spent())
+        found[record["phase"]] = Spent(
+            old.asks + 1, old.clients + len(record["clients"]), old.rows + record["processed"],
+            old.bytes_down + record["bytes_down"], old.bytes_up + record["bytes_up"],
+            old.seconds + record["client_seconds"], old.macs + record["train_macs"],
+            old.macs_physical + record["train_macs_physical"],
+        )  # fmt: skip
+    return found
+
+
+def _traffic(records: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> dict[str, float]:
+    train = [record for record in records if record["phase"] == TRAIN]
+    whole = 4 * final.get("parameters_dense", 0) * sum(len(record["clients"]) for record in train)
+    return {
+        f"{way}_{part}": sum(record[way].get(part, 0) for record in train) / whole if whole else 0.0
+        for way in ("down", "up")
+        for part in ("values", "mask")
+    }
+
+
+def _kept(folder: Path) -> float:
+    sizes = [path.stat().st_size for path in (folder / "clients").glob("*.state")]
+    return statistics.fmean(sizes) if sizes else 0.0
 
 
 def _size(folder: Path) -> int:
