@@ -32,7 +32,7 @@ LAYERS = [
     {"export", "journal", "outcomes", "suite", "suites"},
     {"compare", "verdicts"},
     {"standings"},
-    {"page"},
+    {"page", "tables"},
     {"cli", "flower"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
