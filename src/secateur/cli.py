@@ -108,6 +108,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
     out: Annotated[Optional[Path], typer.Option(help="The page's folder; default: page in the first folder")] = None,  # noqa: UP045
     images: Annotated[bool, typer.Option(help="Write every figure as SVG and PNG too.")] = False,  # noqa: FBT002
+    markdown: Annotated[Optional[Path], typer.Option(help="Write comparisons' tables here as NAME.md instead")] = None,  # noqa: UP045
     link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
     watch: Annotated[float, typer.Option(help="Seconds between new pages, until all runs have ended; 0: once.")] = 0.0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page.")] = True,  # noqa: FBT002
@@ -115,6 +116,12 @@ def report(
     """Draw runs, or a comparison, as a page in a folder of its own that needs no network."""
     import time  # noqa: PLC0415
 
+    if markdown is not None:
+        from secateur import tables  # noqa: PLC0415
+
+        for folder in folders:
+            _console().print(f"Written: {tables.write(folder, markdown)}", highlight=False, soft_wrap=True)
+        return
     target = out or folders[0] / "page"
     live = _page(folders, target, browse=browse, live=watch > 0, link=link)
     while live:
