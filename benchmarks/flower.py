@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-import results
+import pages
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "deployment"))
@@ -184,7 +184,7 @@ def main() -> None:
     parser.add_argument("--render", type=Path, metavar="PAGE")
     given = parser.parse_args()
     if given.render:
-        results.insert(given.render, "flower", render(json.loads(given.rows.read_text())))
+        pages.insert(given.render, "flower", render(json.loads(given.rows.read_text())))
         return
     shutil.rmtree(given.out, ignore_errors=True)
     rounds = 2 if given.quick else 4

@@ -30,9 +30,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import results
+import pages
 from contestants import PARTS, Case
 from safetensors.torch import load_file
+
+from secateur.report.terminal import size
 
 HERE = Path(__file__).parent
 MLP = Case("mlp", (1, 8, 8), 100, 100, 18, batch=16, options=(("hidden", (64, 64)),))
@@ -330,7 +332,7 @@ TABLES = {
     "sparse": (
         ["method", "seconds a round", "least to most", "over dense", "bytes a round"],
         lambda r: [r["case"], _seconds(r["seconds"]), " to ".join(map(_seconds, r["spread"])), f"{r['ratio']:.2f}",
-                   results.size(r["bytes"])],
+                   size(r["bytes"])],
     ),
     "together": (
         ["case", "together", "each by itself", "together (s)", "speed-up", "largest deviation of a weight"],
@@ -409,7 +411,7 @@ def main() -> None:
     for name in dict.fromkeys(row["table"] for row in rows):
         written = table(name, [row for row in rows if row["table"] == name])
         if given.render:
-            results.insert(given.render[0], name, written + "\n")
+            pages.insert(given.render[0], name, written + "\n")
         else:
             print(f"\n{written}")
 

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from results import insert
+from pages import insert
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 

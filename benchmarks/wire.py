@@ -4,7 +4,7 @@
     python benchmarks/wire.py --quick
     python benchmarks/wire.py --render docs/wire.md wire.json
 
-The models of ``masks.toml`` are trained first, unless they are in ``--out`` already; without ``--data`` and with
+The models of ``suites/masks.toml`` are trained first, unless they are in ``--out`` already; without ``--data`` and with
 ``--quick`` on the embedded digits. Every encoding gets the same tensors; ours is decoded and compared. All on one
 thread. A ratio is the whole payload, header and all, over: surviving values x 4 bytes, plus (fresh mask)
 the entropy of each tensor's mask at its density. Float32 values may be packed below 4 bytes, so a ratio can be
@@ -17,22 +17,19 @@ import argparse
 import json
 import statistics
 import time
-import tomllib
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import results
+import pages
 import torch
 import zstandard
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
-from secateur import models
-from secateur import run as runs
-from secateur.config import Runtime, assign, study
+from secateur import checkpoint, compare, models
+from secateur.suite import load
 from secateur.wire import masks
 from secateur.wire.codec import Outgoing, decode, part_sizes
 from secateur.wire.entropy import entropy
@@ -44,29 +41,17 @@ QUICK = ("TwoCNN, FedSparsify 50 %", "TwoCNN, FedSparsify 90 %", "TwoCNN, FedSpa
 Array = NDArray[Any]
 
 
-def train(out: Path, data: str | None, *, quick: bool, workers: int) -> Iterator[tuple[str, Message]]:
+def train(out: Path, data: str | None, *, quick: bool, jobs: int) -> Iterator[tuple[str, Message]]:
     """Yield the final model of each run under its mask; runs that are in ``out`` are not repeated."""
-    suite = tomllib.loads((HERE / "masks.toml").read_text())
-    for _, variant, _, values in results.cases(suite, data or "", quick=False):
-        if quick and variant not in QUICK:
-            continue
-        if data is None:
-            for setting in (
-                "data.source=digits",
-                "data.clients=10",
-                "participation=0.5",
-                f"rounds={4 if quick else 15}",
-            ):
-                assign(values, setting)
-        made = study(values)
-        folder = out / variant
-        runs.reserve(folder, made)
-        if not (folder / runs.SUMMARY).exists():
-            with runs.federation(made) as shards:
-                runs.resume(folder, Runtime(workers=workers), shards=shards)
-        tensors = load_file(folder / "model.safetensors")
-        mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
-        yield variant, Message({n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask)
+    suite = load(str(HERE / "suites" / "masks.toml"))
+    if quick:
+        suite = suite.model_copy(update={"variants": {name: suite.variants[name] for name in QUICK}})
+    if data is None:
+        settings = ["data.clients=10", "participation=0.5"]
+        suite = suite.model_copy(update={"source": "digits"}).adjusted(rounds=4 if quick else 15, settings=settings)
+    for cell in compare.play(suite, out, data=data, jobs=jobs):
+        weights, mask, _ = checkpoint.shipped(compare.folder_of(out, cell.study))
+        yield cell.variant, Message(weights, mask)
 
 
 def gaussian(density: float) -> Message:
@@ -237,10 +222,10 @@ def render(rows: list[dict[str, Any]]) -> str:
     ])  # fmt: skip
 
 
-def collect(out: Path, data: str | None, *, quick: bool, workers: int) -> Iterator[dict[str, Any]]:
+def collect(out: Path, data: str | None, *, quick: bool, jobs: int) -> Iterator[dict[str, Any]]:
     """Yield all rows."""
     repeats = 5 if quick else 15
-    for case, message in train(out, data, quick=quick, workers=workers):
+    for case, message in train(out, data, quick=quick, jobs=jobs):
         sizes = {name: len(peer(arrays(message))) for name, peer in PEERS.items()}
         yield measure(case, message, repeats) | sizes
     for sparsity in (0.5, 0.9, 0.99):
@@ -258,18 +243,18 @@ def main() -> None:
     parser.add_argument("--data", help="folder of Fashion-MNIST; default: the embedded digits")
     parser.add_argument("--out", type=Path, default=Path("runs/wire"), help="where run folders go")
     parser.add_argument("--json", type=Path, help="write the rows here")
-    parser.add_argument("--workers", type=int, default=Runtime().workers)
+    parser.add_argument("--jobs", type=int, default=0, help="models trained at once; default: the cores")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--render", type=Path, metavar="PAGE")
     given = parser.parse_args()
     if given.render:
-        results.insert(given.render, "wire", render(json.loads(given.rows.read_text())))
+        pages.insert(given.render, "wire", render(json.loads(given.rows.read_text())))
         return
     torch.set_num_threads(1)
     out = given.out / ("quick" if given.quick else "digits" if given.data is None else "data")
     data = None if given.quick else given.data
     rows = []
-    for row in collect(out, data, quick=given.quick, workers=given.workers):
+    for row in collect(out, data, quick=given.quick, jobs=given.jobs):
         print(json.dumps(row), flush=True)
         rows.append(row)
     print(render(rows))
