@@ -161,11 +161,9 @@ def quality(of: Measured | None) -> list[str]:
 
 def costs(found: Mapping[str, Measured]) -> list[str]:
     """Return the rows of the first table."""
-    lines = [
-        "| method | variant | training | asked besides training | down | up | bytes % | training MACs % | left % "
-        "| kept |",
-        "|" + "---|" * 10,
-    ]
+    heads = ["method", "variant", "training", "asked besides training", "down", "up", "bytes %", "training MACs %"]
+    heads += ["left %", "kept"]
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name in methods.names():
         if of := found.get(name):
             kept = of.mean(lambda one: one.kept)
