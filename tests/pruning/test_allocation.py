@@ -18,7 +18,6 @@ from secateur.pruning.allocation import (
     Threshold,
     Uniform,
     UniformPlus,
-    knapsack,
     lamp,
     lowest,
     on,
@@ -26,6 +25,7 @@ from secateur.pruning.allocation import (
     spared,
     uniform_plus,
 )
+from secateur.pruning.knapsack import knapsack
 from secateur.pruning.structure import Layout
 
 scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
@@ -222,7 +222,7 @@ def test_the_knapsack_is_the_least_of_all_choices(data):
     curves = {n: [0.0, *sorted(data.draw(st.lists(st.floats(0, 9), min_size=4, max_size=4)))] for n in names}
     target = data.draw(st.integers(0, sum(sizes.values()) // 4)) * 4
     sparsity = target / sum(sizes.values())
-    gone = knapsack(sizes, curves, sparsity)
+    gone = knapsack(sizes, curves, pruned_count(sparsity, sum(sizes.values())))
     assert sum(gone.values()) == target
     if all(count % (sizes[n] // 4) == 0 for n, count in gone.items()):  # nothing had to be given back
         found = sum(curves[n][count // (sizes[n] // 4)] for n, count in gone.items())
@@ -231,8 +231,8 @@ def test_the_knapsack_is_the_least_of_all_choices(data):
 
 def test_what_is_gone_stays_gone():
     curves = {"a": [0.0, 0.0, 9.0], "b": [0.0, 1.0, 2.0]}
-    assert knapsack({"a": 10, "b": 10}, curves, 0.5) == {"a": 5, "b": 5}
-    assert knapsack({"a": 10, "b": 10}, curves, 0.5, least={"a": 8})["a"] >= 8
+    assert knapsack({"a": 10, "b": 10}, curves, 10) == {"a": 5, "b": 5}
+    assert knapsack({"a": 10, "b": 10}, curves, 10, least={"a": 8})["a"] >= 8
     scores = {"a": torch.arange(10.0), "b": torch.arange(10.0)}
     scores["a"][:8] = -torch.inf
     mask = RateDistortion().by(curves).keep(scores, 0.5)
