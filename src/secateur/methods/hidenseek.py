@@ -18,8 +18,8 @@ a round moves its score by |theta_0|. Adam moves a score by about its rate in a 
 |theta_0| within one epoch of some twenty steps, 0.001 does not.
 Not reproduced: up to 40.6 % better accuracy and 39.7 % less traffic are claimed; we did not run those settings. That
 it fails at high sparsity is *not shown*: one shot of the saliency leaves 43, 0.45 and 0.13 % of the first of three
-layers (784-128-128-10) at 50, 90 and 95 %, the last by the guard's one weight a unit; SynFlow's own code prunes in a
-hundred steps for that reason, and whether the paper does, its abstract does not say.
+layers (784-128-128-10) at 50, 90 and 95 %, the last by the guard's one weight a unit. SynFlow (arXiv 2006.05467) prunes
+in iterations so that no layer collapses; "one-shot" in the abstract may mean one shot of the saliency or one pruning.
 """
 
 from __future__ import annotations
