@@ -8,7 +8,9 @@
     model    the top 1 - S edges of each layer by |s| as dealt, which are both ends of the ranking, as signed constants
 
 Paper symbol -> option: k, the share of edges in the subnetwork, is 1 - sparsity; the scores' optimiser: training.*
-(SGD at 0.4, falling by 0.999 a round, momentum 0.9, weight decay 1e-4, as published; it suits rounds of one epoch too).
+(Adam at 0.001 is ours, for rounds of one epoch; published: SGD at 0.4, falling by 0.999 a round, momentum 0.9, weight
+decay 1e-4, in 5 epochs of batches of 8. On 10,000 held-out training rows of Fashion-MNIST, 30 rounds of one epoch of
+batches of 64, S = 0.9: 66.1 % against 56.3 %, means of four late rounds of one seed).
 
 Reference: Mozaffari et al., "Every Vote Counts: Ranking-Based Training of Federated Learning to Resist Poisoning
 Attacks", arXiv 2110.04350. *Read*: the published code (SPIN-UMass/FRL, utils.py, models/, FL_train.py, args.py), which
@@ -52,9 +54,7 @@ class FRL(Method):
 
     sparsity: float = 0.5
 
-    recommended: ClassVar[Mapping[str, str | float]] = {
-        "optimiser": "sgd", "lr": 0.4, "decay": 0.999, "momentum": 0.9, "weight_decay": 1e-4,
-    }  # fmt: skip
+    recommended: ClassVar[Mapping[str, str | float]] = {"optimiser": "adam", "lr": 0.001}
 
     def __post_init__(self) -> None:
         check(0 <= self.sparsity < 1, name="sparsity", value=self.sparsity, must="be in [0, 1)")
