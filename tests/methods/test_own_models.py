@@ -112,6 +112,13 @@ def test_runs_of_personal_models_are_scored_on_clients_rows(folder, tmp_path):
     assert summary["final"]["accuracy"] == pytest.approx(sum(summary["final"]["local"]) / 4)
 
 
+def test_clients_that_rest_are_remarked(folder):
+    for participation, said in ((1.0, 0), (0.5, 1)):
+        state, _ = lab(folder, "dispfl", participation=participation)
+        assert len(DisPFL().remarks(state.setting)) == said
+        assert not DisPFL(target=0).remarks(state.setting)
+
+
 # ---- SpaFL
 
 

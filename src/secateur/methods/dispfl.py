@@ -14,8 +14,9 @@ Sparse Training", arXiv 2206.00187. *Read*: the published code, rong-dai/DisPFL 
 dispfl_api.py, my_model_trainer.py), whose CIFAR-10 command grows at random instead.
 Departures: the server passes models on, so that a client gets one mixture and sends one model, where peers would
 exchange B models each way; it is what our bytes count. What a client dropped is gone at once, also where it is scored;
-there neighbours average it once more. There every client trains in every round; here those outside of a cohort rest, and are still asked for
-their last model. There is no global model: what is shipped is the mean of the cohort's, by who trained a weight.
+there neighbours average it once more. There every client trains in every round; here those outside of a cohort rest,
+and are still asked for their last model. There is no global model: what is shipped is the mean of the cohort's, by who
+trained a weight.
 Not reproduced: 85.1 % at 50 % sparsity (CIFAR-10, ResNet-18) stands in SSFL; we did not run that setting.
 """
 

@@ -14,8 +14,8 @@ and where a layer has fewer units than hands, hands share units. Layers without 
 layer's bias, are held by everyone and averaged by rows.
 Not reproduced: the paper's figures are times on its own cluster, and it is *not shown* whether it learns as it says.
 The published networks have no biases and a batch norm behind every linear layer, the last one too, which takes the
-batch's statistics in tests as well; hands are dealt every 20 steps. Our MLP has no norm, and a hand's unit sees a part of
-what it sees in the whole: its accuracy (docs/results.md) does not speak about the paper.
+batch's statistics in tests as well; hands are dealt every 20 steps. Our MLP has no norm, and a hand's unit sees a part
+of what it sees in the whole: its accuracy (docs/results.md) does not speak about the paper.
 """
 
 from __future__ import annotations
