@@ -12,10 +12,11 @@ and its siblings, ist_utilis.py); of the paper only the abstract.
 Departures: there all hands have as many units, and every worker draws from all rows; here hands may differ by a unit,
 and where a layer has fewer units than hands, hands share units. Layers without removable units, such as the output
 layer's bias, are held by everyone and averaged by rows.
-Not reproduced: the paper's figures are times on its own cluster, and it is *not shown* whether it learns as it says.
-The published networks have no biases and a batch norm behind every linear layer, the last one too, which takes the
-batch's statistics in tests as well; hands are dealt every 20 steps. Our MLP has no norm, and a hand's unit sees a part
-of what it sees in the whole: its accuracy (docs/results.md) does not speak about the paper.
+Not reproduced: the paper's figures are times on its own cluster. It hangs on batch norm: the published networks have
+no biases and a norm behind every linear layer, the last one too, which takes the batch's statistics in tests as well,
+and hands are dealt every 20 steps. With such a network of 784-128-128-10 (Fashion-MNIST, rows spread evenly over 50
+clients, five hands, 30 rounds of an epoch, SGD 0.1, seed 0) it has 81.6 % and FedAvg 85.0 %; our MLP, without a norm,
+has 63.3 % there, which says nothing about the paper.
 """
 
 from __future__ import annotations
