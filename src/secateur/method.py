@@ -177,7 +177,6 @@ class Client:
         removal = plan(mask or {}, [] if feedback else self.setting.layout.groups)
         narrow = [slim_mask(part, removal) for part in narrow]
         local.load(self.model, tensors)
-        local.enforce(self.model, mask if feedback else None)  # else the local loop does it
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
         fading = slim_mask(fading, removal) if fading and removal else fading
