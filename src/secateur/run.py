@@ -29,6 +29,7 @@ from secateur.exchange import Books, Exchange
 from secateur.link import Links
 from secateur.method import EVALUATE, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
+from secateur.pruning.allocation import GUARDED
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
@@ -229,6 +230,7 @@ class Run:
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
             "macs": cost.macs(self.uses, state.weights, state.mask),
         }
+        row |= {name: state.notes[name] for name in (GUARDED,) if name in state.notes}
         if evaluate and self.central:
             score = self._score(state.model())
             row |= {self.metric: score.metric, "loss": score.loss}
