@@ -67,7 +67,7 @@ def test_global_by_hand():
 
 
 def test_guard_keeps_the_best_weight_of_each_unit_within_the_same_count():
-    """Two rows of 8, budget 8: the 8 largest all lie in the first; with the guard its least gives way to row 2's best."""
+    """Two rows of 8, budget 8: the largest all lie in the first, whose least gives way to the best of the second."""
     scores = {"w": torch.stack([torch.arange(16.0, 8.0, -1.0), torch.tensor([0.1, 0.2, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])])}
     assert Global(guard=False).keep(scores, 0.5)["w"].tolist() == [[True] * 8, [False] * 8]
     guarded = Global(guard=True).keep(scores, 0.5)["w"]

@@ -10,6 +10,7 @@ criterion.explore.fraction; T_p schedule.sparsity; rho granularity.rho; beta agg
 
 Reference: Internò et al., "AutoFLIP", arXiv 2405.10271 v2/v3. *Reconstruction*: the full text was not
 available; the steps follow abstracts, summaries and the published code where it performs the method.
+*Read*: ChristianInterno/AutoFLIP, src/GTL_utils.py, src/server/Autoflipserver_Exploration.py.
 Departures: explorers train in isolation, the federation starts from theta_0 and clients really prune; the
 published code does none of the three, so its gains are confounded with a warm start. The unit rule (rho,
 floor) is ours. The agreement score of v4/v5 has no known formula and is left out.

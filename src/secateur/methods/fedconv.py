@@ -11,8 +11,11 @@
 Paper symbol -> option: shrinkage ratio: ratio; server epochs: epochs; rates of C, D, v: server_lr; of W: tuning_lr.
 
 Reference: Shen et al., "FedConv: A Learning-on-Model Paradigm for Heterogeneous Federated Clients", arXiv 2502.20639.
-*Read*: the published code, which chooses epochs and restarts by test accuracy; here nothing is chosen.
-Departures: one dilation for each width, of the mean of its clients by rows. All that is learnt begins as HeteroFL's
+*Read*: the published code (lemingshen/FedConv: strategy.py, utils/federated_settings.py), which chooses epochs and
+restarts by test accuracy; here nothing is chosen.
+Departures: there f stands behind the convolution, twice, and the residual x + a x + b before it, for weights of
+convolutions alone; here f is within the residual, so that nothing is squashed at the start. Widths are rounded up,
+there down. One dilation for each width, of the mean of its clients by rows. All that is learnt begins as HeteroFL's
 slices and average, and goes on from round to round. The rows are data.public, which no client has.
 Not reproduced: 35 % more accuracy on average is claimed; the bundled results were chosen on test rows.
 """

@@ -6,7 +6,8 @@
 Paper symbol -> option: federated dropout rate: rate.
 
 Reference: Caldas et al., "Expanding the Reach of Federated Learning by Reducing Client Resource Requirements",
-arXiv 1812.07210. Known from its abstract and from what others write of it: a *reconstruction*.
+arXiv 1812.07210. Known from its abstract and from what others write of it: a *reconstruction*; the authors' code was
+*not read*.
 Departures: activations are not scaled up for what is missing; layers without removable units stay whole; the paper's
 lossy compression is a setting of the wire here (wire.values). A weight is averaged over its holders.
 Not reproduced: 14 times less traffic down and 28 times up are claimed, with quantisation; we did not run that setting.

@@ -4,8 +4,10 @@
     server  v = sum_k m_k;  M = [v > K/2];  w <- M * sum_k (n_k / sum n) w_k
 
 Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
-Departures: a strict majority instead of the published code's v >= floor(K/2) (``consensus.rule = "half"``);
-ties go to the larger mean magnitude within the schedule's budget; else as ``fedsparsify``.
+*Read*: dstripelis/FedSparsify, utils/model_merge.py.
+Departures: a strict majority instead of the published code's v >= floor(K/2) (``consensus.rule = "half"``, with at
+least one vote, which that code does not ask of a single client); each client's purge has the guard of ``fedsparsify``,
+uncounted; ties go to the larger mean magnitude within the schedule's budget; else as ``fedsparsify``.
 Reproduced in part: as ``fedsparsify``; the vote changes accuracy by less than the spread (docs/results.md).
 """
 

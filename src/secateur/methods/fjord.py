@@ -7,7 +7,8 @@
 
 Paper symbol -> option: number of p values (and of device tiers): levels.
 
-Reference: Horváth et al., "FjORD", arXiv 2102.13451. *Read*: Flower's reproduction of it.
+Reference: Horváth et al., "FjORD", arXiv 2102.13451. *Read*: Flower's reproduction of it
+(adap/flower, baselines/fjord/fjord/strategy.py and od/).
 Departures: no self-distillation from the widest to the narrower; what a device can carry follows from its number;
 layers without removable units stay whole. Training is counted at p_max, which is more than what the steps compute.
 Not reproduced: 83.9 to 86.2 % for p = 0.2 to 1 (CIFAR-10, ResNet-18, IID) stands in Flower's reproduction; we did not

@@ -5,9 +5,11 @@
 
 Paper symbol -> option: number of computation complexity levels L: levels.
 
-Reference: Diao et al., "HeteroFL", arXiv 2010.01264. *Read*: the published code and Flower's reproduction of it.
-Departures: no scaler (activations divided by the width), no static batch norm, no masked loss for labels that a client
-lacks; strength follows from the client's number; layers without removable units stay whole.
+Reference: Diao et al., "HeteroFL", arXiv 2010.01264.
+*Read*: the published code (diaoenmao/HeteroFL-..., src/fed.py), and Flower's reproduction of it.
+Departures: holders count by rows, there alike; no scaler (activations divided by the width), no static batch norm, no
+masked loss for labels that a client lacks; strength follows from the client's number; layers without removable units
+stay whole.
 Not reproduced: 87.5 % with five widths (CIFAR-10, PreResNet-18) is claimed; we did not run that setting.
 """
 
