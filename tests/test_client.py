@@ -78,6 +78,20 @@ def test_evaluation_scores_the_local_test_split(participant):
     assert message.scalars["samples"] == len(y) == 6
 
 
+def test_evaluation_scores_the_validation_rows_beside_the_test(tmp_path):
+    own = client.Participant(small("fedavg"), open_shards(tiny_shards(tmp_path, validation_fraction=0.2)))
+    reply, _ = own(1, request(own, EVALUATE), None)
+    scores = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float})).scalars
+    held = own.shards.test, own.shards.validation
+    for rows, key, count in zip(held, ("metric", "validation"), ("samples", "validation_samples"), strict=True):
+        x, y = rows(1)
+        with torch.no_grad():
+            right = (own.model(x.float() / 255).argmax(1) == y).float().mean().item()
+        assert (scores[key], scores[count]) == (pytest.approx(right), len(y))
+    assert (scores["samples"], scores["validation_samples"]) == (6, 5)  # a quarter and a fifth of 24 rows
+    assert len(own.data(1)) == 13
+
+
 def test_a_client_without_test_rows_says_so(tmp_path):
     import numpy as np
 
@@ -90,6 +104,7 @@ def test_a_client_without_test_rows_says_so(tmp_path):
     reply, _ = alone(0, request(alone, EVALUATE), None)
     scores = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float})).scalars
     assert (scores["samples"], scores["metric"]) == (0, 0.0)
+    assert (scores["validation_samples"], scores["validation"]) == (0, 0.0)
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 100])

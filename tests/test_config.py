@@ -98,6 +98,17 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() != study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
 
 
+def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
+    without = study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
+    assert study({"method": "fedsparsify"}).hash() != without.hash()
+    # a run from before there was such a split has the name that it had
+    values = without.complete().model_dump(mode="json", exclude={"compute"})
+    del values["data"]["validation_fraction"]
+    assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    with pytest.raises(ConfigError, match=r"data.test_fraction \+ data.validation_fraction = 1.1 must be below 1"):
+        study({"data": {"test_fraction": 0.8, "validation_fraction": 0.3}})
+
+
 def test_toml_round_trip_with_model_options():
     made = study({"model": {"name": "mlp", "options": {"hidden": (8, 4)}}}).complete()
     assert study(tomllib.loads(made.to_toml())) == made

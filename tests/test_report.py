@@ -71,7 +71,7 @@ def test_the_table_has_ratios_and_exploration_on_its_own_line():
     assert "4 MB" in line
     assert "2.000" in line
     assert "bytes up, explore" in text
-    assert "local accuracy, lowest tenth" in text
+    assert "local accuracy, worst tenth" in text
     alone = io.StringIO()
     regression = summary("x")
     regression["final"] |= {"mae": 3.0, "local": []}
@@ -79,6 +79,33 @@ def test_the_table_has_ratios_and_exploration_on_its_own_line():
     Console(file=alone, width=120).print(comparison(regression, None))
     assert "mae on the server" in alone.getvalue()
     assert "ratio" not in alone.getvalue()
+
+
+def cells(final):
+    """Return the closing table as text by label."""
+    out = io.StringIO()
+    made = summary("x")
+    made["final"] = {k: v for k, v in made["final"].items() if k not in {"accuracy", "local"}} | final
+    Console(file=out, width=120).print(comparison(made, None))
+    rows = [row.split("│")[1:3] for row in out.getvalue().splitlines() if row.count("│") == 3]
+    return {label.strip(): shown.strip() for label, shown in rows}
+
+
+def test_the_worst_tenth_of_errors_is_the_largest():
+    """Twenty clients with errors 1 to 20: the tenth that fares worst has 19 and 20."""
+    errors = [float(n) for n in range(1, 21)]
+    assert cells({"mae": 9.0, "local": errors})["local mae, worst tenth"] == "19.5000"
+    shares = [n / 20 for n in range(1, 21)]
+    assert cells({"accuracy": 0.5, "local": shares})["local accuracy, worst tenth"] == "0.0750"
+
+
+def test_the_table_says_which_rows_are_for_choosing_and_which_for_telling():
+    table = cells({"accuracy": 0.9, "validation": 0.8, "local": []})
+    assert table["accuracy on the server's test set"] == "0.9000"
+    assert table["accuracy on validation rows, to choose by"] == "0.8000"
+    personal = cells({"accuracy": 0.9, "validation": 0.8, "local": [0.9], "central": False})
+    assert personal["accuracy on clients' test rows"] == "0.9000"
+    assert not any("validation" in label for label in cells({"accuracy": 0.9, "local": []}))
 
 
 def test_units():

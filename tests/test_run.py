@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import random
 import signal
@@ -18,8 +19,13 @@ from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_
 from secateur import checkpoint
 from secateur import run as runs
 from secateur.config import Runtime
+from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
+from secateur.method import SCORES
+from secateur.outcomes import outcome
+from secateur.wire.codec import decode, with_scalar
+from secateur.wire.message import Expected
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +136,7 @@ if __name__ == "__main__":  # as the command line begins
     warm()
 from secateur import run as runs
 from secateur.config import Runtime
+from secateur.data.shards import Shards
 
 if __name__ == "__main__":
     folder, shards = Path(sys.argv[1]), Path(sys.argv[2])
@@ -430,3 +437,80 @@ def test_a_run_whose_scores_never_came_has_its_model_and_is_an_error(tmp_path, s
     assert not (tmp_path / "run" / "summary.json").exists()
     runs.resume(tmp_path / "run", INLINE, shards=shards)
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+VALIDATION_ROWS, TEST_ROWS = Shards.server_validation, Shards.server_test
+
+
+def scored(study, shards, folder, rows):
+    """Return the accuracy of a run's shipped model on some rows."""
+    held = runs.Run(study, INLINE, folder, shards)
+    held.model.load_state_dict({n: t for n, t in model_of(folder).items() if not n.startswith("mask/")})
+    with torch.no_grad():
+        x, y = rows(held.shards)
+        return float((held.model.eval()(x.float() / 255).argmax(1) == y).float().mean())
+
+
+def test_records_tell_validation_and_test_rows_apart(tmp_path):
+    shards, study = tiny_shards(tmp_path / "shards", validation_fraction=0.2), small("fedsparsify", evaluate_every=2)
+    summary = play(study, tmp_path / "run", shards)
+    rows, final = rows_of(tmp_path / "run"), summary["final"]
+    assert ["validation" in row for row in rows] == ["accuracy" in row for row in rows] == [False, True, False, True]
+    validation, test = (scored(study, shards, tmp_path / "run", rows) for rows in (VALIDATION_ROWS, TEST_ROWS))
+    assert (final["validation"], final["accuracy"]) == (pytest.approx(validation), pytest.approx(test))
+    assert rows[-1]["validation"] == final["validation"]
+    found = outcome(tmp_path / "run")
+    assert found.validation == final["validation"]
+    assert found.validated == [(2.0, rows[1]["validation"]), (4.0, rows[3]["validation"])]
+    assert f"validation {final['validation']:.4f}" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_without_validation_rows_nothing_is_said_of_them(tmp_path, shards):
+    summary = play(small("fedavg", "data.validation_fraction=0"), tmp_path / "run", shards)
+    assert "validation" not in summary["final"]
+    assert not any("validation" in row for row in rows_of(tmp_path / "run"))
+    assert math.isnan(outcome(tmp_path / "run").validation)
+    assert outcome(tmp_path / "run").validated == []
+
+
+def test_personal_models_are_validated_on_their_clients_rows(tmp_path):
+    shards, told = tiny_shards(tmp_path / "shards", validation_fraction=0.2), []
+
+    class Heard(Wrapped):
+        def exchange(self, requests, deadline=None):
+            for who, reply in self.inner.exchange(requests, deadline):
+                if b"validation_samples" in reply[:300]:
+                    told.append(decode(reply, Expected({}, scalars={**SCORES, "seconds": float})).scalars)
+                yield who, reply
+
+    summary = play(small("dispfl"), tmp_path / "run", shards, open_engine=Heard.open)
+    last = told[-4:]
+    assert [scores["validation_samples"] for scores in last] == [5, 5, 5, 5]
+    mean = sum(scores["validation"] for scores in last) / 4
+    assert summary["final"]["validation"] == pytest.approx(mean)
+    assert rows_of(tmp_path / "run")[-1]["validation"] == pytest.approx(mean)
+    assert outcome(tmp_path / "run").validation == pytest.approx(mean)
+
+
+def test_personal_models_without_test_rows_are_still_validated(tmp_path):
+    shards = tiny_shards(tmp_path / "shards", validation_fraction=0.2)
+    study = small("dispfl", "data.test_fraction=0", "data.validation_fraction=0.2")
+    with_tests = play(small("dispfl"), tmp_path / "with", shards)
+    summary = play(study, tmp_path / "run", shards)
+    assert summary["final"]["validation"] == with_tests["final"]["validation"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("metric", 1.5), ("validation", 1e6), ("validation", -0.1)])
+def test_a_client_cannot_score_better_than_perfect(name, value, tmp_path):
+    shards = tiny_shards(tmp_path / "shards", validation_fraction=0.2)
+
+    class Boasting(Wrapped):
+        def exchange(self, requests, deadline=None):
+            for who, reply in self.inner.exchange(requests, deadline):
+                boasts = who == 1 and b"validation_samples" in reply[:300]
+                yield who, with_scalar(reply, name, value) if boasts else reply
+
+    summary = play(small("dispfl"), tmp_path / "run", shards, open_engine=Boasting.open)
+    assert len(summary["final"]["local"]) == 3
+    assert 0 <= summary["final"]["accuracy"] <= 1
+    assert 0 <= summary["final"]["validation"] <= 1

@@ -139,11 +139,19 @@ class Participant:
     def _evaluate(self, client: Client, message: Message) -> Message:
         used = self.method.uses(message, client)
         training.load(self.model, used)
-        score = training.evaluate(self.model, wrap(self.shards, *self.shards.test(client.id)))
-        metric, loss = (score.metric, score.loss) if score.samples else (0.0, 0.0)
+        held = (self.shards.test(client.id), self.shards.validation(client.id))
+        test, validation = (training.evaluate(self.model, wrap(self.shards, *rows)) for rows in held)
         weights = [used[name] for name in self.setting.layout.names("weight")]
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
-        return Message({}, None, {"samples": score.samples, "metric": metric, "loss": loss, "sparsity": zeros})
+        scores: dict[str, Scalar] = {
+            "samples": test.samples,
+            "metric": test.metric if test.samples else 0.0,
+            "loss": test.loss if test.samples else 0.0,
+            "validation_samples": validation.samples,
+            "validation": validation.metric if validation.samples else 0.0,
+            "sparsity": zeros,
+        }
+        return Message({}, None, scores)
 
 
 @dataclass(frozen=True)

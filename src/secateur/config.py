@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from secateur import methods
 from secateur.data.partition import parse as parse_partition
-from secateur.errors import ConfigError, unknown
+from secateur.errors import ConfigError, check, unknown
 from secateur.link import Wire
 from secateur.method import Method
 from secateur.pruning.discovery import How
@@ -43,6 +43,8 @@ class DataSection(_Section):
         clients: K.
         partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
         test_fraction: share of each client's rows held out as its local test split.
+        validation_fraction: share of each client's rows held out for whatever chooses a setting, an epoch or a round;
+            figures that are reported are of test rows. 0: none.
         public: training rows that the server has and no client, drawn before the partition; for methods whose
             server trains.
     """
@@ -51,6 +53,7 @@ class DataSection(_Section):
     clients: int = Field(default=20, ge=1, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     public: int = Field(default=0, ge=0)
 
 
@@ -122,7 +125,9 @@ class Study(_Section):
     def hash(self) -> str:
         """Return 8 hexadecimal digits that name the result."""
         # a section that came later must not rename the runs that were made without it
-        later = {"compute"} if self.compute == Compute() else set()
+        later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
+        if not self.data.validation_fraction:
+            later["data"] = {"validation_fraction"}
         text = json.dumps(self.complete().model_dump(mode="json", exclude=later), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -181,6 +186,8 @@ def study(values: Mapping[str, Any]) -> Study:
     except ValidationError as broken:
         raise _worded(broken) from broken
     parse_partition(made.data.partition)
+    held = made.data.test_fraction + made.data.validation_fraction
+    check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()
     return made
 

@@ -24,6 +24,7 @@ from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_size
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 
 _MOST_SAMPLES = 2**40
+_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", client.SECONDS), (0, _MOST_SAMPLES))
 _LATE = "asked for the full mask, too late to send it within the deadline"
 
 
@@ -57,6 +58,7 @@ class Exchange:
         study: says how values travel.
         books: read and brought up to date.
         deadline: seconds for all replies; None: no limit.
+        bounds: least and most of scalars, by name; a reply beyond them costs its sender the place.
         notify: called with (answered, asked).
         down, up: bytes carried, by part.
         left_out: who, and why.
@@ -69,6 +71,7 @@ class Exchange:
     study: Study
     books: Books
     deadline: float | None = None
+    bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notify: Callable[[int, int], None] = lambda _done, _total: None
     down: Counter[str] = field(default_factory=Counter)
     up: Counter[str] = field(default_factory=Counter)
@@ -200,7 +203,7 @@ class Exchange:
         try:
             known = self._expects.known if self.ask.slices is None else self.ask.slices[who]
             message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
-            _sane(message.scalars)
+            _sane(message.scalars, {**_COUNTED, **self.bounds})
             message = self._restore(message, self._bases.pop(who, self._base), known)
         except WireError as broken:
             self.up["refused"] += len(reply)
@@ -221,9 +224,10 @@ class Exchange:
         return link.from_update(message, base)
 
 
-def _sane(scalars: Mapping[str, Scalar]) -> None:
+def _sane(scalars: Mapping[str, Scalar], bounds: Mapping[str, tuple[float, float]]) -> None:
     for name, value in scalars.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
-        if name in {"samples", "processed", client.SECONDS} and not 0 <= float(value) <= _MOST_SAMPLES:
-            raise WireError(f"scalar {name!r} is {value}; 0 to {_MOST_SAMPLES} is expected")
+        least, most = bounds.get(name, (-math.inf, math.inf))
+        if not isinstance(value, str) and not least <= value <= most:
+            raise WireError(f"scalar {name!r} is {value}; {least} to {most} is expected")

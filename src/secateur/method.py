@@ -219,10 +219,13 @@ SCORE = "score"
 """The phase whose replies are a statistic of each weight."""
 
 EVALUATE = "evaluate"
-"""The phase in which clients score a model on their own test rows."""
+"""The phase in which clients score a model on their own rows, those for a test and those for validation."""
 
-SCORES: Mapping[str, type] = {"samples": int, "metric": float, "loss": float, "sparsity": float}
-"""Scalars of a reply to ``EVALUATE``; ``sparsity``: the share of zeros among the weights of the scored model."""
+SCORES: Mapping[str, type] = {
+    "samples": int, "metric": float, "loss": float, "validation_samples": int, "validation": float, "sparsity": float,
+}  # fmt: skip
+"""Scalars of a reply to ``EVALUATE``: test rows, metric and loss on them; validation rows, and the metric on them;
+the share of zeros among the weights of the scored model. Without rows a score is 0."""
 
 REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
 """Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
@@ -325,7 +328,7 @@ class Method(ABC):
         return {}
 
     def examine(self, state: State) -> Ask:
-        """Return the ask by which all clients score the model on test rows of their own."""
+        """Return the ask by which all clients score the model on rows of their own that they hold out."""
         everyone = tuple(range(state.setting.clients))
         return Ask(EVALUATE, state.round, everyone, Message(state.model(), state.mask), Expected({}, scalars=SCORES))
 

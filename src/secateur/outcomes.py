@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from secateur import checkpoint
 from secateur import run as runs
 from secateur.errors import CheckpointError
 from secateur.method import TRAIN
+from secateur.records import VALIDATION
+from secateur.report.clients import worst_tenth
 from secateur.report.links import Links, per_client, predicted
 from secateur.report.statistics import Curve
 from secateur.wire.codec import encode
@@ -48,7 +51,7 @@ class Outcome:
 
     Attributes:
         metric: ``accuracy``, in [0, 1], or ``mae``, of which less is better.
-        quality: of the shipped model.
+        quality: of the shipped model, on test rows.
         local: mean over clients' own test rows.
         lowest: mean over the tenth of clients that fare worst.
         bytes, seconds: of all phases: carried both ways; measured at clients.
@@ -66,6 +69,8 @@ class Outcome:
         kept: mean bytes of what a client keeps between rounds; 0 where none keeps anything.
         left: parameters left when dead units are cut out, as a share of all.
         widths: of the narrower models that the shipped one holds, quality and MACs, by their width.
+        validation: quality on validation rows, by which settings, epochs and rounds may be chosen; NaN without such.
+        validated: the same by round.
     """
 
     metric: str
@@ -96,6 +101,8 @@ class Outcome:
     def spent(self, figure: str, *, train: bool) -> float:
         """Return a figure of ``Spent``, of the rounds or of all that is not rounds, added up."""
         return sum(float(getattr(of, figure)) for phase, of in self.phases.items() if (phase == TRAIN) == train)
+    validation: float = math.nan
+    validated: Curve = ()
 
 
 def outcome(folder: Path, links: Links | None = None) -> Outcome:
@@ -120,12 +127,12 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         if metric in record:
             for curve, spent in zip(curves, (record["round"], carried, worked, linked), strict=True):
                 curve.append((float(spent), record[metric]))
-    local = sorted(final["local"], reverse=metric == "mae")
+    local = final["local"]
     local_sparsity = final.get("local_sparsity", final["sparsity"])  # nobody was asked: the shipped model's
-    tenth = local[: max(1, len(local) // 10)]
     by_round, by_bytes, by_seconds, by_link = curves
+    validated = [(float(record["round"]), record[VALIDATION]) for record in records if VALIDATION in record]
     return Outcome(
-        metric, final[metric], sum(local) / max(1, len(local)), sum(tenth) / max(1, len(tenth)),
+        metric, final[metric], sum(local) / max(1, len(local)), worst_tenth(local, least=metric == "mae"),
         final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
@@ -134,6 +141,7 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         traffic=_traffic(records, final), kept=_kept(folder),
         left=final["parameters_physical"] / final["parameters_dense"] if "parameters_dense" in final else 1.0,
         widths={name: (part[metric], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
+        validation=final.get(VALIDATION, math.nan), validated=validated,
     )  # fmt: skip
 
 
@@ -178,8 +186,10 @@ def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, A
     last = records[-1]
     metric = "mae" if any("mae" in record for record in records) else "accuracy"
     scored = [record[metric] for record in records if metric in record]
+    chosen = [record[VALIDATION] for record in records if VALIDATION in record]
     return {
-        metric: scored[-1] if scored else 0.0, "local": [], "central": True, "sparsity": last["sparsity"],
+        metric: scored[-1] if scored else 0.0, "local": [], "central": True,
+        VALIDATION: chosen[-1] if chosen else math.nan, "sparsity": last["sparsity"],
         "local_sparsity": last["sparsity"],
         "macs": last["macs"], "macs_physical": last["macs"], "parameters_physical": last["kept"],
     }  # fmt: skip

@@ -39,8 +39,11 @@ def federation(study: Study) -> Iterator[Path]:
 
 
 def simulated(study: Study, cache: Path) -> Path:
-    """Return the shards of ``federation``, made once and kept in ``cache`` for all processes of this machine."""
-    key = [study.data.model_dump(mode="json"), study.seed]
+    """Return the shards of ``federation``, made once and kept in ``cache`` for all processes of this machine.
+
+    They are made again when a file changes that the data's name leads to.
+    """
+    key = [study.data.model_dump(mode="json"), study.seed, _marks(*_places(study.data.source))]
     return _once(cache, key, lambda folder: _simulated(study, folder))
 
 
@@ -53,18 +56,20 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
         DataError: there is no such folder, it is empty, or its rows cannot be used.
     """
     place = Path(folder).expanduser()
-    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else []
-    if not files:
+    marks = _marks(place) if place.is_dir() else []
+    if not marks:
         state = "is empty" if place.is_dir() else "does not exist"
         raise DataError(f"client {client}: its data folder {place} {state}; set data=... in --node-config")
-    marks = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
     key = [study.data.model_dump(mode="json"), study.seed, client, marks]
 
     def make(into: Path) -> None:
         source = load_data(f"{study.data.source}:{place}", seed=study.seed, whole=False)
         rows = np.arange(len(source.y_train))
         parts = [rows if k == client else rows[:0] for k in range(study.data.clients)]
-        make_shards(source, parts, test_fraction=study.data.test_fraction, seed=study.seed, folder=into)
+        make_shards(
+            source, parts, test_fraction=study.data.test_fraction, seed=study.seed, folder=into,
+            validation_fraction=study.data.validation_fraction,
+        )  # fmt: skip
 
     return _once(cache, key, make)
 
@@ -82,6 +87,18 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     return folder
 
 
+def _places(source: str) -> list[Path]:
+    """Return the paths that a data set's name may hold: behind its first colon, or the second of a loader's own."""
+    given = source.partition(":")[2].partition("#")[0]
+    return [Path(text).expanduser() for text in (given, given.partition(":")[2]) if text]
+
+
+def _marks(*places: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and time of each file there, by which a change is noticed."""
+    files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))) if p.is_file()]
+    return [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+
+
 def _simulated(study: Study, folder: Path) -> None:
     source = load_data(study.data.source, seed=study.seed)
     section, count = study.data, len(source.y_train)
@@ -95,7 +112,8 @@ def _simulated(study: Study, folder: Path) -> None:
     parts = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
     make_shards(
         source, [rest[part] for part in parts],
-        test_fraction=section.test_fraction, seed=study.seed, folder=folder, public=public,
+        test_fraction=section.test_fraction, seed=study.seed, folder=folder,
+        validation_fraction=section.validation_fraction, public=public,
     )  # fmt: skip
 
 

@@ -11,6 +11,9 @@ from secateur.errors import NobodyTrainedError
 
 Row = dict[str, Any]
 
+VALIDATION = "validation"
+"""The metric on validation rows, in a record; that on test rows stands under the metric's own name."""
+
 _LONGEST = 500  # characters of a reason
 
 
@@ -36,18 +39,19 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
 
 
 def local_scores(told: Sequence[Row], metric: str, *, central: bool) -> Row:
-    """Return what clients' replies to ``EVALUATE`` add up to: each one's score, and their mean by rows.
+    """Return what clients' replies to ``EVALUATE`` add up to: each one's score on test rows, and means by rows.
 
-    The mean is the run's score where no server has one (not ``central``).
+    The means, on test and on validation rows, are the run's scores where no server has one (not ``central``).
     """
     scored = [t for t in told if int(t["samples"])]
     row: Row = {"local": sorted(float(t["metric"]) for t in scored)}
     if told:
         row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or told) / len(scored or told)
-    if scored and not central:
-        count = sum(int(t["samples"]) for t in scored)
-        for name, key in ((metric, "metric"), ("loss", "loss")):
-            row[name] = sum(float(t[key]) * int(t["samples"]) for t in scored) / count
+    parts = (metric, "metric", "samples"), ("loss", "loss", "samples"), (VALIDATION, "validation", "validation_samples")
+    for name, key, rows in parts if not central else ():
+        count = sum(int(t[rows]) for t in told)
+        if count:
+            row[name] = sum(float(t[key]) * int(t[rows]) for t in told) / count
     return row
 
 
@@ -88,7 +92,7 @@ def short(reason: str) -> str:
 
 def line(row: Row) -> str:
     """Return a record in one line, for logs."""
-    shown = (("accuracy", "accuracy"), ("mae", "MAE"))
+    shown = (("accuracy", "accuracy"), ("mae", "MAE"), (VALIDATION, "validation"))
     quality = "".join(f"{label} {row[name]:.4f} " for name, label in shown if name in row)
     text = (
         f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "

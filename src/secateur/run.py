@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from secateur.pruning.allocation import GUARDED
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
-from secateur.records import Row, check_answers, check_any, line, local_scores, summarise
+from secateur.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
 
 Watch = Callable[[Row], None]
 
@@ -143,7 +144,7 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, notify)
+            exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, notify=notify)
             replies = Replies(ask, exchange.replies())
             state = self.method.absorb(state, replies)
             for _ in replies:  # a method may stop reading early; what was sent must still be counted
@@ -232,19 +233,22 @@ class Run:
         }
         row |= {name: state.notes[name] for name in (GUARDED,) if name in state.notes}
         if evaluate and self.central:
-            score = self._score(state.model())
+            score = self._score(state.model(), self.shards.server_test())
             row |= {self.metric: score.metric, "loss": score.loss}
+            validation = self._score(state.model(), self.shards.server_validation())
+            row |= {VALIDATION: validation.metric} if validation.samples else {}
         return row
 
-    def _score(self, tensors: Tensors) -> training.Score:
-        """Score a model on the server's test set."""
+    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> training.Score:
+        """Score a model on some of the server's rows."""
         training.load(self.model, tensors)
-        return training.evaluate(self.model, client.wrap(self.shards, *self.shards.server_test()))
+        return training.evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _widths(self, state: State) -> Row:
         """Score the narrower models that the shipped one holds."""
         widths = self.method.widths(state) if self.central else {}
-        scores = {name: self._score(masks.apply(state.weights, mask)).metric for name, mask in widths.items()}
+        parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
+        scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
         macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
         return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
@@ -288,9 +292,11 @@ class Run:
 
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
-        everyone = tuple(engine.clients()) if self.study.data.test_fraction else ()
-        ask = replace(self.method.examine(state), clients=everyone)
-        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline)
+        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
+        ask = replace(self.method.examine(state), clients=tuple(engine.clients()) if rows else ())
+        best = (0.0, 1.0) if self.metric == "accuracy" else (0.0, math.inf)
+        bounds = {"metric": best, "validation": best, "sparsity": (0.0, 1.0)}
+        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, bounds)
         for _ in exchange.replies():
             pass
         return exchange

@@ -21,6 +21,7 @@ from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
+from secateur.streams import stream
 
 FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
 
@@ -504,6 +505,67 @@ def test_shards_without_local_tests_and_by_seed(tmp_path):
     assert other.test(0)[1].tolist() != third.test(0)[1].tolist()
 
 
+def test_validation_rows_are_taken_from_training_and_never_from_a_test(tmp_path):
+    parts = [np.arange(0, 10), np.arange(10, 11), np.arange(11, 40)]
+    made = {}
+    for share in (0.0, 0.1):
+        folder = tmp_path / str(share)
+        folder.mkdir()
+        made[share] = make_shards(
+            source(), parts, test_fraction=0.2, validation_fraction=share, seed=0, folder=folder
+        )  # fmt: skip
+    with_, without = made[0.1], made[0.0]
+    assert [len(with_.validation(k)[1]) for k in range(3)] == [1, 0, 3]  # a tenth of 10, of 1 and of 29 rows
+    assert [len(without.validation(k)[1]) for k in range(3)] == [0, 0, 0]
+    for client, rows in enumerate(parts):
+        x, y = with_.validation(client)
+        assert torch.equal(x[:, 0, 0, 0], (y * 4).to(torch.uint8))
+        train, test, held = (part(client)[1].tolist() for part in (with_.train, with_.test, with_.validation))
+        assert sorted(train + test + held) == rows.tolist()
+        assert test == without.test(client)[1].tolist()
+        assert sorted(train + held) == without.train(client)[1].tolist()
+        # as rows were split before there was a validation split
+        order = torch.randperm(len(rows), generator=stream(0, "split", client)).numpy()
+        count = max(0, min(len(rows) - 1, round(0.2 * len(rows))))
+        assert without.train(client)[1].tolist() == rows[np.sort(order[count:])].tolist()
+        assert without.test(client)[1].tolist() == rows[np.sort(order[:count])].tolist()
+    union = [y for k in range(3) for y in with_.validation(k)[1].tolist()]
+    assert with_.server_validation()[1].tolist() == union
+
+
+def test_a_row_stays_for_training_whatever_is_held_out(tmp_path):
+    made = make_shards(
+        source(), [np.arange(3), np.arange(3, 40)], test_fraction=0.6, validation_fraction=0.39, seed=0, folder=tmp_path
+    )
+    assert [len(made.train(k)[1]) for k in range(2)] == [1, 1]  # of 3: two for a test; of 37: 22, and 14 of 15
+    assert [len(made.validation(k)[1]) for k in range(2)] == [0, 14]
+
+
+def test_a_digest_of_the_rows_tells_other_features_and_other_splits(tmp_path):
+    found = set()
+    for number, (change, share) in enumerate([(0, 0.0), (1, 0.0), (0, 0.1)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        rows = source()
+        rows.x_train[5] += change
+        made = make_shards(rows, [np.arange(40)], test_fraction=0.2, validation_fraction=share, seed=0, folder=folder)
+        found.add(made.fingerprint())
+        assert open_shards(folder).fingerprint() == made.fingerprint()
+    assert len(found) == 3
+
+
+def test_kept_shards_are_made_again_for_another_split_and_for_a_file_that_changed(tmp_path):
+    path, cache = tmp_path / "t.csv", tmp_path / "cache"
+    path.write_text("a,b,site\n" + "".join(f"{n},{n % 2},{n % 2}\n" for n in range(40)))
+    top = {"source": f"table:{path}#b#site", "clients": 2, "partition": "iid"}
+    with_, without = (small("fedavg", data={**top, "validation_fraction": share}) for share in (0.1, 0.0))
+    first = provision.simulated(with_, cache)
+    assert provision.simulated(with_, cache) == first != provision.simulated(without, cache)
+    assert len(open_shards(first).server_validation()[1]) == 4  # two of sixteen rows at each client
+    path.write_text(path.read_text().replace("\n39,", "\n390,"))
+    assert provision.simulated(with_, cache) != first
+
+
 def test_writing_to_a_mapped_tensor_stays_in_this_process(tmp_path):
     made = make_shards(source(), [np.arange(40)], test_fraction=0.2, seed=0, folder=tmp_path)
     made.train(0)[0].fill_(7)
@@ -597,9 +659,9 @@ def test_public_rows_belong_to_no_client(tmp_path):
     x, y = shards.public()
     assert len(x) == len(y) == 100
     source = data.load("digits", seed=0)
-    clients = sum(len(shards.train(k)[1]) + len(shards.test(k)[1]) for k in range(4))
-    assert clients == len(source.y_train) - 100
-    rows = {row.tobytes() for k in range(4) for part in (shards.train(k), shards.test(k)) for row in part[0].numpy()}
+    parts = [part(k) for k in range(4) for part in (shards.train, shards.test, shards.validation)]
+    assert sum(len(y) for _, y in parts) == len(source.y_train) - 100
+    rows = {row.tobytes() for x, _ in parts for row in x.numpy()}
     everything = [row.tobytes() for row in source.x_train]
     alone = {row for row in everything if everything.count(row) == 1}
     assert not {row.tobytes() for row in x.numpy()} & alone & rows

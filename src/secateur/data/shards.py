@@ -17,7 +17,9 @@ from secateur.errors import DataError
 from secateur.streams import stream
 
 _META = "meta.json"
-_ARRAYS = ("x_train", "y_train", "x_local", "y_local", "x_test", "y_test", "x_public", "y_public")
+_PARTS = ("train", "local", "validation", "test", "public")
+_ARRAYS = tuple(f"{kind}_{part}" for part in _PARTS for kind in "xy")
+_OF_CLIENTS = ("train", "local", "validation")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Meta:
 
     Attributes:
         source, outputs, kind, scale, task: as in ``Source``.
-        train, local: where each client's rows begin, and the end.
+        train, local, validation: where each client's rows begin, and the end.
         test: rows of the server's test set.
         public: rows that the server may train on.
     """
@@ -38,6 +40,7 @@ class Meta:
     task: Task
     train: tuple[int, ...]
     local: tuple[int, ...]
+    validation: tuple[int, ...]
     test: int
     public: int
 
@@ -59,7 +62,10 @@ class Shape:
 
 
 class Shards:
-    """The rows of every client, for training and for a test of its own, and the server's: a test set, public rows."""
+    """The rows of every client, for training, validation and a test of its own; the server's test set and public rows.
+
+    What chooses anything (a setting, an epoch, a round) looks at validation rows; what is reported is of test rows.
+    """
 
     def __init__(self, meta: Meta, arrays: dict[str, np.ndarray]) -> None:
         self.meta = meta
@@ -96,10 +102,12 @@ class Shards:
         return self.meta.task
 
     def fingerprint(self) -> str:
-        """Return a digest of who holds which targets; it differs when the data or its partition changed."""
+        """Return a digest of who holds which rows; it differs when the data or its partition changed."""
         running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
-        for name in ("y_train", "y_local", "y_test", "y_public"):
-            running.update(self._tensors[name].numpy().tobytes())
+        for name in _ARRAYS:
+            array = self._tensors[name].numpy()
+            if array.size:
+                running.update(np.ascontiguousarray(array).data.cast("B"))
         return running.hexdigest()
 
     def train(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,6 +117,14 @@ class Shards:
     def test(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's local test rows and targets, as views."""
         return self._cut("local", self.meta.local, client)
+
+    def validation(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a client's validation rows and targets, as views."""
+        return self._cut("validation", self.meta.validation, client)
+
+    def server_validation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return all clients' validation rows and targets: what a server that simulates them may choose by."""
+        return self._tensors["x_validation"], self._tensors["y_validation"]
 
     def server_test(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the server's test rows and targets."""
@@ -125,31 +141,29 @@ class Shards:
 
 def make_shards(
     source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path,
-    public: np.ndarray | None = None,
+    validation_fraction: float = 0.0, public: np.ndarray | None = None,
 ) -> Shards:  # fmt: skip
     """Write the shards of a partition, and the server's ``public`` rows, into ``folder`` and open them.
 
-    Each client's local test split is ``test_fraction`` of its rows, drawn from its own stream; at least one
-    row stays for training.
+    Each client's local test split is ``test_fraction`` of its rows, its validation split ``validation_fraction``, each
+    drawn from a stream of its own: the test rows are the same whatever is held out for validation. At least one row
+    stays for training.
     """
-    train, local = [], []
+    found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
     for client, rows in enumerate(parts):
-        order = torch.randperm(len(rows), generator=stream(seed, "split", client)).numpy()
-        held = max(0, min(len(rows) - 1, round(test_fraction * len(rows))))
-        local.append(rows[np.sort(order[:held])])
-        train.append(rows[np.sort(order[held:])])
-    all_train, all_local = np.concatenate(train), np.concatenate(local)
-    shared = np.arange(0) if public is None else np.sort(public)
-    arrays = {
-        "x_train": source.x_train[all_train], "y_train": source.y_train[all_train],
-        "x_local": source.x_train[all_local], "y_local": source.y_train[all_local],
-        "x_test": source.x_test, "y_test": source.y_test,
-        "x_public": source.x_train[shared], "y_public": source.y_train[shared],
-    }  # fmt: skip
-    bounds = [tuple(np.cumsum([0, *map(len, split)]).tolist()) for split in (train, local)]
+        rest, local = _split(rows, test_fraction * len(rows), seed, "split", client)
+        train, validation = _split(rest, validation_fraction * len(rows), seed, "validation", client)
+        for part, taken in zip(_OF_CLIENTS, (train, local, validation), strict=True):
+            found[part].append(taken)
+    chosen = {part: np.concatenate(taken) for part, taken in found.items()}
+    chosen["public"] = np.arange(0) if public is None else np.sort(public)
+    arrays = {f"x_{part}": source.x_train[rows] for part, rows in chosen.items()}
+    arrays |= {f"y_{part}": source.y_train[rows] for part, rows in chosen.items()}
+    arrays |= {"x_test": source.x_test, "y_test": source.y_test}
+    bounds = {part: tuple(np.cumsum([0, *map(len, taken)]).tolist()) for part, taken in found.items()}
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
-        bounds[0], bounds[1], len(source.x_test), len(shared),
+        **bounds, test=len(source.x_test), public=len(chosen["public"]),
     )  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
@@ -157,8 +171,16 @@ def make_shards(
     return open_shards(folder)
 
 
+def _split(rows: np.ndarray, share: float, seed: int, label: str, client: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that stay, at least one of any, and those held out, each in their order."""
+    held = max(0, min(len(rows) - 1, round(share)))
+    order = torch.randperm(len(rows), generator=stream(seed, label, client)).numpy()
+    return rows[np.sort(order[held:])], rows[np.sort(order[:held])]
+
+
 def _rows(name: str, meta: dict[str, Any]) -> int:
-    return int({**meta, "train": meta["train"][-1], "local": meta["local"][-1]}[name[2:]])
+    count = meta[name[2:]]
+    return int(count[-1] if name[2:] in _OF_CLIENTS else count)
 
 
 def open_shards(folder: Path) -> Shards:
@@ -169,7 +191,7 @@ def open_shards(folder: Path) -> Shards:
     """
     try:
         meta = json.loads((folder / _META).read_text())
-        meta["train"], meta["local"] = tuple(meta["train"]), tuple(meta["local"])
+        meta |= {part: tuple(meta[part]) for part in _OF_CLIENTS}
         arrays = {}
         for name in _ARRAYS:
             path = folder / f"{name}.npy"

@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from secateur.report.clients import worst_tenth
+
 Row = Mapping[str, Any]
 
 
@@ -127,6 +129,7 @@ class Runs(_Live):
 def _facts(row: Row, sent: int) -> str:
     quality = f"accuracy {row['accuracy']:.3f} " if "accuracy" in row else ""
     quality = f"MAE {row['mae']:.3f} " if "mae" in row else quality
+    quality += f"validation {row['validation']:.3f} " if "validation" in row else ""
     return f"{quality}sparsity {row['sparsity']:.2f} {size(sent)}"
 
 
@@ -150,7 +153,8 @@ def comparison(summary: Row, dense: Row | None) -> Table:
 
 
 _SECTIONS = {
-    "local accuracy, lowest tenth",
+    "local accuracy, worst tenth",
+    "local mae, worst tenth",
     "sparsity of all parameters",
     "MACs, units removed",
     "bytes down, total",
@@ -164,12 +168,14 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
     seconds: Callable[[float], str] = "{:.1f} s".format
     metric = "accuracy" if "accuracy" in final else "mae"
     where = "the server's test set" if final.get("central", True) else "clients' test rows"
-    lines = [(f"{metric} on {where}", final[metric], plain)]
+    lines = [(f"{metric} on {where}", final[metric], plain)] if metric in final else []
+    if "validation" in final:
+        lines += [(f"{metric} on validation rows, to choose by", final["validation"], plain)]
     local = final["local"]
     if local:
-        worst = statistics.mean(local[: max(1, len(local) // 10)])
-        lines += [(f"local {metric}, mean over clients", statistics.mean(local), plain)]
-        lines += [(f"local {metric}, lowest tenth", worst, plain)]
+        worst = worst_tenth(local, least=metric == "mae")
+        lines += [(f"local {metric} on test rows, mean over clients", statistics.mean(local), plain)]
+        lines += [(f"local {metric}, worst tenth", worst, plain)]
     lines += [(f"{metric}, width {name}", part[metric], plain) for name, part in final.get("widths", {}).items()]
     lines += [("sparsity of clients' own models", final["local_sparsity"], plain)] if "local_sparsity" in final else []
     lines += [

@@ -106,6 +106,26 @@ def lost(request: bytes) -> bytes:
     return _seal(_LOST, 0, _NO_MASK, context_of(request), 0, 0, body=[])
 
 
+def with_scalar(data: bytes, name: str, value: float) -> bytes:
+    """Return a payload in which one of its float scalars has another value; nothing else is read or written anew.
+
+    So a sender can tell what it found out only when the payload was written: the time that this took.
+
+    Raises:
+        WireError: there is no such float scalar.
+    """
+    reader = Reader(data)
+    head = _open(reader, verify=False)
+    if head.form in {_KNOWN, _CHANGE}:
+        reader.take(masks.HASH, "the mask's hash")
+    at = scalars.place(reader, name)
+    parts: list[bytes | memoryview] = [data[_CRC_AT + 4 : at], struct.pack("<d", value), memoryview(data)[at + 8 :]]
+    crc = zlib.crc32(data[:_CRC_AT])
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return b"".join([data[:_CRC_AT], struct.pack("<I", crc), *parts])
+
+
 def is_lost(data: bytes, context: int) -> bool:
     """Return whether a reply asks for the full mask; ``context`` as in ``Expected``."""
     if len(data) != _HEAD.size:

@@ -69,6 +69,22 @@ def read(reader: Reader, most: int) -> dict[str, Scalar]:
     return scalars
 
 
+def place(reader: Reader, name: str) -> int:
+    """Return where the value of a float scalar begins, among scalars that are read up to it.
+
+    Raises:
+        WireError: there is none of this name.
+    """
+    (count,) = reader.numbers("H", "the number of scalars")
+    for _ in range(count):
+        found = reader.text(reader.byte("a scalar's name"), "a scalar's name")
+        tag = bytes(reader.view[reader.at : reader.at + 1])
+        if found == name and tag == b"f":
+            return reader.at + 1
+        _read(reader, found)
+    raise WireError(f"there is no float scalar {name!r}")
+
+
 def _read(reader: Reader, name: str) -> Scalar:
     tag = bytes(reader.take(1, f"scalar {name!r}"))
     if tag == b"s":
