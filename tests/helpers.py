@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,16 @@ class Wrapped:
 
     def __exit__(self, *exception):
         self.close()
+
+
+def edited(**scalars):
+    """Return an attack that changes scalars of an honest reply and seals it again."""
+
+    def attack(reply):
+        data = bytearray(reply)
+        for name, value in scalars.items():
+            at = data.index(b"%c%s" % (len(name), name.encode())) + 1 + len(name) + 1
+            data[at : at + 8] = struct.pack("<q" if isinstance(value, int) else "<d", value)
+        return bytes(data[:8]) + struct.pack("<I", zlib.crc32(data[12:], zlib.crc32(data[:8]))) + bytes(data[12:])
+
+    return attack

@@ -1,5 +1,7 @@
 """The client's side: bytes in, bytes out."""
 
+import time
+
 import pytest
 import torch
 from safetensors import torch as safetensors
@@ -30,7 +32,7 @@ def request(participant, phase="train", round_=1, mask=None):
 
 
 def expects(participant, **changes):
-    scalars = {**REPORT, client.SECONDS: float}
+    scalars = {**REPORT, **client.TOLD}
     return Expected(participant.setting.specs, scalars=scalars, **changes)
 
 
@@ -69,7 +71,7 @@ def test_the_mask_is_not_sent_back(participant):
 def test_evaluation_scores_the_local_test_split(participant):
     memory = safetensors.save({"theirs": torch.ones(2)})
     reply, kept = participant(1, request(participant, EVALUATE), memory)
-    message = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float}))
+    message = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD}))
     assert kept is None  # nothing new
     x, y = participant.shards.test(1)
     with torch.no_grad():
@@ -81,7 +83,7 @@ def test_evaluation_scores_the_local_test_split(participant):
 def test_evaluation_scores_the_validation_rows_beside_the_test(tmp_path):
     own = client.Participant(small("fedavg"), open_shards(tiny_shards(tmp_path, validation_fraction=0.2)))
     reply, _ = own(1, request(own, EVALUATE), None)
-    scores = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float})).scalars
+    scores = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars
     held = own.shards.test, own.shards.validation
     for rows, key, count in zip(held, ("metric", "validation"), ("samples", "validation_samples"), strict=True):
         x, y = rows(1)
@@ -102,7 +104,7 @@ def test_a_client_without_test_rows_says_so(tmp_path):
     shards = make_shards(source, [np.arange(96)], test_fraction=0.0, seed=0, folder=tmp_path)
     alone = client.Participant(small("fedavg"), shards)
     reply, _ = alone(0, request(alone, EVALUATE), None)
-    scores = decode(reply, Expected({}, scalars={**SCORES, client.SECONDS: float})).scalars
+    scores = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars
     assert (scores["samples"], scores["metric"]) == (0, 0.0)
     assert (scores["validation_samples"], scores["validation"]) == (0, 0.0)
 
@@ -111,6 +113,37 @@ def test_a_client_without_test_rows_says_so(tmp_path):
 def test_a_client_refuses_what_it_cannot_read(participant, damage):
     with pytest.raises(WireError):
         participant(0, damage, None)
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_seconds_include_writing_the_reply(together, folder, monkeypatch):
+    study = small("fedavg", f"compute.together={together}")
+    participant = client.Participant(study, open_shards(folder))
+    asked = request(participant)
+    plain, _ = participant(2, asked, None)
+
+    def slowly(*args, **more):
+        time.sleep(0.2)
+        return encode(*args, **more)
+
+    monkeypatch.setattr(client, "encode", slowly)
+    slow, _ = participant(2, asked, None)
+    one, other = (decode(reply, expects(participant)) for reply in (plain, slow))
+    assert other.scalars[client.SECONDS] > 0.2
+    assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in one.tensors)
+    assert len(plain) == len(slow)
+
+
+def test_seconds_include_reading_a_request_that_another_client_of_the_worker_read(participant, monkeypatch):
+    def slowly(*args, **more):
+        time.sleep(0.2)
+        return decode(*args, **more)
+
+    monkeypatch.setattr(client, "decode", slowly)
+    asked = request(participant)
+    for who in (0, 1):
+        reply, _ = participant(who, asked, None)
+        assert decode(reply, expects(participant)).scalars[client.SECONDS] > 0.2
 
 
 def test_a_client_refuses_another_model(participant):

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
-from secateur import checkpoint
+from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
+from secateur import checkpoint, client
 from secateur import run as runs
 from secateur.config import Runtime
 from secateur.data.shards import Shards
@@ -480,7 +480,7 @@ def test_personal_models_are_validated_on_their_clients_rows(tmp_path):
         def exchange(self, requests, deadline=None):
             for who, reply in self.inner.exchange(requests, deadline):
                 if b"validation_samples" in reply[:300]:
-                    told.append(decode(reply, Expected({}, scalars={**SCORES, "seconds": float})).scalars)
+                    told.append(decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars)
                 yield who, reply
 
     summary = play(small("dispfl"), tmp_path / "run", shards, open_engine=Heard.open)
@@ -514,3 +514,43 @@ def test_a_client_cannot_score_better_than_perfect(name, value, tmp_path):
     assert len(summary["final"]["local"]) == 3
     assert 0 <= summary["final"]["accuracy"] <= 1
     assert 0 <= summary["final"]["validation"] <= 1
+
+
+# 16 inputs, 12 and 8 hidden units, 3 classes: 192 + 96 + 24 weights, each of which is multiplied once in a forward pass
+DENSE = 312
+
+
+def test_macs_of_gradients_of_all_weights_count_all_weights(tmp_path, shards):
+    """PruneFL measures at the start and after round 2: 3 clients, 18 rows each, half of the weights pruned then."""
+    play(small("prunefl", "every=2", "sparsity=0.5"), tmp_path / "run", shards)
+    first, second = (row for row in rows_of(tmp_path / "run") if row["phase"] == "score")
+    rows, kept = 3 * 18, DENSE // 2
+    assert first["processed"] == second["processed"] == rows
+    assert first["train_macs"] == first["train_macs_physical"] == 3 * rows * DENSE
+    # forward by what is kept, backward to the inputs by what is kept, and a gradient of every weight
+    assert second["train_macs"] == rows * (kept + kept + DENSE) == 33_696
+    assert second["train_macs_physical"] == 3 * rows * DENSE == 50_544  # nothing is cut
+    trained = [row for row in rows_of(tmp_path / "run") if row["phase"] == "train"]
+    assert [row["train_macs"] for row in trained] == [3 * rows * kept] * 4
+
+
+@pytest.mark.parametrize(("method", "options"), [("feddst", ["every=2", "sparsity=0.5"]), ("dispfl", ["target=0.5"])])
+def test_macs_of_gradients_within_a_training_round(method, options, tmp_path, shards):
+    """One batch of 16 rows for gradients beside an epoch of 18 rows, both under the mask that was sent."""
+    play(small(method, *options, "training.batch_size=16"), tmp_path / "run", shards)
+    row, kept = rows_of(tmp_path / "run")[1], DENSE // 2
+    assert row["processed"] == 3 * (16 + 18)
+    assert row["train_macs"] == 3 * (3 * 18 * kept + 16 * (2 * kept + DENSE))
+
+
+def test_no_client_counts_less_than_it_processed(tmp_path, shards):
+    """A reply that says it measured more rows than it processed is counted as if it had measured them all."""
+
+    class Odd(Wrapped):
+        def exchange(self, requests, deadline=None):
+            for who, reply in self.inner.exchange(requests, deadline):
+                yield who, edited(measured=2**30)(reply)
+
+    play(small("fedavg", rounds=1), tmp_path / "run", shards, open_engine=Odd.open)
+    (row,) = rows_of(tmp_path / "run")
+    assert row["train_macs"] == 3 * 18 * (2 * DENSE + DENSE)

@@ -22,12 +22,17 @@ from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.streams import derive
-from secateur.wire.codec import context_of, decode, encode, lost
+from secateur.wire.codec import context_of, decode, encode, lost, with_scalar
 from secateur.wire.masks import same
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 
 PLAIN = "plain"
 SECONDS = "seconds"
+MEASURED = "measured"
+TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
+"""Scalars that every reply carries beside its method's: seconds that the client worked, from the request to the last
+byte of the reply; and of the rows that it processed those for which ``Client.measure`` took gradients of all weights.
+"""
 
 
 def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
@@ -78,7 +83,7 @@ class Participant:
         self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
-        self._last: tuple[bytes, Mask | None, Message] | None = None
+        self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
         """Decode, respond, encode; return the reply and what the client keeps (None: nothing new)."""
@@ -102,7 +107,7 @@ class Participant:
         start = clock()
         kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
         try:
-            message = self._read(request, kept.held)
+            message, spared = self._read(request, kept.held, clock)
         except MaskNotHeldError:
             return lost(request), None
         if message.mask is not None:
@@ -118,19 +123,25 @@ class Participant:
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
-        answer, kept = sending.encode({SECONDS: clock() - start})
+        answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
-        return answer, data if data != state else None
+        # how long the reply took to write is known when it is written
+        return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
 
-    def _read(self, request: bytes, held: Mask | None) -> Message:
-        """Decode a request; one that came just before, to a client that holds the same mask, is not read twice."""
-        before, held_before, message = self._last or (None, None, None)
+    def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
+        """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
+
+        The seconds that this spares come with it: a client that is alone on its machine would take them.
+        """
+        before, held_before, message, taken = self._last or (None, None, None, 0.0)
         again = before is request and (held is held_before or (held is not None and same(held, held_before)))
-        if message is None or not again:
-            message = decode(request, replace(self.accepts, known=held))
-            self._last = request, held, message
-        return message
+        if message is not None and again:
+            return message, taken
+        begun = clock()
+        message = decode(request, replace(self.accepts, known=held))
+        self._last = request, held, message, clock() - begun
+        return message, 0.0
 
     def data(self, client: int) -> training.Data:
         """Return the client's training rows."""

@@ -24,7 +24,7 @@ from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_size
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 
 _MOST_SAMPLES = 2**40
-_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", client.SECONDS), (0, _MOST_SAMPLES))
+_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.TOLD), (0, _MOST_SAMPLES))
 _LATE = "asked for the full mask, too late to send it within the deadline"
 
 
@@ -93,7 +93,7 @@ class Exchange:
 
     def _expected(self) -> Expected:
         expects = self.ask.expects
-        expects = replace(expects, scalars={**(expects.scalars or {}), client.SECONDS: float})
+        expects = replace(expects, scalars={**(expects.scalars or {}), **client.TOLD})
         if not self._trains or self.study.wire.replies != "topk":
             return expects
         if expects.mask in {"optional", "required"}:

@@ -151,6 +151,7 @@ class Client:
         memory: tensors that this client keeps between rounds; saved with the run.
         initial: theta_0, the weights that the federation began with; both sides make them from the seed.
         fit: the local loop; ``training.fit``, or one that trains several clients at once.
+        measured: rows so far, of those processed, of which ``measure`` took gradients of all weights, pruned or not.
     """
 
     id: int
@@ -161,6 +162,7 @@ class Client:
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     initial: Tensors = field(default_factory=dict)
     fit: Callable[..., local.Fit] = local.fit
+    measured: int = 0
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
@@ -193,10 +195,12 @@ class Client:
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:
         """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
         local.load(self.model, masks.apply(tensors, mask))
-        return measure(
+        found, done = measure(
             self.model, self.data, self.training, form,
             round_=round_, seed=self.setting.seed, client=self.id, batches=batches,
         )  # fmt: skip
+        self.measured += done.processed
+        return found, done
 
     def learn(
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None

@@ -202,13 +202,22 @@ class Run:
         }
 
     def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
-        """Return what the clients computed: on surviving weights, and on the models that were really cut."""
-        rows = Counter[int]()  # by whose mask; -1: everyone's
+        """Return what the clients computed: on surviving weights, and on the models that were really cut.
+
+        A row is multiplied three times: forward, and backward by what entered a layer and by its weights. Where
+        gradients of all weights are measured, the third time counts them all, and nothing is cut.
+        """
+        trained, measured = Counter[int](), Counter[int]()  # by whose mask; -1: everyone's
         for told in exchange.told:
-            rows[int(told["client"]) if ask.slices else -1] += int(told.get("processed", 0))
-        shared = None if ask.dense else ask.message.mask
-        each = {who: self._macs(ask.slices[who] if ask.slices else shared) for who in rows}
-        surviving, physical = (sum(3 * count * each[who][n] for who, count in rows.items()) for n in (0, 1))
+            who, rows = int(told["client"]) if ask.slices else -1, int(told.get("processed", 0))
+            measured[who] += min(rows, int(told[client.MEASURED]))
+            trained[who] += rows - min(rows, int(told[client.MEASURED]))
+        shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
+        surviving = physical = 0
+        for who, rows in trained.items():
+            kept, cut = self._macs(ask.slices[who] if ask.slices else shared)
+            surviving += 3 * rows * kept + measured[who] * (2 * kept + whole)
+            physical += 3 * rows * cut + 3 * measured[who] * whole
         return {"train_macs": surviving, "train_macs_physical": physical}
 
     def _macs(self, mask: Mask | None) -> tuple[int, int]:

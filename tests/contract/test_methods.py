@@ -5,14 +5,12 @@ import inspect
 import itertools
 import random
 import statistics
-import struct
 import sys
-import zlib
 
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
+from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur import checkpoint, methods
 from secateur import run as runs
 from secateur.config import Runtime, flatten
@@ -188,19 +186,6 @@ def test_ledger_equals_bytes_carried(name, tmp_path, shards):
 def nan_reply(reply):
     del reply
     return encode(Message({"fc1.weight": torch.full((12, 16), torch.nan)}))
-
-
-def edited(**scalars):
-    """Return an attack that changes scalars of an honest reply and seals it again."""
-
-    def attack(reply):
-        data = bytearray(reply)
-        for name, value in scalars.items():
-            at = data.index(b"%c%s" % (len(name), name.encode())) + 1 + len(name) + 1
-            data[at : at + 8] = struct.pack("<q" if isinstance(value, int) else "<d", value)
-        return bytes(data[:8]) + struct.pack("<I", zlib.crc32(data[12:], zlib.crc32(data[:8]))) + bytes(data[12:])
-
-    return attack
 
 
 HOSTILE = {

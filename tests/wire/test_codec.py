@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import MaskNotHeldError, WireError
-from secateur.wire.codec import context_of, decode, encode, is_lost, lost, part_sizes
+from secateur.wire.codec import context_of, decode, encode, is_lost, lost, part_sizes, with_scalar
 from secateur.wire.entropy import entropy
 from secateur.wire.message import Expected, Message, Spec
 from wire.drawing import messages
@@ -322,3 +322,19 @@ def test_a_hash_stands_for_the_template_where_more_may_come():
     assert set(decode(encode(both, template=specs), more).tensors) == {"w", "guide/w"}
     with pytest.raises(WireError, match="not those expected"):
         decode(data, Expected(more.tensors, optional=True))
+
+
+@pytest.mark.parametrize("mask", ["none", "fresh", "known", "change"])
+def test_a_scalar_put_in_afterwards_is_the_payload_that_had_it_from_the_start(mask):
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(30, 20, generator=g)
+    held, other = ({"w": torch.rand(30, 20, generator=g) < 0.5} for _ in range(2))
+    own = {"none": None, "fresh": held, "known": held, "change": held}[mask]
+    known = {"none": None, "fresh": None, "known": held, "change": {"w": held["w"] ^ (other["w"] & (w > 1.5))}}[mask]
+    told = [{"n": 3, "word": "seconds", "yes": True, "seconds": value, "loss": 0.5} for value in (0.0, 12.25)]
+    early, late = (encode(Message({"w": w}, own, scalars), known=known, context=7) for scalars in told)
+    assert with_scalar(early, "seconds", 12.25) == late
+    assert early == with_scalar(late, "seconds", 0.0)
+    for name in ("n", "word", "nothing"):
+        with pytest.raises(WireError, match=f"no float scalar '{name}'"):
+            with_scalar(early, name, 1.0)
