@@ -103,10 +103,10 @@ class Composition(Method):
             return state, 0
         scores = self._scores(state.setting, state.weights, (), state.mask)
         names = self.granularity.prunable(state.setting.layout)
-        found, inputs = curves(
+        distorted, inputs = curves(
             server, state.model(), scores, names, levels=allocation.levels, proxies=allocation.proxies
         )
-        measured = replace(self, allocation=allocation.by(found))
+        measured = replace(self, allocation=allocation.by(distorted))
         return measured._prune_merged(state, state.round), inputs // 3  # noqa: SLF001 -- its own; a third: forward only
 
     def plan(self, state: State) -> Ask | None:
@@ -235,7 +235,7 @@ class Composition(Method):
         return {n: found[n] for n in client.setting.layout.trainable}, done
 
     def _measured(self, state: State, found: Tensors) -> State:
-        """Keep a statistic (clients' mean by rows, or the server's) for this round's mask; if the server prunes, prune."""
+        """Keep a statistic (clients' mean by rows, or the server's) for this round's mask; prune if the server does."""
         notes = {**state.notes, SCORE: state.round}
         if not found:
             return replace(state, notes=notes)

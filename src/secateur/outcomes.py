@@ -97,12 +97,12 @@ class Outcome:
     kept: float = 0.0
     left: float = 1.0
     widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    validation: float = math.nan
+    validated: Curve = ()
 
     def spent(self, figure: str, *, train: bool) -> float:
         """Return a figure of ``Spent``, of the rounds or of all that is not rounds, added up."""
         return sum(float(getattr(of, figure)) for phase, of in self.phases.items() if (phase == TRAIN) == train)
-    validation: float = math.nan
-    validated: Curve = ()
 
 
 def outcome(folder: Path, links: Links | None = None) -> Outcome:

@@ -11,8 +11,9 @@ from secateur.outcomes import Outcome
 from secateur.report.standing import markdown, percent, plain, seconds, spread
 from secateur.report.statistics import interval
 from secateur.report.terminal import amount, size
-from secateur.standings import DENSE, Line, by_sparsity, lines, saved, table
+from secateur.standings import by_sparsity, lines, saved, table
 from secateur.suite import Cell, Suite, load, names
+from secateur.verdicts import DENSE, Line
 
 _BETTER = "Letters: the first of each control that it is shown to be better than."
 _GRIDS = (
