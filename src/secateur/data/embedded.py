@@ -9,6 +9,9 @@ import numpy as np
 
 from secateur.errors import need
 
+NAMES = frozenset({"digits", "communities"})
+"""The sources that need no file."""
+
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Return scikit-learn's digits: pixels (1797, 64) from 0 to 16, and classes; int64.

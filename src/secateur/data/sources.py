@@ -26,8 +26,6 @@ from secateur.errors import DataError, SecateurError, need, unknown
 
 Kind = Literal["image", "tokens", "tabular"]
 Task = Literal["classification", "regression"]
-EMBEDDED = frozenset({"digits", "communities"})
-"""The sources that need no file."""
 WINDOW = 80
 # LEAF's vocabulary of 80, in its order
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -97,7 +95,7 @@ def load(spec: str, *, seed: int, whole: bool = True) -> Source:
     """
     name, _, argument = spec.partition(":")
     if name in _LOADERS:
-        if name not in EMBEDDED and not argument:
+        if name not in embedded.NAMES and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {names()[name].name}")
         source = _LOADERS[name](argument, seed)
     elif argument:

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from secateur import config, data, methods, models
-from secateur.data.sources import EMBEDDED
+from secateur.data import embedded
 from secateur.errors import ConfigError
 
 ALLOW = "allow"
@@ -72,5 +72,5 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
     if path == "model.name":
         return value in models.names()
     if path == "data.source":
-        return value in (data.names() if own else EMBEDDED)
+        return value in (data.names() if own else embedded.NAMES)
     return ":" not in value  # a slot's class of anyone's own is module:Class
