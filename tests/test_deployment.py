@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'secateur[flower]'")
+pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
 from helpers import model_of, play, rows_of, same
 from secateur import provision

@@ -64,7 +64,7 @@ def test_load_gives_torchs_own_layers_with_the_accuracy_of_the_run(run):
 
 
 def test_onnx_runs_elsewhere_with_the_same_predictions(run, tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra secateur[export] is not installed")
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     card = export.export(run, "onnx", tmp_path)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     x, y = digits(run)
@@ -112,7 +112,7 @@ def test_safetensors_hold_the_slim_weights_and_the_plan(run, tmp_path):
 
 
 def test_executorch_runs_on_its_own_runtime(run, tmp_path):
-    pytest.importorskip("executorch", reason="the extra secateur[executorch] is not installed")
+    pytest.importorskip("executorch", reason="the extra executorch is not installed")
     card = export.export(run, "executorch", tmp_path)
     assert (card.checked["count"], card.checked["differ"]) == (200, 0)
 
@@ -133,7 +133,7 @@ def test_from_the_command_line(run, tmp_path):
     ],
 )
 def test_other_networks_say_the_same_as_onnx(model, options, tmp_path):
-    pytest.importorskip("onnxruntime", reason="the extra secateur[export] is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra export is not installed")
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat and the dog sat on the log; " * 8)
     source = f"text:{text}" if model.startswith("char") else "digits"
@@ -198,10 +198,10 @@ def test_refusals_name_what_to_do(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--out"):
         export.export(run, "onnx", tmp_path / "file" / "out")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[export\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[export\]' in a clone"):
         export.export(run, "onnx", tmp_path / "out")
     monkeypatch.setitem(sys.modules, "executorch", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[executorch\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[executorch\]' in a clone"):
         export.export(run, "executorch", tmp_path / "out")
 
 

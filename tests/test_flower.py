@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("flwr", reason="Flower is not installed: pip install 'secateur[flower]'")
+pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -687,4 +687,4 @@ def test_without_flower_an_error_names_the_extra(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "MissingExtraError" in done.stderr
-    assert "pip install --upgrade 'secateur[flower]'" in done.stderr
+    assert "pip install --upgrade '.[flower]' in a clone of secateur" in done.stderr

@@ -35,9 +35,9 @@ def test_every_error_is_a_secateur_error():
 
 
 def test_a_missing_extra_is_named():
-    with pytest.raises(errors.MissingExtraError, match=r"pip install 'secateur\[hub\]'"):
-        errors.need("no_such_package_here", install="secateur[hub]")
-    assert errors.need("json", install="x").dumps([]) == "[]"
+    with pytest.raises(errors.MissingExtraError, match=r"pip install '\.\[hub\]' in a clone"):
+        errors.need("no_such_package_here", extra="hub")
+    assert errors.need("json", package="x").dumps([]) == "[]"
 
 
 def test_check_words_name_value_and_bound():

@@ -115,7 +115,7 @@ def test_where_nothing_may_be_cut_the_model_keeps_its_shape(folder, tmp_path):
 
 
 def test_units_by_torch_pruning_lead_to_the_same_run(folder, tmp_path):
-    pytest.importorskip("torch_pruning", reason="the extra secateur[structure] is not installed")
+    pytest.importorskip("torch_pruning", reason="the extra structure is not installed")
     for how in ("trace", "torch_pruning"):
         play(small("fedsparsify", *CHANNELS, f"model.structure={how}", model=CNN), tmp_path / how, folder)
     assert same(model_of(tmp_path / "trace"), model_of(tmp_path / "torch_pruning"))

@@ -87,16 +87,28 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, error: type[Secateu
     return error(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
 
 
-def need(module: str, *, install: str) -> ModuleType:
+def install(extra: str, *, upgrade: bool = False) -> str:
+    """Return what to type to have an extra of this package: from a clone, since its name on PyPI is another project's.
+
+    >>> install("hub")
+    "pip install '.[hub]' in a clone of secateur"
+    """
+    return f"pip install {'--upgrade ' if upgrade else ''}'.[{extra}]' in a clone of secateur"
+
+
+def need(module: str, *, extra: str = "", package: str = "") -> ModuleType:
     """Import an optional ``module`` where it is used.
 
+    Args:
+        module: what is imported.
+        extra: of this package, that brings it; or
+        package: that brings it, where an installation without dependencies left it out.
+
     Raises:
-        MissingExtraError: it is not installed; the text says what to install: an extra of this package, or
-            a package that an installation without dependencies left out.
+        MissingExtraError: it is not installed; the text says what to install.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
-        raise MissingExtraError(
-            f"this needs {missing.name!r}, which is not installed: pip install '{install}'"
-        ) from missing
+        line = install(extra) if extra else f"pip install '{package}'"
+        raise MissingExtraError(f"this needs {missing.name!r}, which is not installed: {line}") from missing

@@ -165,8 +165,8 @@ def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, p
 
 def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     for module in ("onnx", "onnxscript"):
-        need(module, install="secateur[export]")
-    runtime = need("onnxruntime", install="secateur[export]")
+        need(module, extra="export")
+    runtime = need("onnxruntime", extra="export")
     program = torch.onnx.export(
         model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False,
         input_names=["input"], output_names=["output"],
@@ -197,8 +197,8 @@ def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
 
 
 def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
-    exir = need("executorch.exir", install="secateur[executorch]")
-    runtime = need("executorch.runtime", install="secateur[executorch]")
+    exir = need("executorch.exir", extra="executorch")
+    runtime = need("executorch.runtime", extra="executorch")
     program = exir.to_edge_transform_and_lower(torch.export.export(model, (example,))).to_executorch()
     path.write_bytes(program.buffer)
     method = runtime.Runtime.get().load_program(str(path)).load_method("forward")

@@ -63,10 +63,8 @@ class TensorBoard(Journal):
 
     def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
         del store
-        need("tensorboard", install="secateur[tensorboard]")
-        self._writer = need("torch.utils.tensorboard", install="secateur[tensorboard]").SummaryWriter(
-            str(folder / "tensorboard")
-        )
+        need("tensorboard", extra="tensorboard")
+        self._writer = need("torch.utils.tensorboard", extra="tensorboard").SummaryWriter(str(folder / "tensorboard"))
         if not kept["logged"]:
             self._writer.add_text("study", "\n".join(f"    {line}" for line in study.to_toml().splitlines()))
 
@@ -85,7 +83,7 @@ class MLflow(Journal):
     """A run of the experiment ``secateur`` in an MLflow store; ``kept["run"]`` is its id."""
 
     def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
-        self._mlflow = need("mlflow", install="secateur[mlflow]")
+        self._mlflow = need("mlflow", extra="mlflow")
         self._client = self._mlflow.MlflowClient(store or f"sqlite:///{(folder.parent / 'mlflow.db').absolute()}")
         if "run" not in kept:
             found = self._client.get_experiment_by_name("secateur")

@@ -133,7 +133,7 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
     Raises:
         MissingExtraError: plotly is not installed.
     """
-    script = Path(str(need("plotly", install="secateur[report]").__file__)).parent / "package_data" / "plotly.min.js"
+    script = Path(str(need("plotly", extra="report").__file__)).parent / "package_data" / "plotly.min.js"
     out.mkdir(parents=True, exist_ok=True)
     if not (out / script.name).exists():
         shutil.copyfile(script, out / script.name)
@@ -263,7 +263,7 @@ def images(folder: Path) -> list[Path]:
     Raises:
         MissingExtraError: kaleido is not installed.
     """
-    kaleido = need("kaleido", install="secateur[report]")
+    kaleido = need("kaleido", extra="report")
     parts = read(folder / _DATA)["parts"]
     parts += [read(folder / _RUNS / f"{number}.js") for number in range(len(read(folder / _DATA)["runs"]))]
     target = folder / "figures"

@@ -142,7 +142,7 @@ class _Job:
 
 
 def _greenlet() -> ModuleType:
-    return need("greenlet", install="secateur[together]")
+    return need("greenlet", extra="together")
 
 
 class _Turn:

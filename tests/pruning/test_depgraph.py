@@ -12,7 +12,7 @@ from secateur.pruning import depgraph
 from secateur.pruning.discovery import layout
 from zoo import SMALL, inputs, network
 
-pytest.importorskip("torch_pruning", reason="the extra secateur[structure] is not installed")
+pytest.importorskip("torch_pruning", reason="the extra structure is not installed")
 
 
 @pytest.mark.parametrize("name", sorted(set(SMALL) - {"charlstm", "chartransformer"}))
@@ -92,5 +92,5 @@ def test_a_fault_of_the_library_is_one_line(monkeypatch):
 
 def test_without_the_extra_its_name_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'secateur\[structure\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[structure\]' in a clone"):
         depgraph.units(nn.Linear(2, 2), torch.zeros(1, 2))

@@ -24,5 +24,5 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
     if place.is_file():
         rows = np.loadtxt(place, delimiter=",", dtype=np.int64)
         return rows[:, :-1], rows[:, -1]
-    data = need("sklearn.datasets", install="scikit-learn").load_digits()
+    data = need("sklearn.datasets", package="scikit-learn").load_digits()
     return data.data.astype(np.int64), data.target.astype(np.int64)

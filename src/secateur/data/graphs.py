@@ -27,7 +27,7 @@ def communities(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     Returns:
         rows (n, 16, 32) float32, see ``neighbourhood``; classes (n,) int64; community of each (n,) int64.
     """
-    nx = need("networkx", install="networkx")
+    nx = need("networkx", package="networkx")
     draw = stream(seed, "communities")
     exponential = -torch.rand(COMMUNITIES, CLASSES, generator=draw, dtype=torch.float64).clamp(min=1e-12).log()
     shares = exponential / exponential.sum(1, keepdim=True)

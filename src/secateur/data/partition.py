@@ -138,7 +138,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    datasets = need("datasets", install="flwr-datasets")
+    datasets = need("datasets", package="flwr-datasets")
     datasets.disable_progress_bars()
     return datasets, _partitioners()
 
@@ -157,7 +157,7 @@ def _partitioners() -> ModuleType:
                 return importlib.import_module(f"{name}.partitioner")
         finally:
             _forget(name)
-    return need(f"{name}.partitioner", install="flwr-datasets")
+    return need(f"{name}.partitioner", package="flwr-datasets")
 
 
 def _forget(package: str) -> None:

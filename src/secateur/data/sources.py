@@ -330,7 +330,7 @@ def _hub(argument: str, seed: int) -> Source:
 
 def _hub_splits(name: str) -> dict[str, Any]:
     """Return the train split and, where there is one, the test split."""
-    datasets = need("datasets", install="secateur[hub]")
+    datasets = need("datasets", extra="hub")
     datasets.disable_progress_bars()
     folder = Path(name).expanduser()
     try:

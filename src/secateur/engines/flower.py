@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from secateur.engines import Failure
-from secateur.errors import ConfigError, EngineError, MissingExtraError
+from secateur.errors import ConfigError, EngineError, MissingExtraError, install
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -23,9 +23,7 @@ try:
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import Result, Strategy
 except ImportError as missing:
-    raise MissingExtraError(
-        f"this needs Flower as of 1.41 ({missing}): pip install --upgrade 'secateur[flower]'"
-    ) from missing
+    raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
     "LOG", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "FlowerEngine", "Grid", "Message",

@@ -40,7 +40,7 @@ def units(
         MissingExtraError: torch-pruning is not installed.
         ModelError: the library fails on the model, or takes too long.
     """
-    library = need("torch_pruning", install="secateur[structure]")
+    library = need("torch_pruning", extra="structure")
     model = copy.deepcopy(model).eval().requires_grad_(True)
     draw = torch.Generator().manual_seed(0)
     rows = example.expand(2, *example.shape[1:])
