@@ -92,8 +92,6 @@ def test_nobody_is_told_to_install_another_projects_package():
 
 
 def test_every_extra_that_is_asked_for_exists():
-    import tomllib
-
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     texts = [p.read_text("utf-8") for p in told()]
     asked = {
