@@ -95,8 +95,8 @@ class Composition(Method):
     def refine(self, state: State, server: Client) -> tuple[State, int]:
         """Measure distortions, or what needs no data, where the schedule has an event, and prune."""
         if self._flows and self._lacks_measure(state):
-            found, done = self._measure(server, state.model(), state.mask, state.round)
-            return self._measured(state, found), done.processed
+            flow, done = self._measure(server, state.model(), state.mask, state.round)
+            return self._measured(state, flow), done.processed
         allocation = self.allocation
         due = self.schedule.level(state.round, state.setting.rounds) is not None
         if not isinstance(allocation, RateDistortion) or not due:

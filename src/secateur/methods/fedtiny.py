@@ -13,10 +13,10 @@ Reference: Huang et al., "Distributed Pruning Towards Tiny Neural Networks in Fe
 *Read*: abstract; FedPruning/FedPruning, its authors' group's: api/distributed/fedtiny and api/standalone/fedtiny as of
 e301307, the last to select, and fedtinyclean, api/pruning since. *Reconstruction*: the pool.
 Departures: candidates share theta_0's weights in different ways between layers (``selection``): in the code they are
-fresh draws of the weights, untrained too, under one mask; the paper's server trains first, and neither was shown to
-choose better than chance here. Losses are averaged by rows. Gradients are asked of the next cohort at the merged model,
-as costs of their own; the code adjusts all layers at once, and alpha is 0.2 there. Without batch norm the loss alone
-tells candidates apart.
+fresh draws of the weights, untrained too, under one mask; the paper's server trains first. Losses are averaged by rows.
+Gradients are asked of the next cohort at the merged model, as costs of their own; the code adjusts all layers at once,
+and alpha is 0.2 there. Without batch norm the loss alone tells candidates apart. That the choice is better than chance:
+*not shown*.
 Not reproduced: 85.2 % at density 0.01 (CIFAR-10, ResNet-18) is claimed; we did not run that setting.
 """
 
