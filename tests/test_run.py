@@ -400,6 +400,8 @@ def test_a_run_in_which_all_clients_raise_is_an_error_that_names_the_reason(tmp_
     with pytest.raises(NobodyTrainedError, match=reason):  # from its checkpoint: nothing has changed
         runs.resume(tmp_path / "run", INLINE, shards=shards)
     assert len(rows_of(tmp_path / "run")) == 4
+    with pytest.raises(NobodyTrainedError, match=reason):  # and no page or comparison shows it
+        outcome(tmp_path / "run")
 
 
 def test_a_learning_rate_without_bounds_is_an_error(tmp_path, shards):

@@ -14,7 +14,7 @@ from secateur import checkpoint
 from secateur import run as runs
 from secateur.errors import CheckpointError
 from secateur.method import TRAIN
-from secateur.records import VALIDATION
+from secateur.records import VALIDATION, check_answers
 from secateur.report.clients import worst_tenth
 from secateur.report.links import Links, per_client, predicted
 from secateur.report.statistics import Curve
@@ -110,15 +110,18 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
 
     Raises:
         CheckpointError: the folder holds no records yet.
+        NobodyTrainedError: the run went through all its rounds, and there is nothing that it could have learnt.
     """
     if not (folder / runs.ROUNDS).exists():
         raise CheckpointError(f"{folder} holds no records of a run yet: {folder / runs.ROUNDS} is missing")
     records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
+    study = runs.read_study(folder)
+    if any(record["phase"] == TRAIN and record["round"] == study.rounds for record in records):
+        check_answers(records)
     final = _final(folder, records)
     metric = "accuracy" if "accuracy" in final else "mae"
     carried, worked, linked = 0, 0.0, 0.0
-    clients = runs.read_study(folder).data.clients
-    waits = predicted(records, links, clients) if links else [0.0] * len(records)
+    waits = predicted(records, links, study.data.clients) if links else [0.0] * len(records)
     curves: list[list[tuple[float, float]]] = [[], [], [], []]
     for record, wait in zip(records, waits, strict=True):
         carried += record["bytes_down"] + record["bytes_up"]

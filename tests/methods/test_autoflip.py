@@ -10,6 +10,7 @@ from secateur import checkpoint, client, cost, exploration
 from secateur import run as runs
 from secateur.config import build, flatten
 from secateur.data.shards import open_shards
+from secateur.errors import NobodyTrainedError
 from secateur.method import Replies, State
 from secateur.methods.autoflip import AutoFLIP
 from secateur.pruning import mask as masks
@@ -188,9 +189,11 @@ def test_explorers_outside_the_cohort_and_silent_explorers(tmp_path, shards):
         first = True
 
     study = small("autoflip", "criterion.explore.warm_start=true")
-    summary = play(study, tmp_path / "run", shards, open_engine=Mute.open)
-    assert summary["phases"]["explore"]["left_out"] == 4
-    assert summary["final"]["sparsity"] == 0.0  # no statistics, no pruning
+    with pytest.raises(NobodyTrainedError, match="phase 'explore'.* 4 of 4 requests failed"):
+        play(study, tmp_path / "run", shards, open_engine=Mute.open)
+    rows = rows_of(tmp_path / "run")
+    assert len(rows[0]["left_out"]) == 4
+    assert {row["sparsity"] for row in rows} == {0.0}  # no statistics, no pruning: not AutoFLIP, whatever it learnt
 
 
 @pytest.mark.parametrize(
