@@ -294,8 +294,8 @@ def test_lines_set_each_variant_beside_its_own_fedavg(compared):
     assert any(line.front for line in made)
 
 
-def test_a_second_fedavg_has_its_own_line_and_changes_no_figure_of_another(compared, tmp_path):
-    """Two variants differ in the learning rate: each has its own FedAvg, and none changes another's figures."""
+def test_a_second_fedavg_has_a_line_of_its_own_and_changes_no_figure_of_another(compared, tmp_path):
+    """Two variants differ in the learning rate: each has its own FedAvg, and changes no other's figures."""
     suite, found, whole, _ = compared
     slow = {"method": "random", "schedule.sparsity": 0.5, "training.lr": 1e-6}
     more = tiny(variants={"slow": slow, **suite.variants}, controls=["dense", "random"])

@@ -9,6 +9,7 @@ from helpers import play, small, tiny_shards
 from secateur import compare, page, standings
 from secateur import run as runs
 from secateur.errors import CheckpointError
+from secateur.report import beside
 from secateur.suite import Suite
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -178,6 +179,44 @@ def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards)
     rows = [json.loads(line) for line in (tmp_path / "run0" / runs.ROUNDS).read_text().splitlines()]
     kept = [row["layers"][trace["name"]] for row in rows if row["layers"]]
     assert trace["y"] == pytest.approx([1 - count / (16 * 12) for count in kept])
+
+
+def test_dense_twins_that_were_trained_otherwise_have_lines_of_their_own(tmp_path, shards):
+    for name, rate in (("fast", 0.1), ("slow", 1e-6)):
+        study = small("fedsparsify", f"training.lr={rate}", rounds=2)
+        play(study, tmp_path / name, shards)
+        play(study.dense(), tmp_path / name / "dense", shards)
+    _, lines, _, _ = page.gathered([tmp_path / "fast", tmp_path / "slow"])
+    by_name = {line.name: line for line in lines if line.control == "dense"}
+    assert set(by_name) == {"FedAvg, lr 0.1", "FedAvg, lr 1e-06"}
+    for name, told in (("fast", "FedAvg, lr 0.1"), ("slow", "FedAvg, lr 1e-06")):
+        summary = json.loads((tmp_path / name / "dense" / runs.SUMMARY).read_text())
+        assert by_name[told].runs[0].quality == summary["final"]["accuracy"]
+        own = next(line for line in lines if line.name.endswith(runs.read_study(tmp_path / name).hash()))
+        assert own.apart["dense"].mean == own.runs[0].quality - by_name[told].runs[0].quality
+    looks = beside.looks([page.drawn(line) for line in lines if line.control == "dense"])
+    assert len({(look["color"], look["dash"], look["symbol"]) for look in looks}) == 2
+    _, alone, _, _ = page.gathered([tmp_path / "slow"])
+    assert [line.name for line in alone if line.control == "dense"] == ["FedAvg"]  # there is no other
+
+
+def test_a_personal_run_is_drawn_on_clients_own_rows(tmp_path, shards):
+    study = small("dispfl", rounds=3)
+    play(study, tmp_path / "own", shards)
+    play(study.dense(), tmp_path / "own" / "dense", shards)
+    play(small("fedsparsify", rounds=3), tmp_path / "shared", shards)
+    title, lines, _, _ = page.gathered([tmp_path / "own", tmp_path / "shared"])
+    server, own = page.contents(title, lines, [])["parts"]
+    assert (server["name"], own["name"]) == ("iid", "iid, clients' own rows")
+    words = {part["name"]: " ".join(row[0] for row in part["tables"][-1]["rows"]).split() for part in (server, own)}
+    known = {"FedAvg", "dispfl", "fedsparsify"}
+    assert known.intersection(words["iid"]) == {"fedsparsify"}
+    assert known.intersection(words["iid, clients' own rows"]) == known
+    drawn = {f["id"]: f for f in own["figures"]}
+    curves = drawn["quality"]["views"][0]["data"]
+    assert [trace["name"].split()[0] for trace in curves] == ["dispfl"]  # the others were scored elsewhere on the way
+    assert "on clients' own rows" in drawn["quality"]["title"]
+    assert {view["name"] for view in drawn["pareto"]["views"]} == {"bytes carried in all", "client seconds in all"}
 
 
 def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):

@@ -95,9 +95,10 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
         cells = grid.play(wanted, out, data=place, jobs=jobs, told=display.told)
     found = standings.lines(wanted, cells, out, wanted.links)
     standings.write(wanted, cells, found, out)
-    for name in wanted.partitions:
-        few = standings.brief(found, name)
-        console.print(show(f"{name}, {len(wanted.seeds)} seeds, 95 % intervals", few))
+    for place, here in standings.parts(found).items():
+        few = standings.brief(here, here[0].partition, rows=here[0].rows)
+        console.print(show(f"{place}, {len(wanted.seeds)} seeds", few))
+        console.print(standings.note(here), highlight=False)
     told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(told, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=browse)
