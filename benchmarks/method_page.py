@@ -25,8 +25,9 @@ from secateur.outcomes import Outcome, Spent, outcome
 from secateur.report.standing import percent, plain, spread
 from secateur.report.statistics import interval
 from secateur.report.terminal import size
-from secateur.standings import DENSE, saved
+from secateur.standings import saved
 from secateur.suite import Cell
+from secateur.verdicts import DENSE
 
 HEAD = """# Methods
 

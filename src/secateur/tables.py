@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from secateur import checkpoint
@@ -11,16 +11,11 @@ from secateur.outcomes import Outcome
 from secateur.report.standing import markdown, percent, plain, seconds, spread
 from secateur.report.statistics import interval
 from secateur.report.terminal import amount, size
-from secateur.standings import by_sparsity, lines, saved, table
+from secateur.standings import lines, note, parts, saved
+from secateur.standings import tables as tables_of
 from secateur.suite import Cell, Suite, load, names
-from secateur.verdicts import DENSE, Line
+from secateur.verdicts import DENSE, SERVER, Line
 
-_BETTER = "Letters: the first of each control that it is shown to be better than."
-_GRIDS = (
-    ("quality", "Quality by sparsity", _BETTER),
-    ("local", "On clients' own rows, by sparsity", "With the models that clients themselves use."),
-    ("bytes", "Bytes by sparsity", "Both ways, all phases."),
-)
 _COSTS: dict[str, Callable[[Outcome], tuple[float, Callable[[float], str]]]] = {
     "bytes down": lambda one: (sum(phase.bytes_down for phase in one.phases.values()), size),
     "bytes up": lambda one: (sum(phase.bytes_up for phase in one.phases.values()), size),
@@ -32,7 +27,7 @@ _COSTS: dict[str, Callable[[Outcome], tuple[float, Callable[[float], str]]]] = {
     "+ not in rounds": lambda one: (one.spent("macs", train=False), amount),
     "+ server": lambda one: (one.server_macs, amount),
 }  # fmt: skip
-_TAIL = "sparsity %"  # the first column of a table that tells what quality costs
+_TAIL = "sparsity"  # with it begin the columns that tell what quality costs
 
 
 def write(out: Path, folder: Path) -> Path:
@@ -51,12 +46,12 @@ def write(out: Path, folder: Path) -> Path:
 def page(name: str, suite: Suite, cells: Sequence[Cell], found: Sequence[Line]) -> str:
     """Return the page: a caption that says how to read it, the tables of each partition, the suite."""
     own = next((box for box in names() if load(box) == suite), "")
-    parts = [f"# {suite.title or name}", caption(name, own, suite, cells)]
-    for partition in suite.partitions:
-        parts += [f"## {partition}", *tables([line for line in found if line.partition == partition], partition)]
+    told = [f"# {suite.title or name}", caption(name, own, suite, cells)]
+    for place, here in parts(found).items():
+        told += [f"## {place}", note(here), *tables(here)]
     if not own:
-        parts += ["## The suite", f"What stands in `{name}.toml`:", f"```toml\n{toml(suite)}```"]
-    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+        told += ["## The suite", f"What stands in `{name}.toml`:", f"```toml\n{toml(suite)}```"]
+    return "\n\n".join(part.rstrip("\n") for part in told) + "\n"
 
 
 def caption(name: str, own: str, suite: Suite, cells: Sequence[Cell]) -> str:
@@ -64,32 +59,35 @@ def caption(name: str, own: str, suite: Suite, cells: Sequence[Cell]) -> str:
     rounds = "/".join(str(count) for count in sorted({cell.study.rounds for cell in cells}))
     data = " --data path/to/data" if cells[0].study.data.source != suite.source else ""
     return (
-        f"Seeds {', '.join(map(str, suite.seeds))}; {rounds} rounds. A figure is the mean over seeds ± half its 95 % "
-        "interval by Student's t; differences are paired by seed, and better is above 0. Everything is measured on "
-        "test rows, with the model after the last round: the server's test rows, or where the column says so each "
-        "client's own. Bytes are those of all phases, both ways, as carried.\n\n"
+        f"Seeds {', '.join(map(str, suite.seeds))}; {rounds} rounds. Everything is measured after the last round. "
+        "Bytes are those of all phases, both ways, as carried.\n\n"
         f"```\nsecateur compare {own or f'{name}.toml'}{data} --out runs/{name}\n"
         f"secateur report runs/{name} --markdown docs/results\n```"
     )
 
 
-def tables(found: Sequence[Line], partition: str) -> list[str]:
-    """Return a partition's tables under their headings: by sparsity, of quality, of costs, of narrower models."""
-    parts = []
-    for figure, title, told in _GRIDS:
-        if rows := by_sparsity(found, partition, figure):
-            parts += [f"### {title}", told, markdown(rows)]
-    whole = table(found)
-    head = list(whole[0])
-    cut = head.index(_TAIL)
-    quality, cost = head[:cut], [head[0], *head[cut:]]
-    parts += ["### Quality, every line", "A star marks the front of quality for bytes."]
-    parts += [markdown([{column: row[column] for column in quality} for row in whole])]
-    parts += ["### Size and cost, every line", markdown([{column: row[column] for column in cost} for row in whole])]
-    parts += ["### Bytes and training MACs by direction and phase", markdown(costs(found))]
-    if rows := widths(found):
-        parts += ["### Narrower models that the shipped one holds", markdown(rows)]
-    return parts
+def tables(here: Sequence[Line]) -> list[str]:
+    """Return the tables of one place under their headings: by sparsity, of quality, of costs, of narrower models."""
+    told, meant = [], note(here)
+    for one in tables_of(here):
+        words = " ".join(one.note.replace(meant, "").split())
+        if one.title:
+            told += [f"### {one.title}", words, markdown(one.rows)]
+            continue
+        head = list(one.rows[0])
+        cut = next(number for number, column in enumerate(head) if column.startswith(_TAIL))
+        told += ["### Quality, every line", f"A star: {words.removeprefix('* ')}", _columns(one.rows, head[:cut])]
+        told += ["### Size and cost, every line", _columns(one.rows, [head[0], *head[cut:]])]
+    once = [line for line in here if line.rows == SERVER or line.personal]  # others are told among the server's rows
+    if rows := costs(once):
+        told += ["### Bytes and training MACs by direction and phase", markdown(rows)]
+    if rows := widths(once):
+        told += ["### Narrower models that the shipped one holds", markdown(rows)]
+    return told
+
+
+def _columns(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
+    return markdown([{column: row[column] for column in columns} for row in rows])
 
 
 def costs(found: Sequence[Line]) -> list[dict[str, str]]:
