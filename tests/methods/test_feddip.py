@@ -8,6 +8,7 @@ import torch
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import client
 from secateur.data.shards import open_shards
+from secateur.errors import ConfigError
 from secateur.method import Client, Replies
 from secateur.methods.feddip import FedDIP
 from secateur.pruning import mask as masks
@@ -83,6 +84,15 @@ def test_sparse_down_dense_up(folder, tmp_path):
         assert row["down"]["values"] < 0.8 * plain["down"]["values"]
         assert row["up"]["values"] > 0.7 * plain["up"]["values"]
     assert not same(model_of(tmp_path / "run"), model_of(tmp_path / "dense"))
+
+
+def test_without_regularisation_nothing_is_pulled(folder, tmp_path):
+    assert FedDIP(regularisation=0).pull(25, 30) == 0.0
+    play(small("feddip", "regularisation=0"), tmp_path / "none", folder)
+    play(small("feddip", "regularisation=0.5"), tmp_path / "some", folder)
+    assert not same(model_of(tmp_path / "none"), model_of(tmp_path / "some"))
+    with pytest.raises(ConfigError, match="regularisation"):
+        FedDIP(regularisation=-1)
 
 
 # ---- DPF

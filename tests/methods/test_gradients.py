@@ -9,6 +9,7 @@ import torch
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.aggregation import WeightedMean
+from secateur.errors import ConfigError
 from secateur.method import SCORE, Replies, State
 from secateur.methods.complement import ComplementSparsification
 from secateur.methods.feddst import FedDST
@@ -224,10 +225,16 @@ def test_feddst_merges_by_who_kept_a_weight_and_prunes_the_union(lab):
 
 def test_feddst_without_adjustment_is_a_fixed_mask(folder, tmp_path):
     play(small("feddst", "every=0", rounds=5), tmp_path / "never", folder)
-    play(small("feddst", "every=9", rounds=5), tmp_path / "later", folder)
+    play(small("feddst", "every=1", "alpha=0.5", "until=0", rounds=5), tmp_path / "later", folder)
     assert same(model_of(tmp_path / "never"), model_of(tmp_path / "later"))
     masks = {n for n in model_of(tmp_path / "never") if n.startswith("mask/")}
     assert masks == {"mask/fc1.weight", "mask/fc2.weight", "mask/fc3.weight"}
+
+
+@pytest.mark.parametrize("bad", [{"until": 1.5}, {"alpha": -0.1}])
+def test_bounds_of_feddst_are_told(bad):
+    with pytest.raises(ConfigError, match=next(iter(bad))):
+        FedDST(**bad)
 
 
 def test_feddst_adjusts_on_clients_and_counts_what_it_costs(folder, tmp_path):

@@ -3,7 +3,7 @@
     start   a random mask with ERK densities at s_0
     train   gradients at w * M, steps on dense w; the dense result goes up
     pull    lambda_t sum_l |w_l * M_l|_2 over tensors l, beside the loss;  lambda_t = 0 in the first twentieth of the
-            rounds, 5e-4 in the second, and in equal steps on, to lambda after 20 of them
+            rounds, 5e-4 in the second, and in equal steps on towards lambda_max
     prune   after rounds 1, 1 + R, 1 + 2R ... keep the N - floor(s_t N) largest |w| of all that were kept (after round
             1: of all);  s_t = s_p + (s_0 - s_p) (1 - t/T)^3,  t = 0 after round 1;  after the last round s_p
 
