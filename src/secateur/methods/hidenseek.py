@@ -14,12 +14,13 @@ Departures: the saliency is asked of one client, as only a client runs the model
 bytes are counted, and if it does not answer, |theta_0| takes its place. Signs travel as numbers that pack to less than
 two bits. No personal part. Frozen weights keep the size of theta_0 at every density, as the abstract multiplies signs
 by the unpruned weights. Where the scores start is ours: at sigma |theta_0| in each round, so that a sign flips only if
-a round moves its score by |theta_0|. Adam moves a score by about its rate in a step: 0.01 carries it over all of
+a round moves its score by |theta_0|. Adam moves a score by about its rate in a step: 0.01 carries it over most of
 |theta_0| within one epoch of some twenty steps, 0.001 does not.
-Not reproduced: up to 40.6 % better accuracy and 39.7 % less traffic are claimed; we did not run those settings. That
-it fails at high sparsity is *not shown*: one shot of the saliency leaves 43, 0.45 and 0.13 % of the first of three
-layers (784-128-128-10) at 50, 90 and 95 %, the last by the guard's one weight a unit. SynFlow (arXiv 2006.05467) prunes
-in iterations so that no layer collapses; "one-shot" in the abstract may mean one shot of the saliency or one pruning.
+Not reproduced: up to 40.6 % better accuracy and 39.7 % less traffic are claimed; we did not run those settings. Whether
+the paper's own fails at high sparsity is *not shown*: here one shot of the saliency leaves 43, 0.45 and 0.13 % of the
+first of three layers (784-128-128-10) at 50, 90 and 95 %, the last by the guard's one weight a unit. SynFlow (arXiv
+2006.05467) prunes in iterations so that no layer collapses; "one-shot" in the abstract may mean one shot of the
+saliency or one pruning.
 """
 
 from __future__ import annotations
