@@ -11,7 +11,7 @@ others write of it: a *reconstruction*, as is its federation.
 *Read*: an unofficial code, INCHEON-CHO/Dynamic_Model_Pruning_with_Feedback, pruning/utils.py and pruning/dpf/mnn.py,
 whose mask has one weight less, that at the threshold.
 Departures: the mask changes once a round, where the paper changes it every 16 steps; biases and normalisation are
-protected; the best weight of each output unit stays where there is room for four a unit (the guard of ``Global``).
+protected; the best weight of each output unit stays where there is room for 20 a unit (the guard of ``Global``).
 Error feedback needs dense weights at both ends, so nothing is saved on the wire before the model is shipped.
 Not reproduced: 93.7 % at 90 % (CIFAR-10, ResNet-56, one machine) stands in an unofficial code; we did not run it.
 """

@@ -11,7 +11,7 @@ n schedule.exponent.
 Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
 *Read*: dstripelis/FedSparsify, utils/model_purge.py, utils/model_merge.py.
 Departures: biases and normalisation are protected (granularity.biases, granularity.norms bring them back);
-the best weight of each output unit stays where there is room for four a unit (allocation.guard; records say how many
+the best weight of each output unit stays where there is room for 20 a unit (allocation.guard; records say how many
 weights it keeps); S_T is reached also where F does not divide T;
 local optimisers start anew in each round; masks are explicit and never read off from w == 0.
 Reproduced in part: a third of the traffic, yes (2.9 times less at 90 %); equal accuracy at a tenth of the size,

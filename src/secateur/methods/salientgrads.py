@@ -9,7 +9,7 @@ Paper symbol -> option: sparsity of the mask: sparsity; minibatches for a score:
 Reference: Ohib et al., "SSFL", arXiv 2405.09037 (SalientGrads, 2023); SNIP: Lee et al., arXiv 1810.02340.
 *Read*: riohib/SalientGrads, fedml_api/standalone/sailentgrads (snip.py, client.py, sailentgrads_api.py); the paper was
 not available.
-Departures: the best weight of each output unit stays where there is room for four a unit (allocation.guard); N -
+Departures: the best weight of each output unit stays where there is room for 20 a unit (allocation.guard); N -
 floor(s N) weights stay, there floor((1 - s) N).
 Not reproduced: 88.29 % against 86.04 % dense (CIFAR-10, ResNet-18, 50 %) is claimed; we did not run that setting.
 """

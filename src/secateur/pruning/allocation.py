@@ -69,7 +69,7 @@ def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
 GUARDED = "guarded"
 """The note of a state under which stands how many of its weights stay by the guard alone."""
 
-_ROOM = 4
+_ROOM = 20
 """How many weights there must be for each guarded row, on the average, for the guard to hold."""
 
 
@@ -79,8 +79,9 @@ class Global:
 
     Attributes:
         guard: keep the best weight of every output unit (a row of a tensor with two or more dimensions), so that no
-            unit dies by accident. A unit that is already dead stays dead. The guard stands back where fewer than four
-            weights may stay for each unit: there scores alone decide, or it would take most of what may stay.
+            unit dies by accident. A unit that is already dead stays dead. The guard stands back where fewer than twenty
+            weights may stay for each unit: it never takes more than a twentieth of what may stay, and scores alone
+            decide above.
 
     On a model (see ``on``) rows of embeddings are not guarded: they are entries of a vocabulary, not units.
 
