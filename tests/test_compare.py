@@ -385,6 +385,7 @@ def test_a_ramped_control_is_as_sparse_as_its_variant_in_every_round(tmp_path):
 def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
     suite = tiny(
         variants={"DisPFL 50 %": {"method": "dispfl", "target": 0.5, "evaluate_every": 2},
+                  "Sub-FedAvg 50 %": {"method": "subfedavg", "target": 0.5, "share": 0.5, "accuracy": 0.0},
                   "FedSparsify 50 %": {"method": "fedsparsify", "schedule.sparsity": 0.5}},
         common={**tiny().common, "data.test_fraction": 0.5},
     )  # fmt: skip
@@ -394,14 +395,20 @@ def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
     server, own = standings.parts(made).items()
     assert (server[0], own[0]) == ("iid", "iid, clients' own rows")
     assert [line.name for line in server[1] if not line.control] == ["FedSparsify 50 %"]
-    assert [line.name for line in own[1]] == ["FedAvg", "DisPFL 50 %", "DisPFL 50 %: random", "FedSparsify 50 %"]
-    dense, dispfl, drawn_, _ = own[1]
-    assert set(dispfl.apart) == {"dense", "random"}
-    for name, other in (("dense", dense), ("random", drawn_)):
-        differences = [dispfl.runs[s].local - other.runs[s].local for s in suite.seeds]
-        assert dispfl.apart[name] == interval(differences)
-    assert drawn_.of("sparsity").mean == pytest.approx(dispfl.of("local_sparsity").mean, abs=2e-3)
-    assert (dispfl.equal, dispfl.needed, dispfl.to_target) == ({}, {}, {})
+    assert [line.name for line in own[1]] == [
+        "FedAvg", "DisPFL 50 %", "DisPFL 50 %: random", "Sub-FedAvg 50 %", "Sub-FedAvg 50 %: random",
+        "FedSparsify 50 %",
+    ]  # fmt: skip
+    by_name = {line.name: line for line in own[1]}
+    for variant in ("DisPFL 50 %", "Sub-FedAvg 50 %"):
+        line, drawn_ = by_name[variant], by_name[f"{variant}: random"]
+        assert set(line.apart) == {"dense", "random"}
+        for name, other in (("dense", by_name["FedAvg"]), ("random", drawn_)):
+            differences = [line.runs[s].local - other.runs[s].local for s in suite.seeds]
+            assert line.apart[name] == interval(differences)
+        assert line.of("local_sparsity").mean > 0.4
+        assert drawn_.of("sparsity").mean == pytest.approx(line.of("local_sparsity").mean, abs=2e-3)
+        assert (line.equal, line.needed, line.to_target) == ({}, {}, {})
     rows = standings.table(own[1])
     assert "accuracy on own rows %" in rows[0]
     assert "accuracy %" not in rows[0]

@@ -17,14 +17,14 @@ from secateur import run as runs
 from secateur.compare import folder_of
 from secateur.config import Study
 from secateur.errors import CheckpointError, need
-from secateur.outcomes import Outcome, outcome
+from secateur.outcomes import outcome
 from secateur.report import beside, figures
 from secateur.report.links import Links
 from secateur.report.standing import latex, markdown
 from secateur.report.statistics import Interval
 from secateur.standings import RESULT, Table, parts, saved, tables
 from secateur.standings import lines as lines_among
-from secateur.suite import differences
+from secateur.suite import differences, personal
 from secateur.verdicts import DENSE, OWN, Group, Line, compared
 
 Facts = dict[str, Any]
@@ -94,10 +94,13 @@ def lines_of(folders: Sequence[Path], links: Links | None = None) -> list[Line]:
         for place, control in ((folder, ""), (folder / DENSE, DENSE)):
             if place in studies:
                 study = studies[place]
-                name, personal = f"{study.method} {_key(study)}", study.build_method().personal
-                fresh = Group(beside_ if control else name, control, {}, beside_, personal)
-                group = groups.setdefault((study.data.partition, fresh.variant, control), fresh)
-                group.runs[study.seed] = _scored(outcome(place, links), personal=personal)
+                one, central = outcome(place, links), not study.build_method().personal
+                one = one if central or one.local else replace(one, local=one.quality)  # a personal run that goes on
+                name = beside_ if control else f"{study.method} {_key(study)}"
+                own = personal(study) and bool(one.local)
+                fresh = Group(name, control, {}, beside_, personal=own, central=central)
+                group = groups.setdefault((study.data.partition, name, control), fresh)
+                group.runs[study.seed] = one
     made: list[Line] = []
     for partition in dict.fromkeys(partition for partition, _, _ in groups):
         here = [group for (where, _, _), group in groups.items() if where == partition]
@@ -113,11 +116,6 @@ def _dense_name(study: Study, among: Iterable[Study]) -> str:
     """Return what a dense twin is called: in what it differs from the others of its partition stands in its name."""
     others = [other for other in among if other.data.partition == study.data.partition]
     return ", ".join(["FedAvg", *differences(study, others)])
-
-
-def _scored(one: Outcome, *, personal: bool) -> Outcome:
-    """Return an outcome with a score on clients' own rows, which of a personal run that goes on is its last."""
-    return replace(one, local=one.quality) if personal and not one.local else one
 
 
 def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *, live: bool = False) -> Path:
@@ -193,7 +191,7 @@ def _tabled(one: Table) -> Facts:
 def drawn(line: Line) -> beside.Drawn:
     """Return a line as figures draw it: on clients' own rows only what was scored there on the way has curves."""
     own = line.rows == OWN
-    scored = not own or (line.personal and not line.control)
+    scored = not (own and line.central)
     curves = {axis: [getattr(one, axis) for one in line.runs.values()] if scored else [] for axis in beside.AXES}
     shipped = Interval(0.0, 0.0, len(line.runs)) if own else line.of("size")
     return beside.Drawn(

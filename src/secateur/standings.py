@@ -19,7 +19,7 @@ from secateur.report.links import Links
 from secateur.report.standing import latex, markdown, percent, plain, seconds, spread
 from secateur.report.statistics import LEVEL, Interval, interval
 from secateur.report.terminal import amount, size
-from secateur.suite import Cell, Suite, dense_name
+from secateur.suite import Cell, Suite, dense_name, personal
 from secateur.verdicts import AS_IT_IS, DENSE, LETTERS, MARGIN, OWN, SERVER, Group, Line, compared, is_error
 
 RESULT = "comparison.json"
@@ -37,12 +37,13 @@ def lines(suite: Suite, cells: Sequence[Cell], out: Path, links: Links | None = 
         here = [cell for cell in cells if cell.partition == partition]
         names = _dense_names(suite, here)
         dense = {cell.variant: names[_key(cell)] for cell in here if cell.control == DENSE}
-        personal = {cell.variant for cell in here if not cell.control and cell.study.build_method().personal}
+        own = {cell.variant for cell in here if not cell.control and personal(cell.study)}
         groups: dict[tuple[str, str], Group] = {}
         for cell in here:
             name = dense[cell.variant] if cell.control == DENSE else cell.variant
             fresh = Group(name, cell.control, {}, dense.get(cell.variant, ""),
-                          cell.variant in personal and cell.control != DENSE)  # fmt: skip
+                          personal=cell.variant in own and cell.control != DENSE,
+                          central=not cell.study.build_method().personal)  # fmt: skip
             group = groups.setdefault((name, cell.control), fresh)
             group.runs[cell.seed] = outcome(folder_of(out, cell.study), links)
         order = [*sorted(set(names.values()), key=lambda name: name != "FedAvg"), *suite.variants]
@@ -96,7 +97,7 @@ def note(here: Sequence[Line]) -> str:
     where = "the shipped model on the test rows of the server"
     if here[0].rows == OWN:
         where = "mean over clients of each one's own test rows, with the model that it uses itself"
-    told = f"Quality: {where}. Test rows are what is reported, and choose nothing."
+    told = f"Quality: {where}. No run learns from these rows or chooses by them."
     if seeds < 2:
         return f"{told} One seed: no verdict."
     told += (

@@ -19,6 +19,7 @@ from secateur.config import ModelSection, Study, assign, pair, read, study
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.methods.narrow import Narrow
+from secateur.personal import Personal
 from secateur.pruning.mask import Mask
 from secateur.pruning.schedule import Never, PQIndex
 from secateur.pruning.structure import plan, sizes
@@ -232,7 +233,7 @@ def _checked(given: Mapping[str, Any], settings: Mapping[str, Any]) -> Study:
             f"{made.method} is a method without recommended settings for its optimiser, and the suite's are for "
             "weights: give the variant training.optimiser and training.lr"
         )
-    if method.personal and not made.data.test_fraction:
+    if personal(made) and not made.data.test_fraction:
         raise ConfigError(
             f"{made.method} ends with a model for each client, compared on clients' own test rows: data.test_fraction "
             "= 0 leaves none"
@@ -245,6 +246,12 @@ def _study(settings: Mapping[str, Any]) -> Study:
     for path, value in settings.items():
         assign(values, f"{path}={value}")
     return study(values)
+
+
+def personal(made: Study) -> bool:
+    """Return whether clients use models or masks of their own, which only their own test rows can score."""
+    method = made.build_method()
+    return method.personal or (isinstance(method, Personal) and method.personal_masks)
 
 
 def twin(suite: Suite, made: Study) -> Study:
@@ -325,7 +332,7 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
     made, base = cell.study, twin(suite, cell.study)
     shared = {k: v for k, v in made.options.items() if k.split(".")[0] == "aggregator"}
     options: dict[str, tuple[str, dict[str, Any]]] = {}
-    if made.build_method().personal:
+    if personal(made):
         sparsity = float(final.get("local_sparsity", 0.0))
         options = {"random": ("random", _at_once(sparsity))} if sparsity else {}
     elif mask and not all(bool(kept.all()) for kept in mask.values()):

@@ -34,7 +34,7 @@ class Line:
             in ``bytes`` and in client ``seconds``; None where a seed had no score by then.
         needed: what it had spent when it reached what that FedAvg ends with; None where a seed never did.
         to_target: bytes and client seconds when the target was reached; None where some seed never did.
-        personal: every client has a model of its own.
+        central: it was scored on the server's rows on the way, not on clients' own.
         front: no other line here is as cheap in bytes and better, or as good and cheaper.
         margin: what the suite says; 0: the usual.
     """
@@ -50,7 +50,7 @@ class Line:
     equal: Mapping[str, Interval | None] = field(default_factory=dict)
     needed: Mapping[str, Interval | None] = field(default_factory=dict)
     to_target: Mapping[str, Interval | None] = field(default_factory=dict)
-    personal: bool = False
+    central: bool = True
     front: bool = False
     margin: float = 0.0
 
@@ -107,7 +107,8 @@ class Group:
     Attributes:
         variant, control, runs: as of the line.
         beside: the name of the FedAvg that it is set beside; empty: none.
-        personal: every client ends with a model of its own.
+        personal: clients use models or masks of their own.
+        central: as of the line.
     """
 
     variant: str
@@ -115,6 +116,7 @@ class Group:
     runs: dict[int, Outcome]
     beside: str = ""
     personal: bool = False
+    central: bool = True
 
 
 def compared(partition: str, groups: Sequence[Group], *, target: float = 0.0, margin: float = 0.0) -> list[Line]:
@@ -144,9 +146,7 @@ def _view(partition: str, rows: str, groups: Sequence[Group], target: float, mar
     made = []
     for group in groups:
         dense = named.get((group.beside, DENSE), {})
-        line = Line(
-            partition, group.variant, group.control, group.runs, {}, rows, personal=group.personal, margin=margin
-        )
+        line = Line(partition, group.variant, group.control, group.runs, {}, rows, central=group.central, margin=margin)
         others = {} if group.control else {DENSE: dense, **{n: named.get((group.variant, n), {}) for n in LETTERS}}
         differences = {name: paired(_scores(line, group.runs), _scores(line, other)) for name, other in others.items()}
         line = replace(line, apart={name: apart for name, apart in differences.items() if apart})
