@@ -78,7 +78,7 @@ def tables(here: Sequence[Line]) -> list[str]:
         cut = next(number for number, column in enumerate(head) if column.startswith(_TAIL))
         told += ["### Quality, every line", f"A star: {words.removeprefix('* ')}", _columns(one.rows, head[:cut])]
         told += ["### Size and cost, every line", _columns(one.rows, [head[0], *head[cut:]])]
-    once = [line for line in here if line.rows == SERVER or line.personal]  # others are told among the server's rows
+    once = [line for line in here if line.rows == SERVER or not line.central]  # others are told among the server's rows
     if rows := costs(once):
         told += ["### Bytes and training MACs by direction and phase", markdown(rows)]
     if rows := widths(once):
