@@ -99,7 +99,7 @@ def test_without_regularisation_nothing_is_pulled(folder, tmp_path):
 
 
 def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folder):
-    study = small("dpf", "sparsity=0.8", rounds=4)
+    study = small("dpf", "sparsity=0.8", rounds=5)  # the ramp ends after 3 * 5 // 4 = 3
     shards = open_shards(folder)
     model = client.make_model(study, shards)
     setting = client.make_setting(study, model, shards.clients)
@@ -107,7 +107,7 @@ def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folde
     state = method.start(setting, tensors_of(model), {})
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     state = replace(state, round=2, mask=method.mask(setting, state.weights, 2))
-    level = 0.8 * (1 - 0.5**3)
+    level = 0.8 * (1 - (1 / 3) ** 3)
     total = masks.size(state.mask)
     assert masks.size(state.mask) - masks.kept(state.mask) == int(level * total)
     ask = method.plan(state)
@@ -121,6 +121,11 @@ def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folde
     assert after.weights["fc1.weight"][pruned].any()  # it stays, and may come back
     assert same(after.mask, method.mask(setting, after.weights, 3))
     assert not after.model()["fc1.weight"][~after.mask["fc1.weight"]].any()
+    rests = method.plan(after)  # the last rounds train and send what is left
+    assert same(rests.message.mask, after.mask)
+    tuned = method.absorb(after, Replies(rests, [(0, method.respond(rests, view))]))
+    assert same(tuned.mask, after.mask)
+    assert not tuned.weights["fc1.weight"][~after.mask["fc1.weight"]].any()
 
 
 def test_dpf_ends_at_its_sparsity_and_ships_the_pruned_model(folder, tmp_path):

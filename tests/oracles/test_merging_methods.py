@@ -316,7 +316,7 @@ def test_dpf_masks_and_steps_as_an_unofficial_code(shards):
     """INCHEON-CHO/Dynamic_Model_Pruning_with_Feedback (not the authors'): pruning/utils.py, pruning/dpf/mnn.py.
 
     A weight stays that is strictly above the floor(s N)-th size: one fewer than here. The gradient at w * m is handed
-    to w as it is, and the step is taken on dense w.
+    to w as it is, and the step is taken on dense w. The ramp ends at the second milestone, 225 epochs of 300.
     """
     state, view = lab(shards, small("dpf", rounds=8, training={"batch_size": 1000, "epochs": 1, "lr": 0.1}))
     method = DPF(sparsity=0.9)
@@ -324,7 +324,7 @@ def test_dpf_masks_and_steps_as_an_unofficial_code(shards):
     sent = {n: t.clone() for n, t in state.weights.items()}
     sizes = np.sort(np.concatenate([sent[n].abs().numpy().ravel() for n in names]))
     for done in (1, 3):
-        level = 0.9 - 0.9 * (1 - done / 8) ** 3
+        level = 0.9 - 0.9 * (1 - done / 6) ** 3
         threshold = float(sizes[int(len(sizes) * level)])
         mask = method.mask(state.setting, sent, done)
         if all(bool((sent[n].abs() > threshold).any(1).all()) for n in names):  # else the guard has a say
