@@ -15,6 +15,7 @@ from secateur.aggregation import Aggregator, Mean, WeightedMean
 from secateur.distortion import curves
 from secateur.errors import ConfigError
 from secateur.method import (
+    GUARDED,
     SCORE,
     Archive,
     Ask,
@@ -30,7 +31,7 @@ from secateur.method import (
     train_ask,
 )
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import GUARDED, Allocation, Global, RateDistortion, on, pruned_count, spared
+from secateur.pruning.allocation import Allocation, Global, RateDistortion, on, pruned_count, spared
 from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
 from secateur.pruning.criteria import Criterion, Exploration, Gradients, Magnitude, Measured
 from secateur.pruning.granularity import Granularity, Weight

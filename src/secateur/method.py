@@ -222,6 +222,9 @@ TRAIN = "train"
 SCORE = "score"
 """The phase whose replies are a statistic of each weight."""
 
+GUARDED = "guarded"
+"""The note of how many weights stay by an allocation's guard alone; records carry it."""
+
 EVALUATE = "evaluate"
 """The phase in which clients score a model on their own rows, those for a test and those for validation."""
 

@@ -28,9 +28,8 @@ from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.exchange import Books, Exchange
 from secateur.link import Links
-from secateur.method import EVALUATE, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
+from secateur.method import EVALUATE, GUARDED, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import GUARDED
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
@@ -233,14 +232,13 @@ class Run:
     def _quality(self, state: State, *, evaluate: bool) -> Row:
         total = sum(t.numel() for t in state.weights.values())
         removed = 0 if state.mask is None else masks.size(state.mask) - masks.kept(state.mask)
-        row: Row = {
+        row: Row = {name: note for name, note in state.notes.items() if name == GUARDED} | {
             "sparsity": masks.sparsity(state.mask),
             "sparsity_all": removed / total,
             "kept": total - removed,
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
             "macs": cost.macs(self.uses, state.weights, state.mask),
         }
-        row |= {name: state.notes[name] for name in (GUARDED,) if name in state.notes}
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())
             row |= {self.metric: score.metric, "loss": score.loss}

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from secateur.aggregation import Mean
 from secateur.errors import check
 from secateur.method import (
+    GUARDED,
     Archive,
     Ask,
     Client,
@@ -37,7 +38,7 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
-from secateur.pruning.allocation import GUARDED, Global, on, spared
+from secateur.pruning.allocation import Global, on, spared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 

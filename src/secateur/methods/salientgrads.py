@@ -20,8 +20,21 @@ from dataclasses import dataclass, field, replace
 
 from secateur.aggregation import Mean, WeightedMean
 from secateur.errors import check
-from secateur.method import SCORE, Ask, Client, Method, Replies, State, merge, report, score_ask, train_ask, train_reply
-from secateur.pruning.allocation import GUARDED, Allocation, Global, on, spared
+from secateur.method import (
+    GUARDED,
+    SCORE,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    State,
+    merge,
+    report,
+    score_ask,
+    train_ask,
+    train_reply,
+)
+from secateur.pruning.allocation import Allocation, Global, on, spared
 from secateur.wire.message import Message
 
 

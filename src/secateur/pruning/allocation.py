@@ -66,9 +66,6 @@ def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
     return {name: part.reshape(like[name].shape) for name, part in zip(like, parts, strict=True)}
 
 
-GUARDED = "guarded"
-"""The note of a state under which stands how many of its weights stay by the guard alone."""
-
 _ROOM = 20
 """How many weights there must be for each guarded row, on the average, for the guard to hold."""
 
