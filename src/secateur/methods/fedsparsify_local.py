@@ -6,8 +6,8 @@
 Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
 *Read*: dstripelis/FedSparsify, utils/model_merge.py.
 Departures: a strict majority instead of the published code's v >= floor(K/2) (``consensus.rule = "half"``, with at
-least one vote, which that code does not ask of a single client); each client's purge has the guard of ``fedsparsify``,
-uncounted; ties go to the larger mean magnitude within the schedule's budget; else as ``fedsparsify``.
+least one vote, which that code does not ask of a single client); ties go to the larger mean magnitude within the
+schedule's budget; else as ``fedsparsify``.
 Reproduced in part: as ``fedsparsify``; the vote changes accuracy by less than the spread (docs/results.md).
 """
 
