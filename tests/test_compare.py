@@ -445,6 +445,18 @@ def group(variant, qualities, control="", **more):
     return Group(variant, control, of, "FedAvg", personal=False)
 
 
+def test_a_target_is_judged_on_validation_rows():
+    """By test rows .9 is reached at the end; by validation rows at half of the cost, or never."""
+    tested = ended(0.95)
+    early = replace(tested, validated=((1.0, 0.92), (2.0, 0.93)), validation=0.93)
+    never = replace(tested, validated=((1.0, 0.5), (2.0, 0.6)), validation=0.6)
+    found = {}
+    for name, one in (("by test", tested), ("early", early), ("never", never)):
+        (line,) = compared_lines("iid", [Group(name, "", {0: one, 1: one})], target=0.9)
+        found[name] = line.to_target["bytes"]
+    assert (found["by test"].mean, found["early"].mean, found["never"]) == (1000, 500, None)
+
+
 def test_verdicts_are_corrected_for_how_many_are_asked():
     """Differences .03, .04, .05: t = 4 sqrt(3) = 6.93, and p = (1 - 6.93 / sqrt(50)) / 2 = 0.0101.
 

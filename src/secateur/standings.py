@@ -97,7 +97,7 @@ def note(here: Sequence[Line]) -> str:
     where = "the shipped model on the test rows of the server"
     if here[0].rows == OWN:
         where = "mean over clients of each one's own test rows, with the model that it uses itself"
-    told = f"Quality: {where}. No run learns from these rows or chooses by them."
+    told = f"Quality: {where}. Nothing is learnt from these rows or chosen by them: targets look at validation rows."
     if seeds < 2:
         return f"{told} One seed: no verdict."
     told += (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,8 @@ class Line:
         equal: paired difference to the FedAvg beside it when both had spent what the one that spent less spends in all,
             in ``bytes`` and in client ``seconds``; None where a seed had no score by then.
         needed: what it had spent when it reached what that FedAvg ends with; None where a seed never did.
-        to_target: bytes and client seconds when the target was reached; None where some seed never did.
+        to_target: bytes and client seconds when the target was reached on validation rows; None where some seed never
+            did.
         central: it was scored on the server's rows on the way, not on clients' own.
         front: no other line here is as cheap in bytes and better, or as good and cheaper.
         margin: what the suite says; 0: the usual.
@@ -170,19 +172,34 @@ def _spent(line: Line, dense: Mapping[int, Outcome], target: float) -> Line:
     """Return a line with what its score cost, beside FedAvg's alone: no third line changes that."""
     least = line.metric == "mae"
     pairs = [(one, dense[seed]) for seed, one in line.runs.items() if seed in dense]
-    usual = (1.05 if least else 0.95) * interval([other.quality for _, other in pairs]).mean if pairs else 0.0
+    usual = (1.05 if least else 0.95) * interval([_ended(other) for _, other in pairs]).mean if pairs else 0.0
     aim, equal, needed, reached = target or usual, {}, {}, {}
     for axis in AXES:
         if pairs and line.control != DENSE:
             equal[axis] = _all(_at_equal(one, other, axis) for one, other in pairs)
             needed[axis] = _all(reach(_curve(one, axis), other.quality, least=least) for one, other in pairs)
         if aim:
-            reached[axis] = _all(reach(_curve(one, axis), aim, least=least) for one in line.runs.values())
+            reached[axis] = _all(_until(one, axis, aim) for one in line.runs.values())
     return replace(line, equal=equal, needed=needed, to_target=reached)
 
 
 def _curve(one: Outcome, axis: str) -> Curve:
     return one.carried if axis == "bytes" else one.worked
+
+
+def _ended(one: Outcome) -> float:
+    """Return what a run ended with on validation rows; on test rows where it has none."""
+    return one.quality if math.isnan(one.validation) else one.validation
+
+
+def _until(one: Outcome, axis: str, aim: float) -> float | None:
+    """Return what was spent by the first round that is as good as the aim on validation rows, where there are such.
+
+    A target says when a run might have been stopped: test rows must not.
+    """
+    round_ = reach(one.validated or one.rounds, aim, least=one.metric == "mae")
+    spent = zip(one.rounds, _curve(one, axis), strict=True)
+    return None if round_ is None else next((cost for (at_, _), (cost, _) in spent if at_ >= round_), None)
 
 
 def _at_equal(one: Outcome, other: Outcome, axis: str) -> float | None:
