@@ -349,15 +349,14 @@ def score_ask(state: State, round_: int, clients: Iterable[int], *roles: Role, c
     """Return the ask for a statistic of each weight (or of tensors of these roles), at the current model.
 
     With ``chosen`` it is for these tensors alone, of which each client sends the entries that it chooses, by a mask.
-    The replies are not trained weights, so they never travel as updates; their costs stand under ``score``, and their
-    MACs are those of all weights: gradients are taken of the pruned ones too.
+    The replies are not trained weights, so they never travel as updates; their costs stand under ``score``.
     """
     names = chosen or state.setting.layout.names(*(roles or ("weight",)))
     expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
     if chosen:
         expects = replace(expects, mask="required", maskable=frozenset(chosen), known=state.mask)
     message = Message(masks.apply(state.weights, state.mask), state.mask)
-    return Ask(SCORE, round_, tuple(sorted(clients)), message, expects, dense=True)
+    return Ask(SCORE, round_, tuple(sorted(clients)), message, expects)
 
 
 def mean_of(replies: Replies) -> dict[str, torch.Tensor]:

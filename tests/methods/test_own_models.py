@@ -294,8 +294,8 @@ def test_clients_that_are_alike_find_each_other_on_subgraphs(tmp_path):
     """Communities are of two kinds: the shares of one's own kind are above those of the other."""
     study = small(
         "fedpub", participation=1.0, rounds=6,
-        data={"source": "communities", "clients": 10, "partition": "natural"}, model={"name": "gcn"},
-        training={"epochs": 2, "batch_size": 16, "optimiser": "adam", "lr": 0.01},
+        data={"source": "communities", "clients": 10, "partition": "natural", "validation_fraction": 0},
+        model={"name": "gcn"}, training={"epochs": 2, "batch_size": 16, "optimiser": "adam", "lr": 0.01},
     )  # fmt: skip
     with runs.federation(study) as folder:
         summary = play(study, tmp_path / "like", folder)

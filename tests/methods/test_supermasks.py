@@ -229,14 +229,15 @@ def test_without_learning_a_client_returns_the_ranking_it_was_sent(folder):
 # ---- HideNseek
 
 
-def test_the_mask_is_synflows_and_costs_one_client(folder):
+def test_the_mask_is_synflows_and_asks_no_client(folder):
     study = small("hidenseek", "sparsity=0.75")
     state, view = lab(folder, study)
     method = study.build_method()
-    ask = method.plan(state)
-    assert (ask.phase, len(ask.clients)) == ("score", 1)
-    after = method.absorb(state, Replies(ask, [(ask.clients[0], method.respond(ask, view(ask.clients[0])))]))
-    flow, _ = view(3).measure("flow", state.weights, None, round_=0)  # any client says the same
+    after, processed = method.refine(state, view(0))
+    assert processed == 1  # an input of ones
+    assert method.refine(after, view(0)) == (after, 0)
+    assert method.plan(after).phase == "train"
+    flow, _ = view(3).measure("flow", state.weights, None, round_=0)  # whoever measures it
     scores = {n: flow[n] for n in after.mask}
     assert same(after.mask, Global().keep(scores, 0.75))
     assert same(after.weights, masks.apply(state.weights, after.mask))
@@ -244,9 +245,9 @@ def test_the_mask_is_synflows_and_costs_one_client(folder):
 
 def test_signs_are_voted_by_rows_and_a_tie_keeps_the_old(folder):
     study = small("hidenseek", "sparsity=0")
-    state, _ = lab(folder, study)
+    state, view = lab(folder, study)
     method = study.build_method()
-    state = method.absorb(state, Replies(method.plan(state), []))
+    state, _ = method.refine(state, view(0))
     ask = method.plan(state)
     plus, minus = ({n: torch.full_like(t, v) for n, t in ask.message.tensors.items()} for v in (1.0, -1.0))
 
