@@ -212,8 +212,8 @@ def peak(folder: Path) -> list[float]:
 
 def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None = None) -> list[float]:
     """Run secateur's local engine: FedAvg, or what the settings say."""
-    from secateur import run as runs
-    from secateur.config import Runtime, assign, study
+    from secateur.federation import run as runs
+    from secateur.study.study import Runtime, assign, study
 
     case = Case.read(folder)
     values: dict[str, Any] = {
@@ -254,7 +254,7 @@ def profile(folder: Path, settings: tuple[str, ...]) -> dict[str, float]:
     import cProfile
     import pstats
 
-    from secateur import run as runs
+    from secateur.federation import run as runs
 
     watched = cProfile.Profile()
     loop = runs.Run._loop  # noqa: SLF001

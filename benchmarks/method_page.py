@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur import methods
-from secateur.compare import folder_of
-from secateur.config import Study
-from secateur.outcomes import Outcome, Spent, outcome
-from secateur.report.standing import percent, plain, spread
+from secateur.compare.grid import folder_of
+from secateur.compare.suite import Cell
+from secateur.report.formats import percent, plain, spread
+from secateur.report.outcomes import Outcome, Spent, outcome
 from secateur.report.statistics import interval
+from secateur.report.tables import saved
 from secateur.report.terminal import size
-from secateur.standings import saved
-from secateur.suite import Cell
-from secateur.verdicts import DENSE
+from secateur.report.verdicts import DENSE
+from secateur.study.study import Study
 
 HEAD = """# Methods
 

@@ -267,8 +267,8 @@ import os, sys, time
 from pathlib import Path
 from secateur.engines.local import warm
 warm()  # as the command line begins
-from secateur import run
-from secateur.config import Runtime, study
+from secateur.federation import run
+from secateur.study.study import Runtime, study
 def watch(row):
     if row["event"] == "reply":
         print(time.time(), flush=True)

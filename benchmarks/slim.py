@@ -24,13 +24,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from secateur import cost, models
+from secateur.learning.training import enforce
 from secateur.pruning.allocation import Uniform
 from secateur.pruning.discovery import layout
 from secateur.pruning.granularity import Channel, Head
 from secateur.pruning.mask import Mask, intersect
 from secateur.pruning.structure import plan
 from secateur.pruning.surgery import shrink
-from secateur.training import enforce
 
 CASES = {
     "twocnn": ("conv", (1, 28, 28), 32),

@@ -28,8 +28,10 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
-from secateur import checkpoint, compare, models
-from secateur.suite import load
+from secateur import models
+from secateur.compare import grid as compare
+from secateur.compare.suite import load
+from secateur.federation import checkpoint
 from secateur.wire import masks
 from secateur.wire.codec import Outgoing, decode, part_sizes
 from secateur.wire.entropy import entropy

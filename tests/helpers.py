@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from secateur import client, methods
-from secateur import run as runs
-from secateur.config import Runtime, assign, flatten, study
+from secateur import methods
+from secateur.contract.method import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
-from secateur.method import Client
-from secateur.training import tensors_of
+from secateur.federation import client
+from secateur.federation import run as runs
+from secateur.learning.training import tensors_of
+from secateur.study.study import Runtime, assign, flatten, study
 
 INLINE = Runtime(workers=0)
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.aggregation import Mean, ServerMomentum, WeightedMean
+from secateur.aggregation.steps import Mean, ServerMomentum, WeightedMean
 from secateur.errors import ConfigError
 
 MASK = {"w": torch.tensor([True, False])}

@@ -13,29 +13,22 @@ import secateur
 ROOT = Path(secateur.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# low to high; members of one line never import each other
-LAYERS = [
-    {"errors", "streams"},
-    {"pruning", "wire", "engines", "cost", "models", "data"},
-    {"training", "aggregation", "link", "report"},
-    {"measure", "stacked", "supermask"},
-    {"method"},
-    {"slices"},
-    {"likeness"},
-    {"distortion", "exploration", "personal", "resize", "selection"},
-    {"composition"},
+# The rooms, low to high: folders, and the few modules that stand alone. Rooms of one floor never import each other.
+FLOORS = [
+    {"errors", "streams", "cost"},
+    {"bandwidth"},
+    {"pruning", "wire", "engines", "models", "data"},
+    {"learning", "aggregation"},
+    {"contract"},
     {"methods"},
-    {"config"},
-    {"client", "checkpoint", "catalogue", "provision", "records"},
-    {"exchange"},
-    {"run"},
-    {"export", "journal", "outcomes", "suite", "suites"},
-    {"compare", "verdicts"},
-    {"standings"},
-    {"page", "tables"},
-    {"cli", "flower"},
+    {"study"},
+    {"federation"},
+    {"flower", "compare"},
+    {"report"},
+    {"export"},
+    {"cli"},
 ]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+RANK = {name: rank for rank, names in enumerate(FLOORS) for name in names}
 
 
 def unit(path):
@@ -55,7 +48,7 @@ def imported(path):
     return units
 
 
-def test_every_file_has_its_layer():
+def test_every_room_has_its_floor():
     assert {unit(path) for path in FILES} - {"__init__"} == set(RANK)
 
 
@@ -84,14 +77,14 @@ def test_engines_know_no_tensor_and_nobody_pickles():
         }
         tops = {m.split(".")[0] for m in modules}
         assert not tops & {"pickle", "dill", "cloudpickle", "marshal", "torchvision"}
-        assert "flwr" not in tops or path == ROOT / "engines" / "flower.py"
+        assert "flwr" not in tops or path == ROOT / "flower" / "engine.py"
         if unit(path) == "engines":
             assert not tops & {"torch", "numpy"}
 
 
 def test_a_client_needs_no_data_set_stack():
     """An edge device that installs without dependencies needs torch, numpy, pydantic and safetensors."""
-    code = "import sys, secateur.client; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    code = "import sys, secateur.federation.client; print(*sorted({m.split('.')[0] for m in sys.modules}))"
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}

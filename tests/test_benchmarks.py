@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from secateur import cli, compare, methods, standings, tables
-from secateur import run as runs
-from secateur.config import study
+from secateur import cli, methods
+from secateur.compare import grid as compare
+from secateur.compare.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
+from secateur.federation import run as runs
+from secateur.report import markdown as tables
+from secateur.report import tables as standings
 from secateur.report.terminal import amount, size
-from secateur.suite import Suite, cells, load, names
+from secateur.study.study import study
 from secateur.wire.message import Message
 
 ROOT = Path(__file__).parents[1]

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
-from secateur import page, standings
-from secateur.outcomes import Outcome
-from secateur.report import beside
+from secateur.report import comparison_figures as beside
+from secateur.report import page
+from secateur.report import tables as standings
+from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Interval
-from secateur.verdicts import Line
+from secateur.report.verdicts import Line
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SPARSITIES = (50, 80, 90, 95, 98)

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from secateur import methods, models
-from secateur.catalogue import catalogue
 from secateur.report.listing import to_markdown
+from secateur.study.catalogue import catalogue
 
 PAGE = Path(__file__).parents[1] / "docs" / "catalogue.md"
 

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from helpers import same
-from secateur import checkpoint
+from secateur.contract.method import Setting, State
 from secateur.errors import CheckpointError
-from secateur.method import Setting, State
+from secateur.federation import checkpoint
 from secateur.pruning.structure import Layout
 
 SETTING = Setting(0, 3, 2, 1.0, Layout({}), {})
@@ -110,9 +110,9 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
-from secateur import checkpoint
+from secateur.federation import checkpoint
 from secateur.errors import CheckpointError
-from secateur.method import Setting, State
+from secateur.contract.method import Setting, State
 from secateur.pruning.structure import Layout
 
 folder = Path(sys.argv[1])

@@ -7,11 +7,11 @@ import torch
 from safetensors import torch as safetensors
 
 from helpers import small, tiny_shards
-from secateur import client
+from secateur.contract.method import EVALUATE, REPORT, SCORES
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
-from secateur.method import EVALUATE, REPORT, SCORES
-from secateur.training import tensors_of
+from secateur.federation import client
+from secateur.learning.training import tensors_of
 from secateur.wire.codec import decode, encode, part_sizes
 from secateur.wire.message import Expected, Message
 

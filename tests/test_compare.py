@@ -20,16 +20,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from helpers import model_of
-from secateur import checkpoint, compare, methods, outcomes, page, standings
-from secateur import run as runs
+from secateur import methods
+from secateur.bandwidth import Link, Links, per_client, predicted
+from secateur.compare import grid as compare
+from secateur.compare.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError
-from secateur.outcomes import Outcome
-from secateur.report import standing
-from secateur.report.links import Link, Links, per_client, predicted
+from secateur.federation import checkpoint
+from secateur.federation import run as runs
+from secateur.report import formats as standing
+from secateur.report import outcomes, page
+from secateur.report import tables as standings
+from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Interval, at, exceeds, front, holm, interval, level, paired, reach, shown
-from secateur.suite import Suite, cells, chosen, load, names
-from secateur.verdicts import Group
-from secateur.verdicts import compared as compared_lines
+from secateur.report.verdicts import Group
+from secateur.report.verdicts import compared as compared_lines
 from secateur.wire import codec
 from secateur.wire.message import Message
 

@@ -13,16 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client
-from secateur.aggregation import Mean, ServerMomentum
-from secateur.config import build, choices, flatten
+from secateur.aggregation.steps import Mean, ServerMomentum
+from secateur.contract.method import Ask, Replies, Setting, State, merge, train_ask
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.method import Ask, Replies, Setting, State, merge, train_ask
+from secateur.federation import client
+from secateur.learning.training import tensors_of
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import Layout
-from secateur.training import tensors_of
+from secateur.study.study import build, choices, flatten
 from secateur.wire.message import Expected, Message, Spec
 
 
@@ -129,7 +129,7 @@ def every_pair():
 def test_the_table_of_slots_is_complete():
     import typing
 
-    from secateur.composition import Composition
+    from secateur.methods.kit.composition import Composition
 
     hints = typing.get_type_hints(Composition)
     known = {slot: set(choices(hints[slot])) for slot in SLOTS}

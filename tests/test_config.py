@@ -7,13 +7,13 @@ import tomllib
 import pytest
 
 from secateur import methods
-from secateur.aggregation import ServerMomentum
-from secateur.config import Runtime, Study, assign, build, choices, flatten, read, study
+from secateur.aggregation.steps import ServerMomentum
 from secateur.errors import ConfigError
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning.criteria import Criterion, Exploration
 from secateur.pruning.schedule import Cubic
+from secateur.study.study import Runtime, Study, assign, build, choices, flatten, read, study
 
 
 def test_defaults_are_the_main_job():

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
 from helpers import model_of, play, rows_of, same
-from secateur import provision
+from secateur.federation import prepare as provision
 from secateur.flower import apps
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

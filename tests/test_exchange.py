@@ -12,13 +12,13 @@ import torch
 import zstandard
 
 from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
-from secateur import client as clients
-from secateur import exchange
-from secateur import run as runs
-from secateur.config import Runtime
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError
+from secateur.federation import client as clients
+from secateur.federation import exchange
+from secateur.federation import run as runs
+from secateur.study.study import Runtime
 from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
 from secateur.wire.message import Expected
 from secateur.wire.reader import varint

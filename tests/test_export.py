@@ -13,14 +13,17 @@ from typer.testing import CliRunner
 
 import secateur
 from helpers import play, small, tiny_shards
-from secateur import client, cost, export, provision
-from secateur import run as runs
+from secateur import cost
 from secateur.cli import app
-from secateur.config import study as parse_study
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import CheckpointError, ConfigError, MissingExtraError, ModelError
-from secateur.export import read
+from secateur.export import export
+from secateur.export.export import read
+from secateur.federation import client
+from secateur.federation import prepare as provision
+from secateur.federation import run as runs
+from secateur.study.study import study as parse_study
 
 
 def finished(folder, **values):
@@ -227,7 +230,7 @@ def test_damaged_or_old_folders_are_told_apart(run, tmp_path, harm):
         (folder / "model.safetensors").write_bytes(b"broken")
         says = "cannot be read"
     else:
-        from secateur import checkpoint
+        from secateur.federation import checkpoint
 
         tensors, mask, _ = checkpoint.shipped(folder)
         checkpoint.ship(folder, tensors, mask, {"study": ""})

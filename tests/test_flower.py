@@ -28,20 +28,21 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, Kru
 
 from helpers import INLINE, model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
-from secateur import methods, provision
-from secateur import run as runs
-from secateur.config import flatten, study
+from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
-from secateur.engines import flower as engine_of
-from secateur.engines.flower import FlowerEngine
 from secateur.errors import ConfigError, DataError, EngineError, NobodyTrainedError
+from secateur.federation import prepare as provision
+from secateur.federation import run as runs
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
+from secateur.flower import engine as engine_of
+from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.pruning.criteria import Deviation, Exploration
 from secateur.pruning.schedule import Cubic, EveryRound
+from secateur.study.study import flatten, study
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
@@ -568,9 +569,10 @@ def test_a_process_that_serves_a_message_never_imports_the_compiler(tmp_path):
 import sys
 from pathlib import Path
 import secateur.flower
-from secateur import client, provision
-from secateur.config import study
-from secateur.method import Ask, Client
+from secateur.federation import client
+from secateur.federation import prepare as provision
+from secateur.study.study import study
+from secateur.contract.method import Ask, Client
 made = study({"data": {"clients": 4}})
 serve = client.build(made.model_dump_json(), str(provision.simulated(made, Path(sys.argv[1]))))
 view = Client(0, serve.setting, serve.model, serve.data(0), made.training)

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur import journal
-from secateur import run as runs
 from secateur.errors import CheckpointError, ConfigError
+from secateur.federation import run as runs
+from secateur.report import journal
 
 
 @pytest.fixture

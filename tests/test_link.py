@@ -6,10 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import same
-from secateur import link
 from secateur.errors import ConfigError, WireError
-from secateur.link import Kept, Links, Wire
+from secateur.federation import link
+from secateur.federation.link import Kept, Links
 from secateur.wire.message import Message, Spec
+from secateur.wire.settings import Wire
 
 SPECS = {"w": Spec((3, 5)), "v": Spec((2,)), "n": Spec((), torch.int64)}
 

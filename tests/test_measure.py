@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.measure import measure
-from secateur.training import Data, Training
+from secateur.learning.gradients import measure
+from secateur.learning.training import Data, Training
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +148,10 @@ def test_gradients_are_measured_before_each_mask_and_counted(criterion, consensu
 
 
 def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
-    from secateur import client
+    from secateur.contract.method import Replies
     from secateur.data.shards import open_shards
-    from secateur.method import Replies
-    from secateur.training import tensors_of
+    from secateur.federation import client
+    from secateur.learning.training import tensors_of
 
     study = small("oneshot", "criterion=snip", "schedule.at=0")
     held = open_shards(shards)

@@ -17,7 +17,7 @@ def test_public_names_are_sorted_and_exist():
         _ = secateur.nothing
 
 
-MODULES = ["errors", "streams", "config", "pruning.allocation", "pruning.criteria", "wire.entropy", "wire.reader"]
+MODULES = ["errors", "streams", "study.study", "pruning.allocation", "pruning.criteria", "wire.entropy", "wire.reader"]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -6,11 +6,13 @@ import shutil
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur import compare, page, standings
-from secateur import run as runs
+from secateur.compare import grid as compare
+from secateur.compare.suite import Suite
 from secateur.errors import CheckpointError
-from secateur.report import beside
-from secateur.suite import Suite
+from secateur.federation import run as runs
+from secateur.report import comparison_figures as beside
+from secateur.report import page
+from secateur.report import tables as standings
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")

@@ -10,10 +10,10 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flow
 
 from loopgrid import LoopGrid, Node
 from secateur import data, methods, models
-from secateur.config import choices, flatten
-from secateur.engines import flower as engine_of
 from secateur.errors import ConfigError
 from secateur.flower import apps, client_app, policy
+from secateur.flower import engine as engine_of
+from secateur.study.study import choices, flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 SETTINGS = {
@@ -26,8 +26,8 @@ from pathlib import Path
 HERE = Path(__file__).parent
 (HERE / "imported").touch()
 from dataclasses import dataclass
-from secateur.aggregation import Mean
-from secateur.composition import Composition
+from secateur.aggregation.steps import Mean
+from secateur.methods.kit.composition import Composition
 from secateur.data import Source, load
 from secateur.models.tabular import MLP
 
@@ -193,7 +193,7 @@ def test_all_that_is_the_packages_own_is_allowed():
     for name in data.names():
         assert policy.refused({"data": {"source": name}}, (), own=True) == []
     assert policy.refused({}, (), own=False) == []
-    from secateur.aggregation import Aggregator
+    from secateur.aggregation.steps import Aggregator
 
     assert not any(":" in name for name in choices(Aggregator))
 

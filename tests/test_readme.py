@@ -35,15 +35,15 @@ def test_a_comparison_is_played_from_a_script_too(tmp_path):
     (tmp_path / "example.py").write_text(
         """
 from pathlib import Path
-from secateur import compare
-from secateur.suite import Suite
+from secateur.compare import grid
+from secateur.compare.suite import Suite
 
 common = {"data.clients": 3, "rounds": 1, "model.name": "mlp", "model.options.hidden": "[8]", "training.epochs": 1}
 suite = Suite.model_validate({
     "source": "digits", "seeds": [0], "partitions": ["iid"], "common": common, "controls": [],
     "variants": {"plain": {"method": "fedavg"}},
 })
-print(len(compare.play(suite, Path("out"), jobs=1)))
+print(len(grid.play(suite, Path("out"), jobs=1)))
 """
     )
     path = os.pathsep.join(p for p in sys.path if p)

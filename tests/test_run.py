@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
-from secateur import checkpoint, client
-from secateur import run as runs
-from secateur.config import Runtime
+from secateur.contract.method import SCORES
 from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
-from secateur.method import SCORES
-from secateur.outcomes import outcome
+from secateur.federation import checkpoint, client
+from secateur.federation import run as runs
+from secateur.report.outcomes import outcome
+from secateur.study.study import Runtime
 from secateur.wire.codec import decode, with_scalar
 from secateur.wire.message import Expected
 
@@ -96,7 +96,7 @@ def test_clients_keep_personal_state_through_a_stop(tmp_path, shards, monkeypatc
     """A method that counts on its clients: what they keep is saved with the run."""
     (tmp_path / "their_counter.py").write_text(
         '"""Count visits.\n\nReference: none\n"""\n'
-        "from dataclasses import dataclass\nimport torch\nfrom secateur.composition import Composition\n\n"
+        "from dataclasses import dataclass\nimport torch\nfrom secateur.methods.kit.composition import Composition\n\n"
         "@dataclass(frozen=True)\nclass Counter(Composition):\n"
         "    def respond(self, ask, client):\n"
         "        reply = super().respond(ask, client)\n"
@@ -134,8 +134,8 @@ from pathlib import Path
 if __name__ == "__main__":  # as the command line begins
     from secateur.engines.local import warm
     warm()
-from secateur import run as runs
-from secateur.config import Runtime
+from secateur.federation import run as runs
+from secateur.study.study import Runtime
 from secateur.data.shards import Shards
 
 if __name__ == "__main__":
@@ -306,8 +306,8 @@ def test_what_a_method_does_not_read_is_still_counted(tmp_path, monkeypatch, sha
     """A method that looks at the first reply only: all of them were carried, and all are in the ledger."""
     (tmp_path / "their_hasty.py").write_text(
         '"""Take the first reply.\n\nReference: none\n"""\n'
-        "from dataclasses import dataclass\nfrom secateur.composition import Composition\n"
-        "from secateur.method import Replies\n\n"
+        "from dataclasses import dataclass\nfrom secateur.methods.kit.composition import Composition\n"
+        "from secateur.contract.method import Replies\n\n"
         "@dataclass(frozen=True)\nclass Hasty(Composition):\n"
         "    def absorb(self, state, replies):\n"
         "        first = [next(iter(replies))]\n"

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import INLINE, play, small, tiny_shards
-from secateur import models, training
-from secateur.config import Runtime
+from secateur import models
 from secateur.errors import ConfigError, ModelError
-from secateur.stacked import Compute, answers
-from secateur.training import Data, Effort, Training
+from secateur.learning import training
+from secateur.learning.batched import Compute, answers
+from secateur.learning.training import Data, Effort, Training
+from secateur.study.study import Runtime
 
 MOST = Compute(together=99)
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-import secateur.method
+import secateur.contract.method
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client, cost, training
-from secateur import run as runs
-from secateur.config import Runtime
+from secateur import cost
+from secateur.contract.method import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError
-from secateur.method import Client
+from secateur.federation import client
+from secateur.federation import run as runs
+from secateur.learning import training
 from secateur.pruning.structure import plan, sizes, slice_of
+from secateur.study.study import Runtime
 
 CNN = {"name": "smallcnn", "options": {"width": 6, "features": 10}}
 CHANNELS = ("granularity=channel", "schedule.sparsity=0.5", "schedule.start=0")
@@ -69,7 +71,7 @@ def test_weights_that_only_dead_units_read_come_back_as_they_were_sent(folder):
 
 def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     view, tensors = lab(folder, small("fedavg", model=CNN))
-    monkeypatch.setattr(secateur.method, "shrink", None)
+    monkeypatch.setattr(secateur.contract.method, "shrink", None)
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False

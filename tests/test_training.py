@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.learning.training import Data, Effort, Training, enforce, evaluate, fit, load, tensors_of
 from secateur.streams import derive
-from secateur.training import Data, Effort, Training, enforce, evaluate, fit, load, tensors_of
 
 
 def model(seed=0):

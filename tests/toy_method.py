@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.aggregation import Mean, WeightedMean
-from secateur.method import Method, merge, report, train_ask
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import Method, merge, report, train_ask
 from secateur.wire.message import Message
 
 

@@ -9,18 +9,18 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "Ask": "method",
-    "Client": "method",
-    "Composition": "composition",
+    "Ask": "contract.method",
+    "Client": "contract.method",
+    "Composition": "methods.kit.composition",
     "Message": "wire.message",
-    "Method": "method",
-    "Replies": "method",
-    "Runtime": "config",
+    "Method": "contract.method",
+    "Replies": "contract.method",
+    "Runtime": "study.study",
     "SecateurError": "errors",
-    "Setting": "method",
-    "State": "method",
-    "Study": "config",
-    "load": "export",
+    "Setting": "contract.method",
+    "State": "contract.method",
+    "Study": "study.study",
+    "load": "export.export",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 -- a sorted list of names, made from the table above

@@ -13,7 +13,7 @@ from secateur.errors import SecateurError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.config import Runtime, Study
+    from secateur.study.study import Runtime, Study
 
 app = typer.Typer(
     help="Prune neural networks while they train across a federation, and measure what it saves.",
@@ -43,7 +43,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 ) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
     _warm(workers)
-    from secateur import config as settings_of  # noqa: PLC0415
+    from secateur.study import study as settings_of  # noqa: PLC0415
 
     values = settings_of.read(config) if config is not None else {}
     flags = {
@@ -63,7 +63,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> None:
     """Go on with a run that was stopped, from its last completed round."""
     _warm(workers)
-    from secateur.run import read_study  # noqa: PLC0415
+    from secateur.federation.run import read_study  # noqa: PLC0415
 
     study = read_study(folder)
     _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
@@ -83,11 +83,11 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 ) -> None:
     """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
     _warm()
-    from secateur import compare as grid  # noqa: PLC0415
-    from secateur import standings  # noqa: PLC0415
-    from secateur.report.standing import show  # noqa: PLC0415
+    from secateur.compare import grid  # noqa: PLC0415
+    from secateur.compare.suite import chosen  # noqa: PLC0415
+    from secateur.report import tables as standings  # noqa: PLC0415
+    from secateur.report.formats import show  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
-    from secateur.suite import chosen  # noqa: PLC0415
 
     suite, place = chosen(what, data)
     wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
@@ -118,7 +118,7 @@ def report(
     import time  # noqa: PLC0415
 
     if markdown is not None:
-        from secateur import tables  # noqa: PLC0415
+        from secateur.report import markdown as tables  # noqa: PLC0415
 
         for folder in folders:
             _console().print(f"Written: {tables.write(folder, markdown)}", highlight=False, soft_wrap=True)
@@ -129,7 +129,7 @@ def report(
         time.sleep(watch)
         live = _page(folders, target, browse=False, live=True, link=link)
     if images:
-        from secateur.page import images as drawn  # noqa: PLC0415
+        from secateur.report.page import images as drawn  # noqa: PLC0415
 
         _console().print(
             f"Written: {len(drawn(target))} files in {target / 'figures'}", highlight=False, soft_wrap=True
@@ -146,7 +146,7 @@ def log(
     """Write runs' records to TensorBoard or MLflow, under their own names; what is there already is not repeated."""
     import time  # noqa: PLC0415
 
-    from secateur.journal import follow  # noqa: PLC0415
+    from secateur.report.journal import follow  # noqa: PLC0415
 
     while True:
         told = [follow(folder, to, store) for folder in folders]
@@ -163,9 +163,10 @@ def budget(
     link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
 ) -> None:
     """Say which of these runs keep every client within a budget of bytes, the best first."""
-    from secateur import page, standings  # noqa: PLC0415
-    from secateur.report.links import Links  # noqa: PLC0415
-    from secateur.report.standing import show  # noqa: PLC0415
+    from secateur.bandwidth import Links  # noqa: PLC0415
+    from secateur.report import page  # noqa: PLC0415
+    from secateur.report import tables as standings  # noqa: PLC0415
+    from secateur.report.formats import show  # noqa: PLC0415
 
     _, lines, _, _ = page.gathered(folders, Links.parse(link) if link else None)
     fits, over = standings.within(lines, megabytes * 1e6)
@@ -179,8 +180,8 @@ def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, l
     """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
     import webbrowser  # noqa: PLC0415
 
-    from secateur import page  # noqa: PLC0415
-    from secateur.report.links import Links  # noqa: PLC0415
+    from secateur.bandwidth import Links  # noqa: PLC0415
+    from secateur.report import page  # noqa: PLC0415
 
     title, lines, subjects, ended = page.gathered(folders, Links.parse(link) if link else None)
     index = page.write(title, lines, subjects, out, live=live and not ended)
@@ -200,7 +201,7 @@ def export(
     """Write a finished run's model, physically slim, checked against the masked one; with a card."""
     from rich.markdown import Markdown  # noqa: PLC0415
 
-    from secateur.export import export as write  # noqa: PLC0415
+    from secateur.export.export import export as write  # noqa: PLC0415
 
     card = write(folder, to, out)
     _console().print(Markdown(card.markdown()))
@@ -210,14 +211,14 @@ def export(
 @app.command(name="list")
 def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:  # noqa: FBT002
     """Show the methods, criteria, data sets and models, each with one line and its paper."""
-    from secateur.catalogue import catalogue  # noqa: PLC0415
     from secateur.report import listing  # noqa: PLC0415
+    from secateur.study.catalogue import catalogue  # noqa: PLC0415
 
     listing.show(catalogue(), _console(), markdown=markdown)
 
 
 def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
-    from secateur import run as runs  # noqa: PLC0415
+    from secateur.federation import run as runs  # noqa: PLC0415
     from secateur.report.terminal import Display, comparison  # noqa: PLC0415
 
     console = _console()
@@ -236,13 +237,13 @@ def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
 
 
 def _folder(study: Study, out: Path | None) -> Path:
-    from secateur.run import new_folder  # noqa: PLC0415
+    from secateur.federation.run import new_folder  # noqa: PLC0415
 
     return new_folder(study, out)
 
 
 def _runtime(workers: int | None, deadline: float | None) -> Runtime:
-    from secateur.config import Runtime  # noqa: PLC0415
+    from secateur.study.study import Runtime  # noqa: PLC0415
 
     return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
 

@@ -8,11 +8,12 @@ classes, and deep enough that a signal which shrinks in each layer is gone at th
 import pytest
 
 from helpers import INLINE, lab
-from secateur import methods, training
-from secateur import run as runs
-from secateur.client import wrap
-from secateur.config import assign, flatten, study
+from secateur import methods
 from secateur.data.shards import open_shards
+from secateur.federation import run as runs
+from secateur.federation.client import wrap
+from secateur.learning import training
+from secateur.study.study import assign, flatten, study
 
 CHANCE = 0.1
 CLEARLY = 0.3  # accuracy: three times chance

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
-from secateur import checkpoint, methods
-from secateur import run as runs
-from secateur.config import Runtime, flatten
+from secateur import methods
 from secateur.engines import Failure
 from secateur.errors import NobodyTrainedError
+from secateur.federation import checkpoint
+from secateur.federation import run as runs
+from secateur.study.study import Runtime, flatten
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 

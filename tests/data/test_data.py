@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers import small
-from secateur import data, models, provision
+from secateur import data, models
 from secateur.data.graphs import neighbourhood
 from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
+from secateur.federation import prepare as provision
 from secateur.streams import stream
 
 FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
@@ -726,8 +727,8 @@ def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):
 def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_for_who_asks_later(tmp_path):
     code = """if True:
         import sys
-        from secateur import provision
-        from secateur.config import study
+        from secateur.federation import prepare as provision
+        from secateur.study.study import study
         provision.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
         assert not {"matplotlib", "seaborn", "sklearn", "scipy"} & set(sys.modules)
         import flwr_datasets

@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
-from secateur import checkpoint, client, cost, exploration
-from secateur import run as runs
-from secateur.config import build, flatten
+from secateur import cost
+from secateur.contract.method import Replies, State
 from secateur.data.shards import open_shards
 from secateur.errors import NobodyTrainedError
-from secateur.method import Replies, State
+from secateur.federation import checkpoint, client
+from secateur.federation import run as runs
+from secateur.learning.training import load, tensors_of
 from secateur.methods.autoflip import AutoFLIP
+from secateur.methods.kit import exploration
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import plan
 from secateur.pruning.surgery import shrink
-from secateur.training import load, tensors_of
+from secateur.study.study import build, flatten
 from secateur.wire.codec import encode
 from secateur.wire.message import Message
 

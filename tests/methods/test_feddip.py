@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import client
+from secateur.contract.method import Client, Replies
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.method import Client, Replies
+from secateur.federation import client
+from secateur.learning.training import tensors_of
 from secateur.methods.feddip import FedDIP
 from secateur.pruning import mask as masks
-from secateur.training import tensors_of
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from helpers import lab, model_of, play, same, small, tiny_shards
+from secateur.learning.training import Data, Effort, Training, fit
 from secateur.methods.fedmef import FedMef
 from secateur.pruning import mask as masks
 from secateur.pruning.activations import keeping, pack
-from secateur.training import Data, Effort, Training, fit
 from secateur.wire.message import Message
 
 

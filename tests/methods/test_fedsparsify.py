@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.method import REPORT, Ask, Replies, Setting, State
+from secateur.contract.method import REPORT, Ask, Replies, Setting, State
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.methods.oneshot import OneShotMagnitude
@@ -74,7 +74,7 @@ def test_majority_vote_by_hand_three_clients_by_eight_weights():
 
 
 def test_coverage_average_counts_only_who_kept_it():
-    from secateur.aggregation import Mean
+    from secateur.aggregation.steps import Mean
 
     method = FedSparsifyLocal(schedule=Cubic(sparsity=0.5, start=0), aggregator=Mean(coverage=True))
     state = State(setting(), 1, {"w": W})

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
-from secateur import selection
+from secateur.contract.method import SCORE, Replies, State
 from secateur.errors import ConfigError
-from secateur.method import SCORE, Replies, State
+from secateur.learning.training import evaluate, load
 from secateur.methods.fedtiny import FedTiny
+from secateur.methods.kit import mask_selection as selection
 from secateur.pruning import mask as masks
-from secateur.training import evaluate, load
 from secateur.wire.message import Message
 
 NORMED = {"name": "sparsifycnn", "options": {"dropout": 0.0}}

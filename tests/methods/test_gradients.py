@@ -8,16 +8,16 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.aggregation import WeightedMean
+from secateur.aggregation.steps import WeightedMean
+from secateur.contract.method import SCORE, Replies, State
 from secateur.errors import ConfigError
-from secateur.method import SCORE, Replies, State
+from secateur.learning.training import load, tensors_of
 from secateur.methods.complement import ComplementSparsification
 from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import ERK, Global, erk
 from secateur.pruning.regrowth import block, cosine, quota, steepest, swap
-from secateur.training import load, tensors_of
 from secateur.wire.message import Message
 
 

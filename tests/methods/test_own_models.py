@@ -8,14 +8,14 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import run as runs
+from secateur.contract.method import Replies
 from secateur.errors import ModelError
-from secateur.likeness import alike
-from secateur.method import Replies
+from secateur.federation import run as runs
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedpub import FedPUB, masked
+from secateur.methods.kit.personal import Belongings
+from secateur.methods.kit.similarity import alike
 from secateur.methods.spafl import effective, received
-from secateur.personal import Belongings
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
 

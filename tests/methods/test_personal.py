@@ -8,10 +8,10 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import play, rows_of, same, small, tiny_shards
-from secateur.method import Replies
+from secateur.contract.method import Replies
+from secateur.methods.kit.personal import reached, thinner
 from secateur.methods.lotteryfl import LotteryFL
 from secateur.methods.subfedavg import SubFedAvg
-from secateur.personal import reached, thinner
 from secateur.wire.message import Message
 
 

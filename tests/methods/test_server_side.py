@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur import resize
+from secateur.contract.method import SERVER, Client, Replies
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.likeness import Soft, quality
-from secateur.method import SERVER, Client, Replies
+from secateur.learning.training import Training
+from secateur.methods.kit import learned_resize as resize
+from secateur.methods.kit.similarity import Soft, quality
 from secateur.pruning import clustering
-from secateur.training import Training
 from secateur.wire.message import Message
 
 

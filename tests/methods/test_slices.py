@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from helpers import Wrapped, model_of, play, rows_of, same, small, tiny_shards
-from secateur import client, cost
-from secateur import run as runs
+from secateur import cost
+from secateur.contract.method import Client, Replies, train_ask
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ModelError
-from secateur.method import Client, Replies, train_ask
+from secateur.federation import client
+from secateur.federation import run as runs
+from secateur.learning.training import evaluate, load, tensors_of
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL
@@ -21,7 +23,6 @@ from secateur.methods.ist import IndependentSubnetworks
 from secateur.pruning.structure import plan, slim
 from secateur.pruning.surgery import shrink
 from secateur.streams import derive
-from secateur.training import evaluate, load, tensors_of
 from secateur.wire.codec import part_sizes
 from secateur.wire.message import Message
 

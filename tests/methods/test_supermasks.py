@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
+from secateur.contract.method import Replies
 from secateur.errors import ConfigError
-from secateur.method import Replies
+from secateur.learning.supermask import frozen, learn, straight_through
+from secateur.learning.training import Data, Training
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, first
 from secateur.methods.hidenseek import HideNseek
@@ -16,8 +18,6 @@ from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
 from secateur.streams import stream
-from secateur.supermask import frozen, learn, straight_through
-from secateur.training import Data, Training
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 

@@ -14,17 +14,17 @@ from torch import nn
 
 from helpers import lab as helpers_lab
 from helpers import same, small, tiny_shards
-from secateur import selection
-from secateur.measure import measure
-from secateur.method import Client, Replies, State
+from secateur.contract.method import Client, Replies, State
+from secateur.learning.gradients import measure
+from secateur.learning.training import Data, Effort, Fit, Training, load, orders
 from secateur.methods.feddip import FedDIP
 from secateur.methods.feddst import FedDST
 from secateur.methods.fedmef import FedMef
+from secateur.methods.kit import mask_selection as selection
 from secateur.methods.prunefl import PruneFL
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global, erk
 from secateur.pruning.criteria import SNIP, Grasp, Synflow
-from secateur.training import Data, Effort, Fit, Training, load, orders
 from secateur.wire.message import Message
 
 WIDE = {"name": "mlp", "options": {"hidden": (40, 30)}}

@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.likeness import quality
-from secateur.method import Replies, Setting, State
+from secateur.contract.method import Replies, Setting, State
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.dpf import DPF
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL
+from secateur.methods.kit.learned_resize import compressed, dilated, identity
+from secateur.methods.kit.similarity import quality
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import LAMP, Global, erk
 from secateur.pruning.consensus import Majority
 from secateur.pruning.granularity import Hybrid, Weight
 from secateur.pruning.schedule import Cubic, EveryRound, PQIndex
 from secateur.pruning.structure import Layout
-from secateur.resize import compressed, dilated, identity
 from secateur.wire.message import Message, Spec
 
 SHAPES = {"a.weight": (6, 5), "a.bias": (6,), "b.weight": (3, 6), "b.bias": (3,)}

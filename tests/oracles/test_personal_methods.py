@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.likeness import noise
-from secateur.method import Replies
+from secateur.contract.method import Replies
+from secateur.learning.training import Effort
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedlex import FedLEx
 from secateur.methods.fedpub import FedPUB
-from secateur.personal import Belongings
+from secateur.methods.kit.personal import Belongings
+from secateur.methods.kit.similarity import noise
 from secateur.streams import stream
-from secateur.training import Effort
 from secateur.wire.message import Message
 
 

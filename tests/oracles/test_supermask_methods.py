@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.method import Replies
+from secateur.contract.method import Replies
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, dealt, first
 from secateur.methods.spafl import SpaFL, received

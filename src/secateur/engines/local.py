@@ -21,7 +21,7 @@ from secateur.engines.script import needed, spared
 from secateur.engines.store import StateStore
 from secateur.errors import EngineError
 
-CLIENT = ("secateur.client",)
+CLIENT = ("secateur.federation.client",)
 """What workers that serve clients import."""
 _TRIES = 3
 _GUARD = 'workers run it again, so what starts a run must stand under if __name__ == "__main__":'

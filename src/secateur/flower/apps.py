@@ -24,12 +24,14 @@ from typing import Any
 
 import torch
 
-from secateur import checkpoint, config, provision, records
-from secateur import run as runs
-from secateur.client import Participant
-from secateur.config import Runtime, Study
 from secateur.data.shards import Shape, Shards, open_shards
-from secateur.engines.flower import (
+from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
+from secateur.federation import checkpoint, records
+from secateur.federation import prepare as provision
+from secateur.federation import run as runs
+from secateur.federation.client import Participant
+from secateur.flower import policy
+from secateur.flower.engine import (
     HELLO,
     LOG,
     SERVE,
@@ -45,8 +47,8 @@ from secateur.engines.flower import (
     pack,
     unpack,
 )
-from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
-from secateur.flower import policy
+from secateur.study import study as config
+from secateur.study.study import Runtime, Study
 from secateur.wire import codec
 
 _SERVERS = ("out", "deadline", "wait")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from secateur.engines.flower import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
+from secateur.contract.method import TRAIN
 from secateur.errors import ConfigError, MaskNotHeldError
+from secateur.flower.engine import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
 from secateur.flower.strategy import EPOCHS, PHASE
-from secateur.method import TRAIN
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import apply
 from secateur.wire import masks as packing

@@ -12,9 +12,10 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from secateur import config, data, methods, models
+from secateur import data, methods, models
 from secateur.data import embedded
 from secateur.errors import ConfigError
+from secateur.study import study as config
 
 ALLOW = "allow"
 ENVIRONMENT = "SECATEUR_ALLOW"

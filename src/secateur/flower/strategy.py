@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.aggregation import Mean
-from secateur.composition import Composition
-from secateur.engines.flower import (
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import TRAIN, Ask, Replies, Setting, State
+from secateur.errors import ConfigError, WireError
+from secateur.federation.link import Links
+from secateur.federation.records import check_any
+from secateur.flower.engine import (
     LOG,
     ArrayRecord,
     ConfigRecord,
@@ -33,14 +36,11 @@ from secateur.engines.flower import (
     with_arrays,
     with_payload,
 )
-from secateur.engines.flower import Message as FlowerMessage
-from secateur.errors import ConfigError, WireError
-from secateur.link import Links
-from secateur.method import TRAIN, Ask, Replies, Setting, State
+from secateur.flower.engine import Message as FlowerMessage
+from secateur.methods.kit.composition import Composition
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.discovery import layout
-from secateur.records import check_any
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
 from secateur.wire.message import Message, Scalar, specs_of
 

@@ -13,13 +13,13 @@ import importlib.util
 import inspect
 import pkgutil
 
+from secateur.contract.method import Method
 from secateur.errors import ConfigError, unknown
-from secateur.method import Method
 
 
 def names() -> list[str]:
     """Return the names of the methods in this package, sorted."""
-    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_"))
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if not info.ispkg)
 
 
 def find(name: str) -> type[Method]:
@@ -47,6 +47,6 @@ def find(name: str) -> type[Method]:
     if len(found) != 1 or not dataclasses.is_dataclass(found[0]):
         raise ConfigError(
             f"method {name!r}: its module must define exactly one frozen dataclass derived from "
-            f"secateur.method.Method or secateur.composition.Composition, found {[c.__name__ for c in found]}"
+            f"secateur.Method or secateur.Composition, found {[c.__name__ for c in found]}"
         )
     return found[0]

@@ -23,8 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from secateur.aggregation import Aggregator, ServerMomentum
-from secateur.composition import Composition
+from secateur.aggregation.steps import Aggregator, ServerMomentum
+from secateur.methods.kit.composition import Composition
 from secateur.pruning.allocation import Allocation, Quantile
 from secateur.pruning.consensus import Consensus, Participants
 from secateur.pruning.criteria import Criterion, Deviation, Exploration

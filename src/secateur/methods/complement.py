@@ -21,9 +21,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import Ask, Client, Method, Replies, State, merge, report, train_ask
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, State, merge, report, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Allocation, Uniform
 from secateur.pruning.mask import Mask

@@ -27,15 +27,26 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation import WeightedMean
+from secateur.aggregation.steps import WeightedMean
+from secateur.contract.method import (
+    Archive,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    report,
+    train_ask,
+    train_reply,
+)
 from secateur.errors import check
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, report, train_ask, train_reply
-from secateur.personal import Belongings, Each
+from secateur.methods.kit.personal import Belongings, Each
+from secateur.methods.kit.submodels import absorb_slices, slice_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, lowest
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.regrowth import cosine
-from secateur.slices import absorb_slices, slice_ask
 from secateur.streams import stream
 from secateur.wire.message import Message
 

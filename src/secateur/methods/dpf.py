@@ -21,9 +21,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation import Mean
-from secateur.errors import check
-from secateur.method import (
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import (
     GUARDED,
     Archive,
     Ask,
@@ -38,6 +37,7 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
+from secateur.errors import check
 from secateur.pruning.allocation import Global, on, spared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message

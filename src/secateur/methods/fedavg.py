@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.composition import Composition
+from secateur.methods.kit.composition import Composition
 
 
 @dataclass(frozen=True)

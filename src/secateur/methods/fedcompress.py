@@ -27,11 +27,24 @@ from functools import partial
 
 import torch
 
-from secateur import training
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import (
+    REPORT,
+    TRAIN,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    merge,
+    report,
+    train_ask,
+)
 from secateur.errors import check
-from secateur.likeness import entering, noise, outputs, quality
-from secateur.method import REPORT, TRAIN, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.learning import training
+from secateur.learning.supermask import learn
+from secateur.methods.kit.similarity import entering, noise, outputs, quality
 from secateur.pruning.clustering import (
     CODEBOOK,
     closed,
@@ -45,7 +58,6 @@ from secateur.pruning.clustering import (
     width,
 )
 from secateur.pruning.mask import Tensors
-from secateur.supermask import learn
 from secateur.wire.message import Expected, Message, Spec
 
 _MU, _CLUSTERS, _BEST, _STALE = "codebooks", "clusters", "quality", "stale"

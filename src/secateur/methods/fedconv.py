@@ -27,13 +27,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation import WeightedMean
+from secateur.aggregation.steps import WeightedMean
+from secateur.contract.method import Ask, Client, Replies, Setting, State
 from secateur.errors import check
-from secateur.method import Ask, Client, Replies, Setting, State
+from secateur.learning.training import Training
+from secateur.methods.kit.learned_resize import Bench
+from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.structure import Plan, plan
-from secateur.resize import Bench
-from secateur.slices import Sliced
-from secateur.training import Training
 
 
 @dataclass(frozen=True)

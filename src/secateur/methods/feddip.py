@@ -22,9 +22,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation import Mean
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import (
+    Archive,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    mean_of,
+    merge,
+    report,
+    train_ask,
+)
 from secateur.errors import check
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, mean_of, merge, report, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, Global
 from secateur.pruning.criteria import Random

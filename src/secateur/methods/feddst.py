@@ -25,9 +25,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import (
+    Archive,
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    merge,
+    report,
+    train_ask,
+    train_reply,
+)
 from secateur.errors import check
-from secateur.method import Archive, Ask, Client, Method, Replies, Setting, State, merge, report, train_ask, train_reply
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Tensors

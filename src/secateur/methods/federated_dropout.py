@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.contract.method import Setting
 from secateur.errors import check
-from secateur.method import Setting
+from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.allocation import pruned_count
-from secateur.slices import Sliced
 from secateur.streams import stream
 
 

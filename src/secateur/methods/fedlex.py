@@ -24,14 +24,26 @@ from functools import partial
 
 import torch
 
-from secateur import exploration
-from secateur.aggregation import Aggregator, ServerMomentum, WeightedMean
+from secateur.aggregation.steps import Aggregator, ServerMomentum, WeightedMean
+from secateur.contract.method import (
+    Ask,
+    Client,
+    Method,
+    Replies,
+    Setting,
+    State,
+    mean_of,
+    merge,
+    report,
+    train_ask,
+    train_reply,
+)
 from secateur.errors import check
-from secateur.method import Ask, Client, Method, Replies, Setting, State, mean_of, merge, report, train_ask, train_reply
+from secateur.learning.supermask import straight_through
+from secateur.learning.training import tensors_of
+from secateur.methods.kit import exploration
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
-from secateur.supermask import straight_through
-from secateur.training import tensors_of
 from secateur.wire.message import Expected, Message
 
 _G = "guidance/"

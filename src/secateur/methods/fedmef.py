@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur import selection
+from secateur.contract.method import TRAIN, Archive, Ask, Client, Setting, State, report
 from secateur.errors import check
-from secateur.method import TRAIN, Archive, Ask, Client, Setting, State, report
+from secateur.learning.training import Effort
 from secateur.methods.fedtiny import FedTiny
+from secateur.methods.kit import mask_selection as selection
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Tensors
 from secateur.pruning.regrowth import smallest
-from secateur.training import Effort
 from secateur.wire.message import Message
 
 

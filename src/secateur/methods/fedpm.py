@@ -26,11 +26,11 @@ from typing import ClassVar
 
 import torch
 
+from secateur.contract.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
 from secateur.errors import check
-from secateur.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.learning.supermask import frozen, straight_through
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
-from secateur.supermask import frozen, straight_through
 from secateur.wire.message import Expected, Message
 
 _CHANCE = "chance"

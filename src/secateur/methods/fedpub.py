@@ -24,14 +24,14 @@ from functools import partial
 
 import torch
 
-from secateur import training
-from secateur.aggregation import Mean, WeightedMean
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
 from secateur.errors import ModelError, check
-from secateur.likeness import alike, embedding
-from secateur.method import Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
-from secateur.personal import Belongings, Each
+from secateur.learning import training
+from secateur.learning.training import Fit
+from secateur.methods.kit.personal import Belongings, Each
+from secateur.methods.kit.similarity import alike, embedding
 from secateur.pruning.mask import Tensors
-from secateur.training import Fit
 from secateur.wire.message import Message, Spec
 
 _SOFT, _EMBEDDING = "soft.", "embedding"

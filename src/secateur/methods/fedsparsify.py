@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from secateur.composition import Composition
+from secateur.methods.kit.composition import Composition
 from secateur.pruning.allocation import Allocation, Global
 from secateur.pruning.schedule import Cubic, Schedule
 

@@ -24,10 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur import selection
-from secateur.aggregation import Mean
-from secateur.errors import check
-from secateur.method import (
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import (
     SCORE,
     Ask,
     Client,
@@ -42,6 +40,8 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
+from secateur.errors import check
+from secateur.methods.kit import mask_selection as selection
 from secateur.pruning import mask as masks
 from secateur.pruning.regrowth import block, cosine, steepest, swap
 from secateur.wire.message import Message

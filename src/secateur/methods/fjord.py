@@ -22,10 +22,10 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.contract.method import Ask, Client, Setting, State, report
 from secateur.errors import check
-from secateur.method import Ask, Client, Setting, State, report
+from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.mask import Mask
-from secateur.slices import Sliced
 from secateur.wire.message import Message
 
 

@@ -32,13 +32,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from secateur.contract.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
 from secateur.errors import check
-from secateur.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.learning.supermask import frozen, straight_through
 from secateur.pruning.allocation import lowest
 from secateur.pruning.mask import Tensors
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
 from secateur.streams import stream
-from secateur.supermask import frozen, straight_through
 from secateur.wire.message import Expected, Message, Spec
 
 _RANK = "rank"

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.contract.method import Setting, State
 from secateur.errors import check
-from secateur.method import Setting, State
+from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.mask import Mask
-from secateur.slices import Sliced
 
 
 @dataclass(frozen=True)

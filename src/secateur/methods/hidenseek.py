@@ -30,8 +30,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.errors import check
-from secateur.method import (
+from secateur.contract.method import (
     REPORT,
     TRAIN,
     Archive,
@@ -44,10 +43,11 @@ from secateur.method import (
     mean_of,
     report,
 )
+from secateur.errors import check
+from secateur.learning.supermask import straight_through
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global, on
 from secateur.pruning.mask import Tensors
-from secateur.supermask import straight_through
 from secateur.wire.message import Expected, Message
 
 _SIGN = "sign"

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 
 import torch
 
+from secateur.contract.method import Setting
 from secateur.errors import check
-from secateur.method import Setting
-from secateur.slices import Sliced
+from secateur.methods.kit.submodels import Sliced
 from secateur.streams import stream
 
 

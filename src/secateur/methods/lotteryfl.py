@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur import training
-from secateur.method import Ask, Client, report
-from secateur.personal import Personal, reached, thinner
+from secateur.contract.method import Ask, Client, report
+from secateur.learning import training
+from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
 

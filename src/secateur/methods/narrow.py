@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.aggregation import Mean
-from secateur.errors import check
-from secateur.method import (
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import (
     Archive,
     Ask,
     Client,
@@ -29,9 +28,10 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
+from secateur.errors import check
+from secateur.methods.kit.submodels import Narrowed
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Tensors
-from secateur.slices import Narrowed
 from secateur.wire.message import Message
 
 

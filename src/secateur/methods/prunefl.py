@@ -24,9 +24,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation import Mean
-from secateur.errors import check
-from secateur.method import (
+from secateur.aggregation.steps import Mean
+from secateur.contract.method import (
     SCORE,
     Ask,
     Client,
@@ -40,6 +39,7 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
+from secateur.errors import check
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, highest, pruned_count, shared
 from secateur.wire.message import Message

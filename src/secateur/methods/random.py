@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from secateur.composition import Composition
+from secateur.methods.kit.composition import Composition
 from secateur.pruning.criteria import Criterion, Random
 from secateur.pruning.schedule import OneShot, Schedule
 

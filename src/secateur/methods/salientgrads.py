@@ -18,9 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from secateur.aggregation import Mean, WeightedMean
-from secateur.errors import check
-from secateur.method import (
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import (
     GUARDED,
     SCORE,
     Ask,
@@ -34,6 +33,7 @@ from secateur.method import (
     train_ask,
     train_reply,
 )
+from secateur.errors import check
 from secateur.pruning.allocation import Allocation, Global, on, spared
 from secateur.wire.message import Message
 

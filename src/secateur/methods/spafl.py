@@ -32,9 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur import training
-from secateur.errors import check
-from secateur.method import (
+from secateur.contract.method import (
     REPORT,
     TRAIN,
     Archive,
@@ -46,8 +44,10 @@ from secateur.method import (
     State,
     report,
 )
+from secateur.errors import check
+from secateur.learning import training
+from secateur.learning.supermask import straight_through
 from secateur.pruning.mask import Tensors
-from secateur.supermask import straight_through
 from secateur.wire.message import Expected, Message, Spec
 
 _TAU, _CHANGE = "threshold", "change"

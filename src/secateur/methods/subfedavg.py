@@ -21,11 +21,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.method import Ask, Client, report
-from secateur.personal import Personal, reached, thinner
+from secateur.contract.method import Ask, Client, report
+from secateur.learning.training import Effort, evaluate, load
+from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
-from secateur.training import Effort, evaluate, load
 from secateur.wire.message import Message
 
 

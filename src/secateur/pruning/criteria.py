@@ -62,7 +62,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Statistics of gradients, measured at the current model before each pruning; see ``secateur.measure``.
+    """Statistics of gradients, measured at the current model before each pruning; see ``secateur.learning.gradients``.
 
     Attributes:
         batches: over how many a client takes the mean.
@@ -183,7 +183,7 @@ class Measured(ABC):
     @property
     @abstractmethod
     def form(self) -> Form:
-        """What a client reports; see ``secateur.measure``."""
+        """What a client reports; see ``secateur.learning.gradients``."""
 
     @abstractmethod
     def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:

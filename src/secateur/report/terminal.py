@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from secateur.report.clients import worst_tenth
+from secateur.report.worst import worst_tenth
 
 Row = Mapping[str, Any]
 

@@ -1,0 +1,1 @@
+"""From what replies became to the next server model."""

@@ -1,0 +1,1 @@
+"""Suites of runs: made, controlled, run in parallel."""

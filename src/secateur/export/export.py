@@ -1,0 +1,305 @@
+"""Export: a finished run's model, physically slim and checked against the masked one, as a file that others run."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import torch as safetensors
+from torch import nn
+
+from secateur import cost
+from secateur.data.shards import Shape, open_shards
+from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
+from secateur.federation import checkpoint, client
+from secateur.federation import prepare as provision
+from secateur.federation.run import PLAN, SUMMARY
+from secateur.learning import training
+from secateur.pruning.discovery import layout
+from secateur.pruning.mask import Mask
+from secateur.pruning.structure import Plan
+from secateur.pruning.surgery import plain, shrink
+from secateur.report.card import Card, Figures, Layer
+from secateur.study.study import Study
+from secateur.study.study import study as parse_study
+
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
+_CLOSE = 1e-4  # of the largest output
+_BATCH, _SINGLES = 500, 200
+
+Predict = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """A finished run's model.
+
+    Attributes:
+        study, shape: what it was made of, and for which rows.
+        masked: the dense network with zeros at pruned entries; what the run scored last.
+        slim: the same function, physically cut, of torch's own layers; in evaluation mode.
+        plan, mask: what was cut, and what is pruned.
+        summary: the run's.
+    """
+
+    study: Study
+    shape: Shape
+    masked: nn.Module
+    slim: nn.Module
+    plan: Plan
+    mask: Mask
+    summary: dict[str, Any]
+
+
+def read(folder: Path) -> Shipped:
+    """Read the model of a finished run.
+
+    Raises:
+        CheckpointError: the run is not finished, its files are damaged, or an older version made it.
+    """
+    tensors, mask, about = checkpoint.shipped(folder)
+    if "shape" not in about:
+        raise CheckpointError(f"{folder} was made by an older version, which did not keep the shape of its data")
+    try:
+        study = parse_study(tomllib.loads(about["study"]))
+        facts = json.loads(about["shape"])
+        shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
+        summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+        removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
+        model = client.make_model(study, shape)
+        training.load(model, tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:
+        raise CheckpointError(f"{folder} cannot be read: {type(broken).__name__}: {broken}") from broken
+    return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary)
+
+
+def load(folder: str | Path) -> nn.Module:
+    """Return the slim model of a finished run as a plain ``nn.Module``: torch's own layers, none of our classes.
+
+    It is in evaluation mode and takes what the run's data gave its model: images divided by their scale, tokens as
+    int64. A model of your own that torch.fx cannot trace is returned in its own class.
+
+    Raises:
+        CheckpointError: the run is not finished or its files are damaged.
+    """
+    return read(Path(folder)).slim
+
+
+def export(folder: Path, to: str, out: Path | None = None) -> Card:
+    """Write the slim model of a finished run, check it, and write its card beside it.
+
+    Args:
+        folder: of the run.
+        to: ``onnx``, ``torch`` (torch.export), ``safetensors`` (weights and plan) or ``executorch`` (batch size 1).
+        out: where to; default: ``export`` in the run's folder.
+
+    Returns:
+        What the card says; ``card.md`` and ``card.json`` hold it.
+
+    Raises:
+        ConfigError: unknown format.
+        MissingExtraError: the format needs an extra that is not installed.
+        ModelError: the exported model does not predict what the masked one does; nothing is left behind.
+    """
+    if to not in SUFFIXES:
+        raise unknown("format", to, SUFFIXES)
+    shipped = read(folder)
+    place = out or folder / "export"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as broken:
+        raise ConfigError(f"--out {place}: {broken.strerror}") from broken
+    rows, told = _rows(shipped)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _export(shipped, to, place, rows, told)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, told: str) -> Card:
+    path, beside = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
+    example = rows.batch(slice(0, 1))[0]
+    try:
+        predict = _write(to, shipped, shipped.slim, example, path)
+        checked = {"rows": told, **_check(shipped, predict, rows, single=to == "executorch")}
+        whole = replace(shipped, plan=Plan())
+        slow = _write(to, whole, plain(shipped.masked), example, beside)
+        files = {"dense": beside.stat().st_size, "masked": beside.stat().st_size, "slim": path.stat().st_size}
+        times = {"dense": cost.latency(lambda: slow(example)), "slim": cost.latency(lambda: predict(example))}
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    finally:
+        beside.unlink(missing_ok=True)
+    card = Card(
+        f"{shipped.study.method} on {shipped.study.data.source}, study {shipped.summary['study']}",
+        path.name, to, checked, _layers(shipped), _figures(shipped, example, files, times),
+    )  # fmt: skip
+    checkpoint.write(place / "card.json", json.dumps(asdict(card), indent=1).encode())
+    checkpoint.write(place / "card.md", card.markdown().encode())
+    return card
+
+
+def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
+    """Write a model as a file, and return what runs that file."""
+    if to == "safetensors":
+        return _safetensors(shipped, model, path)
+    write = {"onnx": _onnx, "torch": _torch, "executorch": _executorch}[to]
+    try:
+        with _quiet():
+            return write(model, example, path)
+    except SecateurError:
+        raise
+    except Exception as broken:
+        reason = str(broken).partition("\n")[0]
+        raise ModelError(f"this model cannot be exported to {to}: {type(broken).__name__}: {reason}") from broken
+
+
+def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
+    for module in ("onnx", "onnxscript"):
+        need(module, extra="export")
+    runtime = need("onnxruntime", extra="export")
+    program = torch.onnx.export(
+        model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False,
+        input_names=["input"], output_names=["output"],
+    )  # fmt: skip
+    if program is None:
+        raise ModelError("torch wrote no ONNX program")
+    program.save(path)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+
+def _torch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
+    two = torch.cat([example, example])  # a batch of one would be taken for the only size
+    program = torch.export.export(model, (two,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+    return torch.export.load(path).module()
+
+
+def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
+    fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
+    about = {"about": json.dumps({"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()})}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    checkpoint.write(path, safetensors.save(tensors, about))
+    training.load(fresh, safetensors.load_file(path))
+    return fresh
+
+
+def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
+    exir = need("executorch.exir", extra="executorch")
+    runtime = need("executorch.runtime", extra="executorch")
+    program = exir.to_edge_transform_and_lower(torch.export.export(model, (example,))).to_executorch()
+    path.write_bytes(program.buffer)
+    method = runtime.Runtime.get().load_program(str(path)).load_method("forward")
+    return lambda x: torch.as_tensor(method.execute([x])[0]).clone()
+
+
+def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: bool) -> dict[str, Any]:
+    """Compare predictions of the file with those of the masked model, row by row."""
+    count = min(len(rows), _SINGLES) if single else len(rows)
+    batch = 1 if single else _BATCH
+    apart, differ, hits = 0.0, 0, 0.0
+    with torch.no_grad():
+        for start in range(0, count, batch):
+            x, y = rows.batch(slice(start, min(count, start + batch)))
+            expected, found = shipped.masked(x), predict(x)
+            if expected.shape != found.shape:
+                raise ModelError(
+                    f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"
+                )
+            apart = max(apart, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
+            if shipped.shape.task == "regression":
+                hits += float((found.squeeze(-1) - y).abs().sum())
+            else:
+                differ += int((expected.argmax(1) != found.argmax(1)).sum())
+                hits += float((found.argmax(1) == y).sum())
+    if not apart <= _CLOSE:
+        raise ModelError(f"the exported model's outputs are {apart:.2g} away from those of the masked one")
+    return {"count": count, "apart": apart, "differ": differ, _metric(shipped): hits / count}
+
+
+def _rows(shipped: Shipped) -> tuple[training.Data, str]:
+    """Return test rows and what they are: the server's, the clients' own, or random ones where the data is away."""
+    try:
+        with provision.federation(shipped.study) as folder:
+            shards = open_shards(folder)
+            x, y = shards.server_test()
+            told = "the server's test set"
+            if not len(y):
+                parts = [shards.test(k) for k in range(shards.clients)]
+                x, y = (torch.cat(part) for part in zip(*parts, strict=True))
+                told = "the clients' own test rows"
+            if len(y):
+                return client.wrap(shards, x.clone(), y.clone()), told
+    except DataError:
+        pass  # a deployment's rows never left its nodes
+    shape = shipped.shape
+    draw = torch.Generator().manual_seed(shipped.study.seed)
+    high = shape.outputs if shape.kind == "tokens" else 256
+    x = torch.randint(0, high, (_SINGLES, *shape.input_shape), generator=draw)
+    x = x.float() / high if shape.kind == "tabular" else x.to(torch.uint8)
+    rows = client.wrap(shape, x, torch.zeros(_SINGLES, dtype=torch.int64))
+    return rows, "random rows, as the run's data is not on this machine: accuracy says nothing here"
+
+
+def _metric(shipped: Shipped) -> str:
+    return "mae" if shipped.shape.task == "regression" else "accuracy"
+
+
+def _layers(shipped: Shipped) -> tuple[Layer, ...]:
+    found = layout(shipped.masked, shipped.study.model.structure, client.example(shipped.shape))
+    layers = []
+    for group in found.groups:
+        slot, gone = group.weights[0], shipped.plan.drops(group.name)
+        cut = next((c for c in shipped.plan.of(slot.tensor) if c.dim == slot.dim), None)
+        kept = 0 if gone else group.units if cut is None else len(cut.kept) // (slot.tiles * slot.repeat)
+        layers.append(Layer(group.name, group.kind, kept, group.units, ""))
+    whole = [Layer(name or "model", "", 0, 0, reason) for name, reason in found.whole.items()]
+    return (*layers, *whole)
+
+
+def _figures(
+    shipped: Shipped, example: torch.Tensor, files: dict[str, int], times: dict[str, float]
+) -> tuple[Figures, ...]:
+    dense = client.make_model(shipped.study, shipped.shape)
+    uses, tensors = cost.uses(dense, example), shipped.masked.state_dict()
+    found = []
+    for name, model in (("dense", dense), ("masked", shipped.masked), ("slim", shipped.slim)):
+        alone = plain(model)
+        held = cost.memory(copy.deepcopy(model), example)
+        parameters = sum(p.numel() for p in model.parameters())
+        nonzero = parameters if name == "dense" else sum(int((p != 0).sum()) for p in model.parameters())
+        surviving = cost.macs(uses, tensors, None if name == "dense" else shipped.mask)
+        with torch.no_grad():
+            taken = cost.latency(lambda alone=alone: alone(example))  # type: ignore[misc]
+        counts = {"parameters": parameters, "nonzero": nonzero, "macs": cost.counted(alone, example)}
+        counts |= {"parameter_bytes": held.parameters, "activation_bytes": held.activations}
+        counts |= {"macs_surviving": surviving, "file_bytes": files[name]}
+        found.append(Figures(name, seconds=taken, runtime_seconds=times.get(name), **counts))
+    return tuple(found)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' remarks on other packages to themselves; what fails raises all the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)

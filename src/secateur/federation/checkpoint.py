@@ -1,0 +1,282 @@
+"""Checkpoints: the server's state on disk, replaced atomically after every exchange; and the shipped model.
+
+One safetensors file holds the state; its header holds the rest as JSON, with a digest of the tensors. The
+archive's write-once entries lie beside it, one file each, named and digested in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors import torch as safetensors
+
+from secateur.contract.method import Setting, State
+from secateur.errors import CheckpointError
+from secateur.pruning.mask import Mask, Tensors
+
+NAME = "checkpoint.safetensors"
+MODEL = "model.safetensors"
+_LOCK, _ABOUT = ".lock", "about"
+
+
+def write(path: Path, data: bytes) -> None:
+    """Replace a file atomically: a reader, or a crash, sees the old bytes or the new ones, never a mixture.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; the old file is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except OSError as broken:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror or broken}; what was there before is untouched. "
+            f"Free some space or mend the folder's permissions, then: secateur resume {path.parent}"
+        ) from broken
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep every other process away from a run's folder inside the block; the end of this process frees it too.
+
+    Raises:
+        CheckpointError: another process is at it.
+    """
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            _lock(lock.fileno())
+        except OSError as taken:
+            raise CheckpointError(f"another process is at work on {folder}; stop it, or give another folder") from taken
+        yield
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt  # noqa: PLC0415 -- there is no fcntl there
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl  # noqa: PLC0415
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+class Archive(MutableMapping[str, Tensors]):
+    """Tensors by key, never changed, one file for each entry; read back from disk, so memory stays O(model)."""
+
+    def __init__(self, folder: Path, digests: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.digests = dict(digests or {})
+        self._forgotten = False
+
+    def __setitem__(self, key: str, tensors: Tensors) -> None:
+        """Write an entry."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # safetensors keeps its own order: the names' order travels in the header
+        data = safetensors.save(dict(tensors), {"order": json.dumps(list(tensors))})
+        write(self._path(key), data)
+        self.digests[key] = hashlib.sha256(data).hexdigest()
+
+    def __getitem__(self, key: str) -> Tensors:
+        """Read an entry, and check it against the digest of the time it was written."""
+        digest = self.digests[key]
+        path = self._path(key)
+        data = _read(path)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"archive entry {path} is damaged; start the run again from its study.toml")
+        tensors = safetensors.load(data)
+        length = int.from_bytes(data[:8], "little")
+        order = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["order"])
+        return {name: tensors[name] for name in order}
+
+    def __contains__(self, key: object) -> bool:
+        """Return whether there is such an entry, without reading it."""
+        return key in self.digests
+
+    def __delitem__(self, key: str) -> None:
+        """Forget an entry; its file stays until a checkpoint without it is on disk."""
+        del self.digests[key]
+        self._forgotten = True
+
+    def collect(self) -> None:
+        """Delete the files of forgotten entries, and what a kill left behind."""
+        if self._forgotten:
+            wanted = {self._path(key) for key in self.digests}
+            for path in self.folder.glob("*.safetensors"):
+                if path not in wanted:
+                    path.unlink(missing_ok=True)
+            self._forgotten = False
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over keys."""
+        return iter(self.digests)
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return len(self.digests)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key.replace('/', '-')}.safetensors"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds: the state, and what the run itself must know to go on.
+
+    Attributes:
+        state: the method's.
+        extra: small facts, such as the run's position in its own files.
+        beside: named groups of tensors.
+    """
+
+    state: State
+    extra: dict[str, Any]
+    beside: Mapping[str, Tensors] = field(default_factory=dict)
+
+
+def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str, Tensors] | None = None) -> None:
+    """Write the checkpoint of ``folder``; ``extra`` and ``beside`` as in ``Saved``."""
+    slashed = [name for name in (*state.memory, *(beside or {})) if "/" in name]
+    if slashed:
+        raise CheckpointError(f"State.memory[{slashed[0]!r}]: a name with a slash cannot be read back; use another")
+    tensors = {f"weights/{n}": t for n, t in state.weights.items()}
+    tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
+    tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}
+    tensors |= {f"beside/{k}/{n}": t for k, group in (beside or {}).items() for n, t in group.items()}
+    digests = state.archive.digests if isinstance(state.archive, Archive) else {}
+    head = {
+        "format": 1, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
+        "archive": digests, "order": list(tensors), "digest": _digest(tensors), "extra": extra,
+    }  # fmt: skip
+    write(folder / NAME, safetensors.save(_apart(tensors), {"secateur": json.dumps(head)}))
+    if isinstance(state.archive, Archive):
+        state.archive.collect()
+
+
+def load(folder: Path, setting: Setting) -> Saved:
+    """Read the checkpoint of ``folder``.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged; the text says what to do.
+    """
+    path = folder / NAME
+    again = f"start again with: secateur run --config {folder / 'study.toml'}"
+    if not path.exists():
+        raise CheckpointError(f"no checkpoint in {folder}: the run had not finished its first exchange; {again}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            head = json.loads((file.metadata() or {})["secateur"])
+        loaded = safetensors.load_file(path)
+        tensors = {name: loaded[name] for name in head["order"]}
+        if _digest(tensors) != head["digest"]:
+            raise CheckpointError(f"checkpoint {path} is damaged (its digest differs); {again}")
+    except (SafetensorError, KeyError, ValueError, OSError) as broken:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {again}") from broken
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition("/")
+        group, _, inner = rest.partition("/") if kind in {"memory", "beside"} else ("", "", rest)
+        parts.setdefault(f"{kind}/{group}", {})[inner] = tensor
+    memory, beside = (
+        {k.removeprefix(kind): v for k, v in parts.items() if k.startswith(kind)} for kind in ("memory/", "beside/")
+    )
+    mask = parts.get("mask/", {}) if head["masked"] else None
+    archive = Archive(folder / "archive", head["archive"])
+    state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], archive)
+    return Saved(state, head["extra"], beside)
+
+
+def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, str]) -> None:
+    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header.
+
+    The header is one entry: safetensors writes several in no fixed order, and equal runs should give equal files.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in model.items()}
+    tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
+    write(folder / MODEL, safetensors.save(tensors, {_ABOUT: json.dumps(dict(about), sort_keys=True)}))
+
+
+def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
+    """Return what ``ship`` wrote: the model's tensors, its mask (empty: dense), the header.
+
+    Raises:
+        CheckpointError: the folder holds no finished run, or the file is damaged.
+    """
+    path = folder / MODEL
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: the run is not finished; go on with: secateur resume {folder}")
+    try:
+        tensors = safetensors.load_file(path)
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
+    except (SafetensorError, OSError, ValueError) as broken:
+        raise CheckpointError(f"{path} cannot be read: {broken}") from broken
+    mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
+    return {n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask, about
+
+
+def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
+    """Return tensors none of which shares memory with another: safetensors refuses views."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.contiguous()
+        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(found[name].untyped_storage().data_ptr())
+    return found
+
+
+def _digest(tensors: Tensors) -> str:
+    running = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        running.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return running.hexdigest()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as broken:
+        raise CheckpointError(f"cannot read {path}: {broken.strerror or broken}") from broken
+
+
+def append(path: Path, line: str) -> int:
+    """Append one line durably and return the file's length after it."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            return file.tell()
+    except OSError as broken:
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror or broken}; the last checkpoint is untouched. "
+            f"Free some space, then: secateur resume {path.parent}"
+        ) from broken

@@ -1,0 +1,226 @@
+"""The client's side: bytes in, bytes out. The only thing that an engine calls."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from safetensors import torch as safetensors
+from torch import nn
+
+from secateur.contract.method import EVALUATE, TRAIN, Ask, Client, Setting
+from secateur.data.shards import Shape, Shards, open_shards
+from secateur.errors import MaskNotHeldError
+from secateur.federation import link
+from secateur.federation.link import Kept
+from secateur.learning import batched as stacked
+from secateur.learning import training
+from secateur.models import build as build_model
+from secateur.pruning.discovery import layout
+from secateur.pruning.mask import Mask
+from secateur.streams import derive
+from secateur.study.study import Study
+from secateur.wire.codec import context_of, decode, encode, lost, with_scalar
+from secateur.wire.masks import same
+from secateur.wire.message import Expected, Message, Scalar, specs_of
+from secateur.wire.settings import Wire
+
+PLAIN = "plain"
+SECONDS = "seconds"
+MEASURED = "measured"
+TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
+"""Scalars that every reply carries beside its method's: seconds that the client worked, from the request to the last
+byte of the reply; and of the rows that it processed those for which ``Client.measure`` took gradients of all weights.
+"""
+
+
+def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
+    """Return the study's model with its seeded initial weights: theta_0, the same wherever it is made."""
+    section = study.model
+    return build_model(
+        section.name, input_shape=rows.input_shape, outputs=rows.outputs,
+        init=section.init, seed=study.seed, options=section.options, tokens=rows.kind == "tokens",
+    )  # fmt: skip
+
+
+def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Tensor | None = None) -> Setting:
+    """Return what the study's method may know; equal on the server and on every client."""
+    found = layout(model, study.model.structure, inputs)
+    state = model.state_dict()
+    specs = specs_of({name: state[name] for name in found.roles})
+    return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
+
+
+class _Initial(Mapping[str, torch.Tensor]):
+    """theta_0, made when it is first read: most methods never do, and it is as large as the model."""
+
+    def __init__(self, make: Callable[[], dict[str, torch.Tensor]]) -> None:
+        self._make = make
+
+    @cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+class Participant:
+    """Serves any client of a study from one resident model; one of these lives in each worker."""
+
+    def __init__(self, study: Study, shards: Shards) -> None:
+        self.study = study
+        self.shards = shards
+        self.method = study.build_method()
+        self.model = make_model(study, shards)
+        self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
+        self.setting = make_setting(study, self.model, shards.clients, example(shards))
+        self.accepts = self.method.accepts(self.setting)
+        self._last: tuple[bytes, Mask | None, Message, float] | None = None
+
+    def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
+        """Decode, respond, encode; return the reply and what the client keeps (None: nothing new)."""
+        if self.study.compute.stacks:
+            (answer,) = self.together([(client, request, state)])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        fit = partial(training.fit, autocast=self.study.compute.autocast)
+        return self._serve(client, request, state, fit=fit, clock=time.perf_counter)
+
+    def together(
+        self, asked: Sequence[tuple[int, bytes, bytes | None]]
+    ) -> Sequence[tuple[bytes, bytes | None] | Exception]:
+        """Serve several clients, whose trainings are done in one; an exception stands in its client's place."""
+        return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
+
+    def _serve(
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., training.Fit], clock: stacked.Clock
+    ) -> tuple[bytes, bytes | None]:
+        start = clock()
+        kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
+        try:
+            message, spared = self._read(request, kept.held, clock)
+        except MaskNotHeldError:
+            return lost(request), None
+        if message.mask is not None:
+            kept = replace(kept, held=message.mask)
+        scalars = dict(message.scalars)
+        phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
+        trains = phase == TRAIN and not scalars.pop(PLAIN, False)
+        message = replace(message, scalars=scalars)
+        ask = Ask(phase, round_, (client,), message, Expected({}))
+        rows, settings = self.data(client), self.study.training
+        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, fit)
+        reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
+        memory = view.memory
+        seed = derive(self.study.seed, "wire", phase, round_, client)
+        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
+        answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
+        after = memory | kept.tensors()
+        data = safetensors.save(after) if after else None
+        # how long the reply took to write is known when it is written
+        return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
+
+    def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
+        """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
+
+        The seconds that this spares come with it: a client that is alone on its machine would take them.
+        """
+        before, held_before, message, taken = self._last or (None, None, None, 0.0)
+        again = before is request and (held is held_before or (held is not None and same(held, held_before)))
+        if message is not None and again:
+            return message, taken
+        begun = clock()
+        message = decode(request, replace(self.accepts, known=held))
+        self._last = request, held, message, clock() - begun
+        return message, 0.0
+
+    def data(self, client: int) -> training.Data:
+        """Return the client's training rows."""
+        return wrap(self.shards, *self.shards.train(client))
+
+    def _evaluate(self, client: Client, message: Message) -> Message:
+        used = self.method.uses(message, client)
+        training.load(self.model, used)
+        held = (self.shards.test(client.id), self.shards.validation(client.id))
+        test, validation = (training.evaluate(self.model, wrap(self.shards, *rows)) for rows in held)
+        weights = [used[name] for name in self.setting.layout.names("weight")]
+        zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
+        scores: dict[str, Scalar] = {
+            "samples": test.samples,
+            "metric": test.metric if test.samples else 0.0,
+            "loss": test.loss if test.samples else 0.0,
+            "validation_samples": validation.samples,
+            "validation": validation.metric if validation.samples else 0.0,
+            "sparsity": zeros,
+        }
+        return Message({}, None, scores)
+
+
+@dataclass(frozen=True)
+class _Sending:
+    """A reply on its way out: as the study's wire wants it, with what was left out before, if it is trained weights."""
+
+    wire: Wire
+    request: Message
+    reply: Message
+    kept: Kept
+    context: int
+    seed: int
+    trains: bool
+
+    def encode(self, told: Mapping[str, Scalar]) -> tuple[bytes, Kept]:
+        """Return the payload, and what this end of the link remembers after it."""
+        wanted, sent = self.reply, self.reply
+        if self.trains:
+            wanted, sent = self._shape()
+        sent = replace(sent, scalars={**self.reply.scalars, **told})
+        known = self.request.mask
+        template = specs_of(self.request.tensors)
+        answer = encode(
+            sent, values=self.wire.values, known=known, template=template, context=self.context, seed=self.seed
+        )
+        if not self.trains or not self.wire.feedback or not self.wire.leaves_out:
+            return answer, self.kept
+        arrived = decode(answer, Expected.of(sent.tensors, mask="optional", known=known))
+        return answer, replace(self.kept, error=link.left_out(wanted, arrived))
+
+    def _shape(self) -> tuple[Message, Message]:
+        """Return what is to be told of the trained weights, and what of it is sent."""
+        reply = self.reply
+        if self.wire.replies != "weights":
+            reply = link.as_update(reply, self.request.tensors)
+        if self.wire.feedback and self.wire.leaves_out:
+            reply = link.add(reply, self.kept.error)
+        return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
+
+
+def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:
+    """Return rows as they are stored with how they become model inputs."""
+    return training.Data(x, y, rows.kind, rows.scale, rows.task)
+
+
+def example(rows: Shards | Shape) -> torch.Tensor:
+    """Return one model input of zeros, with its batch dimension."""
+    x, _ = wrap(rows, torch.zeros(1, *rows.input_shape), torch.zeros(1)).batch(slice(0, 1))
+    return x
+
+
+def build(study: str, folder: str) -> Participant:
+    """Return a participant in a worker process, from the study's JSON and the folder of its shards.
+
+    One torch thread: the split of a reduction over threads would change its last bits.
+    """
+    torch.set_num_threads(1)
+    return Participant(Study.model_validate_json(study), open_shards(Path(folder)))

@@ -1,0 +1,408 @@
+"""The server's side: the round loop that joins a method and an engine, its records and its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur import cost
+from secateur.contract.method import EVALUATE, GUARDED, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
+from secateur.data.shards import Shape, Shards, open_shards
+from secateur.engines import Engine, Serve
+from secateur.engines.local import CLIENT, LocalEngine
+from secateur.engines.store import StateStore
+from secateur.errors import CheckpointError, ConfigError
+from secateur.federation import checkpoint, client
+from secateur.federation import prepare as provision
+from secateur.federation.exchange import Books, Exchange
+from secateur.federation.link import Links
+from secateur.federation.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.learning import training
+from secateur.pruning import mask as masks
+from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.structure import plan, sizes
+from secateur.pruning.surgery import shrink
+from secateur.study.study import Runtime, Study, read
+from secateur.study.study import study as parse_study
+
+Watch = Callable[[Row], None]
+
+STUDY = "study.toml"
+ROUNDS = "rounds.jsonl"
+PLAN = "plan.json"
+SUMMARY = "summary.json"
+
+federation = provision.federation
+
+
+def silent(row: Row) -> None:
+    """Watch nothing."""
+    del row
+
+
+OpenEngine = Callable[..., Engine]
+
+
+def open_local(
+    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
+) -> Engine:
+    """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
+    store = StateStore(folder / "clients", runtime.state_budget)
+    return LocalEngine(
+        make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
+    )
+
+
+class Run:
+    """A run in its folder: ``study.toml``, ``rounds.jsonl``, checkpoint, ``model.safetensors``, ``run.log``."""
+
+    def __init__(
+        self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
+    ) -> None:
+        self.study = study.complete()
+        self.runtime = runtime
+        self.folder = folder
+        self.shards_folder = shards
+        self.open_engine = open_engine
+        self.shards: Shards = open_shards(shards)
+        self.model: nn.Module = client.make_model(self.study, self.shards)
+        self.example = client.example(self.shards)
+        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
+        self.method: Method = self.study.build_method()
+        self.method.check(self.setting)
+        self.study.compute.check(self.model, self.example)
+        if self.method.wants_public and not len(self.shards.public()[1]):
+            raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
+        self.metric = "accuracy" if self.shards.task == "classification" else "mae"
+        self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
+        self.uses = cost.uses(self.model, self.example)
+        self.initial = training.tensors_of(self.model)
+        self.server: dict[str, float] = {}
+        self.books = Books(Links(self.setting.specs))
+        self.log = logging.getLogger(f"secateur.federation.run.{folder}")
+
+    def create(self) -> State:
+        """Return the first state; nothing is asked yet."""
+        archive = checkpoint.Archive(self.folder / "archive")
+        return self.method.start(self.setting, self.initial, archive)
+
+    def restore(self) -> tuple[State, dict[str, Any]]:
+        """Return the state of the last checkpoint, with the records cut back to it."""
+        saved = checkpoint.load(self.folder, self.setting)
+        if saved.extra["data"] != self.shards.fingerprint():
+            raise CheckpointError(
+                f"the data of {self.folder} is no longer what the run began with (rows, labels or partition differ): "
+                f"bring it back, or start again with: secateur run --config {self.folder / STUDY}"
+            )
+        rows = self.folder / ROUNDS
+        if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
+            raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
+        with rows.open("r+b") as file:
+            file.truncate(saved.extra["records"])
+        held = {int(k): version for k, version in saved.extra["links"].items()}
+        self.books.links.restore(held, saved.beside.get("links", {}))
+        self.books.error = saved.beside.get("error", {})
+        return saved.state, saved.extra
+
+    def play(self, state: State, extra: dict[str, Any], watch: Watch = silent) -> Row:
+        """Run from ``state`` to the end, checkpointing after every exchange; return the summary."""
+        handler = _open_log(self.log, self.folder / "run.log")
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
+            more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
+            with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
+                engine.states.restore({int(k): v for k, v in extra.get("clients", {}).items()})
+                return self._loop(state, engine, watch)
+        finally:
+            torch.set_num_threads(threads)
+            self.log.removeHandler(handler)
+            handler.close()
+
+    def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
+        self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
+        for remark in self.method.remarks(self.setting):
+            self.log.info("%s", remark)
+            watch({"event": "remark", "text": remark})
+        fingerprint = self.shards.fingerprint()
+        state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
+        while (ask := self.method.plan(state)) is not None:
+            begun = time.perf_counter()
+
+            def notify(done: int, total: int, ask: Ask = ask) -> None:
+                watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
+
+            exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, notify=notify)
+            replies = Replies(ask, exchange.replies())
+            state = self.method.absorb(state, replies)
+            for _ in replies:  # a method may stop reading early; what was sent must still be counted
+                pass
+            state = self._refined(state) if ask.phase == TRAIN else state
+            row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
+            if self._due(ask) and not self.central:
+                scores = self._local(self._examined(state, engine))
+                row |= {k: v for k, v in scores.items() if not k.startswith("local")}
+            length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+            manifest = engine.states.commit()
+            links = self.books.links
+            extra = {"records": length, "clients": manifest, "data": fingerprint, "links": links.held}
+            checkpoint.save(self.folder, state, extra, {"links": links.tensors(), "error": self.books.error})
+            engine.states.collect(manifest)
+            watch({"event": "row", **row})
+            self.log.info("%s", line(row))
+        return self._finish(self.method.final(state), engine, watch)
+
+    def _refined(self, state: State) -> State:
+        """Let the server work on the model; what it costs stands in the next record."""
+        if not self.method.refines:
+            return state
+        begun = time.perf_counter()
+        rows = client.wrap(self.shards, *self.shards.public())
+        view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
+        state, processed = self.method.refine(state, view)
+        macs = 3 * processed * cost.macs(self.uses, state.weights, None)
+        for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
+            self.server[name] = self.server.get(name, 0) + value
+        return state
+
+    def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
+        processed = sum(int(t.get("processed", 0)) for t in exchange.told)
+        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.told}
+        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
+        return {
+            "phase": ask.phase,
+            "round": ask.round,
+            "clients": list(ask.clients),
+            "left_out": exchange.left_out,
+            "bytes_down": sum(exchange.down.values()),
+            "bytes_up": sum(exchange.up.values()),
+            "down": exchange.down,
+            "up": exchange.up,
+            "each": [[who, *carried] for who, carried in sorted(exchange.each.items())],
+            "each_seconds": [[who, spent] for who, spent in worked.items()],
+            "client_seconds": sum(worked.values()),
+            "seconds": seconds,
+            "processed": processed,
+            **self._train_macs(ask, exchange),
+            "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
+            **self._quality(state, evaluate=self._due(ask)),
+            **{name: self.server.pop(name) for name in list(self.server)},
+        }
+
+    def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
+        """Return what the clients computed: on surviving weights, and on the models that were really cut.
+
+        A row is multiplied three times: forward, and backward by what entered a layer and by its weights. Where
+        gradients of all weights are measured, the third time counts them all, and nothing is cut.
+        """
+        trained, measured = Counter[int](), Counter[int]()  # by whose mask; -1: everyone's
+        for told in exchange.told:
+            who, rows = int(told["client"]) if ask.slices else -1, int(told.get("processed", 0))
+            measured[who] += min(rows, int(told[client.MEASURED]))
+            trained[who] += rows - min(rows, int(told[client.MEASURED]))
+        shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
+        surviving = physical = 0
+        for who, rows in trained.items():
+            kept, cut = self._macs(ask.slices[who] if ask.slices else shared)
+            surviving += 3 * rows * kept + measured[who] * (2 * kept + whole)
+            physical += 3 * rows * cut + 3 * measured[who] * whole
+        return {"train_macs": surviving, "train_macs_physical": physical}
+
+    def _macs(self, mask: Mask | None) -> tuple[int, int]:
+        """Return MACs of one example under a mask: on surviving weights, and after the cuts."""
+        shapes = {name: spec.shape for name, spec in self.setting.specs.items()}
+        left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
+        return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
+
+    def _due(self, ask: Ask) -> bool:
+        every = self.study.evaluate_every
+        return ask.phase == TRAIN and (ask.round % every == 0 or ask.round == self.study.rounds)
+
+    def _quality(self, state: State, *, evaluate: bool) -> Row:
+        total = sum(t.numel() for t in state.weights.values())
+        removed = 0 if state.mask is None else masks.size(state.mask) - masks.kept(state.mask)
+        row: Row = {name: note for name, note in state.notes.items() if name == GUARDED} | {
+            "sparsity": masks.sparsity(state.mask),
+            "sparsity_all": removed / total,
+            "kept": total - removed,
+            "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
+            "macs": cost.macs(self.uses, state.weights, state.mask),
+        }
+        if evaluate and self.central:
+            score = self._score(state.model(), self.shards.server_test())
+            row |= {self.metric: score.metric, "loss": score.loss}
+            validation = self._score(state.model(), self.shards.server_validation())
+            row |= {VALIDATION: validation.metric} if validation.samples else {}
+        return row
+
+    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> training.Score:
+        """Score a model on some of the server's rows."""
+        training.load(self.model, tensors)
+        return training.evaluate(self.model, client.wrap(self.shards, *rows))
+
+    def _widths(self, state: State) -> Row:
+        """Score the narrower models that the shipped one holds."""
+        widths = self.method.widths(state) if self.central else {}
+        parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
+        scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
+        macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
+        return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
+
+    def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
+        rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        check_answers(rows)
+        final = {
+            "central": self.central,
+            **self._quality(state, evaluate=True),
+            **self._structure(state),
+            **self._widths(state),
+        }
+        about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
+        checkpoint.ship(self.folder, state.model(), state.mask, about)
+        examined = self._examined(state, engine)
+        if not self.central:
+            check_any(EVALUATE, len(examined.ask.clients), [entry["reason"] for entry in examined.left_out])
+        final |= self._local(examined)
+        final["histograms"] = self.method.histograms(state)
+        final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
+        summary = {**summarise(self.study, rows, final), "remarks": self.method.remarks(self.setting)}
+        checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        watch({"event": "end", **summary})
+        return summary
+
+    def _structure(self, state: State) -> Row:
+        """Count what is left after the dead units are really cut out of the model."""
+        dense = cost.macs(self.uses, state.weights, None)
+        removal = plan(state.mask or {}, self.setting.layout.groups)
+        training.load(self.model, state.model())
+        small = shrink(self.model, removal)
+        uses = cost.uses(small, self.example)
+        weights = dict(small.state_dict())
+        checkpoint.write(self.folder / PLAN, removal.to_json().encode())
+        return {
+            "macs_dense": dense,
+            "macs_physical": cost.macs(uses, weights, None),
+            "parameters_dense": sum(p.numel() for p in self.model.parameters()),
+            "parameters_physical": sum(p.numel() for p in small.parameters()),
+        }
+
+    def _examined(self, state: State, engine: Engine) -> Exchange:
+        """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
+        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
+        ask = replace(self.method.examine(state), clients=tuple(engine.clients()) if rows else ())
+        best = (0.0, 1.0) if self.metric == "accuracy" else (0.0, math.inf)
+        bounds = {"metric": best, "validation": best, "sparsity": (0.0, 1.0)}
+        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, bounds)
+        for _ in exchange.replies():
+            pass
+        return exchange
+
+    def _local(self, exchange: Exchange) -> Row:
+        """Return clients' scores; their traffic stands on its own line.
+
+        Where the server has no test set, their mean, weighted by rows, is the run's score.
+        """
+        carried = sum(exchange.down.values()) + sum(exchange.up.values())
+        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.metric, central=self.central)}
+
+
+def new_folder(study: Study, out: Path | None) -> Path:
+    """Return where a new run goes: ``out``, or runs/METHOD-HASH with a number where that is taken.
+
+    Raises:
+        ConfigError: ``out`` is a file or holds something already.
+    """
+    if out is not None:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise ConfigError(f"--out {out} is not an empty folder: give another, or: secateur resume {out}")
+        return out
+    base = Path("runs") / f"{study.method.rpartition('.')[2]}-{study.hash()}"
+    taken = itertools.takewhile(Path.exists, (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)))
+    count = sum(1 for _ in taken)
+    return base if count == 0 else Path(f"{base}-{count + 1}")
+
+
+def reserve(folder: Path, study: Study) -> None:
+    """Make a run's folder with its complete study, so that ``resume`` knows what was meant."""
+    if not (folder / STUDY).exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as broken:
+            raise ConfigError(f"cannot make the run folder {folder}: {broken.strerror}") from broken
+        checkpoint.write(folder / STUDY, study.to_toml().encode())
+
+
+def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
+    """Run a study in a new folder and return its summary."""
+    reserve(new_folder(study, folder), study)
+    return resume(folder, runtime, shards=shards, watch=watch)
+
+
+def resume(
+    folder: Path,
+    runtime: Runtime,
+    *,
+    shards: Path,
+    watch: Watch = silent,
+    open_engine: OpenEngine = open_local,
+) -> Row:
+    """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
+    if (folder / SUMMARY).exists():
+        return dict(json.loads((folder / SUMMARY).read_text("utf-8")))
+    with checkpoint.alone(folder):
+        return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
+
+
+def _resume(run: Run, watch: Watch) -> Row:
+    folder = run.folder
+    if not (folder / checkpoint.NAME).exists():  # stopped before the first exchange was complete
+        (folder / ROUNDS).unlink(missing_ok=True)
+        return run.play(run.create(), {}, watch)
+    state, extra = run.restore()
+    return run.play(state, extra, watch)
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study of a run folder.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+    """
+    if not (folder / STUDY).exists():
+        raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
+    return parse_study(read(folder / STUDY))
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk may cut short; what counts is in the records, whose failures are raised."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
+        """Keep quiet."""
+
+
+def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
+    try:
+        handler = _LogFile(path, encoding="utf-8")
+    except OSError as broken:
+        raise CheckpointError(
+            f"cannot write {path}: {broken.strerror}; free some space or mend permissions"
+        ) from broken
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(handler)
+    return handler

@@ -1,0 +1,1 @@
+"""Local training: the loop, its optimisers, gradients, and several clients in one."""

@@ -1,0 +1,364 @@
+"""Local training of several clients at once: their weights stacked, one batched step for all of them.
+
+The algorithm is that of ``training.fit``, with the same batches; only the order of floating-point sums differs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import ModuleType
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.rnn import pad_sequence
+
+from secateur.errors import ConfigError, ModelError, check, need
+from secateur.learning.training import Data, Effort, Fit, Training, fit, forward, load, orders, tensors_of
+from secateur.pruning.mask import Mask, Tensors
+
+Answer = tuple[bytes, bytes | None]
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How clients' steps are computed: what changes the last bits of a result and how long it takes, no more.
+
+    Attributes:
+        together: clients that a worker of the local engine trains in one batched step (as many as there are in the
+            round at most); 1: each by itself, with bits that no engine and no number of workers changes.
+        device: where they train: ``cpu``, ``cuda`` or ``cuda:N``.
+        autocast: ``bf16`` computes a training's forward and backward pass in bfloat16 where torch deems it safe;
+            weights, gradients and steps stay in float32.
+    """
+
+    together: int = 1
+    device: str = "cpu"
+    autocast: Literal["none", "bf16"] = "none"
+
+    def __post_init__(self) -> None:
+        check(self.together >= 1, name="compute.together", value=self.together, must="be at least 1")
+        kind, _, number = self.device.partition(":")
+        known = kind in {"cpu", "cuda"} and (not number or (number.isdigit() and kind == "cuda"))
+        check(known, name="compute.device", value=self.device, must="be cpu, cuda or cuda:N")
+
+    @property
+    def stacks(self) -> bool:
+        """Return whether clients are trained here and not by ``training.fit``."""
+        return self.together > 1 or self.device != "cpu"
+
+    def check(self, model: nn.Module, inputs: torch.Tensor) -> None:
+        """Refuse a model that cannot be trained stacked, and a device that is not there.
+
+        Raises:
+            ModelError: a layer draws at random, keeps statistics of what it saw, or cannot be batched over weights.
+            ConfigError: the device is not there.
+            MissingExtraError: greenlet is not installed.
+        """
+        if not self.stacks:
+            return
+        if self.device != "cpu" and not torch.cuda.is_available():
+            raise ConfigError(f"compute.device = {self.device!r}: torch finds no such device here; use cpu")
+        for name, layer in model.named_modules():
+            if isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0):
+                raise ModelError(
+                    f"{type(layer).__name__} {name!r} cannot be trained for several clients at once: it draws at "
+                    "random or keeps statistics; set compute.together = 1 and compute.device = cpu"
+                )
+        _greenlet()
+        stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
+        try:
+            vmap(lambda weights, x: functional_call(model, weights, (x,)))(stack, inputs.expand(2, *inputs.shape))
+        except (RuntimeError, NotImplementedError, ValueError) as broken:
+            reason = str(broken).splitlines()[0]
+            raise ModelError(
+                f"this model cannot be trained for several clients at once ({reason}): set compute.together = 1"
+            ) from broken
+
+
+class Task(Protocol):
+    """A client's whole answer; it trains with the ``fit`` it is given, and reads its time from ``clock``."""
+
+    def __call__(self, fit: Callable[..., Fit], clock: Clock) -> Answer:
+        """Return reply and new state."""
+
+
+def answers(tasks: Sequence[Task], compute: Compute) -> list[Answer | Exception]:
+    """Run tasks side by side, one at a time; whenever all of them wait for a training, train them in one.
+
+    A task that raises costs itself its place only. A clock counts a task's own time and its share, by rows, of what
+    was trained with others.
+    """
+    turns = [_Turn(task) for task in tasks]
+    while waiting := [turn for turn in turns if turn.goes_on()]:
+        begun = time.perf_counter()
+        _train([turn.job for turn in waiting if turn.job], compute)
+        spent, rows = time.perf_counter() - begun, sum(turn.rows for turn in waiting)
+        for turn in waiting:
+            turn.spent += spent * turn.rows / max(1, rows)
+    return [turn.outcome for turn in turns if turn.outcome is not None]
+
+
+@dataclass
+class _Job:
+    """A training that a task asked for, and what came of it."""
+
+    model: nn.Module
+    data: Data
+    training: Training
+    how: Mapping[str, Any]
+    start: dict[str, torch.Tensor]
+    trained: dict[str, torch.Tensor] = field(default_factory=dict)
+    done: Fit | Exception = field(default_factory=lambda: ModelError("this training was not reached"))
+
+    def __post_init__(self) -> None:
+        self.moves = {n: self.start[n] for n, p in self.model.named_parameters() if p.requires_grad}
+
+    @property
+    def mask(self) -> Mask:
+        """Return the mask it trains under."""
+        return self.how.get("mask") or {}
+
+    @property
+    def effort(self) -> Effort:
+        """Return how long it trains."""
+        return self.how.get("effort") or Effort(self.training.epochs)
+
+    def kind(self) -> object:
+        """Return what jobs must have in common to be trained in one; None: it must be trained alone."""
+        usual = not (self.how.get("feedback") or self.how.get("narrow") or self.how.get("fading"))
+        if not usual or self.effort.activations < 1 or not len(self.data):
+            return None
+        shapes = tuple((name, tuple(t.shape)) for name, t in self.moves.items())
+        effort = self.effort
+        return type(self.model), shapes, self.training, effort.epochs, effort.patience, self.data.x.shape[1:]
+
+
+def _greenlet() -> ModuleType:
+    return need("greenlet", extra="together")
+
+
+class _Turn:
+    """A task that is left where it wants a training, and gone on with when that is done."""
+
+    def __init__(self, task: Task) -> None:
+        greenlet = _greenlet()
+        self._task, self._since = task, 0.0
+        self._mine, self._caller = greenlet.greenlet(self._run), greenlet.getcurrent()
+        self.job: _Job | None = None
+        self.outcome: Answer | Exception | None = None
+        self.spent = 0.0
+
+    @property
+    def rows(self) -> int:
+        """Return the rows that its training went through."""
+        return self.job.done.processed if self.job and isinstance(self.job.done, Fit) else 0
+
+    def goes_on(self) -> bool:
+        """Let it run until it wants a training, or is done; return whether it wants one."""
+        if self.outcome is None:
+            self._since = time.perf_counter()
+            self._mine.switch()
+            self.spent += time.perf_counter() - self._since
+        return self.outcome is None
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self._task(self._fit, lambda: self.spent + time.perf_counter() - self._since)
+        except Exception as error:  # noqa: BLE001 -- stands in the place of its answer
+            self.outcome = error
+
+    def _fit(self, model: nn.Module, data: Data, training: Training, **how: Any) -> Fit:
+        job = self.job = _Job(model, data, training, how, tensors_of(model))
+        self._caller.switch()
+        if isinstance(job.done, Exception):
+            raise job.done
+        load(model, job.trained)
+        return job.done
+
+
+def _train(jobs: Sequence[_Job], compute: Compute) -> None:
+    groups: dict[object, list[_Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.kind(), []).append(job)
+    trainings = [([job], partial(_alone, job, compute)) for job in groups.pop(None, [])]
+    trainings += [(group, partial(_stacked, group, compute)) for group in groups.values()]
+    for group, train in trainings:
+        try:
+            train()
+        except Exception as error:  # noqa: BLE001 -- raised where the clients of this training wait, and nowhere else
+            for job in group:
+                job.done = error
+
+
+def _alone(job: _Job, compute: Compute) -> None:
+    load(job.model, job.start)
+    job.done = fit(job.model, job.data, job.training, **job.how, autocast=compute.autocast)
+    job.trained = tensors_of(job.model)
+
+
+def _stacked(jobs: Sequence[_Job], compute: Compute) -> None:
+    _Stack(sorted(jobs, key=lambda job: -_use(job)), compute).train()
+
+
+def _use(job: _Job) -> int:
+    return job.effort.rows(len(job.data))
+
+
+class _Stack:
+    """Trainings of one kind; who has more batches stands first, so that those who still have one are a prefix."""
+
+    def __init__(self, jobs: list[_Job], compute: Compute) -> None:
+        first, self._device = jobs[0], torch.device(compute.device)
+        self._jobs, self._compute = jobs, compute
+        self._model, self._training, self._effort = first.model.train(), first.training, first.effort
+        starts = [job.moves for job in jobs]
+        self._weights = {n: torch.stack([s[n] for s in starts]).to(self._device) for n in starts[0]}
+        self._keep = self._masks()
+        for name, keep in self._keep.items():
+            self._weights[name].masked_fill_(keep == 0, 0.0)
+        self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
+        self._steps = _Steps(self._weights, first.training, max(1, int(first.how["round_"])))
+        still = [name for name in first.start if name not in self._weights]
+        self._still = {n: torch.stack([job.start[n] for job in jobs]).to(self._device) for n in still}
+        x, y = torch.cat([job.data.x for job in jobs]), torch.cat([job.data.y for job in jobs])
+        self._data = replace(first.data, x=x.to(self._device), y=y.to(self._device))
+        sizes = torch.tensor([len(job.data) for job in jobs])
+        self._first = sizes.cumsum(0) - sizes
+
+    def _masks(self) -> dict[str, torch.Tensor]:
+        """Return masks as factors, stacked, of those tensors of which something is pruned."""
+        kept = {}
+        for name, weights in self._weights.items():
+            parts = [job.mask.get(name) for job in self._jobs]
+            if any(part is not None and not bool(part.all()) for part in parts):
+                whole = torch.ones(weights.shape[1:], dtype=torch.bool)
+                stack = torch.stack([whole if part is None else part for part in parts])
+                kept[name] = stack.to(self._device, torch.float32)
+        return kept
+
+    def train(self) -> None:
+        """Train all jobs, and enter what came of it."""
+        effort = self._effort
+        seeds = [{name: int(job.how[name]) for name in ("round_", "seed", "client")} for job in self._jobs]
+        drawn = [orders(len(job.data), job.effort, **seed) for job, seed in zip(self._jobs, seeds, strict=True)]
+        use = torch.tensor([_use(job) for job in self._jobs])
+        active = torch.arange(len(self._jobs))
+        best = torch.full((len(self._jobs),), torch.inf, dtype=torch.float64)
+        stale, mean = torch.zeros(len(self._jobs), dtype=torch.int64), torch.zeros_like(best)
+        epochs = torch.zeros_like(stale)
+        for _ in range(effort.epochs):
+            rows = [next(drawn[i]) + self._first[i] for i in active.tolist()]
+            mean[active] = self._epoch(rows, active) / use[active]
+            epochs[active] += 1
+            better = mean < best
+            stale[active] = torch.where(better, 0, stale + 1)[active]
+            best = torch.where(better, mean, best)
+            if effort.patience:
+                active = active[stale[active] < effort.patience]
+            if not len(active):
+                break
+        left = {n: t.masked_fill(self._keep[n] == 0, 0.0) if n in self._keep else t for n, t in self._weights.items()}
+        parts = {n: t.cpu().unbind() for n, t in left.items()}
+        for i, job in enumerate(self._jobs):
+            count, used = int(epochs[i]), int(use[i])
+            steps = count * -(-used // self._training.batch_size)
+            job.done = Fit(len(job.data), count * used, steps, count, float(mean[i]))
+            job.trained = {**job.start, **{n: part[i] for n, part in parts.items()}}
+
+    def _epoch(self, rows: Sequence[torch.Tensor], active: torch.Tensor) -> torch.Tensor:
+        """Go through the rows of those who are active; return the sums of their losses."""
+        size = self._training.batch_size
+        counts = torch.tensor([len(part) for part in rows])
+        total = torch.zeros(len(rows), dtype=torch.float64)
+        # everyone still there: a slice, which needs no copy
+        whole = len(active) == len(self._jobs)
+        for start in range(0, int(counts[0]), size):
+            here = int((counts > start).sum())
+            length = (counts[:here] - start).clamp(max=size)
+            index = pad_sequence([part[start : start + size] for part in rows[:here]], batch_first=True)
+            chosen = slice(0, here) if whole else active[:here].to(self._device)
+            total[:here] += self._step(chosen, index.to(self._device), length.to(self._device)).cpu() * length
+        return total
+
+    def _step(self, chosen: slice | torch.Tensor, index: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+        """Take one step of those chosen; return their batches' mean losses."""
+        weights = {n: t[chosen].detach().requires_grad_() for n, t in self._weights.items()}
+        still = {n: t[chosen] for n, t in self._still.items()}
+        x, y = self._data.batch(index)
+        there = torch.arange(index.shape[1], device=self._device) < length[:, None]
+
+        def loss(own: Tensors, rest: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+            output = forward(lambda x: functional_call(self._model, {**rest, **own}, (x,)), x, self._compute.autocast)
+            return (self._data.losses(output, y) * there).sum() / there.sum()
+
+        losses = vmap(loss)(weights, still, x, y, there)
+        slopes = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))
+        with torch.no_grad():
+            for name, slope in slopes.items():
+                if self._anchor:
+                    slope.add_(weights[name] - self._anchor[name][chosen], alpha=self._training.prox)
+            self._clip(slopes, chosen)
+            for name, slope in slopes.items():
+                moved = weights[name].detach()
+                self._steps.move(name, moved, slope, chosen)
+                if name in self._keep:
+                    moved.mul_(self._keep[name][chosen])
+                if not isinstance(chosen, slice):
+                    self._weights[name][chosen] = moved
+        return losses.detach().double()
+
+    def _clip(self, slopes: Mapping[str, torch.Tensor], chosen: slice | torch.Tensor) -> None:
+        """Shorten each client's gradient to the norm allowed; what is pruned does not count."""
+        if not self._training.clip:
+            return
+        for name, slope in slopes.items():
+            if name in self._keep:
+                slope.mul_(self._keep[name][chosen])
+        norm = torch.stack([slope.flatten(1).norm(dim=1) for slope in slopes.values()]).norm(dim=0)
+        factor = (self._training.clip / (norm + 1e-6)).clamp(max=1.0)
+        for slope in slopes.values():
+            slope.mul_(_along(factor, slope))
+
+
+def _along(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    return factor.reshape(-1, *[1] * (tensor.dim() - 1))
+
+
+class _Steps:
+    """SGD or Adam on stacked weights, with the moments of each client."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor], training: Training, round_: int) -> None:
+        self._training, self._rate = training, training.rate(round_)
+        adam = training.optimiser == "adam"
+        moments = 2 if adam else int(training.momentum > 0)
+        self._moments = {name: [torch.zeros_like(t) for _ in range(moments)] for name, t in weights.items()}
+        self._taken = {name: torch.zeros(len(t), dtype=torch.float64, device=t.device) for name, t in weights.items()}
+
+    def move(self, name: str, weights: torch.Tensor, slope: torch.Tensor, chosen: slice | torch.Tensor) -> None:
+        """Move ``weights``, the entries ``chosen`` of a stack, in place."""
+        if self._training.weight_decay:
+            slope = slope.add(weights, alpha=self._training.weight_decay)
+        if self._training.optimiser == "adam":
+            slope = self._adam(name, slope, chosen)
+        elif self._training.momentum:
+            velocity = self._moments[name][0]
+            slope = velocity[chosen] * self._training.momentum + slope
+            velocity[chosen] = slope
+        weights.add_(slope, alpha=-self._rate)
+
+    def _adam(self, name: str, slope: torch.Tensor, chosen: slice | torch.Tensor) -> torch.Tensor:
+        first, second = self._moments[name]
+        first[chosen] = first[chosen].lerp(slope, 1 - 0.9)
+        second[chosen] = second[chosen] * 0.999 + slope.square() * (1 - 0.999)
+        self._taken[name][chosen] += 1
+        taken = self._taken[name][chosen]
+        far, near = (_along(1 - beta**taken, slope).to(slope.dtype) for beta in (0.9, 0.999))
+        return first[chosen] / far / ((second[chosen] / near).sqrt() + 1e-8)

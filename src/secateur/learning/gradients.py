@@ -1,0 +1,82 @@
+"""What a client measures of each weight: gradients over a few batches, and what criteria make of them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from secateur.learning.training import Data, Fit, Training
+from secateur.pruning.criteria import Form
+from secateur.streams import derive, global_stream
+
+
+def measure(
+    model: nn.Module, data: Data, training: Training, form: Form, *,
+    round_: int, seed: int, client: int, batches: int = 1,
+) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
+    """Return one statistic for every parameter, the mean over some batches; train nothing.
+
+    ``gradient`` g, ``square`` g^2, ``saliency`` |w g|, ``curvature`` H g (the Hessian's product with the gradient), and
+    ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|, over the largest.
+
+    The batches are drawn from (seed, round, client), without replacement, at most all there are. ``Fit`` counts rows by
+    the work of a training row: two for ``curvature``, which goes back twice; one in all for ``flow``.
+
+    Reference: SNIP, Lee et al., arXiv 1810.02340; GraSP, Wang et al., arXiv 2002.07376; SynFlow, Tanaka et al.,
+    arXiv 2006.05467.
+    """
+    if form == "flow":
+        return _flow(model, data), Fit(len(data), 1, 0, 0, 0.0)
+    shuffle = torch.Generator().manual_seed(derive(seed, "gradients", round_, client))
+    chosen = torch.split(torch.randperm(len(data), generator=shuffle), training.batch_size)[:batches]
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    total, rows = 0.0, sum(len(index) for index in chosen)
+    model.train()
+    with global_stream(seed, "dropout", round_, client):
+        for index in chosen:
+            x, y = data.batch(index)
+            loss = data.loss(model(x), y)
+            total += loss.item() * len(index)
+            for name, part in _of_batch(model, loss, form).items():
+                sums[name] += part
+    mean = {name: held.detach() / max(1, len(chosen)) for name, held in sums.items()}
+    passes = 2 if form == "curvature" else 1
+    return mean, Fit(len(data), passes * rows, 0, 0, total / max(1, rows))
+
+
+def _of_batch(model: nn.Module, loss: torch.Tensor, form: Form) -> dict[str, torch.Tensor]:
+    parameters = dict(model.named_parameters())
+    found = _gradient(loss, parameters, again=form == "curvature")
+    if form == "square":
+        return {name: g.square() for name, g in found.items()}
+    if form == "saliency":
+        return {name: (parameters[name].detach() * g).abs() for name, g in found.items()}
+    if form == "curvature":
+        inner = torch.stack([(g * g.detach()).sum() for g in found.values() if g.requires_grad]).sum()
+        return _gradient(inner, parameters)
+    return found
+
+
+def _gradient(
+    value: torch.Tensor, parameters: dict[str, nn.Parameter], *, again: bool = False
+) -> dict[str, torch.Tensor]:
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, create_graph=again)
+    pairs = zip(parameters.items(), found, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+
+
+def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
+    """Return the flow over its largest entry: computed in float64, so that depth does not overflow, sent in less."""
+    x, _ = data.batch(slice(0, 1))
+    twin = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        for tensor in twin.state_dict().values():
+            tensor.abs_()
+    ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)
+    parameters = dict(twin.named_parameters())
+    slopes = _gradient(twin(ones).sum(), parameters)
+    flows = {name: p.detach() * slopes[name] for name, p in parameters.items()}
+    largest = max(float(flow.max()) for flow in flows.values()) or 1.0
+    return {name: (flows[name] / largest).to(p.dtype) for name, p in model.named_parameters()}

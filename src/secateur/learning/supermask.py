@@ -1,0 +1,73 @@
+"""Supermasks: training moves scores, from which a model's weights are made: by masks, signs or thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from secateur.learning.training import Data, Effort, Fit, Optimiser, Training, loop
+from secateur.pruning.mask import Tensors
+
+Effective = Callable[[Tensors], dict[str, torch.Tensor]]
+Penalty = Callable[[Tensors], torch.Tensor]
+
+
+def learn(  # noqa: PLR0913 -- one for each thing that a training is told
+    model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, *,
+    round_: int, seed: int, client: int, penalty: Penalty | None = None,
+) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
+    """Train scores by the loss of a model whose weights are made of them; return the trained scores.
+
+    Args:
+        model: resident; weights that are not made of scores are used as they are; running statistics move.
+        scores: what is trained, by name.
+        effective: scores to weights by name, differentiable by the scores (straight through where it jumps).
+        round_, seed, client: as in ``training.fit``, whose batches these are.
+        penalty: of the scores, added to the loss; the loss that is told is without it.
+    """
+    held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
+    optimiser = Optimiser(held.values(), training, max(1, round_))
+
+    def step(index: torch.Tensor) -> float:
+        x, y = data.batch(index)
+        optimiser.clear()
+        loss = data.loss(torch.func.functional_call(model, effective(held), (x,)), y)
+        (loss if penalty is None else loss + penalty(held)).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        return loss.item()
+
+    model.train()
+    done = loop(step, data, training, Effort(training.epochs), round_=round_, seed=seed, client=client)
+    return {name: tensor.detach() for name, tensor in held.items()}, done
+
+
+def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
+    """Return signed constants: the sign of each weight times gain/sqrt(fan-in) of its layer; other tensors stay.
+
+    Reference: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", arXiv 1911.13299.
+    """
+    made = dict(tensors)
+    for name in names:
+        weight = tensors[name]
+        fan_in = max(1, weight[0].numel()) if weight.dim() > 1 else weight.numel()
+        made[name] = torch.where(weight < 0, -1.0, 1.0) * (gain * fan_in**-0.5)
+    return made
+
+
+def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
+    """Return ``hard``, to the last bit, with the gradient of ``soft``."""
+    passed: torch.Tensor = _Through.apply(hard, soft)  # type: ignore[no-untyped-call]
+    return passed
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(_ctx: object, hard: torch.Tensor, _soft: torch.Tensor) -> torch.Tensor:
+        return hard.clone()
+
+    @staticmethod
+    def backward(_ctx: object, slope: torch.Tensor) -> Any:
+        return None, slope

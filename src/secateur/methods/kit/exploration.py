@@ -1,0 +1,119 @@
+"""Exploration: explorers measure how far training moves each weight, before the federation starts.
+
+The settings are ``pruning.criteria.Exploration``; here stands the protocol: which asks, in which order, and
+what is kept of the replies. AutoFLIP thresholds the result into masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from secateur.aggregation.steps import WeightedMean
+from secateur.contract.method import REPORT, Ask, Client, Replies, Setting, State, report
+from secateur.learning.training import Effort
+from secateur.pruning.criteria import Exploration
+from secateur.pruning.mask import Tensors
+from secateur.streams import stream
+from secateur.wire.message import Expected, Message
+
+PHASE = "explore"
+_EXPLORED = "explored/"
+
+
+def explorers(settings: Exploration, setting: Setting) -> tuple[int, ...]:
+    """Return X: round(fraction * K) clients, at least one, uniform without replacement, ascending."""
+    count = max(1, round(settings.fraction * setting.clients))
+    draw = torch.randperm(setting.clients, generator=stream(setting.seed, "explorers"))[:count]
+    return tuple(sorted(draw.tolist()))
+
+
+def ask(settings: Exploration, state: State) -> Ask | None:
+    """Return the next exploration ask; None when exploration is complete.
+
+    ``common`` start: one ask to all of X. ``base = epoch``: an ask for one common epoch goes before it.
+    ``sequential``: one ask after the other, each from the weights that the one before ended with.
+    """
+    chosen = explorers(settings, state.setting)
+    step = int(state.notes.get(PHASE, 0))
+    groups = [(client,) for client in chosen] if settings.start == "sequential" else [chosen]
+    warm_up = settings.base == "epoch"
+    if step == len(groups) + warm_up:
+        return None
+    first = warm_up and step == 0
+    specs = {} if first else {n: state.setting.specs[n] for n in state.setting.layout.trainable}
+    if first or _sends_weights(settings):
+        specs |= {_EXPLORED + name: spec for name, spec in state.setting.specs.items()}
+    message = Message(state.memory.get("base", state.weights), None, {"common_epoch": first})
+    clients = chosen if first else groups[step - warm_up]
+    return Ask(PHASE, 0, clients, message, Expected(specs, scalars=REPORT))
+
+
+def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
+    """Train from the weights sent and return D_k, the squared deviations (shape and names of the weights).
+
+    The weights themselves are sent only where the settings need them, and are counted.
+    """
+    first = bool(ask.message.scalars["common_epoch"])
+    effort = Effort(1 if first else settings.epochs, 0 if first else settings.patience, settings.data)
+    weights, done = client.train(ask.message.tensors, None, round_=0, effort=effort)
+    tensors: dict[str, torch.Tensor] = {}
+    if not first:
+        tensors = {n: (ask.message.tensors[n] - weights[n]).square() for n in client.setting.layout.trainable}
+    if first or _sends_weights(settings):
+        tensors |= {_EXPLORED + name: tensor for name, tensor in weights.items()}
+    return Message(tensors, None, report(done))
+
+
+def absorb(settings: Exploration, state: State, replies: Replies) -> State:
+    """Keep each D_k in the archive; move the start of the next ask, or the federation, where asked to."""
+    step = int(state.notes.get(PHASE, 0))
+    warm_up = settings.base == "epoch" and step == 0
+    mean = WeightedMean()
+    initial, last = state.weights, dict(state.memory.get("base", state.weights))
+    for client, message in replies:
+        weights = {n.removeprefix(_EXPLORED): t for n, t in message.tensors.items() if n.startswith(_EXPLORED)}
+        if weights:
+            mean.add(weights, int(message.scalars["samples"]))
+            last = weights
+        if warm_up:
+            continue
+        deviation = {n: t for n, t in message.tensors.items() if not n.startswith(_EXPLORED)}
+        if settings.start == "sequential":
+            deviation = {n: (initial[n] - weights[n]).square() for n in deviation}
+        state.archive[f"deviation/{client}"] = deviation
+        if settings.warm_start:
+            state.archive[f"explored/{client}"] = weights
+    base = mean.mean() if warm_up else last if settings.start == "sequential" else {}
+    memory = {**state.memory, "base": base} if base else state.memory
+    state = replace(state, memory=memory, notes={**state.notes, PHASE: step + 1})
+    return _finish(settings, state) if ask(settings, state) is None else state
+
+
+def known(settings: Exploration, state: State) -> list[int]:
+    """Return the explorers whose deviations arrived, ascending."""
+    return [k for k in explorers(settings, state.setting) if f"deviation/{k}" in state.archive]
+
+
+def deviations(settings: Exploration, state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
+    """Iterate D_k of S_t, the explorers in ``cohort``; of all explorers where none is in it or it is None."""
+    heard = known(settings, state)
+    chosen = [k for k in heard if cohort is not None and k in cohort] or heard
+    return (state.archive[f"deviation/{k}"] for k in chosen)
+
+
+def _finish(settings: Exploration, state: State) -> State:
+    memory = {name: tensors for name, tensors in state.memory.items() if name != "base"}
+    if not settings.warm_start:
+        return replace(state, memory=memory)
+    mean = WeightedMean()
+    for k in explorers(settings, state.setting):
+        if f"explored/{k}" in state.archive:
+            mean.add(state.archive[f"explored/{k}"], 1.0)
+    return replace(state, memory=memory, weights=mean.mean() or state.weights)
+
+
+def _sends_weights(settings: Exploration) -> bool:
+    return settings.warm_start or settings.start == "sequential"

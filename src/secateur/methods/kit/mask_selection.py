@@ -1,0 +1,109 @@
+"""Selection: clients judge a pool of masks, one after the other, and the best one is what the federation trains under.
+
+Where the model has batch norm each candidate is asked twice: for the statistics of its layers on the clients' rows, and
+under the mean of these for its loss. All candidates have one density, and differ in how the layers share it: as ERK
+would, each layer's share times a factor from U(1/2, 3/2), so that no layer is left nearly empty. Candidate 0 is ERK.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from secateur.aggregation.steps import WeightedMean
+from secateur.contract.method import REPORT, Ask, Client, Replies, State, report
+from secateur.learning import training
+from secateur.learning.training import Fit
+from secateur.pruning import mask as masks
+from secateur.pruning.allocation import by_count, pruned_count, shared
+from secateur.pruning.mask import Mask, Tensors
+from secateur.streams import stream
+from secateur.wire.message import Expected, Message
+
+PHASE = "select"
+_STEP, _BEST, _LEAST = "select", "selected", "selected loss"
+_STATISTICS = "statistics"
+
+
+def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
+    """Return the next question about a candidate; None when all were judged."""
+    step, buffers = int(state.notes.get(_STEP, 0)), state.setting.layout.names("buffer")
+    asks = 2 if buffers else 1
+    if step == asks * candidates:
+        return None
+    number, judged = divmod(step, asks)
+    wants = bool(buffers) and not judged
+    mask = candidate(state, number, sparsity)
+    weights = {**state.weights, **state.memory.get(_STATISTICS, {})}
+    message = Message(masks.apply(weights, mask), mask, {"statistics": wants})
+    specs = {name: state.setting.specs[name] for name in buffers} if wants else {}
+    return Ask(PHASE, 0, state.setting.cohort(1), message, Expected(specs, scalars=REPORT))
+
+
+def candidate(state: State, number: int, sparsity: float) -> Mask:
+    """Return a mask of the pool: of each tensor the largest |w|, as many as ERK keeps, varied from number 1 on."""
+    scores = {name: state.weights[name].abs() for name in state.setting.layout.names("weight")}
+    sizes = {name: score.numel() for name, score in scores.items()}
+    parts = {}
+    for name, score in scores.items():
+        drawn = torch.rand((), generator=stream(state.setting.seed, "candidate", number, name))
+        parts[name] = sum(score.shape) * (0.5 + float(drawn) if number else 1.0)
+    total = sum(sizes.values())
+    return by_count(scores, shared(total - pruned_count(sparsity, total), parts, sizes))
+
+
+def respond(ask: Ask, client: Client) -> Message:
+    """Return the statistics of the candidate's batch norms on all rows, or its loss; nothing is trained."""
+    training.load(client.model, ask.message.tensors)
+    rows = len(client.data)
+    if ask.message.scalars["statistics"]:
+        found = _statistics(client)
+        return Message(found, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
+    score = training.evaluate(client.model, client.data)
+    return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
+
+
+def absorb(state: State, replies: Replies, sparsity: float, candidates: int) -> State:
+    """Note statistics or a loss; after the last candidate go on under the best, with its statistics."""
+    step, mean, total, rows = int(state.notes.get(_STEP, 0)), WeightedMean(), 0.0, 0
+    for _, message in replies:
+        count = int(message.scalars["samples"])
+        mean.add(message.tensors, count)
+        total, rows = total + count * float(message.scalars["loss"]), rows + count
+    notes = {**state.notes, _STEP: step + 1}
+    memory = {name: held for name, held in state.memory.items() if name != _STATISTICS}
+    if replies.ask.message.scalars["statistics"]:
+        return replace(state, notes=notes, memory={**memory, _STATISTICS: mean.mean()})
+    loss, number = total / rows if rows else math.inf, step // (2 if state.setting.layout.names("buffer") else 1)
+    if _BEST not in notes or loss < float(notes[_LEAST]):
+        kept = state.memory.get(_STATISTICS, {})
+        notes |= {_BEST: number, _LEAST: loss if math.isfinite(loss) else 1e300}
+        memory = {**memory, _BEST: kept} if kept else memory
+    state = replace(state, notes=notes, memory=memory)
+    if ask(state, sparsity, candidates) is not None:
+        return state
+    mask, weights = candidate(state, int(notes[_BEST]), sparsity), {**state.weights, **memory.get(_BEST, {})}
+    memory = {name: held for name, held in memory.items() if name != _BEST}
+    return replace(state, memory=memory, mask=mask, weights=masks.apply(weights, mask))
+
+
+def _statistics(client: Client) -> dict[str, torch.Tensor]:
+    """Return running means and variances over all batches of the client's rows, each batch counting alike."""
+    model, size = client.model, client.training.batch_size
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 -- torch's own
+    usual = [norm.momentum for norm in norms]
+    model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over batches
+    with torch.no_grad():
+        for start in range(0, len(client.data), size):
+            x, _ = client.data.batch(slice(start, start + size))
+            model(x)
+    for norm, momentum in zip(norms, usual, strict=True):
+        norm.momentum = momentum
+    found: Tensors = training.tensors_of(model)
+    return {name: found[name] for name in client.setting.layout.names("buffer")}

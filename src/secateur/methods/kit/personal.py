@@ -1,0 +1,157 @@
+"""What belongs to one client: tensors that the server keeps for each, and methods of personal masks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+
+from secateur.contract.method import Ask, Method, Replies, State, train_ask
+from secateur.errors import check
+from secateur.methods.kit.submodels import absorb_slices, slice_ask
+from secateur.pruning.allocation import lowest, pruned_count
+from secateur.pruning.mask import Mask, Tensors
+from secateur.wire.message import Message
+
+_MASK = "mask"
+
+
+class Belongings:
+    """Tensors of single clients in a state's archive: read when they are wanted, replaced when a client answers.
+
+    Attributes:
+        notes: the state's, and in which round each client's tensors of a kind were written; they belong into the
+            next state.
+    """
+
+    def __init__(self, state: State) -> None:
+        self._archive = state.archive
+        self.notes = dict(state.notes)
+
+    def get(self, kind: str, client: int) -> Tensors | None:
+        """Read a client's tensors of a kind (``mask``, ``weights`` ...); None where it has none."""
+        name = f"{kind}-{client}"
+        return self._archive[f"{name}-{self.notes[name]}"] if name in self.notes else None
+
+    def put(self, kind: str, client: int, round_: int, tensors: Tensors) -> None:
+        """Write a client's tensors of a round; those before stay until the next, for the ask that still reads them."""
+        name = f"{kind}-{client}"
+        older = self.notes.get(f"{name} before")
+        if older is not None:
+            del self._archive[f"{name}-{older}"]
+        if name in self.notes:
+            self.notes[f"{name} before"] = self.notes[name]
+        self._archive[f"{name}-{round_}"] = tensors
+        self.notes[name] = round_
+
+    def noting(self, replies: Replies, **kinds: Callable[[Message], Tensors]) -> Replies:
+        """Return the replies as they come; what each kind takes from one is put down on the way."""
+
+        def noted() -> Iterator[tuple[int, Message]]:
+            for client, message in replies:
+                for kind, of in kinds.items():
+                    self.put(kind, client, replies.ask.round, of(message))
+                yield client, message
+
+        return Replies(replies.ask, noted())
+
+
+class Each(Mapping[int, Tensors]):
+    """Tensors by client that are made when they are wanted, one client's at a time."""
+
+    def __init__(self, clients: Collection[int], make: Callable[[int], Tensors]) -> None:
+        self._clients, self._make = clients, make
+
+    def __getitem__(self, client: int) -> Tensors:
+        """Make a client's tensors."""
+        if client not in self._clients:
+            raise KeyError(client)
+        return self._make(client)
+
+    def __iter__(self) -> Iterator[int]:
+        """Iterate over the clients."""
+        return iter(self._clients)
+
+    def __len__(self) -> int:
+        """Return the number of clients."""
+        return len(self._clients)
+
+
+@dataclass(frozen=True)
+class Personal(Method):
+    """Each client is sent its own part and answers under a mask within it; weights are averaged over who kept them.
+
+    A weight that nobody kept stays. Each client is scored with its own part of the shipped model.
+
+    Attributes:
+        target: fraction of its weights that a client ends up without; 0 is FedAvg.
+        share: p, of what is left of each tensor, pruned in one step.
+    """
+
+    target: float = 0.5
+    share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
+        check(0 < self.share < 1, name="share", value=self.share, must="be in (0, 1)")
+
+    @property
+    def personal_masks(self) -> bool:
+        """Return whether clients have masks at all."""
+        return self.target > 0
+
+    def plan(self, state: State) -> Ask | None:
+        """Send each client of the next cohort its own part."""
+        round_ = state.round + 1
+        if round_ > state.setting.rounds:
+            return None
+        if not self.personal_masks:
+            return train_ask(state, round_, None)
+        names = frozenset(state.setting.layout.names("weight"))
+        ask = slice_ask(state, round_, self.parts(state, state.setting.cohort(round_)))
+        return replace(ask, expects=replace(ask.expects, mask="required", maskable=names, within=not self.regrows))
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Average over who kept a weight, and note each client's mask."""
+        own = Belongings(state)
+        told = own.noting(replies, mask=lambda message: message.mask or {}) if self.personal_masks else replies
+        state = absorb_slices(state, told)
+        return replace(state, notes=own.notes)
+
+    def examine(self, state: State) -> Ask:
+        """Score each client with its own part."""
+        ask = super().examine(state)
+        if not self.personal_masks:
+            return ask
+        return replace(ask, message=Message(dict(state.weights)), slices=self.parts(state, ask.clients))
+
+    def parts(self, state: State, clients: Collection[int]) -> Mapping[int, Mask]:
+        """Return the masks of clients; before one answered for the first time, all weights."""
+        known = Belongings(state)
+        full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
+        return Each(clients, lambda client: known.get(_MASK, client) or full)
+
+
+def reached(mask: Mask, target: float) -> bool:
+    """Return whether every tensor of a mask is as sparse as ``target`` lets it be."""
+    return all(int((~kept).sum()) >= pruned_count(target, kept.numel()) for kept in mask.values())
+
+
+def thinner(weights: Tensors, mask: Mask, *, share: float, target: float = 1.0) -> dict[str, torch.Tensor]:
+    """Return a mask without what lies below the ``share`` quantile of each tensor's kept magnitudes.
+
+    Of n kept weights ceil(share (n - 1)) go, so that the largest of a tensor stays; no tensor gets sparser than
+    ``target``.
+
+    >>> thinner({"w": torch.tensor([1.0, 2.0, 3.0])}, {"w": torch.ones(3, dtype=torch.bool)}, share=0.9)["w"].tolist()
+    [False, False, True]
+    """
+    found = {}
+    for name, held in mask.items():
+        total, kept = held.numel(), int(held.sum())
+        gone = min(total - kept + math.ceil(share * (kept - 1) - 1e-9), pruned_count(target, total))
+        size = torch.where(held, weights[name].abs(), -1.0).reshape(-1)
+        found[name] = held & ~lowest(size, gone).reshape(held.shape)
+    return found

@@ -1,0 +1,84 @@
+"""How models act: what enters their last layer, how rich it is, how alike two of them are, what one teaches another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from secateur.contract.method import Client
+from secateur.learning import training
+from secateur.pruning.mask import Tensors
+from secateur.streams import stream
+
+
+def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
+    """Return what enters the model's last linear layer for some inputs, shape (inputs, width)."""
+    seen: list[torch.Tensor] = []
+    last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
+    training.load(client.model, weights)
+    client.model.eval()
+    with torch.no_grad():
+        client.model(inputs)
+    hook.remove()
+    return seen[-1].flatten(0, -2)
+
+
+def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:
+    """Return the mean of what enters the last linear layer for ``count`` random inputs, shape (width,)."""
+    return entering(weights, client, noise(client, count)).mean(0)
+
+
+def quality(features: torch.Tensor) -> float:
+    """Return the effective rank of features: exp of the entropy of their singular values' shares; at most the width.
+
+    Reference: Garrido et al. (RankMe), arXiv 2210.02885.
+    """
+    sizes = torch.linalg.svdvals(features.double())
+    shares = sizes / sizes.sum().clamp(min=1e-300)
+    return float(torch.exp(torch.special.entr(shares).sum()))
+
+
+@dataclass(frozen=True)
+class Soft(training.Data):
+    """Inputs with a teacher's outputs as targets; the loss is the divergence of its classes, or of its values."""
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return inputs and the teacher's outputs for these rows."""
+        return super().batch(index)[0], self.y[index]
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the mean KL divergence from the teacher's classes; for a single output the mean squared error."""
+        if target.shape[-1] == 1:
+            return nn.functional.mse_loss(output, target)
+        return nn.functional.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean")
+
+
+def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Soft:
+    """Return inputs with what a model answers to them."""
+    training.load(teacher.model, weights)
+    teacher.model.eval()
+    with torch.no_grad():
+        return Soft(inputs, teacher.model(inputs), "tokens" if teacher.data.kind == "tokens" else "tabular")
+
+
+def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:
+    """Return for each client i the share exp(tau cos(h_i, h_j)) / sum_k exp(tau cos(h_i, h_k)) of each client j."""
+    if not embeddings:
+        return {}
+    unit = nn.functional.normalize(torch.stack(list(embeddings.values())).double(), dim=1)
+    shares = torch.softmax(tau * unit @ unit.T, dim=1).tolist()
+    return {i: dict(zip(embeddings, row, strict=True)) for i, row in zip(embeddings, shares, strict=True)}
+
+
+def noise(client: Client, count: int) -> torch.Tensor:
+    """Return random inputs, the same wherever they are made: token ids, or values drawn N(0, 1)."""
+    draw = stream(client.setting.seed, "proxies")
+    shape = (count, *client.data.x.shape[1:])
+    if client.data.kind != "tokens":
+        return torch.randn(shape, generator=draw)
+    ids = next(m.num_embeddings for m in client.model.modules() if isinstance(m, nn.Embedding))
+    return torch.randint(ids, shape, generator=draw)

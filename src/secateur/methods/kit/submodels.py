@@ -1,0 +1,86 @@
+"""Slices: clients that each hold a part of the model, and the average over who holds a weight."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+
+from secateur.aggregation.steps import Mean, WeightedMean
+from secateur.contract.method import REPORT, TRAIN, Ask, Client, Method, Replies, Setting, State, merge, train_reply
+from secateur.errors import ModelError
+from secateur.pruning.mask import Mask
+from secateur.pruning.structure import OUTPUT, slice_of
+from secateur.wire.message import Expected, Message
+
+
+def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
+    """Return the ask of a training round in which each client holds its own slice of the model."""
+    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
+    message = Message(dict(state.weights), None)
+    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, slices)
+
+
+def absorb_slices(state: State, replies: Replies) -> State:
+    """Return the state after a round of slices: each weight is the mean over those clients that hold it, by rows.
+
+    A weight that nobody held stays as it was.
+    """
+    mean, held = WeightedMean(coverage=True), dict[str, torch.Tensor]()
+    for _, message in replies:
+        mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
+        for name, tensor in message.tensors.items():
+            kept = (message.mask or {}).get(name, torch.ones_like(tensor, dtype=torch.bool))
+            held[name] = held[name] | kept if name in held else kept
+    found = {n: torch.where(held[n], t, state.weights[n]) for n, t in mean.mean().items()}
+    return merge(state, replies.ask, found, Mean())
+
+
+class Narrowed(Method):
+    """Base of methods in which models of fewer units are trained."""
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a model of which no part can be left out."""
+        if not setting.layout.layers:
+            why = "; ".join(f"{name}: {reason}" for name, reason in setting.layout.whole.items())
+            raise ModelError(f"no layer of this model can be narrower ({why or 'model.structure = none'})")
+
+    def remarks(self, setting: Setting) -> list[str]:
+        """Say which layers stay whole in every slice."""
+        whole = {name: why for name, why in setting.layout.whole.items() if why != OUTPUT}
+        return [f"{name} stays whole in every slice: {why}" for name, why in whole.items()]
+
+    @staticmethod
+    def leading(setting: Setting, width: float) -> dict[str, torch.Tensor]:
+        """Return flags for the leading ceil(width u) of each layer's u units, blind to the last bits of the product."""
+        return {g.name: torch.arange(g.units) < math.ceil(width * g.units - 1e-9) for g in setting.layout.layers}
+
+    def mask(self, setting: Setting, keep: Mapping[str, torch.Tensor]) -> Mask:
+        """Return the mask of the units with a flag, by the name of their group; other groups stay whole."""
+        return slice_of(setting.layout.groups, {name: spec.shape for name, spec in setting.specs.items()}, keep)
+
+
+class Sliced(Narrowed):
+    """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
+
+    @abstractmethod
+    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
+
+    def plan(self, state: State) -> Ask | None:
+        """Send each client of the next cohort its slice."""
+        round_, setting = state.round + 1, state.setting
+        if round_ > setting.rounds:
+            return None
+        held = self.deal(setting, round_)
+        return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Train the slice."""
+        return train_reply(ask, client)
+
+    def absorb(self, state: State, replies: Replies) -> State:
+        """Average each weight over its holders."""
+        return absorb_slices(state, replies)

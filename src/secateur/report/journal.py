@@ -1,0 +1,154 @@
+"""Journal: a run's records in TensorBoard or MLflow, under the names that they have in the records.
+
+What is written of a run, and how far, stands in a file of its folder, so that nothing is written twice.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur.contract.method import TRAIN
+from secateur.errors import CheckpointError, ConfigError, need
+from secateur.federation import checkpoint
+from secateur.federation import run as runs
+from secateur.study.study import Study
+
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a record: ``name`` as in the record, behind ``PHASE/`` where that is not training; at ``step``."""
+
+    name: str
+    value: float
+    step: int
+
+
+def numbers(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Figure]]:
+    """Return the figures of each record. Training counts steps by rounds, every other phase by its exchanges."""
+    asked = Counter[str]()
+    for record in records:
+        phase = str(record["phase"])
+        asked[phase] += 1
+        step, prefix = (int(record["round"]), "") if phase == TRAIN else (asked[phase], f"{phase}/")
+        yield [
+            Figure(prefix + name, float(value), step)
+            for name, value in record.items()
+            if isinstance(value, int | float) and not isinstance(value, bool) and name != "round"
+        ]
+
+
+class Journal(ABC):
+    """Where figures go; ``close`` makes them durable."""
+
+    @abstractmethod
+    def write(self, figures: Sequence[Figure]) -> None:
+        """Write the figures of some records."""
+
+    @abstractmethod
+    def close(self, *, ended: bool) -> None:
+        """Write what is left; ``ended``: the run has ended."""
+
+
+class TensorBoard(Journal):
+    """Event files in the run's folder: ``tensorboard --logdir RUN/tensorboard``."""
+
+    def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
+        del store
+        need("tensorboard", extra="tensorboard")
+        self._writer = need("torch.utils.tensorboard", extra="tensorboard").SummaryWriter(str(folder / "tensorboard"))
+        if not kept["logged"]:
+            self._writer.add_text("study", "\n".join(f"    {line}" for line in study.to_toml().splitlines()))
+
+    def write(self, figures: Sequence[Figure]) -> None:
+        """Add a scalar for each."""
+        for figure in figures:
+            self._writer.add_scalar(figure.name, figure.value, figure.step)
+
+    def close(self, *, ended: bool) -> None:
+        """Flush."""
+        del ended
+        self._writer.close()
+
+
+class MLflow(Journal):
+    """A run of the experiment ``secateur`` in an MLflow store; ``kept["run"]`` is its id."""
+
+    def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
+        self._mlflow = need("mlflow", extra="mlflow")
+        self._client = self._mlflow.MlflowClient(store or f"sqlite:///{(folder.parent / 'mlflow.db').absolute()}")
+        if "run" not in kept:
+            found = self._client.get_experiment_by_name("secateur")
+            experiment = found.experiment_id if found else self._client.create_experiment("secateur")
+            kept["run"] = self._client.create_run(experiment, run_name=folder.name).info.run_id
+            for name, value in _flat(study.complete().model_dump(mode="json")):
+                self._client.log_param(kept["run"], name, value)
+            self._client.set_tag(kept["run"], "study", study.hash())
+        self._run = kept["run"]
+
+    def write(self, figures: Sequence[Figure]) -> None:
+        """Log metrics, in batches."""
+        metric = self._mlflow.entities.Metric
+        now = int(time.time() * 1000)
+        made = [metric(figure.name, figure.value, now, figure.step) for figure in figures]
+        for start in range(0, len(made), _BATCH):
+            self._client.log_batch(self._run, metrics=made[start : start + _BATCH])
+
+    def close(self, *, ended: bool) -> None:
+        """End the run where it has ended."""
+        if ended:
+            self._client.set_terminated(self._run)
+
+
+KINDS: Mapping[str, Callable[[Path, Study, dict[str, Any], str], Journal]] = {
+    "tensorboard": TensorBoard,
+    "mlflow": MLflow,
+}
+
+
+def follow(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
+    """Write the records of a run that the journal does not have yet; return how many, and whether the run has ended.
+
+    Args:
+        folder: the run's.
+        kind: ``tensorboard`` or ``mlflow``.
+        store: MLflow's tracking store; default: the SQLite file ``mlflow.db`` beside the run's folder.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+        ConfigError: the kind is unknown.
+        MissingExtraError: the package is not installed.
+    """
+    if kind not in KINDS:
+        raise ConfigError(f"--to {kind}: write to {' or '.join(KINDS)}")
+    study = runs.read_study(folder)
+    path, ended = folder / runs.ROUNDS, (folder / runs.SUMMARY).exists()
+    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    state = folder / f"{kind}.json"
+    kept: dict[str, Any] = json.loads(state.read_text("utf-8")) if state.exists() else {"logged": 0}
+    if kept["logged"] > len(records):
+        raise CheckpointError(f"{state} knows of {kept['logged']} records, {path} has {len(records)}; remove {state}")
+    fresh = list(numbers(records))[kept["logged"] :]
+    if fresh or not state.exists():
+        journal = KINDS[kind](folder, study, kept, store)
+        journal.write([figure for figures in fresh for figure in figures])
+        journal.close(ended=ended)
+        kept["logged"] = len(records)
+        checkpoint.write(state, json.dumps(kept).encode())
+    return len(fresh), ended
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

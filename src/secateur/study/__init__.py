@@ -1,0 +1,1 @@
+"""What defines a result, and what only makes it faster."""
