@@ -212,7 +212,7 @@ def peak(folder: Path) -> list[float]:
 
 def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None = None) -> list[float]:
     """Run secateur's local engine: FedAvg, or what the settings say."""
-    from secateur.federation import run as runs
+    from secateur.federation import server
     from secateur.study.study import Runtime, assign, study
 
     case = Case.read(folder)
@@ -235,7 +235,7 @@ def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None =
 
     made, out = study(values), folder / "run"
     out.mkdir()
-    run = runs.Run(made, Runtime(workers=case.workers if workers is None else workers), out, folder)
+    run = server.Run(made, Runtime(workers=case.workers if workers is None else workers), out, folder)
     run.play(run.create(), {}, watch)
     return ends
 
@@ -254,15 +254,15 @@ def profile(folder: Path, settings: tuple[str, ...]) -> dict[str, float]:
     import cProfile
     import pstats
 
-    from secateur.federation import run as runs
+    from secateur.federation import server
 
     watched = cProfile.Profile()
-    loop = runs.Run._loop  # noqa: SLF001
+    loop = server.Run._loop  # noqa: SLF001
 
     def counted(*given: Any) -> Any:
         return watched.runcall(loop, *given)
 
-    runs.Run._loop = counted  # type: ignore[method-assign] # noqa: SLF001
+    server.Run._loop = counted  # type: ignore[method-assign] # noqa: SLF001
     secateur(folder, settings, workers=0)
     found = pstats.Stats(watched).stats  # type: ignore[attr-defined]
     times = {

@@ -267,15 +267,15 @@ import os, sys, time
 from pathlib import Path
 from secateur.engines.local import warm
 warm()  # as the command line begins
-from secateur.federation import run
+from secateur.federation import prepare, server
 from secateur.study.study import Runtime, study
 def watch(row):
     if row["event"] == "reply":
         print(time.time(), flush=True)
         os._exit(0)
 made = study({"method": "fedavg"})
-with run.federation(made) as shards:
-    run.start(made, Runtime(), Path(sys.argv[1]), shards=shards, watch=watch)
+with prepare.federation(made) as shards:
+    server.start(made, Runtime(), Path(sys.argv[1]), shards=shards, watch=watch)
 """
 
 

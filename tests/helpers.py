@@ -15,8 +15,8 @@ from secateur import methods
 from secateur.contract.method import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
-from secateur.federation import client
-from secateur.federation import run as runs
+from secateur.federation import client, server
+from secateur.federation.folder import reserve
 from secateur.learning.training import tensors_of
 from secateur.study.study import Runtime, assign, flatten, study
 
@@ -64,10 +64,10 @@ def tiny_shards(folder: Path, clients=4, size=4, rows=96, validation_fraction=0.
     return folder
 
 
-def play(study_, folder, shards, *, runtime=INLINE, open_engine=runs.open_local, watch=runs.silent):
+def play(study_, folder, shards, *, runtime=INLINE, open_engine=server.open_local, watch=server.silent):
     """Run a study to its end; return its summary."""
-    runs.reserve(folder, study_)
-    return runs.resume(folder, runtime, shards=shards, open_engine=open_engine, watch=watch)
+    reserve(folder, study_)
+    return server.resume(folder, runtime, shards=shards, open_engine=open_engine, watch=watch)
 
 
 def lab(folder, study_):
@@ -112,7 +112,7 @@ class Wrapped:
 
     @classmethod
     def open(cls, *args):
-        return cls(runs.open_local(*args))
+        return cls(server.open_local(*args))
 
     def clients(self):
         return self.inner.clients()

@@ -15,7 +15,7 @@ from secateur import cli, methods
 from secateur.compare import grid as compare
 from secateur.compare.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.report import markdown as tables
 from secateur.report import tables as standings
 from secateur.report.terminal import amount, size
@@ -108,7 +108,7 @@ def compared(tmp_path_factory):
 def records(found, out, variant, control=""):
     """Return the records of each seed of a variant."""
     return [
-        [json.loads(line) for line in (compare.folder_of(out, cell.study) / runs.ROUNDS).read_text().splitlines()]
+        [json.loads(line) for line in (compare.folder_of(out, cell.study) / ROUNDS).read_text().splitlines()]
         for cell in found
         if (cell.variant, cell.control) == (variant, control)
     ]
@@ -193,7 +193,7 @@ def test_the_page_of_methods_is_made_of_a_comparison(compared, monkeypatch):
     assert float(spafl[4].partition(" + ")[0]) < 1  # thresholds alone
     assert "kB" in spafl[-1]  # its weights stay at the client
     assert costs["| `spafl`"][2] == "ships none"  # what its clients have is in the column of their own rows
-    local = [json.loads((compare.folder_of(out, cell.study) / runs.SUMMARY).read_text())["final"]["local"]
+    local = [json.loads((compare.folder_of(out, cell.study) / SUMMARY).read_text())["final"]["local"]
              for cell in found if cell.variant == "thresholds" and not cell.control]  # fmt: skip
     mean = sum(sum(seed) / len(seed) for seed in local) / 2
     assert costs["| `spafl`"][3].split(" ± ")[0] == f"{100 * mean:.1f}"

@@ -26,7 +26,7 @@ from secateur.compare import grid as compare
 from secateur.compare.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError
 from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.report import formats as standing
 from secateur.report import outcomes, page
 from secateur.report import tables as standings
@@ -242,7 +242,7 @@ def test_every_cell_has_run_with_its_controls(compared):
         for c in ("", "dense", "random", "ramped", "shuffled", "narrow")
     }
     assert {name: len(of) for name, of in by_control.items()} == dict.fromkeys(by_control, 4) | {"ramped": 2}
-    assert all((compare.folder_of(out, cell.study) / runs.SUMMARY).exists() for cell in found)
+    assert all((compare.folder_of(out, cell.study) / SUMMARY).exists() for cell in found)
     assert told[-1][0] == told[-1][1] == len({compare.folder_of(out, cell.study) for cell in found})
     assert told[-1][2] == told[-1][3] == 2 * told[-1][0]
     # what is equal is shared: the random control of a random mask of the same sparsity is the very run
@@ -261,7 +261,7 @@ def test_controls_match_what_they_control(compared):
             return {n: t for n, t in model_of(folder).items() if n.startswith("mask/") and n.endswith("weight")}
 
         def final(folder):
-            return json.loads((folder / runs.SUMMARY).read_text())["final"]
+            return json.loads((folder / SUMMARY).read_text())["final"]
 
         for variant in suite.variants:
             own = weights(at_[variant, ""])
@@ -371,7 +371,7 @@ def test_a_ramped_control_is_as_sparse_as_its_variant_in_every_round(tmp_path):
     found = compare.play(suite, tmp_path / "out", jobs=2)
     ramps = {}
     for cell in found:
-        text = (compare.folder_of(tmp_path / "out", cell.study) / runs.ROUNDS).read_text()
+        text = (compare.folder_of(tmp_path / "out", cell.study) / ROUNDS).read_text()
         ramps[cell.variant, cell.control] = [round(json.loads(r)["sparsity"], 3) for r in text.splitlines()]
     assert {variant for variant, control in ramps if control == "ramped"} == {
         "FedSparsify 80 %", "Local 80 %", "one-shot 80 %",
@@ -550,7 +550,7 @@ def test_outcomes_are_read_from_the_records(compared):
     _, found, out, _ = compared
     folder = compare.folder_of(out, found[0].study)
     one = outcomes.outcome(folder)
-    rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert one.bytes == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
     assert one.rounds == [(r["round"], r["accuracy"]) for r in rows]
     weights, mask, _ = checkpoint.shipped(folder)
@@ -559,7 +559,7 @@ def test_outcomes_are_read_from_the_records(compared):
     assert 0 < one.size < 4 * kept + sum(m.numel() for m in mask.values())  # float32 of what is kept, and the mask
     carried = list(itertools.accumulate(r["bytes_down"] + r["bytes_up"] for r in rows))
     assert one.carried == [(c, r["accuracy"]) for c, r in zip(carried, rows, strict=True)]
-    assert one.quality == json.loads((folder / runs.SUMMARY).read_text())["final"]["accuracy"]
+    assert one.quality == json.loads((folder / SUMMARY).read_text())["final"]["accuracy"]
 
 
 def test_tables_are_written_and_say_the_same(compared):
@@ -702,5 +702,5 @@ def test_a_budget_is_kept_by_every_client_of_every_seed(compared):
     assert qualities == sorted(qualities, reverse=True)
     assert len(standings.budgeted(fits)) == len(fits)
     folder = compare.folder_of(out, found[0].study)
-    rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert sum(per_client(rows).values()) == sum(r["bytes_down"] + r["bytes_up"] for r in rows)

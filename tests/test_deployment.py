@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
 from helpers import model_of, play, rows_of, same
-from secateur.federation import prepare as provision
+from secateur.federation import prepare
 from secateur.flower import apps
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -45,7 +45,7 @@ def here(deploy, tmp_path_factory):
 
 def locally(settings, folder):
     made, _ = apps.study_of(settings)
-    with provision.federation(made) as shards:
+    with prepare.federation(made) as shards:
         play(made, folder, shards)
 
 

@@ -16,8 +16,8 @@ from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError
 from secateur.federation import client as clients
-from secateur.federation import exchange
-from secateur.federation import run as runs
+from secateur.federation import exchange, server
+from secateur.federation.folder import reserve
 from secateur.study.study import Runtime
 from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
 from secateur.wire.message import Expected
@@ -159,7 +159,7 @@ def test_a_client_that_lost_its_state_is_served_the_whole_mask_at_once(tmp_path,
     class Forgetful(Wrapped):
         @classmethod
         def open(cls, *args):
-            engine = cls(runs.open_local(*args))
+            engine = cls(server.open_local(*args))
             read = engine.states.get
             engine.states.get = lambda client: None if client == 3 else read(client)
             return engine
@@ -216,10 +216,10 @@ def test_every_way_to_travel_resumes_to_the_same_bits_with_any_workers(method, s
         if event["event"] == "row":
             raise Stop
 
-    runs.reserve(tmp_path / "cut", study)
+    reserve(tmp_path / "cut", study)
     for _ in range(20):
         try:
-            runs.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
+            server.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
             break
         except Stop:
             continue

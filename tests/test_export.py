@@ -20,9 +20,8 @@ from secateur.data.sources import Source
 from secateur.errors import CheckpointError, ConfigError, MissingExtraError, ModelError
 from secateur.export import export
 from secateur.export.export import read
-from secateur.federation import client
-from secateur.federation import prepare as provision
-from secateur.federation import run as runs
+from secateur.federation import client, prepare
+from secateur.federation.folder import read_study
 from secateur.study.study import study as parse_study
 
 
@@ -32,7 +31,7 @@ def finished(folder, **values):
         "rounds": 2, "participation": 0.5, "method": "fedsparsify", "data": {"clients": 4, "partition": "iid"},
         "training": {"epochs": 1, "batch_size": 32, "lr": 0.05}, **values,
     })  # fmt: skip
-    with provision.federation(study) as shards:
+    with prepare.federation(study) as shards:
         play(study, folder, shards)
     return folder
 
@@ -45,7 +44,7 @@ def run(tmp_path_factory):
 
 def digits(folder):
     """Return the server's test rows as the model takes them."""
-    with provision.federation(runs.read_study(folder)) as shards:
+    with prepare.federation(read_study(folder)) as shards:
         held = open_shards(shards)
         x, y = client.wrap(held, *held.server_test()).batch(slice(None))
         return x.clone(), y.clone()

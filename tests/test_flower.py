@@ -32,8 +32,8 @@ from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
 from secateur.errors import ConfigError, DataError, EngineError, NobodyTrainedError
-from secateur.federation import prepare as provision
-from secateur.federation import run as runs
+from secateur.federation import prepare, server
+from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
 from secateur.flower import engine as engine_of
 from secateur.flower.engine import FlowerEngine
@@ -79,7 +79,7 @@ def grid_of(settings, clients=4, **config):
 
 def locally(settings, folder):
     made, _ = apps.study_of(settings)
-    with provision.federation(made) as shards:
+    with prepare.federation(made) as shards:
         play(made, folder, shards, runtime=INLINE)
 
 
@@ -121,7 +121,7 @@ def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkey
     # a third exchange that the server forgets: the nodes are one state ahead of its checkpoint
     if place == "folder":  # a new run of Flower, too, has new contexts
         grid = grid_of(settings, **config)
-    monkeypatch.setattr(runs.checkpoint, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(server.checkpoint, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         apps.serve(grid, settings)
     monkeypatch.undo()
@@ -250,7 +250,7 @@ def test_no_node_is_one_clear_line(tmp_path):
 def test_a_folder_of_another_study_is_not_touched(tmp_path):
     settings = {**SETTINGS, "out": str(tmp_path / "run")}
     made, _ = apps.study_of({**settings, "seed": 5})
-    runs.reserve(tmp_path / "run", made)
+    reserve(tmp_path / "run", made)
     with pytest.raises(ConfigError, match="holds a run of another study"):
         apps.serve(grid_of(settings), settings)
 
@@ -570,11 +570,11 @@ import sys
 from pathlib import Path
 import secateur.flower
 from secateur.federation import client
-from secateur.federation import prepare as provision
+from secateur.federation import prepare
 from secateur.study.study import study
 from secateur.contract.method import Ask, Client
 made = study({"data": {"clients": 4}})
-serve = client.build(made.model_dump_json(), str(provision.simulated(made, Path(sys.argv[1]))))
+serve = client.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1]))))
 view = Client(0, serve.setting, serve.model, serve.data(0), made.training)
 view.train({n: t.clone() for n, t in serve.model.state_dict().items()}, None, round_=1)
 print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor", "sympy"}))

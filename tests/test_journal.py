@@ -6,7 +6,7 @@ import pytest
 
 from helpers import play, small, tiny_shards
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, read_study
 from secateur.report import journal
 
 
@@ -32,7 +32,7 @@ def expected(place):
     """Return {name: {step: value}} of a run's records, by another way than the journal's."""
     found = {}
     explored = 0
-    for line in (place / runs.ROUNDS).read_text().splitlines():
+    for line in (place / ROUNDS).read_text().splitlines():
         row = json.loads(line)
         explored += row["phase"] == "explore"
         step = row["round"] if row["phase"] == "train" else explored
@@ -62,7 +62,7 @@ def test_tensorboard_has_every_number_once(folder):
     finish()
     more, ended = journal.follow(place, "tensorboard")
     assert ended
-    assert first + more == len((place / runs.ROUNDS).read_text().splitlines())
+    assert first + more == len((place / ROUNDS).read_text().splitlines())
     events = EventAccumulator(str(place / "tensorboard")).Reload()
     for name, values in expected(place).items():
         told = [(event.step, event.value) for event in events.Scalars(name)]
@@ -87,7 +87,7 @@ def test_mlflow_has_every_number_once(folder):
     assert (run.info.run_name, run.info.status) == ("mine", "FINISHED")
     assert run.data.params["method"] == "autoflip"
     assert run.data.params["training.lr"] == "0.1"
-    assert run.data.tags["study"] == runs.read_study(place).hash()
+    assert run.data.tags["study"] == read_study(place).hash()
     for name, values in expected(place).items():
         told = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name))
         assert told == sorted(values.items())
@@ -100,6 +100,6 @@ def test_wrong_use_is_one_line(tmp_path, folder):
     with pytest.raises(CheckpointError, match="holds no run"):
         journal.follow(tmp_path, "mlflow")
     journal.follow(place, "tensorboard")
-    (place / runs.ROUNDS).write_text("")
+    (place / ROUNDS).write_text("")
     with pytest.raises(CheckpointError, match="remove .*tensorboard.json"):
         journal.follow(place, "tensorboard")

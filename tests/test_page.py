@@ -9,7 +9,7 @@ from helpers import play, small, tiny_shards
 from secateur.compare import grid as compare
 from secateur.compare.suite import Suite
 from secateur.errors import CheckpointError
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, SUMMARY, read_study
 from secateur.report import comparison_figures as beside
 from secateur.report import page
 from secateur.report import tables as standings
@@ -178,7 +178,7 @@ def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards)
     assert page.read(tmp_path / "page" / "data.js")["runs"] == [{"name": "run0"}, {"name": "run1"}]
     layers = next(f for f in page.read(tmp_path / "page" / "runs" / "0.js")["figures"] if f["id"] == "layers")
     trace = layers["views"][0]["data"][0]
-    rows = [json.loads(line) for line in (tmp_path / "run0" / runs.ROUNDS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run0" / ROUNDS).read_text().splitlines()]
     kept = [row["layers"][trace["name"]] for row in rows if row["layers"]]
     assert trace["y"] == pytest.approx([1 - count / (16 * 12) for count in kept])
 
@@ -192,9 +192,9 @@ def test_dense_twins_that_were_trained_otherwise_have_lines_of_their_own(tmp_pat
     by_name = {line.name: line for line in lines if line.control == "dense"}
     assert set(by_name) == {"FedAvg, lr 0.1", "FedAvg, lr 1e-06"}
     for name, told in (("fast", "FedAvg, lr 0.1"), ("slow", "FedAvg, lr 1e-06")):
-        summary = json.loads((tmp_path / name / "dense" / runs.SUMMARY).read_text())
+        summary = json.loads((tmp_path / name / "dense" / SUMMARY).read_text())
         assert by_name[told].runs[0].quality == summary["final"]["accuracy"]
-        own = next(line for line in lines if line.name.endswith(runs.read_study(tmp_path / name).hash()))
+        own = next(line for line in lines if line.name.endswith(read_study(tmp_path / name).hash()))
         assert own.apart["dense"].mean == own.runs[0].quality - by_name[told].runs[0].quality
     looks = beside.looks([page.drawn(line) for line in lines if line.control == "dense"])
     assert len({(look["color"], look["dash"], look["symbol"]) for look in looks}) == 2

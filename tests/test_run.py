@@ -20,8 +20,8 @@ from secateur.contract.method import SCORES
 from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
-from secateur.federation import checkpoint, client
-from secateur.federation import run as runs
+from secateur.federation import checkpoint, client, prepare, server
+from secateur.federation.folder import new_folder, read_study, reserve
 from secateur.report.outcomes import outcome
 from secateur.study.study import Runtime
 from secateur.wire.codec import decode, with_scalar
@@ -54,7 +54,7 @@ def test_a_run_folder_is_complete_and_runs_again_to_the_same_bits(tmp_path, shar
         "summary.json",
     } <= names
     assert json.loads((tmp_path / "one" / "summary.json").read_text()) == summary
-    play(runs.read_study(tmp_path / "one"), tmp_path / "two", shards)
+    play(read_study(tmp_path / "one"), tmp_path / "two", shards)
     assert (tmp_path / "one" / "model.safetensors").read_bytes() == (
         tmp_path / "two" / "model.safetensors"
     ).read_bytes()
@@ -117,10 +117,10 @@ def test_clients_keep_personal_state_through_a_stop(tmp_path, shards, monkeypatc
         if event["event"] == "reply" and event["round"] == 3 and event["done"] == 2:
             raise Stop
 
-    runs.reserve(tmp_path / "cut", study)
+    reserve(tmp_path / "cut", study)
     with pytest.raises(Stop):
-        runs.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
-    runs.resume(tmp_path / "cut", INLINE, shards=shards)
+        server.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
+    server.resume(tmp_path / "cut", INLINE, shards=shards)
     assert same(model_of(tmp_path / "cut"), whole)
     assert len(list((tmp_path / "cut" / "clients").iterdir())) <= 4
     forgotten = small("fedavg", rounds=5)
@@ -134,7 +134,8 @@ from pathlib import Path
 if __name__ == "__main__":  # as the command line begins
     from secateur.engines.local import warm
     warm()
-from secateur.federation import run as runs
+from secateur.federation import prepare, server
+from secateur.federation.folder import new_folder, read_study, reserve
 from secateur.study.study import Runtime
 from secateur.data.shards import Shards
 
@@ -143,7 +144,7 @@ if __name__ == "__main__":
     def watch(event):
         if event["event"] == "row":
             print(event["phase"], event["round"], flush=True)
-    runs.resume(folder, Runtime(workers=2), shards=shards, watch=watch)
+    server.resume(folder, Runtime(workers=2), shards=shards, watch=watch)
 """
 
 
@@ -179,7 +180,7 @@ def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_r
     script.write_text(SERVER)
     draw = random.Random(7)
     folder, trials, finished = tmp_path / "run0", 0, 0
-    runs.reserve(folder, study)
+    reserve(folder, study)
     while trials < 12:
         server = serve(script, folder, shards)
         with server:
@@ -203,8 +204,8 @@ def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_r
             assert same(model_of(folder), model)
             assert [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(folder)] == records
             folder = tmp_path / f"run{trials}"
-            runs.reserve(folder, study)
-    runs.resume(folder, INLINE, shards=shards)
+            reserve(folder, study)
+    server.resume(folder, INLINE, shards=shards)
     assert same(model_of(folder), model)
     assert [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(folder)] == records
     assert finished
@@ -220,17 +221,17 @@ def test_records_behind_the_checkpoint_are_cut_and_lost_ones_are_an_error(tmp_pa
         if event["event"] == "row" and event["round"] == 2:
             raise Stop
 
-    runs.reserve(tmp_path / "run", study)
+    reserve(tmp_path / "run", study)
     with pytest.raises(Stop):
-        runs.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
+        server.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
     with (tmp_path / "run" / "rounds.jsonl").open("a") as file:
         file.write('{"round": 3, "half a li')
-    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    server.resume(tmp_path / "run", INLINE, shards=shards)
     assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
     for name in ("summary.json", "rounds.jsonl"):
         (tmp_path / "run" / name).unlink()
     with pytest.raises(CheckpointError, match="records of this run are lost"):
-        runs.resume(tmp_path / "run", INLINE, shards=shards)
+        server.resume(tmp_path / "run", INLINE, shards=shards)
 
 
 def test_changed_data_is_noticed_before_going_on(tmp_path, shards):
@@ -243,40 +244,40 @@ def test_changed_data_is_noticed_before_going_on(tmp_path, shards):
         if event["event"] == "row":
             raise Stop
 
-    runs.reserve(tmp_path / "run", study)
+    reserve(tmp_path / "run", study)
     with pytest.raises(Stop):
-        runs.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
+        server.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
     other = tiny_shards(tmp_path / "other", clients=4, rows=120)
     with pytest.raises(CheckpointError, match="no longer what the run began with"):
-        runs.resume(tmp_path / "run", INLINE, shards=other)
+        server.resume(tmp_path / "run", INLINE, shards=other)
 
 
 def test_a_finished_run_returns_its_summary_without_running(tmp_path, shards):
     summary = play(small(), tmp_path / "run", shards)
     (tmp_path / "run" / checkpoint.NAME).unlink()
-    assert runs.resume(tmp_path / "run", INLINE, shards=Path("/nowhere")) == summary
+    assert server.resume(tmp_path / "run", INLINE, shards=Path("/nowhere")) == summary
 
 
 def test_new_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = small()
-    first = runs.new_folder(study, None)
+    first = new_folder(study, None)
     assert first == Path("runs") / f"fedavg-{study.hash()}"
-    runs.reserve(first, study)
-    assert runs.new_folder(study, None) == Path(f"{first}-2")
+    reserve(first, study)
+    assert new_folder(study, None) == Path(f"{first}-2")
     with pytest.raises(ConfigError, match="not an empty folder"):
-        runs.new_folder(study, first)
+        new_folder(study, first)
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="not an empty folder"):
-        runs.new_folder(study, tmp_path / "file")
+        new_folder(study, tmp_path / "file")
     with pytest.raises(ConfigError, match="cannot make the run folder"):
-        runs.reserve(tmp_path / "file" / "run", study)
+        reserve(tmp_path / "file" / "run", study)
     with pytest.raises(CheckpointError, match="holds no run"):
-        runs.read_study(tmp_path)
+        read_study(tmp_path)
 
 
 def test_start_is_reserve_and_resume(tmp_path, shards):
-    summary = runs.start(small(), INLINE, tmp_path / "run", shards=shards)
+    summary = server.start(small(), INLINE, tmp_path / "run", shards=shards)
     assert summary["phases"]["train"]["asks"] == 4
 
 
@@ -295,7 +296,7 @@ def test_a_deadline_names_who_was_late(tmp_path, shards):
 
 
 def test_federation_makes_shards_and_removes_them():
-    with runs.federation(small(data={"clients": 5, "partition": "iid"})) as folder:
+    with prepare.federation(small(data={"clients": 5, "partition": "iid"})) as folder:
         from secateur.data.shards import open_shards
 
         assert open_shards(folder).clients == 5
@@ -327,10 +328,10 @@ def test_a_disk_without_room_for_the_shards_is_one_clear_error(tmp_path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(runs.provision, "make_shards", full)
+    monkeypatch.setattr(prepare, "make_shards", full)
     with (
         pytest.raises(DataError, match="No space left on device; set TMPDIR"),
-        runs.federation(small(data={"clients": 5, "partition": "iid"})),
+        prepare.federation(small(data={"clients": 5, "partition": "iid"})),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -338,12 +339,12 @@ def test_a_disk_without_room_for_the_shards_is_one_clear_error(tmp_path, monkeyp
 
 def test_a_log_that_cannot_be_opened_is_one_clear_error(tmp_path, shards):
     study = small()
-    runs.reserve(tmp_path / "run", study)
+    reserve(tmp_path / "run", study)
     (tmp_path / "run" / "run.log").mkdir()
     with pytest.raises(CheckpointError, match=r"cannot write .*run\.log"):
-        runs.resume(tmp_path / "run", INLINE, shards=shards)
+        server.resume(tmp_path / "run", INLINE, shards=shards)
     (tmp_path / "run" / "run.log").rmdir()
-    assert runs.resume(tmp_path / "run", INLINE, shards=shards)["phases"]["train"]["asks"] == 4
+    assert server.resume(tmp_path / "run", INLINE, shards=shards)["phases"]["train"]["asks"] == 4
 
 
 def test_a_disk_that_fills_in_mid_run_stops_it_and_a_resume_goes_on(tmp_path, monkeypatch, shards):
@@ -358,12 +359,12 @@ def test_a_disk_that_fills_in_mid_run_stops_it_and_a_resume_goes_on(tmp_path, mo
             raise CheckpointError("cannot write: No space left on device")
         original(folder, state, *rest)
 
-    runs.reserve(tmp_path / "run", study)
+    reserve(tmp_path / "run", study)
     monkeypatch.setattr(checkpoint, "save", save)
     with pytest.raises(CheckpointError, match="No space left"):
-        runs.resume(tmp_path / "run", INLINE, shards=shards)
+        server.resume(tmp_path / "run", INLINE, shards=shards)
     assert len(rows_of(tmp_path / "run")) == 3  # the record of what was not checkpointed is cut off again
-    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    server.resume(tmp_path / "run", INLINE, shards=shards)
     assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
     assert [r["round"] for r in rows_of(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
@@ -392,13 +393,13 @@ def test_a_run_in_which_all_clients_raise_is_an_error_that_names_the_reason(tmp_
     study = small("fedavg", model={"name": "their_bursts:net"})
     reason = r"12 of 12 requests failed because: ValueError: not \[today\] nor tomorrow$"  # 4 rounds of 3 clients
     with pytest.raises(NobodyTrainedError, match=reason):
-        runs.start(study, INLINE, tmp_path / "run", shards=shards)
+        server.start(study, INLINE, tmp_path / "run", shards=shards)
     assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
     assert (tmp_path / "run" / checkpoint.NAME).exists()
     for name in ("summary.json", "model.safetensors"):
         assert not (tmp_path / "run" / name).exists()
     with pytest.raises(NobodyTrainedError, match=reason):  # from its checkpoint: nothing has changed
-        runs.resume(tmp_path / "run", INLINE, shards=shards)
+        server.resume(tmp_path / "run", INLINE, shards=shards)
     assert len(rows_of(tmp_path / "run")) == 4
     with pytest.raises(NobodyTrainedError, match=reason):  # and no page or comparison shows it
         outcome(tmp_path / "run")
@@ -437,7 +438,7 @@ def test_a_run_whose_scores_never_came_has_its_model_and_is_an_error(tmp_path, s
         play(small("dispfl"), tmp_path / "run", shards, open_engine=mute.open)
     assert (tmp_path / "run" / "model.safetensors").exists()
     assert not (tmp_path / "run" / "summary.json").exists()
-    runs.resume(tmp_path / "run", INLINE, shards=shards)
+    server.resume(tmp_path / "run", INLINE, shards=shards)
     assert (tmp_path / "run" / "summary.json").exists()
 
 
@@ -446,7 +447,7 @@ VALIDATION_ROWS, TEST_ROWS = Shards.server_validation, Shards.server_test
 
 def scored(study, shards, folder, rows):
     """Return the accuracy of a run's shipped model on some rows."""
-    held = runs.Run(study, INLINE, folder, shards)
+    held = server.Run(study, INLINE, folder, shards)
     held.model.load_state_dict({n: t for n, t in model_of(folder).items() if not n.startswith("mask/")})
     with torch.no_grad():
         x, y = rows(held.shards)

@@ -14,8 +14,7 @@ from secateur.contract.method import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError
-from secateur.federation import client
-from secateur.federation import run as runs
+from secateur.federation import client, server
 from secateur.learning import training
 from secateur.pruning.structure import plan, sizes, slice_of
 from secateur.study.study import Runtime
@@ -126,11 +125,11 @@ def test_units_by_torch_pruning_lead_to_the_same_run(folder, tmp_path):
 def test_a_model_without_such_units_is_refused_before_anything_is_written(folder, tmp_path):
     study = small("fedsparsify", "granularity=head", model=CNN)
     with pytest.raises(ModelError, match="granularity head: the model has no removable head"):
-        runs.Run(study, Runtime(workers=0), tmp_path / "run", folder)
+        server.Run(study, Runtime(workers=0), tmp_path / "run", folder)
     assert not (tmp_path / "run").exists()
     none = small("fedsparsify", "granularity=channel", "model.structure=none", model=CNN)
     with pytest.raises(ModelError, match="has no removable channel"):
-        runs.Run(none, Runtime(workers=0), tmp_path / "run", folder)
+        server.Run(none, Runtime(workers=0), tmp_path / "run", folder)
 
 
 @pytest.mark.parametrize("granularity", ["head", "block"])

@@ -63,7 +63,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> None:
     """Go on with a run that was stopped, from its last completed round."""
     _warm(workers)
-    from secateur.federation.run import read_study  # noqa: PLC0415
+    from secateur.federation.folder import read_study  # noqa: PLC0415
 
     study = read_study(folder)
     _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
@@ -218,26 +218,27 @@ def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")]
 
 
 def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
-    from secateur.federation import run as runs  # noqa: PLC0415
+    from secateur.federation import prepare, server  # noqa: PLC0415
+    from secateur.federation.folder import reserve  # noqa: PLC0415
     from secateur.report.terminal import Display, comparison  # noqa: PLC0415
 
     console = _console()
-    with runs.federation(study) as shards, Display(console) as display:
+    with prepare.federation(study) as shards, Display(console) as display:
         console.print(f"Run folder: {folder} (if stopped: secateur resume {folder})", highlight=False, soft_wrap=True)
         plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
         for place, part in plan:
-            runs.Run(part, runtime, place, shards)  # a model that does not fit is refused before anything is written
+            server.Run(part, runtime, place, shards)  # a model that does not fit is refused before anything is written
         for place, part in plan:
-            runs.reserve(place, part)
+            reserve(place, part)
         summaries = []
         for place, part in plan:
             name = part.method if place == folder else "dense fedavg"
-            summaries.append(runs.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+            summaries.append(server.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
     console.print(comparison(summaries[0], summaries[1] if dense else None))
 
 
 def _folder(study: Study, out: Path | None) -> Path:
-    from secateur.federation.run import new_folder  # noqa: PLC0415
+    from secateur.federation.folder import new_folder  # noqa: PLC0415
 
     return new_folder(study, out)
 

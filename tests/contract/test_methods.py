@@ -14,8 +14,8 @@ from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, smal
 from secateur import methods
 from secateur.engines import Failure
 from secateur.errors import NobodyTrainedError
-from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation import checkpoint, server
+from secateur.federation.folder import reserve
 from secateur.study.study import Runtime, flatten
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
@@ -71,7 +71,7 @@ def test_switched_off_is_fedavg_bit_for_bit(name, tmp_path, shards):
 def test_state_survives_save_and_load(name, tmp_path, shards, reference):
     """Stop after every single exchange, as a new process would find it, and go on from disk."""
     study, folder = small(name), tmp_path / "run"
-    runs.reserve(folder, study)
+    reserve(folder, study)
 
     class Stop(Exception):
         pass
@@ -82,7 +82,7 @@ def test_state_survives_save_and_load(name, tmp_path, shards, reference):
 
     for _ in range(50):
         try:
-            runs.resume(folder, INLINE, shards=shards, watch=stop)
+            server.resume(folder, INLINE, shards=shards, watch=stop)
             break
         except Stop:
             continue
@@ -120,7 +120,7 @@ def test_no_regrowth_unless_declared(name, tmp_path, shards):
             yield from self.inner.exchange(requests, deadline)
 
     study = small(name)
-    runs.reserve(tmp_path / "run", study)
+    reserve(tmp_path / "run", study)
     original = checkpoint.save
 
     def save(folder, state, *rest):
@@ -129,7 +129,7 @@ def test_no_regrowth_unless_declared(name, tmp_path, shards):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
-        runs.resume(tmp_path / "run", INLINE, shards=shards, open_engine=Watched.open)
+        server.resume(tmp_path / "run", INLINE, shards=shards, open_engine=Watched.open)
     if not study.build_method().regrows:
         pairs = [(a, b) for a, b in itertools.pairwise(seen) if a is not None]
         assert all(b is not None and not (b[n] & ~a[n]).any() for a, b in pairs for n in a)
@@ -240,7 +240,7 @@ def test_without_any_reply_the_model_is_kept_and_the_end_is_an_error(name, tmp_p
     with pytest.raises(NobodyTrainedError, match=r"no reply of any client counted.* because: silent"):
         play(study, tmp_path / "run", shards, open_engine=Deaf.open)
     assert {row["round"] for row in rows_of(tmp_path / "run")} >= {1, 2, 3, 4}
-    held = runs.Run(study, INLINE, tmp_path / "run", shards)
+    held = server.Run(study, INLINE, tmp_path / "run", shards)
     state, _ = held.restore()
     assert all(torch.isfinite(t.float()).all() for t in state.weights.values())
     assert not {"summary.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}

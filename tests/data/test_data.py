@@ -21,7 +21,7 @@ from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
-from secateur.federation import prepare as provision
+from secateur.federation import prepare
 from secateur.streams import stream
 
 FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
@@ -560,11 +560,11 @@ def test_kept_shards_are_made_again_for_another_split_and_for_a_file_that_change
     path.write_text("a,b,site\n" + "".join(f"{n},{n % 2},{n % 2}\n" for n in range(40)))
     top = {"source": f"table:{path}#b#site", "clients": 2, "partition": "iid"}
     with_, without = (small("fedavg", data={**top, "validation_fraction": share}) for share in (0.1, 0.0))
-    first = provision.simulated(with_, cache)
-    assert provision.simulated(with_, cache) == first != provision.simulated(without, cache)
+    first = prepare.simulated(with_, cache)
+    assert prepare.simulated(with_, cache) == first != prepare.simulated(without, cache)
     assert len(open_shards(first).server_validation()[1]) == 4  # two of sixteen rows at each client
     path.write_text(path.read_text().replace("\n39,", "\n390,"))
-    assert provision.simulated(with_, cache) != first
+    assert prepare.simulated(with_, cache) != first
 
 
 def test_writing_to_a_mapped_tensor_stays_in_this_process(tmp_path):
@@ -656,7 +656,7 @@ def test_communities_are_the_same_for_a_seed_and_natural_clients():
 
 def test_public_rows_belong_to_no_client(tmp_path):
     study = small("fedavg", data={"clients": 4, "partition": "iid", "public": 100})
-    shards = open_shards(provision.simulated(study, tmp_path))
+    shards = open_shards(prepare.simulated(study, tmp_path))
     x, y = shards.public()
     assert len(x) == len(y) == 100
     source = data.load("digits", seed=0)
@@ -671,7 +671,7 @@ def test_public_rows_belong_to_no_client(tmp_path):
 def test_too_many_public_rows_are_refused(tmp_path):
     study = small("fedavg", data={"clients": 4, "partition": "iid", "public": 100_000})
     with pytest.raises(DataError, match=r"data\.public = 100000 leaves fewer rows than clients"):
-        provision.simulated(study, tmp_path)
+        prepare.simulated(study, tmp_path)
 
 
 # ---- tables
@@ -727,9 +727,9 @@ def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):
 def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_for_who_asks_later(tmp_path):
     code = """if True:
         import sys
-        from secateur.federation import prepare as provision
+        from secateur.federation import prepare
         from secateur.study.study import study
-        provision.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
+        prepare.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
         assert not {"matplotlib", "seaborn", "sklearn", "scipy"} & set(sys.modules)
         import flwr_datasets
         assert flwr_datasets.FederatedDataset and flwr_datasets.partitioner.IidPartitioner

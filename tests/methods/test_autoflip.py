@@ -10,8 +10,7 @@ from secateur import cost
 from secateur.contract.method import Replies, State
 from secateur.data.shards import open_shards
 from secateur.errors import NobodyTrainedError
-from secateur.federation import checkpoint, client
-from secateur.federation import run as runs
+from secateur.federation import checkpoint, client, server
 from secateur.learning.training import load, tensors_of
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.kit import exploration
@@ -271,4 +270,4 @@ def test_the_run_ships_the_mask_of_all_explorers(tmp_path, shards):
     shipped = model_of(tmp_path / "run")
     assert all(torch.equal(shipped[f"mask/{n}"].bool(), m) for n, m in final.mask.items())
     assert len(encode(Message(final.model(), final.mask))) > 0
-    assert runs.resume(tmp_path / "run", INLINE, shards=shards)["final"]["sparsity"] == masks.sparsity(final.mask)
+    assert server.resume(tmp_path / "run", INLINE, shards=shards)["final"]["sparsity"] == masks.sparsity(final.mask)

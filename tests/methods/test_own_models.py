@@ -10,7 +10,7 @@ from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.method import Replies
 from secateur.errors import ModelError
-from secateur.federation import run as runs
+from secateur.federation import prepare
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedpub import FedPUB, masked
 from secateur.methods.kit.personal import Belongings
@@ -297,7 +297,7 @@ def test_clients_that_are_alike_find_each_other_on_subgraphs(tmp_path):
         data={"source": "communities", "clients": 10, "partition": "natural", "validation_fraction": 0},
         model={"name": "gcn"}, training={"epochs": 2, "batch_size": 16, "optimiser": "adam", "lr": 0.01},
     )  # fmt: skip
-    with runs.federation(study) as folder:
+    with prepare.federation(study) as folder:
         summary = play(study, tmp_path / "like", folder)
         dense = play(study.dense(), tmp_path / "dense", folder)
         seen = []

@@ -13,8 +13,7 @@ from secateur.contract.method import Client, Replies, train_ask
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ModelError
-from secateur.federation import client
-from secateur.federation import run as runs
+from secateur.federation import client, prepare
 from secateur.learning.training import evaluate, load, tensors_of
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.fjord import FjORD
@@ -286,7 +285,7 @@ def test_a_model_without_a_layer_that_can_be_narrower_is_refused(method, tmp_pat
     with pytest.raises(ModelError, match=r"no layer of this model can be narrower \(model.structure = none\)"):
         play(study, tmp_path / "run", shards)
     graph = small(method, data={"source": "communities", "clients": 4, "partition": "iid"}, model={"name": "gcn"})
-    with runs.federation(graph) as folder, pytest.raises(ModelError, match="conv1: matmul mixes its channels"):
+    with prepare.federation(graph) as folder, pytest.raises(ModelError, match="conv1: matmul mixes its channels"):
         play(graph, tmp_path / "graph", folder)
 
 
@@ -297,7 +296,7 @@ def test_layers_that_stay_whole_are_recorded(tmp_path, capsys):
         "heterofl", rounds=1, data={"source": f"text:{text}", "clients": 2, "partition": "iid"},
         model={"name": "charlstm", "options": {"hidden": 8}},
     )  # fmt: skip
-    with runs.federation(study) as folder:
+    with prepare.federation(study) as folder:
         summary = play(study, tmp_path / "run", folder)
     assert summary["remarks"] == [
         "embedding stays whole in every slice: units of this kind of Embedding cannot be removed"

@@ -20,9 +20,8 @@ from secateur.data.shards import open_shards
 from secateur.engines.local import for_workers, processes
 from secateur.engines.script import spared
 from secateur.errors import CheckpointError, SecateurError
-from secateur.federation import checkpoint
-from secateur.federation import prepare as provision
-from secateur.federation import run as runs
+from secateur.federation import checkpoint, prepare, server
+from secateur.federation.folder import ROUNDS, SUMMARY, reserve
 from secateur.study.study import Runtime, Study
 
 RUNS, _DATA = "runs", "data"
@@ -73,8 +72,8 @@ def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, tol
 def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
     folder = folder_of(out, cell.study)
     _, mask, _ = checkpoint.shipped(folder)
-    final = json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"]
-    return controls(suite, cell, mask, final, open_shards(provision.simulated(cell.study, out / _DATA)))
+    final = json.loads((folder / SUMMARY).read_text("utf-8"))["final"]
+    return controls(suite, cell, mask, final, open_shards(prepare.simulated(cell.study, out / _DATA)))
 
 
 class _Pool:
@@ -103,10 +102,10 @@ class _Pool:
             if folder in self.known:
                 continue
             self.known[folder] = cell.study.rounds
-            if (folder / runs.SUMMARY).exists():
+            if (folder / SUMMARY).exists():
                 self.done.add(folder)
                 continue
-            shards = provision.simulated(cell.study, self.out / _DATA)
+            shards = prepare.simulated(cell.study, self.out / _DATA)
             name = f"{cell.variant}{', ' + cell.control if cell.control else ''}, {cell.partition}, seed {cell.seed}"
             study = cell.study.model_dump_json()
             with spared(study):
@@ -132,7 +131,7 @@ class _Pool:
 
 
 def _rounds(folder: Path) -> int:
-    path = folder / runs.ROUNDS
+    path = folder / ROUNDS
     return path.read_bytes().count(b'"phase": "train"') if path.exists() else 0
 
 
@@ -150,11 +149,11 @@ def _begin() -> None:
 
 
 def _play(study: str, folder: Path, shards: Path) -> None:
-    runs.reserve(folder, Study.model_validate_json(study))
+    reserve(folder, Study.model_validate_json(study))
     end = time.monotonic() + _PATIENCE
     while True:
         try:
-            runs.resume(folder, Runtime(workers=0), shards=shards)
+            server.resume(folder, Runtime(workers=0), shards=shards)
         except CheckpointError as broken:  # a process that was killed a moment ago may still hold the folder
             if "another process" not in str(broken) or time.monotonic() > end:
                 raise

@@ -20,9 +20,8 @@ from torch import nn
 from secateur import cost
 from secateur.data.shards import Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
-from secateur.federation import checkpoint, client
-from secateur.federation import prepare as provision
-from secateur.federation.run import PLAN, SUMMARY
+from secateur.federation import checkpoint, client, prepare
+from secateur.federation.folder import PLAN, SUMMARY
 from secateur.learning import training
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
@@ -235,7 +234,7 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
 def _rows(shipped: Shipped) -> tuple[training.Data, str]:
     """Return test rows and what they are: the server's, the clients' own, or random ones where the data is away."""
     try:
-        with provision.federation(shipped.study) as folder:
+        with prepare.federation(shipped.study) as folder:
             shards = open_shards(folder)
             x, y = shards.server_test()
             told = "the server's test set"

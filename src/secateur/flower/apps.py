@@ -26,10 +26,9 @@ import torch
 
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
-from secateur.federation import checkpoint, records
-from secateur.federation import prepare as provision
-from secateur.federation import run as runs
+from secateur.federation import checkpoint, prepare, records, server
 from secateur.federation.client import Participant
+from secateur.federation.folder import STUDY, new_folder, read_study, reserve
 from secateur.flower import policy
 from secateur.flower.engine import (
     HELLO,
@@ -120,14 +119,14 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
         engine.members.check(lambda about: _versions(about) or _unlike(about, ours))
         if not engine.members.nodes:
             raise EngineError("no node is left that can take part; what each lacks stands above")
-        runs.reserve(folder, study)
-        return runs.resume(folder, runtime, shards=shards, watch=_told, open_engine=lambda *_: engine)
+        reserve(folder, study)
+        return server.resume(folder, runtime, shards=shards, watch=_told, open_engine=lambda *_: engine)
 
 
 def _folder(study: Study, out: object) -> Path:
-    folder = Path(str(out)).expanduser() if out else runs.new_folder(study, None)
+    folder = Path(str(out)).expanduser() if out else new_folder(study, None)
     folder = folder.absolute()
-    if (folder / runs.STUDY).exists() and runs.read_study(folder).hash() != study.hash():
+    if (folder / STUDY).exists() and read_study(folder).hash() != study.hash():
         raise ConfigError(f"out = {folder} holds a run of another study; give another folder")
     return folder
 
@@ -161,13 +160,13 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
     if len(own) > 1:
         raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
     if own == {False}:
-        yield provision.simulated(study, _cache())
+        yield prepare.simulated(study, _cache())
         return
     first = members[min(members)]
     inputs = tuple(int(size) for size in first["inputs"])
     shape = Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        yield provision.bare(study, shape, Path(folder))
+        yield prepare.bare(study, shape, Path(folder))
 
 
 def _versions(about: About) -> str | None:
@@ -249,7 +248,7 @@ def _place(context: Context) -> tuple[int, Study, Path]:
             f"K from 0 to {study.data.clients - 1}"
         )
     data = context.node_config.get("data")
-    rows = provision.simulated(study, _cache()) if data is None else provision.own(study, number, str(data), _cache())
+    rows = prepare.simulated(study, _cache()) if data is None else prepare.own(study, number, str(data), _cache())
     return number, study, rows
 
 

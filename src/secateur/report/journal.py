@@ -17,7 +17,7 @@ from typing import Any
 from secateur.contract.method import TRAIN
 from secateur.errors import CheckpointError, ConfigError, need
 from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, SUMMARY, read_study
 from secateur.study.study import Study
 
 _BATCH = 1000
@@ -129,8 +129,8 @@ def follow(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
     """
     if kind not in KINDS:
         raise ConfigError(f"--to {kind}: write to {' or '.join(KINDS)}")
-    study = runs.read_study(folder)
-    path, ended = folder / runs.ROUNDS, (folder / runs.SUMMARY).exists()
+    study = read_study(folder)
+    path, ended = folder / ROUNDS, (folder / SUMMARY).exists()
     records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
     state = folder / f"{kind}.json"
     kept: dict[str, Any] = json.loads(state.read_text("utf-8")) if state.exists() else {"logged": 0}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,8 @@ from typing import Any
 
 from secateur.bandwidth import Links, per_client, predicted
 from secateur.contract.method import TRAIN
-from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation.folder import SUMMARY, read_records, read_study, read_summary
 from secateur.federation.records import VALIDATION, check_answers
 from secateur.report.statistics import Curve
 from secateur.report.worst import worst_tenth
@@ -112,10 +110,8 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         CheckpointError: the folder holds no records yet.
         NobodyTrainedError: the run went through all its rounds, and there is nothing that it could have learnt.
     """
-    if not (folder / runs.ROUNDS).exists():
-        raise CheckpointError(f"{folder} holds no records of a run yet: {folder / runs.ROUNDS} is missing")
-    records = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
-    study = runs.read_study(folder)
+    records = read_records(folder)
+    study = read_study(folder)
     if any(record["phase"] == TRAIN and record["round"] == study.rounds for record in records):
         check_answers(records)
     final = _final(folder, records)
@@ -177,15 +173,15 @@ def _kept(folder: Path) -> float:
 
 
 def _size(folder: Path) -> int:
-    if not (folder / runs.SUMMARY).exists():
+    if not (folder / SUMMARY).exists():
         return 0
     weights, mask, _ = checkpoint.shipped(folder)
     return len(encode(Message(weights, mask or None)))
 
 
 def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    if (folder / runs.SUMMARY).exists():
-        return dict(json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"])
+    if (summary := read_summary(folder)) is not None:
+        return dict(summary["final"])
     last = records[-1]
     metric = "mae" if any("mae" in record for record in records) else "accuracy"
     scored = [record[metric] for record in records if metric in record]

@@ -17,7 +17,7 @@ from secateur.compare.grid import folder_of
 from secateur.compare.suite import differences, personal
 from secateur.errors import CheckpointError, need
 from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation.folder import ROUNDS, STUDY, SUMMARY, read_records, read_study, read_summary
 from secateur.report import comparison_figures as beside
 from secateur.report import figures
 from secateur.report.formats import latex, markdown
@@ -73,8 +73,8 @@ def gathered(folders: Sequence[Path], links: Links | None = None) -> tuple[str, 
         return suite.title or out.name, lines, subjects, True
     lines = lines_of(folders, links)
     subjects = [Subject(folder.name, folder, folder / "dense") for folder in folders]
-    places = [place for folder in folders for place in (folder, folder / "dense") if (place / runs.STUDY).exists()]
-    ended = all((place / runs.SUMMARY).exists() for place in places)
+    places = [place for folder in folders for place in (folder, folder / "dense") if (place / STUDY).exists()]
+    ended = all((place / SUMMARY).exists() for place in places)
     title = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
     return title, lines, subjects, ended
 
@@ -86,8 +86,8 @@ def lines_of(folders: Sequence[Path], links: Links | None = None) -> list[Line]:
         CheckpointError: a folder holds no run, or none of its records.
     """
     places = [place for folder in folders for place in (folder, folder / DENSE)
-              if place == folder or (place / runs.ROUNDS).exists()]  # fmt: skip
-    studies = {place: runs.read_study(place) for place in places}
+              if place == folder or (place / ROUNDS).exists()]  # fmt: skip
+    studies = {place: read_study(place) for place in places}
     dense = {_key(studies[place]): studies[place] for place in places if place not in folders}
     groups: dict[tuple[str, str, str], Group] = {}
     for folder in folders:
@@ -205,7 +205,7 @@ def drawn(line: Line) -> beside.Drawn:
 def subject_facts(subject: Subject) -> Facts:
     """Return what the page shows of a single run."""
     folder = subject.folder
-    rows = [json.loads(line) for line in (folder / runs.ROUNDS).read_text("utf-8").splitlines()]
+    rows = read_records(folder)
     summary = _summary(folder)
     final = summary.get("final", {})
     left = [
@@ -226,13 +226,12 @@ def subject_facts(subject: Subject) -> Facts:
         "left_out": left,
         "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
         "remarks": summary.get("remarks", []),
-        "study": (folder / runs.STUDY).read_text("utf-8"),
+        "study": (folder / STUDY).read_text("utf-8"),
     }
 
 
 def _summary(folder: Path | None) -> Facts:
-    path = (folder or Path()) / runs.SUMMARY
-    return dict(json.loads(path.read_text("utf-8"))) if folder and path.exists() else {}
+    return (folder and read_summary(folder)) or {}
 
 
 def _shipped(folder: Path) -> Mapping[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from secateur.compare.grid import RUNS, folder_of
 from secateur.compare.suite import Cell, Suite, dense_name, personal
 from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
-from secateur.federation import run as runs
+from secateur.federation.folder import read_study
 from secateur.report.formats import latex, markdown, percent, plain, seconds, spread
 from secateur.report.outcomes import outcome
 from secateur.report.statistics import LEVEL, Interval, interval
@@ -309,7 +309,7 @@ def saved(out: Path) -> tuple[Suite, list[Cell]]:
     if not path.exists():
         raise CheckpointError(f"{out} holds no finished comparison: {path} is missing")
     facts = json.loads(path.read_text("utf-8"))
-    cells = [Cell(**{**cell, "study": runs.read_study(out / RUNS / cell["study"])}) for cell in facts["cells"]]
+    cells = [Cell(**{**cell, "study": read_study(out / RUNS / cell["study"])}) for cell in facts["cells"]]
     return Suite.model_validate(facts["suite"]), cells
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import logging
 import math
@@ -26,8 +25,19 @@ from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.federation import checkpoint, client
-from secateur.federation import prepare as provision
 from secateur.federation.exchange import Books, Exchange
+from secateur.federation.folder import (
+    PLAN,
+    ROUNDS,
+    STUDY,
+    SUMMARY,
+    new_folder,
+    open_log,
+    read_records,
+    read_study,
+    read_summary,
+    reserve,
+)
 from secateur.federation.link import Links
 from secateur.federation.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
 from secateur.learning import training
@@ -35,17 +45,9 @@ from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
-from secateur.study.study import Runtime, Study, read
-from secateur.study.study import study as parse_study
+from secateur.study.study import Runtime, Study
 
 Watch = Callable[[Row], None]
-
-STUDY = "study.toml"
-ROUNDS = "rounds.jsonl"
-PLAN = "plan.json"
-SUMMARY = "summary.json"
-
-federation = provision.federation
 
 
 def silent(row: Row) -> None:
@@ -92,7 +94,7 @@ class Run:
         self.initial = training.tensors_of(self.model)
         self.server: dict[str, float] = {}
         self.books = Books(Links(self.setting.specs))
-        self.log = logging.getLogger(f"secateur.federation.run.{folder}")
+        self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
         """Return the first state; nothing is asked yet."""
@@ -119,7 +121,7 @@ class Run:
 
     def play(self, state: State, extra: dict[str, Any], watch: Watch = silent) -> Row:
         """Run from ``state`` to the end, checkpointing after every exchange; return the summary."""
-        handler = _open_log(self.log, self.folder / "run.log")
+        handler = open_log(self.log, self.folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -263,7 +265,7 @@ class Run:
         return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
-        rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
+        rows = read_records(self.folder)
         check_answers(rows)
         final = {
             "central": self.central,
@@ -320,32 +322,6 @@ class Run:
         return {"evaluate_bytes": carried, **local_scores(exchange.told, self.metric, central=self.central)}
 
 
-def new_folder(study: Study, out: Path | None) -> Path:
-    """Return where a new run goes: ``out``, or runs/METHOD-HASH with a number where that is taken.
-
-    Raises:
-        ConfigError: ``out`` is a file or holds something already.
-    """
-    if out is not None:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise ConfigError(f"--out {out} is not an empty folder: give another, or: secateur resume {out}")
-        return out
-    base = Path("runs") / f"{study.method.rpartition('.')[2]}-{study.hash()}"
-    taken = itertools.takewhile(Path.exists, (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)))
-    count = sum(1 for _ in taken)
-    return base if count == 0 else Path(f"{base}-{count + 1}")
-
-
-def reserve(folder: Path, study: Study) -> None:
-    """Make a run's folder with its complete study, so that ``resume`` knows what was meant."""
-    if not (folder / STUDY).exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as broken:
-            raise ConfigError(f"cannot make the run folder {folder}: {broken.strerror}") from broken
-        checkpoint.write(folder / STUDY, study.to_toml().encode())
-
-
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
     """Run a study in a new folder and return its summary."""
     reserve(new_folder(study, folder), study)
@@ -361,8 +337,8 @@ def resume(
     open_engine: OpenEngine = open_local,
 ) -> Row:
     """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
-    if (folder / SUMMARY).exists():
-        return dict(json.loads((folder / SUMMARY).read_text("utf-8")))
+    if (summary := read_summary(folder)) is not None:
+        return summary
     with checkpoint.alone(folder):
         return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
 
@@ -374,35 +350,3 @@ def _resume(run: Run, watch: Watch) -> Row:
         return run.play(run.create(), {}, watch)
     state, extra = run.restore()
     return run.play(state, extra, watch)
-
-
-def read_study(folder: Path) -> Study:
-    """Return the study of a run folder.
-
-    Raises:
-        CheckpointError: the folder holds no run.
-    """
-    if not (folder / STUDY).exists():
-        raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
-    return parse_study(read(folder / STUDY))
-
-
-class _LogFile(logging.FileHandler):
-    """A log that a full disk may cut short; what counts is in the records, whose failures are raised."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
-        """Keep quiet."""
-
-
-def _open_log(log: logging.Logger, path: Path) -> logging.Handler:
-    try:
-        handler = _LogFile(path, encoding="utf-8")
-    except OSError as broken:
-        raise CheckpointError(
-            f"cannot write {path}: {broken.strerror}; free some space or mend permissions"
-        ) from broken
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(handler)
-    return handler
