@@ -213,7 +213,8 @@ def peak(folder: Path) -> list[float]:
 def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None = None) -> list[float]:
     """Run secateur's local engine: FedAvg, or what the settings say."""
     from secateur.federation import server
-    from secateur.study.study import Runtime, assign, study
+    from secateur.study.runtime import Runtime
+    from secateur.study.study import assign, study
 
     case = Case.read(folder)
     values: dict[str, Any] = {

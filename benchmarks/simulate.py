@@ -268,7 +268,8 @@ from pathlib import Path
 from secateur.engines.local import warm
 warm()  # as the command line begins
 from secateur.federation import prepare, server
-from secateur.study.study import Runtime, study
+from secateur.study.runtime import Runtime
+from secateur.study.study import study
 def watch(row):
     if row["event"] == "reply":
         print(time.time(), flush=True)

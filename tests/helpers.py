@@ -18,7 +18,9 @@ from secateur.data.sources import Source
 from secateur.federation import client, server
 from secateur.federation.folder import reserve
 from secateur.learning.training import tensors_of
-from secateur.study.study import Runtime, assign, flatten, study
+from secateur.study.options import flatten
+from secateur.study.runtime import Runtime
+from secateur.study.study import assign, study
 
 INLINE = Runtime(workers=0)
 

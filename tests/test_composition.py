@@ -22,7 +22,7 @@ from secateur.learning.training import tensors_of
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import Layout
-from secateur.study.study import build, choices, flatten
+from secateur.study.options import build, choices, flatten
 from secateur.wire.message import Expected, Message, Spec
 
 

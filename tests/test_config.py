@@ -13,7 +13,9 @@ from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning.criteria import Criterion, Exploration
 from secateur.pruning.schedule import Cubic
-from secateur.study.study import Runtime, Study, assign, build, choices, flatten, read, study
+from secateur.study.options import build, choices, flatten
+from secateur.study.runtime import Runtime
+from secateur.study.study import Study, assign, read, study
 
 
 def test_defaults_are_the_main_job():

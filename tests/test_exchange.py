@@ -18,7 +18,7 @@ from secateur.errors import ConfigError
 from secateur.federation import client as clients
 from secateur.federation import exchange, server
 from secateur.federation.folder import reserve
-from secateur.study.study import Runtime
+from secateur.study.runtime import Runtime
 from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
 from secateur.wire.message import Expected
 from secateur.wire.reader import varint

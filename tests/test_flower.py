@@ -42,7 +42,8 @@ from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.pruning.criteria import Deviation, Exploration
 from secateur.pruning.schedule import Cubic, EveryRound
-from secateur.study.study import flatten, study
+from secateur.study.options import flatten
+from secateur.study.study import study
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")

@@ -17,7 +17,15 @@ def test_public_names_are_sorted_and_exist():
         _ = secateur.nothing
 
 
-MODULES = ["errors", "streams", "study.study", "pruning.allocation", "pruning.criteria", "wire.entropy", "wire.reader"]
+MODULES = [
+    "errors",
+    "streams",
+    "study.options",
+    "pruning.allocation",
+    "pruning.criteria",
+    "wire.entropy",
+    "wire.reader",
+]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -13,7 +13,7 @@ from secateur import data, methods, models
 from secateur.errors import ConfigError
 from secateur.flower import apps, client_app, policy
 from secateur.flower import engine as engine_of
-from secateur.study.study import choices, flatten
+from secateur.study.options import choices, flatten
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 SETTINGS = {

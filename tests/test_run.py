@@ -23,7 +23,7 @@ from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrain
 from secateur.federation import checkpoint, client, prepare, server
 from secateur.federation.folder import new_folder, read_study, reserve
 from secateur.report.outcomes import outcome
-from secateur.study.study import Runtime
+from secateur.study.runtime import Runtime
 from secateur.wire.codec import decode, with_scalar
 from secateur.wire.message import Expected
 
@@ -136,7 +136,7 @@ if __name__ == "__main__":  # as the command line begins
     warm()
 from secateur.federation import prepare, server
 from secateur.federation.folder import new_folder, read_study, reserve
-from secateur.study.study import Runtime
+from secateur.study.runtime import Runtime
 from secateur.data.shards import Shards
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from secateur.errors import ConfigError, ModelError
 from secateur.learning import training
 from secateur.learning.batched import Compute, answers
 from secateur.learning.training import Data, Effort, Training
-from secateur.study.study import Runtime
+from secateur.study.runtime import Runtime
 
 MOST = Compute(together=99)
 

@@ -17,7 +17,7 @@ from secateur.errors import ModelError
 from secateur.federation import client, server
 from secateur.learning import training
 from secateur.pruning.structure import plan, sizes, slice_of
-from secateur.study.study import Runtime
+from secateur.study.runtime import Runtime
 
 CNN = {"name": "smallcnn", "options": {"width": 6, "features": 10}}
 CHANNELS = ("granularity=channel", "schedule.sparsity=0.5", "schedule.start=0")

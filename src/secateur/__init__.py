@@ -15,7 +15,7 @@ _HOME = {
     "Message": "wire.message",
     "Method": "contract.method",
     "Replies": "contract.method",
-    "Runtime": "study.study",
+    "Runtime": "study.runtime",
     "SecateurError": "errors",
     "Setting": "contract.method",
     "State": "contract.method",

@@ -13,7 +13,8 @@ from secateur.errors import SecateurError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from secateur.study.study import Runtime, Study
+    from secateur.study.runtime import Runtime
+    from secateur.study.study import Study
 
 app = typer.Typer(
     help="Prune neural networks while they train across a federation, and measure what it saves.",
@@ -244,7 +245,7 @@ def _folder(study: Study, out: Path | None) -> Path:
 
 
 def _runtime(workers: int | None, deadline: float | None) -> Runtime:
-    from secateur.study.study import Runtime  # noqa: PLC0415
+    from secateur.study.runtime import Runtime  # noqa: PLC0415
 
     return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
 

@@ -13,7 +13,8 @@ from secateur.data.shards import open_shards
 from secateur.federation import prepare, server
 from secateur.federation.client import wrap
 from secateur.learning import training
-from secateur.study.study import assign, flatten, study
+from secateur.study.options import flatten
+from secateur.study.study import assign, study
 
 CHANCE = 0.1
 CLEARLY = 0.3  # accuracy: three times chance

@@ -16,7 +16,8 @@ from secateur.engines import Failure
 from secateur.errors import NobodyTrainedError
 from secateur.federation import checkpoint, server
 from secateur.federation.folder import reserve
-from secateur.study.study import Runtime, flatten
+from secateur.study.options import flatten
+from secateur.study.runtime import Runtime
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 

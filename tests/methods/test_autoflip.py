@@ -17,7 +17,7 @@ from secateur.methods.kit import exploration
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import plan
 from secateur.pruning.surgery import shrink
-from secateur.study.study import build, flatten
+from secateur.study.options import build, flatten
 from secateur.wire.codec import encode
 from secateur.wire.message import Message
 

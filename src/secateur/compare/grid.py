@@ -22,7 +22,8 @@ from secateur.engines.script import spared
 from secateur.errors import CheckpointError, SecateurError
 from secateur.federation import checkpoint, prepare, server
 from secateur.federation.folder import ROUNDS, SUMMARY, reserve
-from secateur.study.study import Runtime, Study
+from secateur.study.runtime import Runtime
+from secateur.study.study import Study
 
 RUNS, _DATA = "runs", "data"
 _LOOK_EVERY, _PATIENCE = 0.5, 20.0  # seconds

@@ -45,7 +45,8 @@ from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
-from secateur.study.study import Runtime, Study
+from secateur.study.runtime import Runtime
+from secateur.study.study import Study
 
 Watch = Callable[[Row], None]
 

@@ -47,7 +47,8 @@ from secateur.flower.engine import (
     unpack,
 )
 from secateur.study import study as config
-from secateur.study.study import Runtime, Study
+from secateur.study.runtime import Runtime
+from secateur.study.study import Study
 from secateur.wire import codec
 
 _SERVERS = ("out", "deadline", "wait")

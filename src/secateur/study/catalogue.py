@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from secateur import data, methods, models
 from secateur.methods.kit.composition import Composition
-from secateur.study.study import choices
+from secateur.study.options import choices
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,13 @@
-"""Study (what defines a result; its hash names the run) and Runtime (what only makes it faster)."""
+"""A Study: every setting that defines a run's result.
+
+It is read from TOML files and from settings of the form ``path=value``; its hash names the run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
-import inspect
 import json
-import os
-import re
-import sys
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from secateur import methods
 from secateur.contract.method import Method
@@ -26,9 +24,8 @@ from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
 from secateur.learning.training import Training
 from secateur.pruning.discovery import How
+from secateur.study.options import Option, build, dotted, flatten
 from secateur.wire.settings import Wire
-
-Option = bool | int | float | str
 
 
 class _Section(BaseModel):
@@ -149,29 +146,6 @@ class Study(_Section):
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
 
 
-@dataclasses.dataclass(frozen=True)
-class Runtime:
-    """What never changes a bit of the result.
-
-    Attributes:
-        workers: worker processes, one thread each; 0 trains inside the server process.
-        deadline: seconds that a round waits for its clients; None waits for all. Who is late is left out,
-            named and recorded (the one setting here that can be seen in a result: set it where clients can
-            fail to answer).
-        state_budget: bytes of client state kept in memory before it is spilled to disk.
-    """
-
-    workers: int = dataclasses.field(default_factory=lambda: os.cpu_count() or 1)
-    deadline: float | None = None
-    state_budget: int = 256 * 2**20
-
-    def __post_init__(self) -> None:
-        if self.workers < 0:
-            raise ConfigError(f"workers = {self.workers} must be 0 or more")
-        if self.deadline is not None and self.deadline <= 0:
-            raise ConfigError(f"deadline = {self.deadline} must be above 0 seconds")
-
-
 def study(values: Mapping[str, Any]) -> Study:
     """Validate a nested mapping into a Study, its method and partition included.
 
@@ -180,7 +154,7 @@ def study(values: Mapping[str, Any]) -> Study:
     """
     given = dict(values)
     if isinstance(given.get("options"), Mapping):
-        given["options"] = _flat(given["options"])
+        given["options"] = dotted(given["options"])
     try:
         made = Study.model_validate(given)
     except ValidationError as broken:
@@ -190,14 +164,6 @@ def study(values: Mapping[str, Any]) -> Study:
     check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()
     return made
-
-
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested TOML tables of options as dotted paths."""
-    flat: dict[str, Any] = {}
-    for name, value in options.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -262,107 +228,3 @@ def _worded(broken: ValidationError) -> ConfigError:
         known = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
         return typing.cast("ConfigError", unknown("setting", str(first["loc"][-1]), known))
     return ConfigError(f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")
-
-
-# ---- method options: dotted paths into a tree of frozen dataclasses
-
-
-def snake(name: str) -> str:
-    """Return a class name as an option value: ``ServerMomentum`` -> ``server_momentum``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def choices(slot: type) -> dict[str, type]:
-    """Return the classes that fit a slot's type by option value: those of its module, or itself.
-
-    >>> from secateur.aggregation.steps import Aggregator
-    >>> sorted(choices(Aggregator))
-    ['mean', 'server_momentum']
-    """
-    if dataclasses.is_dataclass(slot):
-        return {snake(slot.__name__): slot}
-    wanted = {name for name in vars(slot) if not name.startswith("_")}
-    found = inspect.getmembers(sys.modules[slot.__module__], inspect.isclass)
-    return {
-        snake(name): thing
-        for name, thing in found
-        if dataclasses.is_dataclass(thing)
-        and not name.startswith("_")
-        and thing.__module__ == slot.__module__
-        and wanted <= set(dir(thing))
-        and not inspect.isabstract(thing)
-    }
-
-
-def build(cls: type[Method], options: Mapping[str, Option]) -> Method:
-    """Return ``cls()`` with options set by path; slot names first, so that order does not matter."""
-    method: Method = _construct(cls, {}, cls.__name__)
-    for path in sorted(options, key=lambda p: (p.count("."), p)):
-        changed: Method = _replace(method, path.split("."), options[path], path)
-        method = changed
-    return method
-
-
-def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
-    names = {f.name for f in dataclasses.fields(owner)}
-    if path[0] not in names:
-        prefix = full.removesuffix(".".join(path))
-        raise unknown(f"option of {type(owner).__name__}", prefix + path[0], [prefix + name for name in names])
-    hint = typing.get_type_hints(type(owner))[path[0]]
-    current = getattr(owner, path[0])
-    if len(path) > 1:
-        if not dataclasses.is_dataclass(current):
-            raise ConfigError(f"option {full!r}: {path[0]!r} is a single value and has no {path[1]!r}")
-        new = _replace(current, path[1:], value, full)
-    elif dataclasses.is_dataclass(current):
-        slot = _slot_class(hint, str(value), full)
-        new = current if type(current) is slot else _construct(slot, {}, full)
-    else:
-        try:
-            new = TypeAdapter(hint).validate_python(value)
-        except ValidationError as broken:
-            message = broken.errors()[0]["msg"]
-            raise ConfigError(f"{full} = {value!r}: {message[0].lower()}{message[1:]}") from broken
-    return _construct(type(owner), {**_values(owner), path[0]: new}, full)
-
-
-def _construct(cls: type, values: Mapping[str, Any], full: str) -> Any:
-    try:
-        return cls(**values)
-    except TypeError as broken:
-        raise ConfigError(f"{full}: {cls.__name__} cannot be made: {broken}") from broken
-
-
-def _values(owner: Any) -> dict[str, Any]:
-    return {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner)}
-
-
-def _slot_class(slot: type, name: str, full: str) -> type:
-    known = choices(slot)
-    if name in known:
-        return known[name]
-    if ":" not in name:
-        raise unknown(f"value of {full}", name, known)
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as broken:
-        raise ConfigError(f"{full} = {name!r}: {broken}") from broken
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ConfigError(f"{full} = {name!r}: a slot's value must be a frozen dataclass")
-    return found
-
-
-def flatten(owner: Any, prefix: str = "") -> dict[str, Option]:
-    """Return every option of a method by path, slot classes included; ``build`` reads it back."""
-    options: dict[str, Option] = {}
-    hints = typing.get_type_hints(type(owner))
-    for name, value in _values(owner).items():
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            cls = type(value)
-            known = cls in choices(hints[name]).values()
-            options[prefix + name] = snake(cls.__name__) if known else f"{cls.__module__}:{cls.__qualname__}"
-            options |= flatten(value, f"{prefix}{name}.")
-        else:
-            options[prefix + name] = value
-    return options

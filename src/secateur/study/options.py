@@ -1,0 +1,132 @@
+"""Method options: dotted paths such as ``schedule.sparsity`` into a tree of frozen dataclasses.
+
+A field of a dataclass is an option. A field that holds another dataclass is a slot: its own path selects the slot's
+class by name, and longer paths set the fields of that class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from secateur.contract.method import Method
+from secateur.errors import ConfigError, unknown
+
+Option = bool | int | float | str
+
+
+def snake(name: str) -> str:
+    """Return a class name as an option value: ``ServerMomentum`` -> ``server_momentum``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def choices(slot: type) -> dict[str, type]:
+    """Return the classes that fit a slot's type by option value: those of its module, or itself.
+
+    >>> from secateur.aggregation.steps import Aggregator
+    >>> sorted(choices(Aggregator))
+    ['mean', 'server_momentum']
+    """
+    if dataclasses.is_dataclass(slot):
+        return {snake(slot.__name__): slot}
+    wanted = {name for name in vars(slot) if not name.startswith("_")}
+    found = inspect.getmembers(sys.modules[slot.__module__], inspect.isclass)
+    return {
+        snake(name): thing
+        for name, thing in found
+        if dataclasses.is_dataclass(thing)
+        and not name.startswith("_")
+        and thing.__module__ == slot.__module__
+        and wanted <= set(dir(thing))
+        and not inspect.isabstract(thing)
+    }
+
+
+def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested tables of options as one table by dotted path: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def build(cls: type[Method], options: Mapping[str, Option]) -> Method:
+    """Return ``cls()`` with options set by path; slot names first, so that order does not matter."""
+    method: Method = _construct(cls, {}, cls.__name__)
+    for path in sorted(options, key=lambda p: (p.count("."), p)):
+        changed: Method = _replace(method, path.split("."), options[path], path)
+        method = changed
+    return method
+
+
+def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
+    names = {f.name for f in dataclasses.fields(owner)}
+    if path[0] not in names:
+        prefix = full.removesuffix(".".join(path))
+        raise unknown(f"option of {type(owner).__name__}", prefix + path[0], [prefix + name for name in names])
+    hint = typing.get_type_hints(type(owner))[path[0]]
+    current = getattr(owner, path[0])
+    if len(path) > 1:
+        if not dataclasses.is_dataclass(current):
+            raise ConfigError(f"option {full!r}: {path[0]!r} is a single value and has no {path[1]!r}")
+        new = _replace(current, path[1:], value, full)
+    elif dataclasses.is_dataclass(current):
+        slot = _slot_class(hint, str(value), full)
+        new = current if type(current) is slot else _construct(slot, {}, full)
+    else:
+        try:
+            new = TypeAdapter(hint).validate_python(value)
+        except ValidationError as broken:
+            message = broken.errors()[0]["msg"]
+            raise ConfigError(f"{full} = {value!r}: {message[0].lower()}{message[1:]}") from broken
+    return _construct(type(owner), {**_values(owner), path[0]: new}, full)
+
+
+def _construct(cls: type, values: Mapping[str, Any], full: str) -> Any:
+    try:
+        return cls(**values)
+    except TypeError as broken:
+        raise ConfigError(f"{full}: {cls.__name__} cannot be made: {broken}") from broken
+
+
+def _values(owner: Any) -> dict[str, Any]:
+    return {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner)}
+
+
+def _slot_class(slot: type, name: str, full: str) -> type:
+    known = choices(slot)
+    if name in known:
+        return known[name]
+    if ":" not in name:
+        raise unknown(f"value of {full}", name, known)
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as broken:
+        raise ConfigError(f"{full} = {name!r}: {broken}") from broken
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise ConfigError(f"{full} = {name!r}: a slot's value must be a frozen dataclass")
+    return found
+
+
+def flatten(owner: Any, prefix: str = "") -> dict[str, Option]:
+    """Return every option of a method by path, slot classes included; ``build`` reads it back."""
+    options: dict[str, Option] = {}
+    hints = typing.get_type_hints(type(owner))
+    for name, value in _values(owner).items():
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            cls = type(value)
+            known = cls in choices(hints[name]).values()
+            options[prefix + name] = snake(cls.__name__) if known else f"{cls.__module__}:{cls.__qualname__}"
+            options |= flatten(value, f"{prefix}{name}.")
+        else:
+            options[prefix + name] = value
+    return options

@@ -1,0 +1,31 @@
+"""A Runtime: the settings that only make a run faster; no bit of its result depends on them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from secateur.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How fast, and within which limits, a run is computed.
+
+    Attributes:
+        workers: worker processes, one thread each; 0 trains inside the server process.
+        deadline: seconds that a round waits for its clients; None waits for all. Who is late is left out,
+            named and recorded (the one setting here that can be seen in a result: set it where clients can
+            fail to answer).
+        state_budget: bytes of client state kept in memory before it is spilled to disk.
+    """
+
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    deadline: float | None = None
+    state_budget: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ConfigError(f"workers = {self.workers} must be 0 or more")
+        if self.deadline is not None and self.deadline <= 0:
+            raise ConfigError(f"deadline = {self.deadline} must be above 0 seconds")
