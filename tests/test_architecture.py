@@ -20,7 +20,7 @@ FLOORS = [
     {"pruning", "wire", "engines", "models", "data"},
     {"learning", "aggregation"},
     {"contract"},
-    {"methods"},
+    {"methods", "guards"},
     {"study"},
     {"federation"},
     {"flower", "compare"},
