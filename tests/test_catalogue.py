@@ -15,7 +15,7 @@ def test_everything_is_listed_with_one_line():
     assert {e.name for e in kinds["models"]} == set(models.names())
     measured = {"fisher", "grasp", "snip", "synflow", "taylor"}
     assert {e.name for e in kinds["criterion"]} == {"magnitude", "random", "deviation"} | measured
-    assert {"allocation", "granularity", "schedule", "consensus", "aggregator", "data"} <= set(kinds)
+    assert {"allocation", "granularity", "schedule", "consensus", "recovery", "aggregator", "data"} <= set(kinds)
     assert all(e.summary and "\n" not in e.summary for entries in kinds.values() for e in entries)
     assert all(e.reference for e in kinds["methods"])
 

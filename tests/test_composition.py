@@ -113,6 +113,7 @@ SLOTS = {
     "granularity": ["weight", "hybrid", "nm", "kernel", "channel"],  # heads and blocks need other models
     "schedule": ["cubic", "geometric", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],
+    "recovery": ["fine_tune", "rewind"],
     "aggregator": ["mean", "server_momentum"],
 }
 
@@ -195,7 +196,8 @@ def test_any_combination_round_trips_through_its_options(slots):
 
 @pytest.mark.parametrize("rewind", [0, 1, -1])
 def test_rewinding_gives_survivors_the_weights_of_that_round(rewind, shards):
-    options = ("schedule=geometric", f"schedule.rewind={rewind}", "schedule.share=0.5", "schedule.every=2")
+    recovery = ("recovery=rewind", f"recovery.round={rewind}") if rewind >= 0 else ()
+    options = ("schedule=geometric", *recovery, "schedule.share=0.5", "schedule.every=2")
     study = small("fedsparsify", *options, "aggregator=server_momentum", "aggregator.pruned=zero")
     held = open_shards(shards)
     model = client.make_model(study, held)
@@ -242,11 +244,33 @@ def test_distortions_choose_layers_and_the_count_is_exact(tmp_path, shards):
     assert max(kept.values()) - min(kept.values()) > 0.1  # not the same everywhere
 
 
-@pytest.mark.parametrize("settings", [("schedule=pq_index",), ("allocation=rate_distortion",)])
-def test_slots_that_look_at_the_merged_model_want_a_pooled_mask(settings, tmp_path, shards):
-    for other in ("consensus=majority", "criterion=snip"):
+def test_a_slot_that_looks_at_the_merged_model_wants_a_pooled_mask(tmp_path, shards):
+    for other in ("consensus=majority", "consensus=participants", "criterion=snip"):
         with pytest.raises(ConfigError, match="looks at the merged model: use consensus = pooled"):
-            play(small("fedsparsify", *settings, other), tmp_path / other, shards)
+            play(small("fedsparsify", "allocation=rate_distortion", other), tmp_path / other, shards)
+
+
+@pytest.mark.parametrize("other", ["consensus=majority", "consensus=participants", "criterion=snip"])
+def test_a_pq_schedule_goes_with_every_consensus_and_criterion(other, tmp_path, shards):
+    """Weights of a client, or of the merged model, say how much goes; without any event 30 % would be gone never."""
+    play(small("fedsparsify", "schedule=pq_index", "schedule.every=2", "schedule.most=0.3", other), tmp_path, shards)
+    levels = [row["sparsity"] for row in rows_of(tmp_path) if row["phase"] == "train"]
+    assert levels[0] == 0
+    assert 0.1 < levels[-1] <= 0.32
+
+
+@pytest.mark.parametrize("consensus", ["pooled", "majority"])
+def test_explorers_are_heard_before_an_event_that_stands_before_round_1(consensus, tmp_path, shards):
+    """The cut at round 0 waits for the statistic; it used to be left out without a word."""
+    settings = (
+        "schedule=one_shot",
+        "schedule.at=0",
+        "schedule.sparsity=0.5",
+        "granularity=weight",
+        "allocation=global",
+    )
+    play(small("autoflip", *settings, f"consensus={consensus}"), tmp_path, shards)
+    assert [(row["phase"], row["sparsity"]) for row in rows_of(tmp_path)] == [("explore", 0.5)] + [("train", 0.5)] * 4
 
 
 def test_distortions_are_of_single_weights(tmp_path, shards):

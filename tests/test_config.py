@@ -11,8 +11,10 @@ from secateur.aggregation.steps import ServerMomentum
 from secateur.errors import ConfigError
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
-from secateur.pruning.criteria import Criterion, Exploration
-from secateur.pruning.schedule import Cubic
+from secateur.methods.kit.criteria import Criterion
+from secateur.methods.kit.recovery import FineTune, Rewind
+from secateur.methods.kit.schedule import Cubic
+from secateur.pruning.criteria import Exploration
 from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, read, study
@@ -66,17 +68,23 @@ def test_a_composition_that_no_paper_has():
 
 def test_a_slot_value_of_your_own(monkeypatch, tmp_path):
     (tmp_path / "their_slots.py").write_text(
-        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Half:\n    share: float = 0.5\n"
-        "    def level(self, done, rounds):\n        return self.share\nnumber = 3\n"
+        "from dataclasses import dataclass\nfrom secateur.methods.kit.schedule import Schedule\nnumber = 3\n"
+        "@dataclass(frozen=True)\nclass Half(Schedule):\n    share: float = 0.5\n"
+        "    def level(self, state):\n        return self.share\n"
+        "@dataclass(frozen=True)\nclass Before:\n    def level(self, done, rounds):\n        return 0.5\n"
+        "@dataclass(frozen=True)\nclass Empty(Schedule):\n    pass\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     made = build(FedAvg, {"schedule": "their_slots:Half", "schedule.share": "0.25"})
-    assert made.schedule.level(1, 2) == 0.25
+    assert made.schedule.level(None) == 0.25
     assert flatten(made)["schedule"] == "their_slots:Half"
     for value, says in {
         "their_slots:number": "frozen dataclass",
         "their_slots:no": "no attribute",
         "nowhere:X": "No module",
+        "their_slots:Before": "schedule = 'their_slots:Before': Before lacks 'due' of Schedule; derive it from "
+        r"secateur\.methods\.kit\.schedule\.Schedule, and write what has no default there",
+        "their_slots:Empty": "Empty lacks 'level' of Schedule",
     }.items():
         with pytest.raises(ConfigError, match=says):
             build(FedAvg, {"schedule": value})
@@ -95,7 +103,8 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() != study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
     assert made.hash() != study({"method": "fedsparsify", "seed": 1}).hash()
     # a section that came later: the name of a run that was made before it, and another one where it says something
-    values = made.complete().model_dump(mode="json", exclude={"compute"})
+    values = made.complete().model_dump(mode="json", exclude={"compute", "guards"})
+    assert values["options"].pop("recovery") == "fine_tune"
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     assert made.hash() != study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
 
@@ -104,11 +113,24 @@ def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
     without = study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
     assert study({"method": "fedsparsify"}).hash() != without.hash()
     # a run from before there was such a split has the name that it had
-    values = without.complete().model_dump(mode="json", exclude={"compute"})
+    values = without.complete().model_dump(mode="json", exclude={"compute", "guards"})
+    del values["options"]["recovery"]
     del values["data"]["validation_fraction"]
     assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     with pytest.raises(ConfigError, match=r"data.test_fraction \+ data.validation_fraction = 1.1 must be below 1"):
         study({"data": {"test_fraction": 0.8, "validation_fraction": 0.3}})
+
+
+def test_rewinding_under_its_earlier_name_is_the_slot_of_today():
+    """Study files, and run folders, which write out every option, have ``schedule.rewind``; -1 was the default."""
+    options = {"schedule": "geometric", "schedule.share": 0.5}
+    late = study({"method": "fedsparsify", "options": {**options, "schedule": "geometric", "schedule.rewind": 2}})
+    assert late.build_method().recovery == Rewind(round=2)
+    stayed = study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -1}})
+    assert stayed == study({"method": "fedsparsify", "options": options})
+    assert stayed.build_method().recovery == FineTune()
+    with pytest.raises(ConfigError, match=r"recovery.round = -2 must be 0 or more"):
+        study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -2}})
 
 
 def test_toml_round_trip_with_model_options():

@@ -40,8 +40,9 @@ from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
-from secateur.pruning.criteria import Deviation, Exploration
-from secateur.pruning.schedule import Cubic, EveryRound
+from secateur.methods.kit.criteria import Deviation
+from secateur.methods.kit.schedule import Cubic, EveryRound
+from secateur.pruning.criteria import Exploration
 from secateur.study.options import flatten
 from secateur.study.study import study
 

@@ -75,6 +75,28 @@ def check(
         raise error(f"{name} = {value!r} must {must}")
 
 
+def verbs(slot: type) -> frozenset[str]:
+    """Return the public names that a slot's class defines: what is asked of whatever fills the slot."""
+    return frozenset(name for name in vars(slot) if not name.startswith("_"))
+
+
+def check_verbs(found: type, slot: type, *, name: str) -> None:
+    """Refuse a class that lacks verbs of the slot it is to fill.
+
+    Args:
+        found: what somebody has written.
+        slot: the class that says what is asked of it.
+        name: of the slot.
+    """
+    lacking = verbs(slot) - set(dir(found)) | getattr(found, "__abstractmethods__", frozenset())
+    if lacking:
+        missing = ", ".join(map(repr, sorted(lacking)))
+        raise ConfigError(
+            f"{name}: {found.__name__} lacks {missing} of {slot.__name__}; derive it from {slot.__module__}."
+            f"{slot.__name__}, and write what has no default there"
+        )
+
+
 def unknown(kind: str, name: str, choices: Iterable[str], *, error: type[SecateurError] = ConfigError) -> SecateurError:
     """Return (not raise) an error that names the unknown thing, the nearest known one, and all choices.
 

@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.ask import REPORT, Ask
 from secateur.contract.reducer import reduce
-from secateur.contract.reduction import Mean, Sum, masks_of
+from secateur.contract.reduction import Sum, masks_of
 from secateur.contract.state import Setting, State
+from secateur.errors import ConfigError
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
+from secateur.methods.kit.consensus import Consensus, Majority
+from secateur.methods.kit.schedule import Cubic
 from secateur.methods.oneshot import OneShotMagnitude
 from secateur.methods.random import RandomPruning
 from secateur.pruning.allocation import Global
-from secateur.pruning.consensus import Majority
-from secateur.pruning.schedule import Cubic
 from secateur.pruning.structure import Layout
-from secateur.wire.message import Expected, Message, Spec
+from secateur.wire.message import Message, Spec
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_traffic_follows_the_schedule_as_published():
     levels, level = [], 0.0
     for t in range(1, 201):
         levels.append(level)  # what goes down in round t is what was left after round t - 1
-        level = Cubic(sparsity=0.95).level(t, 200) or level
+        level = Cubic(sparsity=0.95).after(t, 200) or level
     assert sum(1 - s for s in levels) / 200 == pytest.approx(0.293, abs=0.004)
 
 
@@ -132,21 +132,11 @@ def test_no_vote_brings_back_what_is_pruned(rule, voters):
 
 
 def test_a_consensus_without_a_vote_says_so():
-    class Strange:
-        where = "clients"
+    class Strange(Consensus):
+        ballot = {"votes": Sum(masks_of)}  # noqa: RUF012 -- a property of its base
 
-    method = FedSparsify(consensus=Strange())
-    state = State(setting(), 1, {"w": W})
-    ask = Ask(
-        "train",
-        2,
-        (0,),
-        Message({"w": W}),
-        Expected({}, "required", scalars=REPORT),
-        {"mean": Mean(), "votes": Sum(masks_of)},
-    )
-    with pytest.raises(TypeError, match="Strange"):
-        method.absorb(state, reduce(ask, state, [(0, Message({"w": W}, {"w": W > 2}, {"samples": 1}))]))
+    with pytest.raises(ConfigError, match="consensus Strange has a ballot, and lacks 'vote' of Consensus"):
+        FedSparsify(consensus=Strange()).check(setting())
 
 
 def test_random_mask_is_persistent_exact_and_ignores_the_weights(tmp_path, shards):

@@ -20,13 +20,13 @@ from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL
+from secateur.methods.kit.consensus import Majority
 from secateur.methods.kit.learned_resize import compressed, dilated, identity
+from secateur.methods.kit.schedule import Cubic, EveryRound, PQIndex
 from secateur.methods.kit.similarity import quality
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import LAMP, Global, erk
-from secateur.pruning.consensus import Majority
 from secateur.pruning.granularity import Hybrid, Weight
-from secateur.pruning.schedule import Cubic, EveryRound, PQIndex
 from secateur.pruning.structure import Layout
 from secateur.wire.message import Message, Spec
 

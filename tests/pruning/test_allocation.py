@@ -18,14 +18,13 @@ from secateur.pruning.allocation import (
     Threshold,
     Uniform,
     UniformPlus,
-    lamp,
     lowest,
-    on,
     pruned_count,
     spared,
     uniform_plus,
 )
 from secateur.pruning.knapsack import knapsack
+from secateur.pruning.ranking import lamp
 from secateur.pruning.structure import Layout
 
 scores_lists = st.lists(st.integers(-3, 3), min_size=1, max_size=60)
@@ -104,12 +103,12 @@ def test_rows_of_an_embedding_are_tokens_and_not_guarded():
     layout = Layout({"e.weight": "weight", "fc.weight": "weight"}, tokens=frozenset({"e.weight"}))
     scores = {"e.weight": torch.arange(90.0, 40.0, -1.0).reshape(2, 25), "fc.weight": torch.full((2, 15), 0.5)}
     scores["fc.weight"][1, 2] = 0.6
-    mask = on(Global(), layout).keep(scores, 0.5)
+    mask = Global().on(layout).keep(scores, 0.5)
     assert mask["e.weight"].flatten().tolist() == [True] * 38 + [False] * 12
     assert [row.nonzero().flatten().tolist() for row in mask["fc.weight"]] == [[0], [2]]
     assert Global().keep(scores, 0.5)["e.weight"].flatten().tolist() == [True] * 40 + [False] * 10
     for other in (Global(guard=False), Uniform()):
-        assert on(other, layout) is other
+        assert other.on(layout) is other
 
 
 @given(st.data(), st.floats(0, 0.999))
@@ -240,7 +239,16 @@ def test_what_is_gone_stays_gone():
     assert knapsack({"a": 10, "b": 10}, curves, 10, least={"a": 8})["a"] >= 8
     scores = {"a": torch.arange(10.0), "b": torch.arange(10.0)}
     scores["a"][:8] = -torch.inf
-    mask = RateDistortion().by(curves).keep(scores, 0.5)
+
+    class Hand:
+        """A model whose outputs move by the square root of these distortions, by how much of a tensor is gone."""
+
+        def outputs(self, changed, inputs):
+            gone = {name: int((tensor == 0).sum()) // 5 for name, tensor in changed.items()}
+            return torch.tensor([[curves[name][gone.get(name, 0)] ** 0.5 for name in curves]]).expand(inputs, 2)
+
+    weights = {"a": torch.ones(10), "b": torch.ones(10)}
+    mask = RateDistortion(levels=2, proxies=3).measured(scores, weights, Hand()).keep(scores, 0.5)
     assert not mask["a"][:8].any()
     assert sum(int(m.sum()) for m in mask.values()) == 10
 

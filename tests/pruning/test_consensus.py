@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from secateur.pruning.consensus import Majority, Participants, Pooled
+from secateur.pruning.consensus import vote
 
 # three clients, eight weights: who keeps which
 CLIENTS = torch.tensor(
@@ -27,7 +27,7 @@ CLIENTS = torch.tensor(
 )
 def test_three_clients_by_eight_weights(rule, kept):
     votes = {"w": CLIENTS.sum(0)}
-    mask = Majority(rule).vote(votes, 3, {"w": torch.ones(8)}, budget=4)["w"]
+    mask = vote(rule, votes, 3, {"w": torch.ones(8)}, budget=4)["w"]
     assert mask.int().tolist() == kept
 
 
@@ -35,7 +35,7 @@ def test_ties_go_to_the_larger_mean_magnitude_while_there_is_room():
     votes = {"a": torch.tensor([2, 1, 1]), "b": torch.tensor([[1], [0]])}
     magnitude = {"a": torch.tensor([0.1, 0.5, 0.2]), "b": torch.tensor([[0.9], [9.0]])}
     by_budget = {
-        budget: {n: m.flatten().tolist() for n, m in Majority().vote(votes, 2, magnitude, budget).items()}
+        budget: {n: m.flatten().tolist() for n, m in vote("majority", votes, 2, magnitude, budget).items()}
         for budget in (0, 1, 2, 3, 5)
     }
     assert by_budget[0] == by_budget[1] == {"a": [True, False, False], "b": [False, False]}
@@ -63,9 +63,5 @@ def test_ties_go_to_the_larger_mean_magnitude_while_there_is_room():
     ],
 )
 def test_one_voter_two_voters_and_none(rule, voters, votes, kept):
-    mask = Majority(rule).vote({"w": torch.tensor(votes)}, voters, {"w": torch.ones(4)}, budget=2)["w"]
+    mask = vote(rule, {"w": torch.tensor(votes)}, voters, {"w": torch.ones(4)}, budget=2)["w"]
     assert mask.int().tolist() == kept
-
-
-def test_where_masks_are_made():
-    assert (Pooled().where, Majority().where, Participants().where) == ("server", "clients", "cohort")

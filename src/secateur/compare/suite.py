@@ -21,7 +21,6 @@ from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.personal import Personal
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
-from secateur.pruning.schedule import Never, PQIndex
 from secateur.pruning.structure import plan, sizes
 from secateur.study.study import ModelSection, Study, assign, pair, read, study
 
@@ -362,12 +361,12 @@ def _at_once(sparsity: float) -> dict[str, Any]:
 def _ramp(made: Study, sparsity: float) -> dict[str, Any]:
     """Return the options of a schedule that begins dense, up to the sparsity that was reached; else nothing.
 
-    How much ``PQIndex`` prunes follows from the weights, so that a random mask has no such ramp.
+    A schedule that says otherwise how much goes, such as by the weights, has no such ramp for a random mask.
     """
     method = made.build_method()
-    if not isinstance(method, Composition) or isinstance(method.schedule, Never | PQIndex):
+    if not isinstance(method, Composition) or "schedule.sparsity" not in made.options:
         return {}
-    if method.schedule.level(0, made.rounds):
+    if method.schedule.due(0, made.rounds):
         return {}
     ramp = {path: value for path, value in made.options.items() if path.split(".")[0] == "schedule"}
     start = {path: min(float(value), sparsity) for path, value in ramp.items() if path == "schedule.initial"}

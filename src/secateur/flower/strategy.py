@@ -42,7 +42,6 @@ from secateur.flower.engine import Message as FlowerMessage
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
-from secateur.pruning.criteria import Exploration
 from secateur.pruning.discovery import layout
 from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
 from secateur.wire.message import Message, Scalar, specs_of
@@ -92,17 +91,13 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             out and why.
 
     Raises:
-        ConfigError: the method is no composition, needs votes or gradients of clients, or explores in a way that
-            needs more of a client than its training.
+        ConfigError: the method is no composition, has clients vote, measures something at the server, or asks clients
+            for what takes more than their training.
     """
 
     def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
-        explores = method.criterion.statistic if isinstance(method, Composition) else None
-        plain = explores is None or (
-            isinstance(explores, Exploration)
-            and (explores.start, explores.base, explores.warm_start) == ("common", "initial", False)
-        )
-        if not isinstance(method, Composition) or method.consensus.where == "clients" or not plain:
+        composed = isinstance(method, Composition) and not method.consensus.ballot and not method.refines
+        if not composed or method.criterion.by_training is None:
             raise ConfigError(
                 f"{type(method).__name__}, as it is set here, needs code of its own on clients: run it with "
                 "secateur.flower.server_app and client_app; Pruned takes methods whose masks are made on the server"
@@ -110,7 +105,6 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
-        self.explores = explores if isinstance(explores, Exploration) else None
         self.specs = specs_of(model.state_dict())
         self.links = Links(self.specs)
         self.ledger: list[dict[str, Any]] = []
@@ -277,7 +271,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:
         """Ask explorers for their deviations after the app's own training, repeated for the method's epochs."""
         nodes = {self._nodes[client]: like for client in ask.clients}
-        turn, epochs = _Turn(ask, grid, nodes), self.explores.epochs if self.explores else 1
+        turn, epochs = _Turn(ask, grid, nodes), self.method.criterion.by_training
+        if not epochs:
+            raise ConfigError(
+                f"criterion {type(self.method.criterion).__name__} asks for {ask.phase!r}, which no app has"
+            )
         told = []
         for reply in grid.send_and_receive([self._send(turn, node, **{EPOCHS: epochs}) for node in nodes]):
             message = self._read(turn, reply)

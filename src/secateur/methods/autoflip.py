@@ -25,11 +25,12 @@ from dataclasses import dataclass, field
 
 from secateur.aggregation.steps import Aggregator, ServerMomentum
 from secateur.methods.kit.composition import Composition
+from secateur.methods.kit.consensus import Consensus, Participants
+from secateur.methods.kit.criteria import Criterion, Deviation
+from secateur.methods.kit.schedule import EveryRound, Schedule
 from secateur.pruning.allocation import Allocation, Quantile
-from secateur.pruning.consensus import Consensus, Participants
-from secateur.pruning.criteria import Criterion, Deviation, Exploration
+from secateur.pruning.criteria import Exploration
 from secateur.pruning.granularity import Granularity, Hybrid
-from secateur.pruning.schedule import EveryRound, Schedule
 
 
 @dataclass(frozen=True)

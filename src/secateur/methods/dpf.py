@@ -28,7 +28,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.rounds import merged, train_ask, train_reply
-from secateur.pruning.allocation import Global, on, spared
+from secateur.pruning.allocation import Global, spared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 
@@ -93,4 +93,4 @@ class DPF(Method):
             return None
         level = self.sparsity * (1 - (1 - min(1.0, done / self.rests(setting))) ** 3)
         sizes = {name: weights[name].abs() for name in setting.layout.names("weight")}
-        return on(Global(guard), setting.layout).keep(sizes, level)
+        return Global(guard).on(setting.layout).keep(sizes, level)

@@ -28,10 +28,10 @@ from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.criteria import Random
 from secateur.methods.kit.rounds import merged, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, Global
-from secateur.pruning.criteria import Random
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message
 

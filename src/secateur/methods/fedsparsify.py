@@ -24,8 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secateur.methods.kit.composition import Composition
+from secateur.methods.kit.schedule import Cubic, Schedule
 from secateur.pruning.allocation import Allocation, Global
-from secateur.pruning.schedule import Cubic, Schedule
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secateur.methods.fedsparsify import FedSparsify
-from secateur.pruning.consensus import Consensus, Majority
+from secateur.methods.kit.consensus import Consensus, Majority
 
 
 @dataclass(frozen=True)

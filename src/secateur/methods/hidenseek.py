@@ -40,7 +40,7 @@ from secateur.errors import check
 from secateur.learning.supermask import straight_through
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Global, on
+from secateur.pruning.allocation import Global
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
 
@@ -87,7 +87,7 @@ class HideNseek(Method):
             return state, 0
         found, done = server.measure("flow", state.weights, None, round_=0)
         scores = {name: found[name] for name in state.memory[_SIGN]}
-        mask = on(Global(), state.setting.layout).keep(scores, self.sparsity)
+        mask = Global().on(state.setting.layout).keep(scores, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask)), done.processed
 
     def plan(self, state: State) -> Ask | None:

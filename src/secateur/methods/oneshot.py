@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secateur.methods.kit.composition import Composition
-from secateur.pruning.schedule import OneShot, Schedule
+from secateur.methods.kit.schedule import OneShot, Schedule
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from secateur.methods.kit.composition import Composition
-from secateur.pruning.criteria import Criterion, Random
-from secateur.pruning.schedule import OneShot, Schedule
+from secateur.methods.kit.criteria import Criterion, Random
+from secateur.methods.kit.schedule import OneShot, Schedule
 
 
 @dataclass(frozen=True)

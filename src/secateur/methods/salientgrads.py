@@ -26,7 +26,7 @@ from secateur.contract.reduction import Mean
 from secateur.contract.state import State
 from secateur.errors import check
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
-from secateur.pruning.allocation import Allocation, Global, on, spared
+from secateur.pruning.allocation import Allocation, Global, spared
 from secateur.wire.message import Message
 
 
@@ -67,8 +67,8 @@ class SalientGrads(Method):
         if reduced.ask.phase != SCORE:
             return merged(state, reduced)
         found = reduced[MEAN]
-        mask = on(self.allocation, state.setting.layout).keep(found, self.sparsity) if found else None
+        mask = self.allocation.on(state.setting.layout).keep(found, self.sparsity) if found else None
         notes = {**state.notes, SCORE: True}
-        if mask and isinstance(self.allocation, Global) and self.allocation.guard:
-            notes[GUARDED] = spared(mask, Global(guard=False).keep(found, self.sparsity))
+        if mask and (unguarded := self.allocation.unguarded) is not None:
+            notes[GUARDED] = spared(mask, unguarded.keep(found, self.sparsity))
         return replace(state, mask=mask, notes=notes)

@@ -7,6 +7,7 @@ order, then row-major index) is kept.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,14 +18,46 @@ import torch
 from secateur.errors import check
 from secateur.pruning.knapsack import knapsack
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.ranking import lamp
 from secateur.pruning.structure import Layout
 
 
-class Allocation(Protocol):
-    """What an allocation offers."""
+class Trial(Protocol):
+    """The merged model at the server, to be tried with some tensors changed."""
 
+    def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:
+        """Return the model's outputs for as many random inputs, which are the same at each call."""
+
+
+class Allocation(ABC):
+    """Says which entries stay, by their scores and the sparsity; frozen dataclasses.
+
+    An own allocation derives from this class and writes ``keep``.
+    """
+
+    @abstractmethod
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return a boolean mask for each tensor of scores."""
+
+    def on(self, layout: Layout) -> Allocation:
+        """Return the allocation as it is on a model."""
+        del layout
+        return self
+
+    @property
+    def unguarded(self) -> Allocation | None:
+        """Return the same allocation without a guard, so that what a guard keeps can be counted; None: it has none."""
+        return None
+
+    @property
+    def measures(self) -> bool:
+        """Return whether ``measured`` tries the model, which the server does before it prunes."""
+        return False
+
+    def measured(self, scores: Tensors, weights: Tensors, trial: Trial) -> Allocation:
+        """Return the allocation that follows from trying the model of ``weights``."""
+        del scores, weights, trial
+        return self
 
 
 def pruned_count(sparsity: float, total: int) -> int:
@@ -71,7 +104,7 @@ _ROOM = 20
 
 
 @dataclass(frozen=True)
-class Global:
+class Global(Allocation):
     """The lowest floor(s N) scores of all tensors together; the count is exact.
 
     Attributes:
@@ -80,7 +113,7 @@ class Global:
             weights may stay for each unit: it never takes more than a twentieth of what may stay, and scores alone
             decide above.
 
-    On a model (see ``on``) rows of embeddings are not guarded: they are entries of a vocabulary, not units.
+    On a model rows of embeddings are not guarded: they are entries of a vocabulary, not units.
 
     Reference: FedSparsify, arXiv 2204.12430 (global threshold; the guard is ours, its published code has none).
     """
@@ -91,19 +124,23 @@ class Global:
         """Return the mask that keeps exactly N - floor(s N) entries."""
         return _global(scores, sparsity, guarded=scores if self.guard else ())
 
+    def on(self, layout: Layout) -> Allocation:
+        """Return the allocation that guards units, not entries of a vocabulary."""
+        return _OnModel(layout.tokens) if self.guard else self
+
+    @property
+    def unguarded(self) -> Allocation | None:
+        """Return the choice by scores alone."""
+        return Global(guard=False) if self.guard else None
+
 
 @dataclass(frozen=True)
-class _OnModel:
+class _OnModel(Allocation):
     tokens: frozenset[str]
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
         return _global(scores, sparsity, guarded=scores.keys() - self.tokens)
-
-
-def on(allocation: Allocation, layout: Layout) -> Allocation:
-    """Return an allocation as it is on a model: what is guarded are units, not entries of a vocabulary."""
-    return _OnModel(layout.tokens) if isinstance(allocation, Global) and allocation.guard else allocation
 
 
 def spared(mask: Mask, plain: Mask) -> int:
@@ -138,7 +175,7 @@ def _protect_best(rows: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(Allocation):
     """The same sparsity in every tensor: the lowest floor(s n) scores of each."""
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
@@ -150,7 +187,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class ERK:
+class ERK(Allocation):
     """The lowest scores of each tensor, which is the denser the fewer its weights are for the units it joins.
 
     A tensor's density is proportional to the sum of its sizes over their product (Erdos-Renyi kernel); those that
@@ -199,7 +236,7 @@ def shared(left: int, parts: Mapping[str, float], sizes: Mapping[str, int]) -> d
 
 
 @dataclass(frozen=True)
-class LAMP:
+class LAMP(Allocation):
     """The lowest of all tensors together, after each score was set against those that are no smaller in its tensor.
 
     LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u: the largest weight of every tensor scores
@@ -214,23 +251,8 @@ class LAMP:
         return highest({n: lamp(s) for n, s in scores.items()}, total - pruned_count(sparsity, total))
 
 
-def lamp(scores: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's LAMP scores in float64; entries at -inf (already pruned) stay there.
-
-    >>> lamp(torch.tensor([1.0, 2.0, 2.0])).tolist()
-    [0.1111111111111111, 1.0, 0.5]
-    """
-    flat = scores.reshape(-1).double()
-    order = flat.flip(0).argsort(stable=True)  # ascending; of equal scores the later entry first
-    order = flat.numel() - 1 - order
-    squares = torch.where(flat.isinf(), 0.0, flat.square())[order]
-    above = squares.flip(0).cumsum(0).flip(0)
-    ratio = torch.zeros_like(flat).index_put((order,), squares / above.clamp(min=1e-300))
-    return torch.where(flat.isinf(), flat, ratio).reshape(scores.shape)
-
-
 @dataclass(frozen=True)
-class Quantile:
+class Quantile(Allocation):
     """Keep what lies strictly above the quantile of all scores at level T_p = sparsity.
 
     q is the (floor(T_p (N - 1)) + 1)-th lowest score; everything <= q goes, so ties at q may prune more than
@@ -250,7 +272,7 @@ class Quantile:
 
 
 @dataclass(frozen=True)
-class Threshold:
+class Threshold(Allocation):
     """Keep what scores strictly above the number given as sparsity; the other reading of AutoFLIP's T_p.
 
     With heavy-tailed guidance this prunes nearly everything at 0.3; it exists for that ablation. 0 prunes
@@ -265,7 +287,7 @@ class Threshold:
 
 
 @dataclass(frozen=True)
-class Given:
+class Given(Allocation):
     """As many of each tensor as is given: what another mask keeps, without where; with random scores it is shuffled.
 
     Attributes:
@@ -297,7 +319,7 @@ class Given:
 
 
 @dataclass(frozen=True)
-class UniformPlus:
+class UniformPlus(Allocation):
     """The same sparsity in every tensor but the ends: a convolution at the front stays dense, the last keeps a fifth.
 
     Where the budget is smaller than what the ends would keep, they give way last: everything between goes first.
@@ -340,7 +362,7 @@ def by_count(scores: Tensors, kept: Mapping[str, int]) -> dict[str, torch.Tensor
 
 
 @dataclass(frozen=True)
-class RateDistortion:
+class RateDistortion(Allocation):
     """Of each tensor the share whose loss, measured at the model's outputs, is least in the sum: a knapsack.
 
     The server prunes each tensor alone to some levels and notes how far the outputs move for random inputs; these
@@ -363,16 +385,28 @@ class RateDistortion:
             check(getattr(self, name) >= 1, name=f"allocation.{name}", value=getattr(self, name), must="be at least 1")
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Refuse: without distortions there is nothing to choose by; see ``by``."""
+        """Refuse: without distortions there is nothing to choose by; see ``measured``."""
         raise TypeError(f"distortions of {len(scores)} tensors at sparsity {sparsity} were not measured")
 
-    def by(self, curves: Mapping[str, Sequence[float]]) -> Allocation:
-        """Return the allocation by each tensor's distortion at 0, 1, ... ``levels`` of ``levels`` parts pruned."""
+    @property
+    def measures(self) -> bool:
+        """Return True."""
+        return True
+
+    def measured(self, scores: Tensors, weights: Tensors, trial: Trial) -> Allocation:
+        """Return the allocation by how far outputs move, in the mean over inputs of the squared distance."""
+        whole, curves = trial.outputs({}, self.proxies), dict[str, list[float]]()
+        for name, score in scores.items():
+            curves[name], flat = [0.0], score.reshape(-1)
+            for level in range(1, self.levels + 1):
+                gone = lowest(flat, pruned_count(level / self.levels, flat.numel())).view(score.shape)
+                moved = trial.outputs({name: weights[name].masked_fill(gone, 0.0)}, self.proxies) - whole
+                curves[name].append(float(moved.square().sum(-1).mean()))
         return _Distorted(curves, self.bins)
 
 
 @dataclass(frozen=True)
-class _Distorted:
+class _Distorted(Allocation):
     curves: Mapping[str, Sequence[float]]
     bins: int
 

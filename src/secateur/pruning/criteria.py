@@ -1,22 +1,24 @@
-"""Criteria: tensors -> scores of the same shapes; what scores low is pruned first.
+"""Scores of weights, as pure functions, and the settings of the statistics behind some.
 
-A criterion that needs more than the weights names the client statistic it needs (``statistic``), so that the
-round can ask for it. Each docstring says where the non-linear step stands, before or after the mean over
-clients: |mean g| and mean |g| are different criteria.
+What scores low is pruned first. The criteria themselves, which speak with clients, are ``methods.kit.criteria``.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from secateur.errors import ConfigError, check
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
+
+Form = Literal["gradient", "square", "saliency", "curvature", "flow"]
+"""A statistic of each weight that is measured by gradients; see ``secateur.learning.gradients``."""
+
+Scope = Literal["tensor", "global"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Statistics of gradients, measured at the current model before each pruning; see ``secateur.learning.gradients``.
+    """Which gradients are measured, at the current model before each pruning; see ``secateur.learning.gradients``.
 
     Attributes:
         batches: over how many a client takes the mean.
@@ -76,228 +78,39 @@ class Gradients:
         check(self.batches >= 1, name="measure.batches", value=self.batches, must="be at least 1")
 
 
-class Criterion(Protocol):
-    """What a criterion offers."""
-
-    @property
-    def statistic(self) -> Exploration | Gradients | None:
-        """What clients must measure before this criterion can score; None: the weights are enough."""
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return one score for each entry of ``weights`` (same names and shapes)."""
+def magnitudes(weights: Tensors) -> dict[str, torch.Tensor]:
+    """Return |w|."""
+    return {name: w.abs() for name, w in weights.items()}
 
 
-@dataclass(frozen=True)
-class Magnitude:
-    """|w| of the merged weights (the absolute value stands after the mean over clients).
+def uniform(weights: Tensors, seed: int) -> dict[str, torch.Tensor]:
+    """Return uniform numbers in [0, 1), float64, one stream for each tensor name."""
+    return {
+        name: torch.rand(w.shape, generator=stream(seed, "random criterion", name), dtype=torch.float64)
+        for name, w in weights.items()
+    }
 
-    Reference: FedSparsify, arXiv 2204.12430.
+
+def guidance(deviations: Iterable[Tensors], *, before: bool, scope: Scope) -> dict[str, torch.Tensor]:
+    """Return G of AutoFLIP in float64, the mean of squared deviations scaled to [0, 1]; see ``min_max``.
+
+    Args:
+        deviations: D_k of each explorer.
+        before: each D_k is scaled before the mean; else the mean is.
+        scope: of minimum and maximum.
     """
-
-    @property
-    def statistic(self) -> None:
-        """The weights are enough."""
-        return
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return |w|."""
-        del statistics, seed
-        return {name: w.abs() for name, w in weights.items()}
-
-
-@dataclass(frozen=True)
-class Random:
-    """Uniform draws, fixed by the run's seed: the same entries go first in every round and on every client.
-
-    Reference: the random control of FedSparsify, arXiv 2204.12430 (one fixed permutation).
-    """
-
-    @property
-    def statistic(self) -> None:
-        """The seed is enough."""
-        return
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return uniform numbers in [0, 1), one stream for each tensor name."""
-        del statistics
-        return {
-            name: torch.rand(w.shape, generator=stream(seed, "random criterion", name), dtype=torch.float64)
-            for name, w in weights.items()
-        }
+    total: dict[str, torch.Tensor] = {}
+    count = 0
+    for deviation in deviations:
+        part = min_max(deviation, scope) if before else deviation
+        # float64, so that the order of explorers cannot show in a float32 sum
+        total = {n: d.double() + total[n] if count else d.double() for n, d in part.items()}
+        count += 1
+    mean = {name: tensor / count for name, tensor in total.items()}
+    return mean if before else min_max(mean, scope)
 
 
-@dataclass(frozen=True)
-class Deviation:
-    """The guidance G of AutoFLIP: how far explorers moved each weight, scaled to [0, 1].
-
-    d = mean_k D_k,  G = (d - min d) / (max d - min d) for each tensor; G = 1 where max = min, so that a
-    constant tensor is never pruned and never NaN.
-
-    Attributes:
-        explore: what the explorers do.
-        normalise: ``after`` the mean over explorers (the published code), or ``before`` it, client by client
-            (FedLEx's figure; one client with huge deviations then counts no more than another).
-        scope: minimum and maximum of each ``tensor`` or over the whole model (``global``).
-
-    Reference: AutoFLIP, arXiv 2405.10271, the pruning guidance matrix; reconstructed, the full text was not
-    available.
-    """
-
-    explore: Exploration = field(default_factory=Exploration)
-    normalise: Literal["after", "before"] = "after"
-    scope: Literal["tensor", "global"] = "tensor"
-
-    @property
-    def statistic(self) -> Exploration:
-        """Squared deviations of the explorers."""
-        return self.explore
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return G; names of ``weights`` that the statistics lack (buffers) are left out."""
-        del weights, seed
-        total: dict[str, torch.Tensor] = {}
-        count = 0
-        for deviation in statistics:
-            part = min_max(deviation, self.scope) if self.normalise == "before" else deviation
-            # float64, so that the order of explorers cannot show in a float32 sum
-            total = {n: d.double() + total[n] if count else d.double() for n, d in part.items()}
-            count += 1
-        mean = {name: tensor / count for name, tensor in total.items()}
-        return min_max(mean, self.scope) if self.normalise == "after" else mean
-
-
-Form = Literal["gradient", "square", "saliency", "curvature", "flow"]
-
-
-@dataclass(frozen=True)
-class Measured(ABC):
-    """Base of criteria that score each weight by itself and one statistic of it, the mean over clients."""
-
-    measure: Gradients = field(default_factory=Gradients)
-
-    @property
-    def statistic(self) -> Gradients:
-        """On which rows of which clients."""
-        return self.measure
-
-    @property
-    @abstractmethod
-    def form(self) -> Form:
-        """What a client reports; see ``secateur.learning.gradients``."""
-
-    @abstractmethod
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return the scores of one tensor."""
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return a score for each entry that was measured."""
-        del seed
-        (mean,) = statistics
-        return {name: self.score(weights[name], tensor) for name, tensor in mean.items()}
-
-
-@dataclass(frozen=True)
-class SNIP(Measured):
-    """Connection sensitivity: |w g|, how much the loss changes to first order when a weight goes.
-
-    Attributes:
-        measure: on which rows of which clients.
-        each: the absolute value stands before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
-
-    Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
-    """
-
-    each: bool = False
-
-    @property
-    def form(self) -> Form:
-        """Return gradients, or sensitivities where each client takes the absolute value."""
-        return "saliency" if self.each else "gradient"
-
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return |w g|."""
-        return mean if self.each else (w * mean).abs()
-
-
-@dataclass(frozen=True)
-class Taylor(Measured):
-    """First-order Taylor importance: (w g)^2, g the mean over clients. Of a unit the mean over its weights.
-
-    Reference: Molchanov et al., arXiv 1906.10771.
-    """
-
-    @property
-    def form(self) -> Form:
-        """Return gradients."""
-        return "gradient"
-
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return (w g)^2."""
-        return (w * mean).square()
-
-
-@dataclass(frozen=True)
-class Fisher(Measured):
-    """The loss to second order by the diagonal of the empirical Fisher matrix: w^2 F / 2, F the mean of g^2.
-
-    g is the mean gradient of a batch; squares are taken batch by batch, before the mean over clients.
-
-    Reference: Theis et al., arXiv 1801.05787; after Optimal Brain Damage, LeCun et al., NeurIPS 1989.
-    """
-
-    @property
-    def form(self) -> Form:
-        """Return squared gradients."""
-        return "square"
-
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return w^2 F / 2."""
-        return w.square() * mean / 2
-
-
-@dataclass(frozen=True)
-class Grasp(Measured):
-    """GraSP, gradient signal preservation: w (H g), low where a weight's removal hardly hurts the gradient's norm.
-
-    H_k g_k is taken client by client and averaged; the loss has no temperature. Scores may be negative.
-
-    Reference: Wang et al., arXiv 2002.07376, whose score -w (H g) is highest for what goes first.
-    """
-
-    @property
-    def form(self) -> Form:
-        """Return the Hessian's product with the gradient."""
-        return "curvature"
-
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return w (H g)."""
-        return w * mean
-
-
-@dataclass(frozen=True)
-class Synflow(Measured):
-    """SynFlow, synaptic flow: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|; needs no data.
-
-    The server measures it, once for each pruning event; where clients vote, each measures its own model's. Scores are
-    over the largest, so that only their order is told. It is one shot per event; a schedule of many events is the
-    iterative form.
-
-    Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
-    float64 is commented out: deep networks overflow there.
-    """
-
-    @property
-    def form(self) -> Form:
-        """Return the flow through each weight."""
-        return "flow"
-
-    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return the flow."""
-        del w
-        return mean
-
-
-def min_max(tensors: Tensors, scope: Literal["tensor", "global"]) -> dict[str, torch.Tensor]:
+def min_max(tensors: Tensors, scope: Scope) -> dict[str, torch.Tensor]:
     """Scale to [0, 1] over each tensor, or over all; 1 where minimum equals maximum.
 
     >>> min_max({"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.tensor([5.0])}, "tensor")["b"]

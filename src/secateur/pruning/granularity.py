@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal
 
 import torch
 
@@ -16,12 +17,22 @@ from secateur.pruning.structure import Group, Kind, Layout, Role, expand, per_un
 _HALF = 0.5
 
 
-class Granularity(Protocol):
-    """What a granularity offers."""
+class Granularity(ABC):
+    """Says what is removed together, and which tensors take part; frozen dataclasses.
 
+    An own granularity derives from this class and writes ``prunable`` and ``mask``.
+    """
+
+    @abstractmethod
     def prunable(self, layout: Layout) -> list[str]:
         """Return the names of the tensors that a mask covers."""
 
+    @property
+    def single(self) -> bool:
+        """Return whether single weights go, and those that the allocation chooses."""
+        return False
+
+    @abstractmethod
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
@@ -29,7 +40,7 @@ class Granularity(Protocol):
 
 
 @dataclass(frozen=True)
-class Weight:
+class Weight(Granularity):
     """Single weights.
 
     Attributes:
@@ -44,6 +55,11 @@ class Weight:
         """Return the weights, and what the options add."""
         return _prunable(layout, biases=self.biases, norms=self.norms)
 
+    @property
+    def single(self) -> bool:
+        """Return True."""
+        return True
+
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
@@ -52,7 +68,7 @@ class Weight:
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(Granularity):
     """Single weights, then whole units: M = Mu AND Ms.
 
     Mu is the allocation's mask over single weights. A unit (filter, neuron or attention head, with its bias) goes
@@ -121,7 +137,7 @@ class Hybrid:
 
 
 @dataclass(frozen=True)
-class NM:
+class NM(Granularity):
     """N of every M consecutive inputs of a filter or neuron stay: the pattern that some accelerators skip.
 
     The sparsity says how many go: floor(sparsity M) of each M; the allocation has no say. What is left over of a row
@@ -162,7 +178,7 @@ class NM:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Kernel(Granularity):
     """Whole kernels: all positions that join one input channel to one filter; single weights in linear layers.
 
     A kernel's score is the mean of its weights', which all stand or fall together; where the allocation's boundary, or
@@ -186,7 +202,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Channel:
+class Channel(Granularity):
     """Whole channels, neurons and hidden units, which are then cut out of the model.
 
     A unit's score is the mean of its own weights', which all stand or fall together; layers whose outputs are added

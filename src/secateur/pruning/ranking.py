@@ -47,3 +47,18 @@ def unpacked(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 def _width(shape: tuple[int, ...]) -> int:
     """Return how many bytes hold the largest rank."""
     return max(1, -(-(torch.Size(shape).numel() - 1).bit_length() // 8))
+
+
+def lamp(scores: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's LAMP scores in float64; entries at -inf (already pruned) stay there.
+
+    >>> lamp(torch.tensor([1.0, 2.0, 2.0])).tolist()
+    [0.1111111111111111, 1.0, 0.5]
+    """
+    flat = scores.reshape(-1).double()
+    order = flat.flip(0).argsort(stable=True)  # ascending; of equal scores the later entry first
+    order = flat.numel() - 1 - order
+    squares = torch.where(flat.isinf(), 0.0, flat.square())[order]
+    above = squares.flip(0).cumsum(0).flip(0)
+    ratio = torch.zeros_like(flat).index_put((order,), squares / above.clamp(min=1e-300))
+    return torch.where(flat.isinf(), flat, ratio).reshape(scores.shape)

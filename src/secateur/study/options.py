@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from secateur.errors import ConfigError, unknown
+from secateur.errors import ConfigError, check_verbs, unknown, verbs
 
 Made = typing.TypeVar("Made")
 
@@ -30,7 +30,7 @@ def snake(name: str) -> str:
 
 
 def choices(slot: type) -> dict[str, type]:
-    """Return the classes that fit a slot's type by option value: those of its module, or itself.
+    """Return the classes that fit a slot's type by option value: those of its module that have its verbs, or itself.
 
     >>> from secateur.aggregation.steps import Aggregator
     >>> sorted(choices(Aggregator))
@@ -38,7 +38,7 @@ def choices(slot: type) -> dict[str, type]:
     """
     if dataclasses.is_dataclass(slot):
         return {snake(slot.__name__): slot}
-    wanted = {name for name in vars(slot) if not name.startswith("_")}
+    wanted = verbs(slot)
     found = inspect.getmembers(sys.modules[slot.__module__], inspect.isclass)
     return {
         snake(name): thing
@@ -57,6 +57,18 @@ def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in options.items():
         flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
+
+
+def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under their names of today: ``schedule.rewind`` of earlier studies is ``recovery.round``.
+
+    >>> renamed({"schedule": "geometric", "schedule.rewind": 2})
+    {'schedule': 'geometric', 'recovery': 'rewind', 'recovery.round': 2}
+    """
+    now = {path: value for path, value in options.items() if path != "schedule.rewind"}
+    if str(options.get("schedule.rewind", -1)) != "-1":  # -1: survivors stayed as they were, which is the default
+        now |= {"recovery": "rewind", "recovery.round": options["schedule.rewind"]}
+    return now
 
 
 def build(cls: type[Made], options: Mapping[str, Option]) -> Made:
@@ -114,6 +126,7 @@ def _slot_class(slot: type, name: str, full: str) -> type:
         raise ConfigError(f"{full} = {name!r}: {broken}") from broken
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{full} = {name!r}: a slot's value must be a frozen dataclass")
+    check_verbs(found, slot, name=f"{full} = {name!r}")
     return found
 
 

@@ -25,7 +25,7 @@ from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
 from secateur.learning.training import Training
 from secateur.pruning.discovery import How
-from secateur.study.options import Option, build, dotted, flatten
+from secateur.study.options import Option, build, dotted, flatten, renamed
 from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
@@ -148,13 +148,16 @@ class Study(_Section):
 
     def hash(self) -> str:
         """Return 8 hexadecimal digits that name the result."""
-        # a section that came later must not rename the runs that were made without it
+        # what came later must not rename the runs that were made without it
+        made = self.complete()
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
         if not self.data.validation_fraction:
             later["data"] = {"validation_fraction"}
-        text = json.dumps(self.complete().model_dump(mode="json", exclude=later), sort_keys=True)
+        if made.options.get("recovery") == "fine_tune":
+            later["options"] = {"recovery"}
+        text = json.dumps(made.model_dump(mode="json", exclude=later), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def dense(self) -> Study:
@@ -183,7 +186,7 @@ def study(values: Mapping[str, Any]) -> Study:
     """
     given = dict(values)
     if isinstance(given.get("options"), Mapping):
-        given["options"] = dotted(given["options"])
+        given["options"] = renamed(dotted(given["options"]))
     try:
         made = Study.model_validate(given)
     except ValidationError as broken:

@@ -1,38 +1,39 @@
 """Composition: a method as one frozen dataclass of slots; the round that all of them share stands here once.
 
-criterion x allocation x granularity x schedule x consensus x aggregator
+criterion x allocation x granularity x schedule x consensus x recovery x aggregator
+
+A slot has the verbs of its class (``Criterion``, ``Allocation`` ...), and nothing here asks which class it is: an own
+slot works as those of the package do.
 """
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 
 from secateur.aggregation.steps import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
-from secateur.contract.ask import GUARDED, SCORE, Ask
+from secateur.contract.ask import GUARDED, TRAIN, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Mean, Reduction, Sum, masks_of
+from secateur.contract.reduction import Mean, Reduction, masks_of
 from secateur.contract.state import Archive, Setting, State
-from secateur.errors import ConfigError
-from secateur.learning.training import Fit
-from secateur.methods.kit import exploration
-from secateur.methods.kit.rate_distortion import curves
-from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask
+from secateur.errors import ConfigError, check_verbs
+from secateur.methods.kit.consensus import Consensus, Pooled, Prune
+from secateur.methods.kit.criteria import Criterion, Magnitude
+from secateur.methods.kit.recovery import FineTune, Recovery
+from secateur.methods.kit.rounds import MEAN, merged, train_ask
+from secateur.methods.kit.schedule import Never, Schedule
+from secateur.methods.kit.trial import ServerTrial
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Allocation, Global, RateDistortion, on, pruned_count, spared
-from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
-from secateur.pruning.criteria import Criterion, Exploration, Gradients, Magnitude, Measured
+from secateur.pruning.allocation import Allocation, Global, pruned_count, spared
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.schedule import Geometric, Never, PQIndex, Schedule
 from secateur.wire.message import Message
-
-_REWIND, _MEASURED, _VOTES = "rewind", "measured", "votes"
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,17 @@ class Composition(Method):
         criterion: what scores low is pruned first, and the statistic it needs from clients.
         allocation: scores and sparsity -> what is kept.
         granularity: what is removed together, and which tensors take part.
-        schedule: round -> sparsity.
+        schedule: state -> sparsity.
         consensus: who makes the mask: the server, each client with a vote, or the server for each cohort.
+        recovery: from which weights the federation goes on after a pruning.
         aggregator: the merge, and what becomes of the server's value of a pruned weight.
+
+    Raises:
+        ConfigError: a slot lacks a verb of its class; the text names both.
 
     Guarantees:
         Without pruning (``schedule=Never()`` or sparsity 0) this is FedAvg with the same aggregator, bit for
-        bit. Masks are nested, except with ``Participants``, whose mask is made anew for each cohort.
+        bit. Masks are nested, unless the consensus makes one for each cohort.
     """
 
     criterion: Criterion = field(default_factory=Magnitude)
@@ -57,203 +62,191 @@ class Composition(Method):
     granularity: Granularity = field(default_factory=Weight)
     schedule: Schedule = field(default_factory=Never)
     consensus: Consensus = field(default_factory=Pooled)
+    recovery: Recovery = field(default_factory=FineTune)
     aggregator: Aggregator = field(default_factory=PlainMean)
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(Composition)
+        for slot in fields(Composition):
+            check_verbs(type(getattr(self, slot.name)), hints[slot.name], name=slot.name)
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state; a schedule with an event before round 1 prunes here."""
-        state = self._remembered(State(setting, 0, weights, archive=archive))
-        return state if self._cohort_wise or self._statistic(setting) else self._prune_merged(state, 0)
+        return self._after_event(self.recovery.remember(State(setting, 0, weights, archive=archive)))
 
     def check(self, setting: Setting) -> None:
         """Refuse a model without the units that are to be pruned, and slots that do not go together."""
-        if isinstance(self.schedule, Never):
+        if not self._prunes(setting):
             return
+        if self.consensus.ballot and type(self.consensus).vote is Consensus.vote:
+            raise ConfigError(f"consensus {type(self.consensus).__name__} has a ballot, and lacks 'vote' of Consensus")
         self.granularity.prunable(setting.layout)
-        server = isinstance(self.consensus, Pooled) and self.criterion.statistic is None
-        for slot, needs in (("schedule", PQIndex), ("allocation", RateDistortion)):
-            if isinstance(getattr(self, slot), needs) and not server:
-                name = type(getattr(self, slot)).__name__
-                raise ConfigError(
-                    f"{slot} {name} looks at the merged model: use consensus = pooled, and a criterion that asks "
-                    "clients for nothing, such as magnitude"
-                )
-        if isinstance(self.allocation, RateDistortion) and not isinstance(self.granularity, Weight):
-            raise ConfigError("allocation RateDistortion chooses among single weights: use granularity = weight")
+        if not self.allocation.measures:
+            return
+        name = type(self.allocation).__name__
+        asks = self.criterion.by_training != 0 and not self.criterion.refines
+        if self.consensus.ballot or self.consensus.regrows or asks:
+            raise ConfigError(
+                f"allocation {name} looks at the merged model: use consensus = pooled, and a criterion that asks "
+                "clients for nothing, such as magnitude"
+            )
+        if not self.granularity.single:
+            raise ConfigError(f"allocation {name} chooses among single weights: use granularity = weight")
 
     @property
     def refines(self) -> bool:
-        """Return whether the server measures something itself: what pruning does to the model, or its flow."""
-        return self._distorts or self._flows
+        """Return whether the server measures something itself: what pruning does to the model, or the criterion's."""
+        return self.allocation.measures or (self.criterion.refines and not self.consensus.ballot)
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Measure distortions, or what needs no data, where the schedule has an event, and prune."""
-        if self._flows and self._lacks_measure(state):
-            flow, done = self._measure(server, state.model(), state.mask, state.round)
-            return self._measured(state, flow), done.processed
-        allocation = self.allocation
-        due = self.schedule.level(state.round, state.setting.rounds) is not None
-        if not isinstance(allocation, RateDistortion) or not due:
+        """Measure what the criterion and the allocation want, where the schedule has an event, and prune."""
+        if not self._due(state):
             return state, 0
-        scores = self._scores(state.setting, state.weights, (), state.mask)
-        names = self.granularity.prunable(state.setting.layout)
-        distorted, inputs = curves(
-            server, state.model(), scores, names, levels=allocation.levels, proxies=allocation.proxies
-        )
-        measured = replace(self, allocation=allocation.by(distorted))
-        return measured._prune_merged(state, state.round), inputs // 3  # noqa: SLF001 -- its own; a third: forward only
+        allocation, rows = self.allocation, 0
+        if self.criterion.refines:
+            state, rows = self.criterion.refine(state, server)
+        if allocation.measures:
+            names, found = self.granularity.prunable(state.setting.layout), self.criterion.statistics(state, None)
+            scores = self._scores(state.setting, state.weights, found or (), state.mask)
+            trial = ServerTrial(server, state.model())
+            allocation = allocation.measured({n: scores[n] for n in names}, state.model(), trial)
+            rows += trial.processed // 3  # a third of a training row's work: forward only
+        return replace(self, allocation=allocation)._pruned(state), rows  # noqa: SLF001 -- its own
 
     def plan(self, state: State) -> Ask | None:
-        """Ask explorers first where the criterion needs them, then one cohort for each round."""
-        explores = self._explores(state.setting)
-        ask = exploration.ask(explores, state) if explores else None
-        if ask is not None:
+        """Ask first for what the criterion needs, then one cohort for each round."""
+        setting, round_ = state.setting, state.round + 1
+        if (ask := self._statistic_ask(state)) is not None:
             return ask
-        round_ = state.round + 1
-        if self._lacks_measure(state):
-            statistic = self._statistic(state.setting)
-            whole = isinstance(statistic, Gradients) and statistic.clients == "all"
-            asked = range(state.setting.clients) if whole else state.setting.cohort(round_)
-            return score_ask(state, state.round, asked, "weight", "bias", "norm")
-        if round_ > state.setting.rounds:
+        if round_ > setting.rounds:
             return None
-        mask = state.mask
-        if isinstance(self.consensus, Participants):
-            mask = self._cohort_mask(state, None if self.consensus.static else state.setting.cohort(round_))
-        votes = self._voted(state.setting, round_)
-        reduce: dict[str, Reduction] = {MEAN: self._mean(masked=mask is not None or votes is not None)}
-        ask = train_ask(state, round_, mask, votes=votes, reduce=reduce | ({_VOTES: Sum(masks_of)} if votes else {}))
-        if isinstance(self.consensus, Participants) and not self.consensus.enforce:
-            expects = replace(ask.expects, mask="none", known=None, within=False)
-            ask = replace(ask, expects=expects, reduce={MEAN: self._mean(masked=False)}, dense=True)
-        return ask
+        mask = self.consensus.mask_for(state, setting.cohort(round_), self._prune(state))
+        votes = self.granularity.prunable(setting.layout) if self._votes(setting, round_) else None
+        loose = mask is not None and self.consensus.enforced(mask) is None
+        masked = votes is not None or (mask is not None and not loose)
+        # where a mask differs from client to client, a weight's mean may be over those that kept it
+        mean = Mean(holders=masks_of if self.aggregator.coverage and masked else None)
+        reduce: dict[str, Reduction] = {MEAN: mean, **(self.consensus.ballot if votes else {})}
+        ask = train_ask(state, round_, mask, votes=votes, reduce=reduce)
+        if not loose:
+            return ask
+        return replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Explore, or train under the mask; with a vote, prune the result and send the own mask."""
-        explores = self._explores(client.setting)
-        if ask.phase == exploration.PHASE and explores:
-            reply = exploration.respond(explores, ask, client)
-            if self.consensus.where == "clients":  # the server will not hold what this client's vote is made of
+        """Answer the criterion, or train under the mask; with a vote, prune the result and send the own mask."""
+        if ask.phase != TRAIN:
+            reply = self.criterion.respond(ask, client)
+            if self.consensus.ballot:  # the server will not hold what this client's vote is made of
                 client.memory |= {n: t for n, t in reply.tensors.items() if n in client.setting.specs}
             return reply
-        mask = ask.message.mask
-        if ask.phase == SCORE:
-            found, done = self._measure(client, ask.message.tensors, mask, ask.round)
-            return Message(found, None, report(done))
-        if isinstance(self.consensus, Participants) and not self.consensus.enforce:
-            mask = None
+        mask = self.consensus.enforced(ask.message.mask)
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
-        if self._voted(client.setting, ask.round) is not None:
-            statistic: Tensors = client.memory
-            if isinstance(self._statistic(client.setting), Gradients):
-                statistic, more = self._measure(client, weights, mask, ask.round)
-                done = replace(done, processed=done.processed + more.processed)
+        if self._votes(client.setting, ask.round):
+            statistic, more = self.criterion.own(client, weights, mask, ask.round)
+            done = replace(done, processed=done.processed + more)
             mask = self._own_mask(client, weights, statistic, ask)
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge, then prune where this round has an event."""
-        ask = reduced.ask
-        explores = self._explores(state.setting)
-        if ask.phase == exploration.PHASE and explores:
-            return exploration.absorb(explores, state, reduced)
-        if ask.phase == SCORE:
-            return self._measured(state, reduced[MEAN])
-        voting = self._voted(state.setting, ask.round) is not None
-        state = self._remembered(merged(state, reduced, self.aggregator))
-        if voting and reduced.clients:
-            return self._prune_by_vote(state, reduced[_VOTES], len(reduced.clients))
-        measured = isinstance(self._statistic(state.setting), Gradients)
-        return state if self._cohort_wise or voting or measured else self._prune_merged(state, ask.round)
+        if reduced.ask.phase != TRAIN:
+            return self._after_event(self.criterion.absorb(state, reduced))
+        state = self.recovery.remember(merged(state, reduced, self.aggregator))
+        if not self._votes(state.setting, state.round):
+            return self._after_event(state)
+        level = self._level(state)
+        if not level or not reduced.clients:
+            return state
+        total = sum(state.setting.specs[name].size for name in self.granularity.prunable(state.setting.layout))
+        mask = self.consensus.vote(state, reduced, total - pruned_count(level, total))
+        return self._recovered(state, masks.intersect(mask, state.mask))
 
     def final(self, state: State) -> State:
-        """With cohort-wise masks, ship under the mask of all explorers' statistics."""
-        return replace(state, mask=self._cohort_mask(state, None)) if self._cohort_wise else state
+        """Ship under the mask that the consensus has for everybody."""
+        return replace(state, mask=self.consensus.mask_for(state, None, self._prune(state)))
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return how the guidance of the explorers is spread over [0, 1], in 40 bins."""
-        explores = self._explores(state.setting)
-        if not explores or not exploration.known(explores, state):
-            return {}
-        scores = self.criterion.scores(state.weights, self._statistics(state, None), seed=state.setting.seed)
-        names = state.setting.layout.names("weight")
-        return {"guidance": {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}}
+        """Return the criterion's."""
+        return self.criterion.histograms(state) if self._prunes(state.setting) else {}
 
     @property
     def regrows(self) -> bool:
         """Return True where the mask is made anew for each cohort."""
-        return self._cohort_wise
+        return self.consensus.regrows
 
-    @property
-    def _cohort_wise(self) -> bool:
-        return isinstance(self.consensus, Participants)
+    def _prunes(self, setting: Setting) -> bool:
+        """Return whether the schedule may remove anything in all rounds."""
+        return any(self.schedule.due(done, setting.rounds) for done in range(setting.rounds + 1))
 
-    def _mean(self, *, masked: bool) -> Mean:
-        """Return the mean that the aggregator wants; where replies have masks it may be over who kept a weight."""
-        return Mean(holders=masks_of if self.aggregator.coverage and masked else None)
+    def _due(self, state: State) -> bool:
+        """Return whether the server is to make a mask at the end of this round, for itself or the next cohort."""
+        last = self.consensus.regrows and state.round == state.setting.rounds
+        return not last and self.schedule.due(state.round, state.setting.rounds)
 
-    def _statistic(self, setting: Setting) -> Exploration | Gradients | None:
-        """Return what clients measure; nothing where the schedule removes nothing in all rounds."""
-        prunes = any(self.schedule.level(done, setting.rounds) for done in range(setting.rounds + 1))
-        return self.criterion.statistic if prunes else None
+    def _votes(self, setting: Setting, round_: int) -> bool:
+        """Return whether clients send masks of their own in a round; both sides know."""
+        return bool(self.consensus.ballot) and self.schedule.due(round_, setting.rounds)
 
-    @property
-    def _distorts(self) -> bool:
-        return isinstance(self.allocation, RateDistortion) and not isinstance(self.schedule, Never)
+    def _statistic_ask(self, state: State) -> Ask | None:
+        due = self._due(state) and not self.consensus.ballot
+        return self.criterion.ask(state, due=due) if self._prunes(state.setting) else None
 
-    @property
-    def _flows(self) -> bool:
-        """Return whether the statistic needs no data and is of the merged model: then no client need be asked."""
-        flows = isinstance(self.criterion, Measured) and self.criterion.form == "flow"
-        return flows and self.consensus.where != "clients" and not isinstance(self.schedule, Never)
+    def _level(self, state: State) -> float:
+        """Return the sparsity of this round's event; 0: there is none."""
+        if not self.schedule.due(state.round, state.setting.rounds):
+            return 0.0
+        held, whole = state.mask or {}, torch.ones((), dtype=torch.bool)
+        names = self.granularity.prunable(state.setting.layout)
+        seen = {n: held[n] if n in held else whole.expand(state.weights[n].shape) for n in names}
+        return self.schedule.level(replace(state, mask=seen)) or 0.0
 
-    def _explores(self, setting: Setting) -> Exploration | None:
-        statistic = self._statistic(setting)
-        return statistic if isinstance(statistic, Exploration) else None
+    def _after_event(self, state: State) -> State:
+        """Return the state with this round's pruning done, unless something must be measured first."""
+        waits = self.refines or not self._due(state) or self._statistic_ask(state) is not None
+        return state if waits else self._pruned(state)
 
-    def _lacks_measure(self, state: State) -> bool:
-        """Return whether a mask is to be made now whose gradients were not measured yet."""
-        if not isinstance(self._statistic(state.setting), Gradients) or self.consensus.where == "clients":
-            return False
-        if self._cohort_wise and state.round == state.setting.rounds:
-            return False
-        return bool(self.schedule.level(state.round, state.setting.rounds)) and state.notes.get(SCORE) != state.round
-
-    def _measure(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors, Fit]:
-        criterion = self.criterion
-        if not isinstance(criterion, Measured):
-            raise TypeError(f"criterion {type(criterion).__name__} measures nothing")
-        batches = criterion.measure.batches
-        found, done = client.measure(criterion.form, weights, mask, round_=round_, batches=batches)
-        return {n: found[n] for n in client.setting.layout.trainable}, done
-
-    def _measured(self, state: State, found: Tensors) -> State:
-        """Keep a statistic (clients' mean by rows, or the server's) for this round's mask; prune if the server does."""
-        notes = {**state.notes, SCORE: state.round}
-        if not found:
-            return replace(state, notes=notes)
-        state = replace(state, notes=notes, memory={**state.memory, _MEASURED: found})
-        if self._cohort_wise:
+    def _pruned(self, state: State) -> State:
+        """Return the state after an event at the server; as it is where there is none, or nothing was heard."""
+        level = self._level(state)
+        if not level or self.criterion.statistics(state, None) is None:
             return state
-        state = self._prune_merged(state, state.round)
-        return replace(state, memory={name: held for name, held in state.memory.items() if name != _MEASURED})
+        mask = self.consensus.mask_after(state, self._prune(state, level))
+        if (unguarded := self.allocation.unguarded) is not None and mask and mask is not state.mask:
+            plain = replace(self, allocation=unguarded)
+            without = self.consensus.mask_after(state, plain._prune(state, level))  # noqa: SLF001 -- its own
+            state = replace(state, notes={**state.notes, GUARDED: spared(mask, without or {})})
+        return self._recovered(state, mask)
 
-    def _voted(self, setting: Setting, round_: int) -> list[str] | None:
-        """Return the tensors that clients send masks for in this round, None where they do not vote."""
-        if self.consensus.where != "clients" or not self.schedule.level(round_, setting.rounds):
-            return None
-        return self.granularity.prunable(setting.layout)
+    def _recovered(self, state: State, mask: Mask | None) -> State:
+        """Return the state from which training goes on after an event that led to ``mask``."""
+        new = mask is not state.mask
+        state = self.recovery.recover(replace(state, mask=mask))
+        if not new or self.aggregator.pruned != "zero":
+            return state
+        return replace(state, weights=masks.apply(state.weights, mask))
 
-    def _own_mask(self, client: Client, weights: Tensors, statistic: Tensors, ask: Ask) -> Mask:
+    def _own_mask(self, client: Client, weights: Tensors, statistic: Tensors | None, ask: Ask) -> Mask:
         """Return a client's vote, made of its own weights or of its own statistic.
 
         A client that never measured the statistic, or lost it, votes to keep what it was sent.
         """
+        held = ask.message.mask
+        level = 0.0 if statistic is None else self._level(State(client.setting, ask.round, weights, held))
+        mask = self._mask(client.setting, weights, [statistic or {}], level, held=held)
         names = self.granularity.prunable(client.setting.layout)
-        level = self.schedule.level(ask.round, client.setting.rounds) or 0.0
-        if self._statistic(client.setting) is not None and not statistic:
-            level = 0.0
-        mask = self._mask(client.setting, weights, [statistic], level, held=ask.message.mask)
         return mask or {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
+
+    def _prune(self, state: State, level: float | None = None) -> Prune:
+        """Return what makes a mask at the server, at a level or at that of the state."""
+
+        def prune(cohort: tuple[int, ...] | None, *, anew: bool = False) -> Mask | None:
+            sparsity = self._level(state) if level is None else level
+            found = self.criterion.statistics(state, cohort) if sparsity else None
+            if found is None:
+                return state.mask
+            return self._mask(state.setting, state.weights, found, sparsity, held=None if anew else state.mask)
+
+        return prune
 
     def _mask(
         self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], level: float, *, held: Mask | None
@@ -262,7 +255,7 @@ class Composition(Method):
         if level <= 0:
             return held
         scores = self._scores(setting, weights, statistics, held)
-        allocation = on(self.allocation, setting.layout)
+        allocation = self.allocation.on(setting.layout)
         mask = self.granularity.mask(scores, setting.layout, allocation=allocation, sparsity=level)
         return masks.intersect(mask, held)
 
@@ -272,63 +265,3 @@ class Composition(Method):
         """Return the criterion's scores; what is pruned already is lower than everything."""
         scores = self.criterion.scores(weights, statistics, seed=setting.seed)
         return scores | {n: torch.where(m, scores[n], -torch.inf) for n, m in (held or {}).items()}
-
-    def _statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors]:
-        explores = self._explores(state.setting)
-        if explores:
-            return exploration.deviations(explores, state, cohort)
-        return [state.memory[_MEASURED]] if _MEASURED in state.memory else ()
-
-    def _cohort_mask(self, state: State, cohort: tuple[int, ...] | None) -> Mask | None:
-        level = self.schedule.level(state.round, state.setting.rounds)
-        statistic = self._statistic(state.setting)
-        unheard = isinstance(statistic, Exploration) and not exploration.known(statistic, state)
-        if level is None or unheard or (isinstance(statistic, Gradients) and _MEASURED not in state.memory):
-            return state.mask
-        return self._mask(state.setting, state.weights, self._statistics(state, cohort), level, held=None)
-
-    def _prune_merged(self, state: State, done: int) -> State:
-        level = self.schedule.level(done, state.setting.rounds)
-        if level is None or self._distorts:  # the server prunes when it has measured
-            return state
-        if isinstance(self.schedule, PQIndex):
-            level = self._adapted(self.schedule, state)
-        mask = self._pooled_mask(state, level)
-        if mask and isinstance(self.allocation, Global) and self.allocation.guard:
-            plain = replace(self, allocation=Global(guard=False))._pooled_mask(state, level)  # noqa: SLF001 -- its own
-            state = replace(state, notes={**state.notes, GUARDED: spared(mask, plain or {})})
-        return self._settle(state, mask)
-
-    def _pooled_mask(self, state: State, level: float) -> Mask | None:
-        return self._mask(state.setting, state.weights, self._statistics(state, None), level, held=state.mask)
-
-    def _adapted(self, schedule: PQIndex, state: State) -> float:
-        """Return the sparsity that the weights themselves suggest, up to the schedule's limit."""
-        names, held = self.granularity.prunable(state.setting.layout), state.mask or {}
-        left = torch.cat([state.weights[n][held[n]] if n in held else state.weights[n].reshape(-1) for n in names])
-        total = sum(state.weights[n].numel() for n in names)
-        return min(schedule.most, 1 - left.numel() * (1 - schedule.goes(left)) / total)
-
-    def _prune_by_vote(self, state: State, votes: Tensors, voters: int) -> State:
-        consensus = self.consensus
-        if not isinstance(consensus, Majority):
-            raise TypeError(f"consensus {type(consensus).__name__} lets clients make masks but has no vote")
-        total = sum(v.numel() for v in votes.values())
-        level = self.schedule.level(state.round, state.setting.rounds) or 0.0
-        magnitude = {name: state.weights[name].abs() for name in votes}
-        mask = consensus.vote(votes, voters, magnitude, total - pruned_count(level, total))
-        return self._settle(state, masks.intersect(mask, state.mask))
-
-    def _settle(self, state: State, mask: Mask | None) -> State:
-        """Return the state under a new mask; with rewinding, from the weights remembered, and without momentum."""
-        weights, memory = state.weights, state.memory
-        if _REWIND in memory:
-            weights, memory = memory[_REWIND], {_REWIND: memory[_REWIND]}
-        weights = masks.apply(weights, mask) if self.aggregator.pruned == "zero" else weights
-        return replace(state, weights=weights, mask=mask, memory=memory)
-
-    def _remembered(self, state: State) -> State:
-        """Keep the weights of the round to which survivors are rewound."""
-        if not isinstance(self.schedule, Geometric) or state.round != self.schedule.rewind:
-            return state
-        return replace(state, memory={**state.memory, _REWIND: state.weights})

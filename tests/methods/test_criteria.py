@@ -4,26 +4,15 @@ import pytest
 import torch
 
 from secateur.errors import ConfigError
-from secateur.pruning.criteria import (
-    SNIP,
-    Deviation,
-    Exploration,
-    Fisher,
-    Gradients,
-    Grasp,
-    Magnitude,
-    Random,
-    Synflow,
-    Taylor,
-    min_max,
-)
+from secateur.methods.kit.criteria import SNIP, Deviation, Fisher, Grasp, Magnitude, Random, Synflow, Taylor
+from secateur.pruning.criteria import Exploration, Gradients, min_max
 
 W = {"w": torch.tensor([[-3.0, 1.0], [0.0, 2.0]]), "b": torch.tensor([0.5, -0.5])}
 
 
 def test_magnitude():
     assert Magnitude().scores(W, (), seed=0)["w"].tolist() == [[3.0, 1.0], [0.0, 2.0]]
-    assert Magnitude().statistic is None
+    assert Magnitude().by_training == 0
 
 
 def test_random_is_persistent_and_depends_on_the_seed_only():
@@ -31,7 +20,6 @@ def test_random_is_persistent_and_depends_on_the_seed_only():
     other = Random().scores({n: t + 1 for n, t in W.items()}, (), seed=1)
     assert all(torch.equal(one[n], other[n]) for n in W)
     assert not torch.equal(one["w"], Random().scores(W, (), seed=2)["w"])
-    assert Random().statistic is None
 
 
 def test_guidance_by_hand_after_and_before_the_mean():
@@ -67,7 +55,7 @@ def test_order_of_explorers_does_not_matter():
 
 
 def test_exploration_defaults_are_the_papers():
-    e = Deviation().statistic
+    e = Deviation().explore
     assert (e.epochs, e.patience, e.fraction, e.start, e.base, e.warm_start) == (
         150,
         40,
@@ -101,7 +89,7 @@ def test_bad_exploration(settings):
 def test_measured_criteria_by_hand(criterion, form, expected):
     weights, mean = {"w": torch.tensor([-3.0, 2.0, 0.0]), "unmeasured": W["w"]}, {"w": torch.tensor([2.0, -2.0, 5.0])}
     assert criterion.form == form
-    assert criterion.statistic == Gradients()
+    assert criterion.measure == Gradients()
     found = criterion.scores(weights, [mean], seed=0)
     assert list(found) == ["w"]
     assert found["w"].tolist() == expected

@@ -1,37 +1,73 @@
-"""Schedules: completed rounds -> the cumulative sparsity that comes into force, or None for no event.
+"""Schedules: how sparse the model becomes at the end of which round.
 
-Rounds count from 1; the event of round t stands at its end, and t = 0 is before round 1.
+Rounds count from 1; an event at round t stands at its end, and round 0 is before round 1.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from secateur.contract.state import State
 from secateur.errors import check
 
 
-class Schedule(Protocol):
-    """What a schedule offers."""
+class Schedule(ABC):
+    """Says when pruning happens and how sparse the model is after it; frozen dataclasses.
 
-    def level(self, done: int, rounds: int) -> float | None:
+    An own schedule derives from this class and writes ``level``; see ``Planned`` for one that follows from the round.
+    """
+
+    def due(self, done: int, rounds: int) -> bool:
+        """Return whether there may be an event after ``done`` of ``rounds`` rounds.
+
+        Server and clients both ask it, before the weights of that round are known: it follows from the numbers alone.
+        Where it is False nothing is measured, nobody votes and ``level`` is not asked. True by default, which costs
+        a vote or a statistic in every round where the other slots want one.
+        """
+        del done, rounds
+        return True
+
+    @abstractmethod
+    def level(self, state: State) -> float | None:
+        """Return the sparsity that comes into force after ``state.round`` rounds; None or 0: no event.
+
+        It is the share that is gone of what may be pruned: ``state.mask`` names those tensors in any case, and says
+        what is left of them. Where clients make masks each of them asks, with its own trained weights in
+        ``state.weights``.
+        """
+
+
+class Planned(Schedule):
+    """Base of schedules that follow from the number of rounds alone."""
+
+    @abstractmethod
+    def after(self, done: int, rounds: int) -> float | None:
         """Return the sparsity that comes into force after ``done`` of ``rounds`` rounds; None: no event."""
+
+    def due(self, done: int, rounds: int) -> bool:
+        """Return whether something goes."""
+        return bool(self.after(done, rounds))
+
+    def level(self, state: State) -> float | None:
+        """Return the sparsity that was planned."""
+        return self.after(state.round, state.setting.rounds)
 
 
 @dataclass(frozen=True)
-class Never:
+class Never(Planned):
     """No pruning."""
 
-    def level(self, done: int, rounds: int) -> float | None:
+    def after(self, done: int, rounds: int) -> float | None:
         """Return None."""
         del done, rounds
         return None
 
 
 @dataclass(frozen=True)
-class OneShot:
+class OneShot(Planned):
     """One cut to the final sparsity.
 
     Attributes:
@@ -48,7 +84,7 @@ class OneShot:
     def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
-    def level(self, done: int, rounds: int) -> float | None:
+    def after(self, done: int, rounds: int) -> float | None:
         """Return the sparsity at the round of the cut.
 
         A negative ``at`` that reaches back before the first round cuts before round 1.
@@ -58,7 +94,7 @@ class OneShot:
 
 
 @dataclass(frozen=True)
-class EveryRound:
+class EveryRound(Planned):
     """The same level in every round, with the mask made anew before each (AutoFLIP).
 
     Attributes:
@@ -72,14 +108,14 @@ class EveryRound:
     def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
 
-    def level(self, done: int, rounds: int) -> float | None:
+    def after(self, done: int, rounds: int) -> float | None:
         """Return the level."""
         del done, rounds
         return self.sparsity
 
 
 @dataclass(frozen=True)
-class Geometric:
+class Geometric(Planned):
     """Iterative magnitude pruning: every ``every`` rounds a share of what is left goes, until S_T.
 
     s = min(S_T, 1 - (1 - share)^k) after the k-th event; S_T is forced at the last round where it was not reached.
@@ -88,24 +124,22 @@ class Geometric:
         sparsity: S_T.
         share: p, of what is left, pruned at an event (lottery tickets: 20 %).
         every: rounds between events.
-        rewind: after an event survivors go back to what they were after this round (0: theta_0, the lottery ticket;
-            a few rounds: late rewinding); -1: they stay.
 
-    Reference: Frankle and Carbin, arXiv 1803.03635; rewinding to an early round: Frankle et al., arXiv 1903.01611.
+    With ``recovery = rewind`` these are lottery tickets.
+
+    Reference: Frankle and Carbin, arXiv 1803.03635.
     """
 
     sparsity: float = 0.9
     share: float = 0.2
     every: int = 1
-    rewind: int = -1
 
     def __post_init__(self) -> None:
         _check_sparsity(self.sparsity)
         check(0 < self.share < 1, name="schedule.share", value=self.share, must="be in (0, 1)")
         check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
-        check(self.rewind >= -1, name="schedule.rewind", value=self.rewind, must="be -1 or a round")
 
-    def level(self, done: int, rounds: int) -> float | None:
+    def after(self, done: int, rounds: int) -> float | None:
         """Return the sparsity at the rounds where an event stands."""
         before, now = (1 - (1 - self.share) ** k for k in ((done - 1) // self.every, done // self.every))
         if done == 0 or self.sparsity == 0 or before >= self.sparsity:
@@ -116,7 +150,7 @@ class Geometric:
 
 
 @dataclass(frozen=True)
-class Cubic:
+class Cubic(Planned):
     """FedSparsify's ramp: s_t = S_T + (S_0 - S_T) (1 - (F floor(t/F) - t_0) / (T - t_0))^n.
 
     Attributes:
@@ -148,7 +182,7 @@ class Cubic:
         check(self.exponent > 0, name="schedule.exponent", value=self.exponent, must="be above 0")
         check(self.end <= 0, name="schedule.end", value=self.end, must="be 0 or negative (counted from the last round)")
 
-    def level(self, done: int, rounds: int) -> float | None:
+    def after(self, done: int, rounds: int) -> float | None:
         """Return s_t at the rounds where an event stands."""
         last = max(1, rounds + self.end)
         if done == last:
@@ -163,7 +197,7 @@ class Cubic:
 
 
 @dataclass(frozen=True)
-class PQIndex:
+class PQIndex(Schedule):
     """Sparsity-informed adaptive pruning: how much goes follows from how unequal the weights are that are left.
 
     Of d surviving weights w:  I = 1 - d^(1/q - 1/p) |w|_p / |w|_q,  m = d (1 + eta)^(-q/(q-p)) (1 - I)^(q p/(q-p)),
@@ -194,10 +228,17 @@ class PQIndex:
         check(self.gamma > 0, name="schedule.gamma", value=self.gamma, must="be above 0")
         check(0 < self.beta <= 1, name="schedule.beta", value=self.beta, must="be in (0, 1]")
 
-    def level(self, done: int, rounds: int) -> float | None:
-        """Return ``most`` where weights are looked at; ``goes`` says how much really goes."""
+    def due(self, done: int, rounds: int) -> bool:
+        """Return whether weights are looked at."""
         del rounds
-        return self.most if self.most and done and done % self.every == 0 else None
+        return bool(self.most and done and done % self.every == 0)
+
+    def level(self, state: State) -> float | None:
+        """Return the sparsity that the weights themselves suggest, up to ``most``."""
+        held = state.mask or {}
+        left = torch.cat([state.weights[name][kept] for name, kept in held.items()])
+        total = sum(kept.numel() for kept in held.values())
+        return min(self.most, 1 - left.numel() * (1 - self.goes(left)) / total)
 
     def goes(self, survivors: torch.Tensor) -> float:
         """Return the share of surviving weights that goes, from their values, any shape."""

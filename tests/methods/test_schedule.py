@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import ConfigError
-from secateur.pruning.schedule import Cubic, EveryRound, Geometric, Never, OneShot, PQIndex
+from secateur.methods.kit.schedule import Cubic, EveryRound, Geometric, Never, OneShot, PQIndex
 
 # sparsity at round t for S_T = .95, n = 3, computed independently from the published formula
 PUBLISHED = {
@@ -18,35 +18,35 @@ PUBLISHED = {
 
 @pytest.mark.parametrize(("rounds", "t", "level"), [(r, t, v) for r, ts in PUBLISHED.items() for t, v in ts.items()])
 def test_cubic_values(rounds, t, level):
-    assert Cubic(sparsity=0.95).level(t, rounds) == pytest.approx(level, abs=6e-4)
+    assert Cubic(sparsity=0.95).after(t, rounds) == pytest.approx(level, abs=6e-4)
 
 
 def test_cubic_starts_strictly_after_t0_and_ends_exactly():
     ramp = Cubic(sparsity=0.9, start=1)
-    assert ramp.level(0, 10) is None
-    assert ramp.level(1, 10) is None
-    assert ramp.level(2, 10) == pytest.approx(0.9 * (1 - (8 / 9) ** 3))
-    assert ramp.level(10, 10) == 0.9
+    assert ramp.after(0, 10) is None
+    assert ramp.after(1, 10) is None
+    assert ramp.after(2, 10) == pytest.approx(0.9 * (1 - (8 / 9) ** 3))
+    assert ramp.after(10, 10) == 0.9
 
 
 def test_every_f_rounds_and_the_forced_last_level():
     ramp = Cubic(sparsity=0.95, every=15)
-    assert [t for t in range(101) if ramp.level(t, 100) is not None] == [15, 30, 45, 60, 75, 90, 100]
-    assert ramp.level(100, 100) == 0.95
-    assert ramp.level(90, 100) == pytest.approx(0.95 * (1 - (1 - 89 / 99) ** 3))
+    assert [t for t in range(101) if ramp.after(t, 100) is not None] == [15, 30, 45, 60, 75, 90, 100]
+    assert ramp.after(100, 100) == 0.95
+    assert ramp.after(90, 100) == pytest.approx(0.95 * (1 - (1 - 89 / 99) ** 3))
 
 
 def test_tail_leaves_rounds_at_the_final_mask():
     ramp = Cubic(sparsity=0.9, end=-3)
-    assert ramp.level(7, 10) == 0.9
-    assert [ramp.level(t, 10) for t in (8, 9, 10)] == [None, None, None]
-    assert Cubic(end=-30).level(1, 10) == 0.9  # a tail longer than the run: one cut after round 1
+    assert ramp.after(7, 10) == 0.9
+    assert [ramp.after(t, 10) for t in (8, 9, 10)] == [None, None, None]
+    assert Cubic(end=-30).after(1, 10) == 0.9  # a tail longer than the run: one cut after round 1
 
 
 @given(st.floats(0, 0.99), st.integers(2, 60), st.floats(1, 12))
 def test_cubic_never_falls_and_never_exceeds_the_target(target, rounds, exponent):
     levels = [
-        x for t in range(rounds + 1) if (x := Cubic(sparsity=target, exponent=exponent).level(t, rounds)) is not None
+        x for t in range(rounds + 1) if (x := Cubic(sparsity=target, exponent=exponent).after(t, rounds)) is not None
     ]
     assert levels == sorted(levels)
     assert all(level <= target for level in levels)
@@ -54,20 +54,20 @@ def test_cubic_never_falls_and_never_exceeds_the_target(target, rounds, exponent
 
 
 def test_initial_sparsity_is_where_the_ramp_begins():
-    assert Cubic(sparsity=0.9, initial=0.5).level(2, 1000) == pytest.approx(0.5, abs=2e-3)
+    assert Cubic(sparsity=0.9, initial=0.5).after(2, 1000) == pytest.approx(0.5, abs=2e-3)
 
 
 def test_one_shot_at_start_at_a_round_and_from_the_end():
-    assert OneShot(0.5, at=0).level(0, 10) == 0.5
-    assert OneShot(0.5, at=3).level(3, 10) == 0.5
-    assert OneShot(0.5, at=-4).level(6, 10) == 0.5
-    assert OneShot(0.5, at=-40).level(0, 10) == 0.5
-    assert OneShot(0.5, at=-4).level(7, 10) is None
+    assert OneShot(0.5, at=0).after(0, 10) == 0.5
+    assert OneShot(0.5, at=3).after(3, 10) == 0.5
+    assert OneShot(0.5, at=-4).after(6, 10) == 0.5
+    assert OneShot(0.5, at=-40).after(0, 10) == 0.5
+    assert OneShot(0.5, at=-4).after(7, 10) is None
 
 
 def test_never_and_every_round():
-    assert Never().level(3, 5) is None
-    assert EveryRound(0.3).level(3, 5) == 0.3
+    assert Never().after(3, 5) is None
+    assert EveryRound(0.3).after(3, 5) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -84,22 +84,22 @@ def test_out_of_bounds_names_the_setting(make):
 
 def test_geometric_by_hand():
     tickets = Geometric(sparsity=0.5, share=0.2, every=3)
-    levels = {t: tickets.level(t, 20) for t in range(21)}
+    levels = {t: tickets.after(t, 20) for t in range(21)}
     assert {t: v for t, v in levels.items() if v is not None} == pytest.approx({3: 0.2, 6: 0.36, 9: 0.488, 12: 0.5})
     short = Geometric(sparsity=0.9, share=0.2, every=3)
-    assert {t: v for t in range(9) if (v := short.level(t, 8)) is not None} == pytest.approx({3: 0.2, 6: 0.36, 8: 0.9})
-    assert [Geometric(sparsity=0.0).level(t, 5) for t in range(6)] == [None] * 6
+    assert {t: v for t in range(9) if (v := short.after(t, 8)) is not None} == pytest.approx({3: 0.2, 6: 0.36, 8: 0.9})
+    assert [Geometric(sparsity=0.0).after(t, 5) for t in range(6)] == [None] * 6
 
 
 @given(st.floats(0.01, 0.95), st.floats(0.05, 0.9), st.integers(1, 9), st.integers(1, 80))
 def test_geometric_never_falls_and_ends_at_the_target(target, share, every, rounds):
     schedule = Geometric(sparsity=target, share=share, every=every)
-    levels = [x for t in range(rounds + 1) if (x := schedule.level(t, rounds)) is not None]
+    levels = [x for t in range(rounds + 1) if (x := schedule.after(t, rounds)) is not None]
     assert levels == sorted(levels)
     assert levels[-1] == target
 
 
-@pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.0}, {"every": 0}, {"rewind": -2}])
+@pytest.mark.parametrize("bad", [{"share": 0.0}, {"share": 1.0}, {"every": 0}])
 def test_geometric_bounds(bad):
     with pytest.raises(ConfigError, match=f"schedule.{next(iter(bad))}"):
         Geometric(**bad)
@@ -136,5 +136,5 @@ def test_known_distributions(draw, share):
 
 def test_events_come_every_few_rounds():
     schedule = PQIndex(every=3, most=0.8)
-    assert [schedule.level(t, 7) for t in range(8)] == [None, None, None, 0.8, None, None, 0.8, None]
-    assert PQIndex(most=0.0).level(3, 7) is None
+    assert [t for t in range(8) if schedule.due(t, 7)] == [3, 6]
+    assert not PQIndex(most=0.0).due(3, 7)

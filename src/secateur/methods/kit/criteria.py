@@ -1,0 +1,418 @@
+"""Criteria: how much each weight is worth; what scores low is pruned first.
+
+A criterion that needs more than the weights asks clients for it. Each docstring says where the non-linear step stands,
+before or after the mean over clients: |mean g| and mean |g| are different criteria.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+
+from secateur.contract.ask import SCORE, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Reduction
+from secateur.contract.state import State
+from secateur.errors import ConfigError
+from secateur.methods.kit import exploration
+from secateur.methods.kit.rounds import score_ask
+from secateur.pruning.criteria import Exploration, Form, Gradients, Scope, guidance, magnitudes, uniform
+from secateur.pruning.mask import Mask, Tensors
+from secateur.wire.message import Message, Scalar
+
+_STATISTIC = "statistic"
+
+
+class Criterion(ABC):
+    """Scores weights; frozen dataclasses. As it stands here it asks clients for nothing: the weights are enough.
+
+    An own criterion derives from this class and writes ``scores``, or from ``Statistic``.
+    """
+
+    @abstractmethod
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return one score for each entry of ``weights`` (same names and shapes) that may be pruned.
+
+        ``statistics`` are what the verb of that name returned, or ``own``; the seed is the run's.
+        """
+
+    def ask(self, state: State, *, due: bool) -> Ask | None:
+        """Return what clients must be asked now; None: nothing, or nothing more.
+
+        Args:
+            state: the server's.
+            due: the server is about to make a mask, at the end of round ``state.round``.
+        """
+        del state, due
+        return None
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Return a client's answer to ``ask``.
+
+        Raises:
+            ConfigError: the criterion asks for nothing.
+        """
+        name, who = type(self).__name__, client.id
+        raise ConfigError(f"criterion {name} asks clients for nothing, and client {who} got phase {ask.phase!r}")
+
+    def absorb(self, state: State, reduced: Reduced) -> State:
+        """Return the state that keeps what the answers became.
+
+        Raises:
+            ConfigError: the criterion asks for nothing.
+        """
+        name, phase = type(self).__name__, reduced.ask.phase
+        raise ConfigError(f"criterion {name} asks clients for nothing, and got {phase!r} after round {state.round}")
+
+    def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
+        """Return what was kept for ``scores``, of clients in ``cohort`` where that matters; None: nothing was heard."""
+        del state, cohort
+        return ()
+
+    def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
+        """Return a client's own statistic for a mask of its own, and rows processed for it.
+
+        None: it has none, and cannot say what goes. Where the criterion asks clients, and they make the masks, what
+        they answered last stands in ``client.memory`` under its tensors' names.
+        """
+        del client, weights, mask, round_
+        return {}, 0
+
+    @property
+    def refines(self) -> bool:
+        """Return whether the server measures the statistic itself; see ``refine``."""
+        return False
+
+    def refine(self, state: State, server: Client) -> tuple[State, int]:
+        """Return the state that keeps what the server measured, where a mask is due, and rows processed for it."""
+        del server
+        return state, 0
+
+    @property
+    def by_training(self) -> int | None:
+        """Return the epochs of ordinary training after which squared deviations of the weights are a client's answer.
+
+        0: clients are asked for nothing. None: they need code of their own.
+        """
+        return 0
+
+    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
+        """Return how scores are spread, for a drawing: by name and tensor, counts in even bins."""
+        del state
+        return {}
+
+
+@dataclass(frozen=True)
+class Magnitude(Criterion):
+    """|w| of the merged weights (the absolute value stands after the mean over clients).
+
+    Reference: FedSparsify, arXiv 2204.12430.
+    """
+
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return |w|."""
+        del statistics, seed
+        return magnitudes(weights)
+
+
+@dataclass(frozen=True)
+class Random(Criterion):
+    """Uniform draws, fixed by the run's seed: the same entries go first in every round and on every client.
+
+    Reference: the random control of FedSparsify, arXiv 2204.12430 (one fixed permutation).
+    """
+
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return uniform numbers in [0, 1), one stream for each tensor name."""
+        del statistics
+        return uniform(weights, seed)
+
+
+@dataclass(frozen=True)
+class Deviation(Criterion):
+    """The guidance G of AutoFLIP: how far explorers moved each weight, scaled to [0, 1].
+
+    d = mean_k D_k,  G = (d - min d) / (max d - min d) for each tensor; G = 1 where max = min, so that a
+    constant tensor is never pruned and never NaN.
+
+    Attributes:
+        explore: what the explorers do.
+        normalise: ``after`` the mean over explorers (the published code), or ``before`` it, client by client
+            (FedLEx's figure; one client with huge deviations then counts no more than another).
+        scope: minimum and maximum of each ``tensor`` or over the whole model (``global``).
+
+    Reference: AutoFLIP, arXiv 2405.10271, the pruning guidance matrix; reconstructed, the full text was not
+    available.
+    """
+
+    explore: Exploration = field(default_factory=Exploration)
+    normalise: Literal["after", "before"] = "after"
+    scope: Scope = "tensor"
+
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return G; names of ``weights`` that the statistics lack (buffers) are left out."""
+        del weights, seed
+        return guidance(statistics, before=self.normalise == "before", scope=self.scope)
+
+    def ask(self, state: State, *, due: bool) -> Ask | None:
+        """Ask explorers for their deviations, before round 1."""
+        del due
+        return exploration.ask(self.explore, state)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Explore."""
+        return exploration.respond(self.explore, ask, client)
+
+    def absorb(self, state: State, reduced: Reduced) -> State:
+        """Keep each explorer's deviations in the archive."""
+        return exploration.absorb(self.explore, state, reduced)
+
+    def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
+        """Return D_k of the explorers in the cohort; of all where none is in it."""
+        heard = exploration.known(self.explore, state)
+        return exploration.deviations(self.explore, state, cohort) if heard else None
+
+    def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
+        """Return the client's own D_k; None where it never explored, or lost it."""
+        del weights, mask, round_
+        return {n: t for n, t in client.memory.items() if n in client.setting.specs} or None, 0
+
+    @property
+    def by_training(self) -> int | None:
+        """Return the explorers' epochs, where each starts from theta_0 and sends nothing but D_k."""
+        plain = self.explore.start == "common" and self.explore.base == "initial" and not self.explore.warm_start
+        return self.explore.epochs if plain else None
+
+    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
+        """Return how the guidance is spread over [0, 1], in 40 bins."""
+        heard = self.statistics(state, None)
+        scores = {} if heard is None else self.scores(state.weights, heard, seed=state.setting.seed)
+        names = state.setting.layout.names("weight")
+        counts = {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}
+        return {"guidance": counts} if counts else {}
+
+
+class Statistic(Criterion):
+    """Base of criteria by one statistic of each weight: clients measure it before each mask, at the current model.
+
+    The server gets what the clients' statistics are reduced to; where clients make masks, each uses its own. An own
+    criterion writes ``observe`` and ``score``.
+    """
+
+    @abstractmethod
+    def observe(
+        self, client: Client, weights: Tensors, mask: Mask | None, round_: int
+    ) -> tuple[dict[str, torch.Tensor], Mapping[str, Scalar]]:
+        """Return a statistic of each trainable tensor, in its shape, at ``weights`` under ``mask``, and a report.
+
+        The report is that of ``contract.client.report``: ``samples``, ``processed`` and ``loss``.
+        """
+
+    @abstractmethod
+    def score(self, w: torch.Tensor, statistic: torch.Tensor) -> torch.Tensor:
+        """Return the scores of one tensor."""
+
+    @property
+    def everybody(self) -> bool:
+        """Return whether all clients are asked; else the cohort of the next round."""
+        return False
+
+    @property
+    def reduction(self) -> Reduction:
+        """Return what the clients' statistics become: tensors by name; their mean by rows."""
+        return Mean()
+
+    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
+        """Return a score for each entry that was measured."""
+        del seed
+        (found,) = statistics
+        return {name: self.score(weights[name], tensor) for name, tensor in found.items()}
+
+    def ask(self, state: State, *, due: bool) -> Ask | None:
+        """Ask for the statistic at the current model, once for each mask."""
+        if not due or state.notes.get(SCORE) == state.round:
+            return None
+        asked = range(state.setting.clients) if self.everybody else state.setting.cohort(state.round + 1)
+        reduce = {_STATISTIC: self.reduction}
+        return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce)
+
+    def respond(self, ask: Ask, client: Client) -> Message:
+        """Measure."""
+        found, told = self.observe(client, ask.message.tensors, ask.message.mask, ask.round)
+        return Message(found, None, dict(told))
+
+    def absorb(self, state: State, reduced: Reduced) -> State:
+        """Keep the statistic for this round's mask; without an answer there is none, and the mask stays as it is."""
+        return self.keep(state, reduced[_STATISTIC])
+
+    def keep(self, state: State, found: Tensors) -> State:
+        """Return the state with a statistic that was measured at the end of its round, in place of the one before."""
+        state.archive.pop(_at(state), None)
+        state = replace(state, notes={**state.notes, SCORE: state.round})
+        if found:
+            state.archive[_at(state)] = found
+        return state
+
+    def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
+        """Return the statistic that was measured last."""
+        del cohort
+        return [state.archive[_at(state)]] if _at(state) in state.archive else None
+
+    def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
+        """Measure the client's own statistic."""
+        found, told = self.observe(client, weights, mask, round_)
+        return found, int(told["processed"])
+
+    @property
+    def by_training(self) -> int | None:
+        """Return None: training alone does not measure it."""
+        return None
+
+
+def _at(state: State) -> str:
+    return f"{_STATISTIC}/{state.notes.get(SCORE)}"
+
+
+@dataclass(frozen=True)
+class Measured(Statistic):
+    """Base of criteria by a statistic of gradients, the mean over clients."""
+
+    measure: Gradients = field(default_factory=Gradients)
+
+    @property
+    @abstractmethod
+    def form(self) -> Form:
+        """What a client reports; see ``secateur.learning.gradients``."""
+
+    @property
+    def everybody(self) -> bool:
+        """Return whether all clients are asked."""
+        return self.measure.clients == "all"
+
+    def observe(
+        self, client: Client, weights: Tensors, mask: Mask | None, round_: int
+    ) -> tuple[dict[str, torch.Tensor], Mapping[str, Scalar]]:
+        """Take gradients over some batches."""
+        found, done = client.measure(self.form, weights, mask, round_=round_, batches=self.measure.batches)
+        return {n: found[n] for n in client.setting.layout.trainable}, report(done)
+
+
+@dataclass(frozen=True)
+class SNIP(Measured):
+    """Connection sensitivity: |w g|, how much the loss changes to first order when a weight goes.
+
+    Attributes:
+        measure: on which rows of which clients.
+        each: the absolute value stands before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
+
+    Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
+    """
+
+    each: bool = False
+
+    @property
+    def form(self) -> Form:
+        """Return gradients, or sensitivities where each client takes the absolute value."""
+        return "saliency" if self.each else "gradient"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return |w g|."""
+        return mean if self.each else (w * mean).abs()
+
+
+@dataclass(frozen=True)
+class Taylor(Measured):
+    """First-order Taylor importance: (w g)^2, g the mean over clients. Of a unit the mean over its weights.
+
+    Reference: Molchanov et al., arXiv 1906.10771.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return gradients."""
+        return "gradient"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return (w g)^2."""
+        return (w * mean).square()
+
+
+@dataclass(frozen=True)
+class Fisher(Measured):
+    """The loss to second order by the diagonal of the empirical Fisher matrix: w^2 F / 2, F the mean of g^2.
+
+    g is the mean gradient of a batch; squares are taken batch by batch, before the mean over clients.
+
+    Reference: Theis et al., arXiv 1801.05787; after Optimal Brain Damage, LeCun et al., NeurIPS 1989.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return squared gradients."""
+        return "square"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return w^2 F / 2."""
+        return w.square() * mean / 2
+
+
+@dataclass(frozen=True)
+class Grasp(Measured):
+    """GraSP, gradient signal preservation: w (H g), low where a weight's removal hardly hurts the gradient's norm.
+
+    H_k g_k is taken client by client and averaged; the loss has no temperature. Scores may be negative.
+
+    Reference: Wang et al., arXiv 2002.07376, whose score -w (H g) is highest for what goes first.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return the Hessian's product with the gradient."""
+        return "curvature"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return w (H g)."""
+        return w * mean
+
+
+@dataclass(frozen=True)
+class Synflow(Measured):
+    """SynFlow, synaptic flow: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|; needs no data.
+
+    The server measures it, once for each pruning event; where clients vote, each measures its own model's. Scores are
+    over the largest, so that only their order is told. It is one shot per event; a schedule of many events is the
+    iterative form.
+
+    Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
+    float64 is commented out: deep networks overflow there.
+    """
+
+    @property
+    def form(self) -> Form:
+        """Return the flow through each weight."""
+        return "flow"
+
+    def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+        """Return the flow."""
+        del w
+        return mean
+
+    @property
+    def refines(self) -> bool:
+        """Return True: no client's data are needed."""
+        return True
+
+    def ask(self, state: State, *, due: bool) -> Ask | None:
+        """Ask nobody."""
+        del state, due
+        return None
+
+    def refine(self, state: State, server: Client) -> tuple[State, int]:
+        """Measure the merged model's flow."""
+        found, told = self.observe(server, state.model(), state.mask, state.round)
+        return self.keep(state, found), int(told["processed"])

@@ -1,0 +1,43 @@
+"""Trial: the merged model at the server, tried on random inputs with some tensors changed."""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.contract.client import Client
+from secateur.learning import training
+from secateur.methods.kit.similarity import noise
+from secateur.pruning.mask import Tensors
+
+
+class ServerTrial:
+    """Runs the resident model in evaluation mode; no data are needed.
+
+    Args:
+        server: the server, seen as a client.
+        weights: of the model, without changes.
+
+    Attributes:
+        processed: inputs that went through the model.
+    """
+
+    def __init__(self, server: Client, weights: Tensors) -> None:
+        self.processed = 0
+        self._server, self._weights = server, weights
+        self._inputs: dict[int, torch.Tensor] = {}
+        training.load(server.model, weights)
+        server.model.eval()
+
+    def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:
+        """Return the outputs, shape (inputs, classes)."""
+        if inputs not in self._inputs:
+            self._inputs[inputs] = noise(self._server, inputs)
+        state = self._server.model.state_dict()
+        self.processed += inputs
+        with torch.no_grad():
+            for name, tensor in changed.items():
+                state[name].copy_(tensor)
+            found: torch.Tensor = self._server.model(self._inputs[inputs])
+            for name in changed:
+                state[name].copy_(self._weights[name])
+        return found
