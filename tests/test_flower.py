@@ -28,6 +28,9 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedProx, FedTrimmedAvg, Kru
 
 from helpers import INLINE, model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
+from own_criterion import Drift
+from own_recovery import Shrink
+from own_schedule import Below
 from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
@@ -40,8 +43,9 @@ from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
-from secateur.methods.kit.criteria import Deviation
+from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
+from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
 from secateur.study.options import flatten
 from secateur.study.study import study
@@ -550,8 +554,24 @@ def test_a_result_to_which_no_node_has_led_is_an_error():
     assert [row["answered"] for row in strategy.ledger] == [0, 0]
 
 
+def test_slots_of_ones_own_go_with_it():
+    """The schedule looks at what the strategy merged: no survivor is below its threshold."""
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Below(tau=0.1), recovery=Shrink(share=1.0)), net())
+    result, _ = federate(strategy, [prune(net())], rounds=2)
+    kept, mask = result.arrays.to_torch_state_dict(), strategy.state.mask
+    assert all((kept[name][part].abs() >= 0.1).all() for name, part in mask.items())
+    assert 0.3 < density(result.arrays) < 0.95
+
+
 def test_what_the_wrapper_cannot_do_is_refused_at_once():
-    for method in (FedSparsifyLocal(), AutoFLIP(criterion=Deviation(Exploration(warm_start=True)))):
+    for method in (
+        FedSparsifyLocal(),
+        AutoFLIP(criterion=Deviation(Exploration(warm_start=True))),
+        FedSparsify(criterion=SNIP()),
+        FedSparsify(criterion=Synflow()),
+        FedSparsify(allocation=RateDistortion()),
+        FedSparsify(criterion=Drift()),
+    ):
         with pytest.raises(ConfigError, match="needs code of its own on clients"):
             Pruned(FedAvg(), method, net())
     with pytest.raises(ConfigError, match="not those of the model"):
