@@ -182,7 +182,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
-        mean = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
+        merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
+        mean = {name: tensor.to(self.specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
         self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
             self.links.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
