@@ -105,7 +105,7 @@ class Reducer:
         """Return what the replies became; who has not answered by now does not count."""
         for block in list(self._blocks.values()):
             for client in list(block.left):
-                if client not in block.early:
+                if client in block.left and client not in block.early:
                     self.skip(client)
         results = {name: reduction.finish(self._total[name], state) for name, reduction in self.reductions.items()}
         answered = [client for client in self.ask.clients if client in self._answers]
