@@ -15,7 +15,7 @@ from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedpub import FedPUB, masked
 from secateur.methods.kit.personal import Belongings
 from secateur.methods.kit.similarity import alike
-from secateur.methods.spafl import effective, received
+from secateur.methods.kit.thresholds import effective, received
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
 
