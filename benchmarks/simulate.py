@@ -34,7 +34,7 @@ import pages
 from contestants import PARTS, Case
 from safetensors.torch import load_file
 
-from secateur.report.terminal import size
+from secateur.report.formatting import size
 
 HERE = Path(__file__).parent
 MLP = Case("mlp", (1, 8, 8), 100, 100, 18, batch=16, options=(("hidden", (64, 64)),))

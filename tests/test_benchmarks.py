@@ -16,9 +16,9 @@ from secateur.compare import grid as compare
 from secateur.compare.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY
-from secateur.report import markdown as tables
-from secateur.report import tables as standings
-from secateur.report.terminal import amount, size
+from secateur.report import results_page, tables
+from secateur.report.formatting import amount, size
+from secateur.report.gather import comparison_lines
 from secateur.study.study import study
 from secateur.wire.message import Message
 
@@ -101,7 +101,7 @@ def compared(tmp_path_factory):
     })  # fmt: skip
     out = tmp_path_factory.mktemp("compared") / "tiny"
     found = compare.play(suite, out, jobs=1)
-    standings.write(suite, found, standings.lines(suite, found, out), out)
+    tables.write(suite, found, comparison_lines(suite, found, out), out)
     return suite, found, out
 
 
@@ -156,7 +156,7 @@ def test_the_complete_tables_of_a_comparison_are_a_page(compared, tmp_path, monk
 
 def test_a_page_of_tables_holds_the_suite_that_makes_it_again(compared, tmp_path):
     suite, _, out = compared
-    text = tables.write(out, tmp_path).read_text()
+    text = results_page.write(out, tmp_path).read_text()
     assert "secateur compare tiny.toml --out runs/tiny" in text
     (told,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "tiny.toml").write_text(told)
@@ -165,18 +165,18 @@ def test_a_page_of_tables_holds_the_suite_that_makes_it_again(compared, tmp_path
 
 @pytest.mark.parametrize("name", SUITES, ids=lambda name: Path(name).stem)
 def test_every_suite_survives_being_told(name, tmp_path):
-    (tmp_path / "told.toml").write_text(tables.toml(load(name)))
+    (tmp_path / "told.toml").write_text(results_page.toml(load(name)))
     assert load(str(tmp_path / "told.toml")) == load(name)
 
 
 def test_a_suite_of_the_box_is_named_and_not_told(compared):
     _, found, _ = compared
-    assert "secateur compare quick --out runs/x" in tables.caption("x", "quick", load("quick"), found)
+    assert "secateur compare quick --out runs/x" in results_page.caption("x", "quick", load("quick"), found)
 
 
 def test_tables_are_made_of_finished_comparisons_alone(tmp_path):
     with pytest.raises(CheckpointError, match="holds no finished comparison"):
-        tables.write(tmp_path, tmp_path / "results")
+        results_page.write(tmp_path, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 

@@ -145,7 +145,7 @@ def test_other_networks_say_the_same_as_onnx(model, options, tmp_path):
         options={"granularity": "channel", "schedule.sparsity": 0.5, "schedule.start": 0, "schedule.end": 0},
     )  # fmt: skip
     card = export.export(folder, "onnx", tmp_path / "out")
-    assert card.checked["apart"] < 1e-5
+    assert card.checked["deviation"] < 1e-5
     assert any(0 < layer.kept < layer.units for layer in card.layers)
 
 

@@ -26,6 +26,7 @@ from secateur.export.export import export
 from secateur.federation import prepare, server
 from secateur.federation.folder import read_study
 from secateur.report import page, tables
+from secateur.report.gather import comparison_lines, gather, read_comparison
 from secateur.report.outcomes import outcome
 
 ZIP = Path(__file__).parent / "data" / "run_before.zip"
@@ -60,7 +61,7 @@ def test_a_run_is_read_with_its_figures_and_under_its_name(name, before):
 def test_runs_are_set_side_by_side_on_a_page(before, tmp_path):
     pytest.importorskip("plotly")
     folders = [before / "run", before / "unfinished"]
-    title, lines, subjects, ended = page.gathered(folders)
+    title, lines, subjects, ended = gather(folders)
     assert not ended
     assert {line.name.split()[0] for line in lines} == {"FedAvg", "fedsparsify"}
     index = page.write(title, lines, subjects, tmp_path / "page")
@@ -70,8 +71,8 @@ def test_runs_are_set_side_by_side_on_a_page(before, tmp_path):
 
 def test_a_comparison_has_the_figures_of_its_table_of_before(before):
     out = before / "comparison"
-    suite, cells = tables.saved(out)
-    found = tables.lines(suite, cells, out, None)
+    suite, cells = read_comparison(out)
+    found = comparison_lines(suite, cells, out, None)
     header, _, *rows = [
         [cell.strip() for cell in line.strip("| \n").split(" |")]
         for line in (out / "table.md").read_text("utf-8").splitlines()

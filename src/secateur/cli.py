@@ -86,22 +86,23 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     _warm()
     from secateur.compare import grid  # noqa: PLC0415
     from secateur.compare.suite import chosen  # noqa: PLC0415
-    from secateur.report import tables as standings  # noqa: PLC0415
-    from secateur.report.formats import show  # noqa: PLC0415
+    from secateur.report import tables  # noqa: PLC0415
+    from secateur.report.formatting import show  # noqa: PLC0415
+    from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
 
     suite, place = chosen(what, data)
     wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
     with Runs(console) as display:
-        cells = grid.play(wanted, out, data=place, jobs=jobs, told=display.told)
-    found = standings.lines(wanted, cells, out, wanted.links)
-    standings.write(wanted, cells, found, out)
-    for place, here in standings.parts(found).items():
-        few = standings.brief(here, here[0].partition, rows=here[0].rows)
+        cells = grid.play(wanted, out, data=place, jobs=jobs, report=display.report)
+    found = comparison_lines(wanted, cells, out, wanted.bandwidth)
+    tables.write(wanted, cells, found, out)
+    for place, here in tables.by_place(found).items():
+        few = tables.brief(here, here[0].partition, rows=here[0].rows)
         console.print(show(f"{place}, {len(wanted.seeds)} seeds", few))
-        console.print(standings.note(here), highlight=False)
-    told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
-    console.print(told, highlight=False, soft_wrap=True)
+        console.print(tables.note(here), highlight=False)
+    report = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
+    console.print(report, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=browse)
 
 
@@ -119,10 +120,10 @@ def report(
     import time  # noqa: PLC0415
 
     if markdown is not None:
-        from secateur.report import markdown as tables  # noqa: PLC0415
+        from secateur.report import results_page  # noqa: PLC0415
 
         for folder in folders:
-            _console().print(f"Written: {tables.write(folder, markdown)}", highlight=False, soft_wrap=True)
+            _console().print(f"Written: {results_page.write(folder, markdown)}", highlight=False, soft_wrap=True)
         return
     target = out or folders[0] / "page"
     live = _page(folders, target, browse=browse, live=watch > 0, link=link)
@@ -130,11 +131,10 @@ def report(
         time.sleep(watch)
         live = _page(folders, target, browse=False, live=True, link=link)
     if images:
-        from secateur.report.page import images as drawn  # noqa: PLC0415
+        from secateur.report import page  # noqa: PLC0415
 
-        _console().print(
-            f"Written: {len(drawn(target))} files in {target / 'figures'}", highlight=False, soft_wrap=True
-        )
+        count = len(page.images(target))
+        _console().print(f"Written: {count} files in {target / 'figures'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -147,12 +147,12 @@ def log(
     """Write runs' records to TensorBoard or MLflow, under their own names; what is there already is not repeated."""
     import time  # noqa: PLC0415
 
-    from secateur.report.journal import follow  # noqa: PLC0415
+    from secateur.report.trackers import log_records  # noqa: PLC0415
 
     while True:
-        told = [follow(folder, to, store) for folder in folders]
-        _console().print(f"{sum(count for count, _ in told)} new records in {to}", highlight=False)
-        if not watch or all(ended for _, ended in told):
+        report = [log_records(folder, to, store) for folder in folders]
+        _console().print(f"{sum(count for count, _ in report)} new records in {to}", highlight=False)
+        if not watch or all(ended for _, ended in report):
             return
         time.sleep(watch)
 
@@ -164,27 +164,30 @@ def budget(
     link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
 ) -> None:
     """Say which of these runs keep every client within a budget of bytes, the best first."""
-    from secateur.bandwidth import Links  # noqa: PLC0415
-    from secateur.report import page  # noqa: PLC0415
-    from secateur.report import tables as standings  # noqa: PLC0415
-    from secateur.report.formats import show  # noqa: PLC0415
+    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
+    from secateur.report import tables  # noqa: PLC0415
+    from secateur.report.formatting import show  # noqa: PLC0415
+    from secateur.report.gather import (  # noqa: PLC0415
+        gather,
+    )
 
-    _, lines, _, _ = page.gathered(folders, Links.parse(link) if link else None)
-    fits, over = standings.within(lines, megabytes * 1e6)
+    lines = gather(folders, Bandwidth.parse(link) if link else None).lines
+    fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
-        _console().print(show(f"within {megabytes:g} MB a client", standings.budgeted(fits)))
-    told = ", ".join(f"{line.name} ({line.partition})" for line in over)
-    _console().print(f"Over {megabytes:g} MB: {told or 'none'}", highlight=False, soft_wrap=True)
+        _console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
+    report = ", ".join(f"{line.name} ({line.partition})" for line in over)
+    _console().print(f"Over {megabytes:g} MB: {report or 'none'}", highlight=False, soft_wrap=True)
 
 
 def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, link: str | None = None) -> bool:
     """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
     import webbrowser  # noqa: PLC0415
 
-    from secateur.bandwidth import Links  # noqa: PLC0415
+    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import page  # noqa: PLC0415
+    from secateur.report.gather import gather  # noqa: PLC0415
 
-    title, lines, subjects, ended = page.gathered(folders, Links.parse(link) if link else None)
+    title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
     index = page.write(title, lines, subjects, out, live=live and not ended)
     console = _console()
     if browse and console.is_terminal:

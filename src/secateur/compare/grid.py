@@ -43,7 +43,7 @@ def folder_of(out: Path, study: Study) -> Path:
     return out / RUNS / f"{study.method.rpartition('.')[2]}-{study.hash()}"
 
 
-def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, told: Told = silent) -> list[Cell]:
+def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, report: Told = silent) -> list[Cell]:
     """Run what is missing of a suite in ``out``; return all its cells, controls included.
 
     A comparison that was stopped or killed goes on where it was: each run from its last exchange.
@@ -60,7 +60,7 @@ def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, tol
     """
     found = cells(suite, data)
     out.mkdir(parents=True, exist_ok=True)
-    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, told) as pool:
+    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, report) as pool:
         pool.finish(found)
         more: list[Cell] = []
         for cell in found:
@@ -80,8 +80,8 @@ def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
 class _Pool:
     """Processes that each play one run at a time."""
 
-    def __init__(self, out: Path, jobs: int, told: Told) -> None:
-        self.out, self.told = out, told
+    def __init__(self, out: Path, jobs: int, report: Told) -> None:
+        self.out, self.report = out, report
         self.known: dict[Path, int] = {}  # rounds of each run
         self.done: set[Path] = set()
         self.executor = ProcessPoolExecutor(jobs, processes(), _begin)
@@ -128,7 +128,7 @@ class _Pool:
 
     def _tell(self, waiting: Iterable[Path]) -> None:
         rounds = sum(self.known[folder] for folder in self.done) + sum(_rounds(folder) for folder in waiting)
-        self.told(len(self.done), len(self.known), rounds, sum(self.known.values()))
+        self.report(len(self.done), len(self.known), rounds, sum(self.known.values()))
 
 
 def _rounds(folder: Path) -> int:

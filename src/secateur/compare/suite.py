@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from secateur import cost, methods
-from secateur.bandwidth import Links
+from secateur.bandwidth import Bandwidth
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.federation.client import example, make_model, make_setting
@@ -66,13 +66,13 @@ class Suite(BaseModel):
     @classmethod
     def _readable(cls, link: str) -> str:
         if link:
-            Links.parse(link)  # a wrong one fails here, not after all runs
+            Bandwidth.parse(link)  # a wrong one fails here, not after all runs
         return link
 
     @property
-    def links(self) -> Links | None:
+    def bandwidth(self) -> Bandwidth | None:
         """Return what ``link`` says."""
-        return Links.parse(self.link) if self.link else None
+        return Bandwidth.parse(self.link) if self.link else None
 
     def adjusted(
         self, seeds: int | None = None, rounds: int | None = None, partitions: Sequence[str] = (),
