@@ -269,12 +269,12 @@ from secateur.engines.local import warm
 warm()  # as the command line begins
 from secateur.federation import prepare, server
 from secateur.study.runtime import Runtime
-from secateur.study.study import study
+from secateur.study.study import parse_study
 def watch(row):
     if row["event"] == "reply":
         print(time.time(), flush=True)
         os._exit(0)
-made = study({"method": "fedavg"})
+made = parse_study({"method": "fedavg"})
 with prepare.federation(made) as shards:
     server.start(made, Runtime(), Path(sys.argv[1]), shards=shards, watch=watch)
 """

@@ -22,7 +22,7 @@ from scipy import stats
 from helpers import model_of
 from secateur import methods
 from secateur.bandwidth import Bandwidth, Link, bytes_per_client, predict_seconds
-from secateur.compare import grid as compare
+from secateur.compare import grid
 from secateur.compare.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError
 from secateur.federation import checkpoint
@@ -32,18 +32,17 @@ from secateur.report.gather import RESULT, comparison_lines, gather, read_compar
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import (
     Interval,
-    at,
     cost_to_reach,
     front,
     holm,
     interval,
-    level,
+    p_equivalent,
     p_greater,
     paired,
-    shown,
+    quality_within,
+    significant,
 )
-from secateur.report.verdicts import Group
-from secateur.report.verdicts import compared as compare_groups
+from secateur.report.verdicts import Group, compare_groups
 from secateur.wire import codec
 from secateur.wire.message import Message
 
@@ -89,16 +88,16 @@ def test_p_values_agree_with_scipys_own_tests(values, bound):
     assert p_greater(found, bound) == pytest.approx(stats.ttest_1samp(values, bound, alternative="greater").pvalue)
     above = stats.ttest_1samp(values, -0.3, alternative="greater").pvalue
     below = stats.ttest_1samp(values, 0.3, alternative="less").pvalue
-    assert level(found, 0.3) == pytest.approx(max(above, below))
+    assert p_equivalent(found, 0.3) == pytest.approx(max(above, below))
 
 
 def test_holm_by_hand():
     """Four of them: 0.01 x 4 = 0.04; 0.015 x 3 = 0.045; 0.03 x 2 = 0.06; 0.04 x 1 = 0.04, lifted to 0.06."""
     given_ = {"c": 0.03, "a": 0.01, "d": 0.04, "b": 0.015}
     assert holm(given_) == pytest.approx({"a": 0.04, "b": 0.045, "c": 0.06, "d": 0.06})
-    assert shown(given_) == {"a", "b"}
+    assert significant(given_) == {"a", "b"}
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-    assert shown({}) == set()
+    assert significant({}) == set()
 
 
 def test_few_of_many_differences_without_any_effect_are_shown():
@@ -107,7 +106,7 @@ def test_few_of_many_differences_without_any_effect_are_shown():
     for _ in range(40):
         chances = {n: p_greater(interval([draw.gauss(0, 1) for _ in range(3)])) for n in range(486)}
         raw += sum(chance < 0.025 for chance in chances.values())
-        tables += bool(shown(chances))
+        tables += bool(significant(chances))
     assert 9 < raw / 40 < 16  # 0.025 x 486 = 12.2 are expected
     assert tables <= 6  # 2 are expected of 40
 
@@ -120,7 +119,7 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_what_was_reached_when():
     curve = [(10.0, 0.3), (20.0, 0.6), (30.0, 0.5), (40.0, 0.8)]
-    assert (at(curve, 35), at(curve, 20), at(curve, 5)) == (0.5, 0.6, None)
+    assert (quality_within(curve, 35), quality_within(curve, 20), quality_within(curve, 5)) == (0.5, 0.6, None)
     assert (cost_to_reach(curve, 0.55), cost_to_reach(curve, 0.7), cost_to_reach(curve, 0.9)) == (20.0, 40.0, None)
     assert cost_to_reach(curve, 0.35, lower_is_better=True) == 10.0
 
@@ -187,7 +186,7 @@ def test_a_wrong_suite_is_one_line(change, told, tmp_path):
 def test_a_wrong_variant_is_named_before_anything_runs(tmp_path):
     suite = tiny(variants={"good": {"method": "fedavg"}, "bad": {"method": "fedsparsify", "schedule.sparsty": 0.5}})
     with pytest.raises(ConfigError, match=r"variant 'bad': .*did you mean 'schedule.sparsity'"):
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()
     with pytest.raises(ConfigError, match=r"did you mean 'quick'"):
         load("quik")
@@ -245,7 +244,7 @@ def test_wrong_words_are_one_line(words, told):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out, told = tmp_path_factory.mktemp("compared"), []
-    found = compare.play(tiny(), out, jobs=2, told=lambda *counts: told.append(counts))
+    found = grid.run_suite(tiny(), out, jobs=2, report=lambda *counts: told.append(counts))
     return tiny(), found, out, told
 
 
@@ -256,20 +255,20 @@ def test_every_cell_has_run_with_its_controls(compared):
         for c in ("", "dense", "random", "ramped", "shuffled", "narrow")
     }
     assert {name: len(of) for name, of in by_control.items()} == dict.fromkeys(by_control, 4) | {"ramped": 2}
-    assert all((compare.folder_of(out, cell.study) / SUMMARY).exists() for cell in found)
-    assert told[-1][0] == told[-1][1] == len({compare.folder_of(out, cell.study) for cell in found})
+    assert all((grid.folder_of(out, cell.study) / SUMMARY).exists() for cell in found)
+    assert told[-1][0] == told[-1][1] == len({grid.folder_of(out, cell.study) for cell in found})
     assert told[-1][2] == told[-1][3] == 2 * told[-1][0]
     # what is equal is shared: the random control of a random mask of the same sparsity is the very run
     for cell in by_control["random"]:
         own = next(c for c in by_control[""] if (c.variant, c.seed) == (cell.variant, cell.seed))
-        same_run = compare.folder_of(out, own.study) == compare.folder_of(out, cell.study)
+        same_run = grid.folder_of(out, own.study) == grid.folder_of(out, cell.study)
         assert same_run == (cell.variant == "random 50 %")
 
 
 def test_controls_match_what_they_control(compared):
     suite, found, out, _ = compared
     for seed in suite.seeds:
-        at_ = {(c.variant, c.control): compare.folder_of(out, c.study) for c in found if c.seed == seed}
+        at_ = {(c.variant, c.control): grid.folder_of(out, c.study) for c in found if c.seed == seed}
 
         def weights(folder):
             return {n: t for n, t in model_of(folder).items() if n.startswith("mask/") and n.endswith("weight")}
@@ -318,7 +317,7 @@ def test_a_second_fedavg_has_a_line_of_its_own_and_changes_no_figure_of_another(
     slow = {"method": "random", "schedule.sparsity": 0.5, "training.lr": 1e-6}
     more = tiny(variants={"slow": slow, **suite.variants}, controls=["dense", "random"])
     shutil.copytree(whole, tmp_path / "more")  # what is equal has been run
-    cells_ = compare.play(more, tmp_path / "more", jobs=2)
+    cells_ = grid.run_suite(more, tmp_path / "more", jobs=2)
     by_name = {line.name: line for line in comparison_lines(more, cells_, tmp_path / "more")}
     before = {line.name: line for line in comparison_lines(suite, found, whole)}
     assert {"FedAvg", "FedAvg, server momentum", "FedAvg, lr 1e-06", "slow"} < set(by_name)
@@ -357,7 +356,7 @@ def test_what_learns_scores_is_trained_as_it_recommends_and_its_controls_are_not
 def test_controls_of_what_learns_scores_train_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(methods.find("fedpm"), "recommended", {"optimiser": "adam", "lr": 0.3})
     suite = tiny(seeds=[0], variants={"FedPM": {"method": "fedpm"}}, controls=["dense", "random", "shuffled", "ramped"])
-    trained = {c.control: c.study.training for c in compare.play(suite, tmp_path / "out", jobs=1)}
+    trained = {c.control: c.study.training for c in grid.run_suite(suite, tmp_path / "out", jobs=1)}
     assert (trained[""].optimiser, trained[""].lr) == ("adam", 0.3)
     assert set(trained) == {"", "dense", "random", "shuffled"}
     assert {(t.optimiser, t.lr) for name, t in trained.items() if name} == {("sgd", 0.1)}
@@ -367,7 +366,7 @@ def test_scores_without_an_optimiser_of_their_own_are_one_line(monkeypatch, tmp_
     monkeypatch.setattr(methods.find("fedpm"), "recommended", {})
     suite = tiny(variants={"FedPM": {"method": "fedpm", "training.epochs": 2}})
     with pytest.raises(ConfigError, match="variant 'FedPM': fedpm is a method without recommended settings") as caught:
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert cells(tiny(variants={"FedPM": {"method": "fedpm", "training.lr": 0.1}}))
@@ -382,10 +381,10 @@ def test_a_ramped_control_is_as_sparse_as_its_variant_in_every_round(tmp_path):
                   "at once": {"method": "oneshot", "schedule.sparsity": 0.8, "schedule.at": 0},
                   "AutoFLIP": {"method": "autoflip", "criterion.explore.epochs": 1}},
     )  # fmt: skip
-    found = compare.play(suite, tmp_path / "out", jobs=2)
+    found = grid.run_suite(suite, tmp_path / "out", jobs=2)
     ramps = {}
     for cell in found:
-        text = (compare.folder_of(tmp_path / "out", cell.study) / ROUNDS).read_text()
+        text = (grid.folder_of(tmp_path / "out", cell.study) / ROUNDS).read_text()
         ramps[cell.variant, cell.control] = [round(json.loads(r)["sparsity"], 3) for r in text.splitlines()]
     assert {variant for variant, control in ramps if control == "ramped"} == {
         "FedSparsify 80 %", "Local 80 %", "one-shot 80 %",
@@ -408,7 +407,7 @@ def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
         common={**tiny().common, "data.test_fraction": 0.5},
     )  # fmt: skip
     out = tmp_path / "out"
-    found = compare.play(suite, out, jobs=2)
+    found = grid.run_suite(suite, out, jobs=2)
     made = comparison_lines(suite, found, out)
     server, own = tables.by_place(made).items()
     assert (server[0], own[0]) == ("iid", "iid, clients' own rows")
@@ -444,7 +443,7 @@ def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
 def test_personal_models_without_own_rows_are_one_line(tmp_path):
     suite = tiny(variants={"DisPFL": {"method": "dispfl"}}, common={**tiny().common, "data.test_fraction": 0})
     with pytest.raises(ConfigError, match=r"variant 'DisPFL': dispfl .*data.test_fraction = 0 leaves none"):
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
 
 
 # ---- verdicts
@@ -562,7 +561,7 @@ def test_cost_is_told_pair_by_pair():
 
 def test_outcomes_are_read_from_the_records(compared):
     _, found, out, _ = compared
-    folder = compare.folder_of(out, found[0].study)
+    folder = grid.folder_of(out, found[0].study)
     one = outcomes.outcome(folder)
     rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert one.bytes == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
@@ -637,7 +636,7 @@ def test_a_comparison_killed_at_any_moment_goes_on_and_ends_the_same(compared, t
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
-    folders = {compare.folder_of(out, cell.study) for cell in found}
+    folders = {grid.folder_of(out, cell.study) for cell in found}
     assert {p.parent for p in out.glob("runs/*/summary.json")} == folders
 
     def told(place):
@@ -647,14 +646,14 @@ def test_a_comparison_killed_at_any_moment_goes_on_and_ends_the_same(compared, t
 
     assert told(out) == told(whole)
     for cell in found:
-        one, other = (compare.folder_of(place, cell.study) for place in (out, whole))
+        one, other = (grid.folder_of(place, cell.study) for place in (out, whole))
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 def test_a_failing_run_is_named(tmp_path):
     suite = tiny(variants={"two": {"method": "fedconv"}}, controls=[])
     with pytest.raises(ConfigError, match=r"two, iid, seed 0 \(.*fedconv trains at the server"):
-        compare.play(suite, tmp_path / "out", jobs=1)
+        grid.run_suite(suite, tmp_path / "out", jobs=1)
 
 
 # ---- links
@@ -715,6 +714,6 @@ def test_a_budget_is_kept_by_every_client_of_every_seed(compared):
     qualities = [line.of("quality").mean for line in fits]
     assert qualities == sorted(qualities, reverse=True)
     assert len(tables.budget_table(fits)) == len(fits)
-    folder = compare.folder_of(out, found[0].study)
+    folder = grid.folder_of(out, found[0].study)
     rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert sum(bytes_per_client(rows).values()) == sum(r["bytes_down"] + r["bytes_up"] for r in rows)

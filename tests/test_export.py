@@ -22,7 +22,7 @@ from secateur.export import export
 from secateur.export.export import read
 from secateur.federation import client, prepare
 from secateur.federation.folder import read_study
-from secateur.study.study import study as parse_study
+from secateur.study.study import parse_study
 
 
 def finished(folder, **values):

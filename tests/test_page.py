@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.compare import grid as compare
+from secateur.compare import grid
 from secateur.compare.suite import Suite
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
@@ -29,7 +29,7 @@ SUITE = Suite.model_validate({
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    cells = compare.play(SUITE, out, jobs=2)
+    cells = grid.run_suite(SUITE, out, jobs=2)
     tables.write(SUITE, cells, comparison_lines(SUITE, cells, out), out)
     title, lines, subjects, ended = gather([out])
     assert ended

@@ -1,4 +1,4 @@
-"""The command line: arguments -> Study + Runtime -> run. Heavy imports wait until a command needs them."""
+"""The command line: it makes a Study and a Runtime of arguments. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
 ) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
     _warm(workers)
-    from secateur.study import study as settings_of  # noqa: PLC0415
+    from secateur.study.study import assign, parse_study, read_toml  # noqa: PLC0415
 
-    values = settings_of.read(config) if config is not None else {}
+    values = read_toml(config) if config is not None else {}
     flags = {
         "method": method, "data.source": data, "model.name": model, "data.clients": clients, "rounds": rounds,
         "data.partition": partition, "participation": participation, "seed": seed,
     }  # fmt: skip
     for path, value in flags.items():
         if value is not None:
-            settings_of.assign(values, f"{path}={value}")
+            assign(values, f"{path}={value}")
     for setting in settings or []:
-        settings_of.assign(values, setting)
-    study = settings_of.study(values)
+        assign(values, setting)
+    study = parse_study(values)
     _run(study, _runtime(workers, deadline), _folder(study, out), dense=dense)
 
 
@@ -94,15 +94,15 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     suite, place = chosen(what, data)
     wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
     with Runs(console) as display:
-        cells = grid.play(wanted, out, data=place, jobs=jobs, report=display.report)
-    found = comparison_lines(wanted, cells, out, wanted.bandwidth)
-    tables.write(wanted, cells, found, out)
-    for place, here in tables.by_place(found).items():
+        cells = grid.run_suite(wanted, out, data=place, jobs=jobs, report=display.report)
+    lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
+    tables.write(wanted, cells, lines, out)
+    for place, here in tables.by_place(lines).items():
         few = tables.brief(here, here[0].partition, rows=here[0].rows)
         console.print(show(f"{place}, {len(wanted.seeds)} seeds", few))
         console.print(tables.note(here), highlight=False)
-    report = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
-    console.print(report, highlight=False, soft_wrap=True)
+    text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
+    console.print(text, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=browse)
 
 
@@ -150,9 +150,9 @@ def log(
     from secateur.report.trackers import log_records  # noqa: PLC0415
 
     while True:
-        report = [log_records(folder, to, store) for folder in folders]
-        _console().print(f"{sum(count for count, _ in report)} new records in {to}", highlight=False)
-        if not watch or all(ended for _, ended in report):
+        logged = [log_records(folder, to, store) for folder in folders]
+        _console().print(f"{sum(count for count, _ in logged)} new records in {to}", highlight=False)
+        if not watch or all(ended for _, ended in logged):
             return
         time.sleep(watch)
 
@@ -175,12 +175,12 @@ def budget(
     fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
         _console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
-    report = ", ".join(f"{line.name} ({line.partition})" for line in over)
-    _console().print(f"Over {megabytes:g} MB: {report or 'none'}", highlight=False, soft_wrap=True)
+    names = ", ".join(f"{line.name} ({line.partition})" for line in over)
+    _console().print(f"Over {megabytes:g} MB: {names or 'none'}", highlight=False, soft_wrap=True)
 
 
 def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, link: str | None = None) -> bool:
-    """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
+    """Write the page of some folders; return whether to write it again, ``live`` being asked for and a run going on."""
     import webbrowser  # noqa: PLC0415
 
     from secateur.bandwidth import Bandwidth  # noqa: PLC0415
@@ -254,7 +254,7 @@ def _runtime(workers: int | None, deadline: float | None) -> Runtime:
 
 
 def _warm(workers: int | None = None) -> None:
-    """Let workers' imports begin before our own."""
+    """Start the workers' imports, so that they run while this process does its own."""
     if workers != 0:
         from secateur.engines.local import warm  # noqa: PLC0415
 
@@ -268,7 +268,7 @@ def _console() -> Console:
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one line on stderr and exit code 2."""
+    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2."""
     try:
         app()
     except SecateurError as error:

@@ -728,8 +728,8 @@ def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_fo
     code = """if True:
         import sys
         from secateur.federation import prepare
-        from secateur.study.study import study
-        prepare.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
+        from secateur.study.study import parse_study
+        prepare.simulated(parse_study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
         assert not {"matplotlib", "seaborn", "sklearn", "scipy"} & set(sys.modules)
         import flwr_datasets
         assert flwr_datasets.FederatedDataset and flwr_datasets.partitioner.IidPartitioner

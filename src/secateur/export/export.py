@@ -28,8 +28,7 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.structure import Plan
 from secateur.pruning.surgery import plain, shrink
 from secateur.report.card import Card, Figures, Layer
-from secateur.study.study import Study
-from secateur.study.study import study as parse_study
+from secateur.study.study import Study, parse_study
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
 _CLOSE = 1e-4  # of the largest output

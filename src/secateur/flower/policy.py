@@ -15,7 +15,7 @@ from typing import Any
 from secateur import data, methods, models
 from secateur.data import embedded
 from secateur.errors import ConfigError
-from secateur.study import study as config
+from secateur.study.study import assign, split_setting
 
 ALLOW = "allow"
 ENVIRONMENT = "SECATEUR_ALLOW"
@@ -34,9 +34,9 @@ def allowed(text: str) -> frozenset[Named]:
         raise ConfigError(f"{ALLOW} = {text!r}: {broken}; write settings with spaces between them") from broken
     found: list[Named] = []
     for setting in settings:
-        config.pair(setting, ALLOW)
+        split_setting(setting, ALLOW)
         values: dict[str, Any] = {}
-        config.assign(values, setting)
+        assign(values, setting)
         found += _named(values)
     return frozenset(found)
 
@@ -45,7 +45,7 @@ def refused(values: Mapping[str, Any], owners: Collection[Named], *, own: bool) 
     """Return the settings that name what neither this package has nor the owner has allowed.
 
     Args:
-        values: a study's settings, as ``config.assign`` enters them.
+        values: a study's settings, as ``study.assign`` enters them.
         owners: what ``allowed`` returned.
         own: the node has data of its own.
     """
