@@ -12,7 +12,7 @@ import numpy as np
 from safetensors.torch import load_file
 
 from secateur import methods
-from secateur.contract.method import Client
+from secateur.contract.client import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.federation import client, server

@@ -21,7 +21,7 @@ FLOORS = [
     {"pruning", "wire", "engines", "models", "data"},
     {"learning", "aggregation"},
     {"contract"},
-    {"methods"},
+    {"methods", "guards"},
     {"study"},
     {"federation"},
     {"flower", "compare"},

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from helpers import same
-from secateur.contract.method import Setting, State
+from secateur.contract.state import Setting, State
 from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
 from secateur.pruning.structure import Layout
@@ -112,7 +112,7 @@ from pathlib import Path
 import torch
 from secateur.federation import checkpoint
 from secateur.errors import CheckpointError
-from secateur.contract.method import Setting, State
+from secateur.contract.state import Setting, State
 from secateur.pruning.structure import Layout
 
 folder = Path(sys.argv[1])

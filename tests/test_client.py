@@ -7,7 +7,7 @@ import torch
 from safetensors import torch as safetensors
 
 from helpers import small, tiny_shards
-from secateur.contract.method import EVALUATE, REPORT, SCORES
+from secateur.contract.ask import EVALUATE, REPORT, SCORES
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
 from secateur.federation import client

@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.aggregation.steps import Mean, ServerMomentum
-from secateur.contract.method import Ask, Replies, Setting, State, merge, train_ask
+from secateur.aggregation.steps import ServerMomentum
+from secateur.contract.ask import Ask
+from secateur.contract.reducer import reduce
+from secateur.contract.state import Setting, State
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
 from secateur.learning.training import tensors_of
 from secateur.methods.fedavg import FedAvg
+from secateur.methods.kit.rounds import stepped, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import Layout
 from secateur.study.options import build, choices, flatten
@@ -71,7 +74,7 @@ def test_merge_by_hand_buffers_take_the_plain_mean():
     """beta = .5: w moves half of the way, the running statistic the whole."""
     state = State(setting(), 0, {n: torch.tensor([4.0, 4.0]) for n in ("w", "b", "m")})
     mean = {n: torch.tensor([2.0, 0.0]) for n in ("w", "b", "m")}
-    after = merge(state, ask(), mean, ServerMomentum(beta=0.5))
+    after = stepped(state, ask(), mean, ServerMomentum(beta=0.5))
     assert after.weights["w"].tolist() == after.weights["b"].tolist() == [3.0, 2.0]
     assert after.weights["m"].tolist() == [2.0, 0.0]
     assert list(after.weights) == list(mean)
@@ -82,7 +85,7 @@ def test_merge_by_hand_buffers_take_the_plain_mean():
 def test_merge_of_nothing_counts_the_round_and_keeps_the_rest():
     mask = {"w": torch.tensor([True, False])}
     state = State(setting(), 0, {"w": torch.ones(2)}, memory={"velocity": {"w": torch.ones(2)}})
-    after = merge(state, ask(mask), {}, Mean())
+    after = stepped(state, ask(mask), {})
     assert (after.round, after.weights, after.memory) == (1, state.weights, state.memory)
     assert after.mask is mask
 
@@ -203,7 +206,7 @@ def test_rewinding_gives_survivors_the_weights_of_that_round(rewind, shards):
         ask = method.plan(state)
         moved = masks.apply({n: t + torch.randn(t.shape) for n, t in ask.message.tensors.items()}, state.mask)
         told = {"samples": 1, "processed": 0, "loss": 0.0}
-        state = method.absorb(state, Replies(ask, [(0, Message(moved, None, told))]))
+        state = method.absorb(state, reduce(ask, state, [(0, Message(moved, None, told))]))
         after.append(state)
     assert [masks.sparsity(s.mask) for s in after] == pytest.approx([0, 0, 0.5, 0.5, 0.9], abs=0.01)
     for event in (2, 4):
@@ -280,5 +283,5 @@ def test_what_is_never_pruned_by_is_never_asked_for(criterion, consensus, schedu
     phases = []
     while (asked := method.plan(state)) is not None:
         phases.append((asked.phase, asked.message.mask))
-        state = method.absorb(state, Replies(asked, []))
+        state = method.absorb(state, reduce(asked, state, []))
     assert phases == [("train", None)] * 4

@@ -9,6 +9,7 @@ import pytest
 from secateur import methods
 from secateur.aggregation.steps import ServerMomentum
 from secateur.errors import ConfigError
+from secateur.guards.bounds import Bounds
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning.criteria import Criterion, Exploration
@@ -95,16 +96,33 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() != parse_study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
     assert made.hash() != parse_study({"method": "fedsparsify", "seed": 1}).hash()
     # a section that came later: the name of a run that was made before it, and another one where it says something
-    values = made.complete().model_dump(mode="json", exclude={"compute"})
+    values = made.complete().model_dump(mode="json", exclude={"compute", "guards"})
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     assert made.hash() != parse_study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "guards": {"bounds.rows": 10}}).hash()
+
+
+def test_guards_are_options_by_name_and_the_bounds_always_stand():
+    made = parse_study({"method": "fedavg", "guards": {"bounds.largest": 2.5}})
+    assert made.guards == {"bounds": {"largest": 2.5}}
+    assert made.build_guards() == [Bounds(largest=2.5)]
+    values = {"method": "fedavg"}
+    assign(values, "guards.bounds.rows=7")
+    assert parse_study(values).build_guards() == [Bounds(rows=7)]
+    assert parse_study(tomllib.loads(made.to_toml())) == made.complete()
+    with pytest.raises(ConfigError, match="unknown guard 'bound'"):
+        parse_study({"guards": {"bound.rows": 1}})
+    with pytest.raises(ConfigError, match="unknown option of Bounds 'row'"):
+        parse_study({"guards": {"bounds.row": 1}})
+    with pytest.raises(ConfigError, match="bounds.rows = 0 must be at least 1"):
+        parse_study({"guards": {"bounds.rows": 0}})
 
 
 def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
     without = parse_study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
     assert parse_study({"method": "fedsparsify"}).hash() != without.hash()
     # a run from before there was such a split has the name that it had
-    values = without.complete().model_dump(mode="json", exclude={"compute"})
+    values = without.complete().model_dump(mode="json", exclude={"compute", "guards"})
     del values["data"]["validation_fraction"]
     assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     with pytest.raises(ConfigError, match=r"data.test_fraction \+ data.validation_fraction = 1.1 must be below 1"):

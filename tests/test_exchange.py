@@ -74,20 +74,25 @@ class Attacker:
         at = self.draw.randrange(len(reply))
         return reply[:at] + bytes([reply[at] ^ 1 << self.draw.randrange(8)]) + reply[at + 1 :]
 
-    def send(self, honest, request, **tensors):
+    def send(self, honest, request, reply, **tensors):
         changed = replace(honest, tensors={**honest.tensors, **tensors})
-        return encode(changed, known=self.held, template=self.specs, context=context_of(request))
+        return encode(
+            changed, values=FORMATS[reply[7]], known=self.held, template=self.specs, context=context_of(request)
+        )
 
     def wrong_shape(self, request, reply, honest):
         shapes = replace(honest, mask=None, tensors={n: torch.zeros(2, 2) for n in honest.tensors})
-        return encode(shapes, context=context_of(request))
+        return encode(shapes, values=FORMATS[reply[7]], context=context_of(request))
 
     def poisoned(self, request, reply, honest):
-        """Put NaN or infinity where the mask keeps something."""
+        """Put NaN or infinity where the mask keeps something; into a tensor's scale where values are int8."""
+        if reply[7] == FORMATS.index("int8"):
+            at = len(reply) - part_sizes(reply)["values"]
+            return sealed(reply[:at] + struct.pack("<f", self.draw.choice([torch.nan, torch.inf])) + reply[at + 4 :])
         name = next(n for n, t in honest.tensors.items() if t.any())
         tensor = honest.tensors[name].clone()
         tensor[tuple(tensor.nonzero()[0])] = self.draw.choice([torch.nan, torch.inf])
-        return self.send(honest, request, **{name: tensor})
+        return self.send(honest, request, reply, **{name: tensor})
 
     def replayed(self, request, reply, honest):
         return self.draw.choice(self.earlier)

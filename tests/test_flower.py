@@ -573,7 +573,8 @@ import secateur.flower
 from secateur.federation import client
 from secateur.federation import prepare
 from secateur.study.study import parse_study
-from secateur.contract.method import Ask, Client
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
 serve = client.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1]))))
 view = Client(0, serve.setting, serve.model, serve.data(0), made.training)

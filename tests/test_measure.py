@@ -148,7 +148,7 @@ def test_gradients_are_measured_before_each_mask_and_counted(criterion, consensu
 
 
 def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
-    from secateur.contract.method import Replies
+    from secateur.contract.reducer import reduce
     from secateur.data.shards import open_shards
     from secateur.federation import client
     from secateur.learning.training import tensors_of
@@ -160,6 +160,6 @@ def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
     state = method.start(client.make_setting(study, model, held.clients), tensors_of(model), {})
     ask = method.plan(state)
     assert ask.phase == "score"
-    after = method.absorb(state, Replies(ask, []))
+    after = method.absorb(state, reduce(ask, state, []))
     assert after.mask is None
     assert method.plan(after).phase == "train"

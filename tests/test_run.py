@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import SCORES
+from secateur.contract.ask import SCORES
 from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
@@ -307,12 +307,16 @@ def test_what_a_method_does_not_read_is_still_counted(tmp_path, monkeypatch, sha
     """A method that looks at the first reply only: all of them were carried, and all are in the ledger."""
     (tmp_path / "their_hasty.py").write_text(
         '"""Take the first reply.\n\nReference: none\n"""\n'
-        "from dataclasses import dataclass\nfrom secateur.methods.kit.composition import Composition\n"
-        "from secateur.contract.method import Replies\n\n"
+        "from dataclasses import dataclass, replace\n"
+        "from secateur.contract.reduction import Keep\n"
+        "from secateur.methods.kit.composition import Composition\n"
+        "from secateur.methods.kit.rounds import stepped\n\n"
         "@dataclass(frozen=True)\nclass Hasty(Composition):\n"
-        "    def absorb(self, state, replies):\n"
-        "        first = [next(iter(replies))]\n"
-        "        return super().absorb(state, Replies(replies.ask, first))\n"
+        "    def plan(self, state):\n"
+        "        ask = super().plan(state)\n"
+        "        return ask and replace(ask, reduce={'single': Keep()})\n"
+        "    def absorb(self, state, reduced):\n"
+        "        return stepped(state, reduced.ask, next(iter(reduced['single'].values())))\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     play(small("their_hasty"), tmp_path / "hasty", shards)

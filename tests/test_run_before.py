@@ -54,7 +54,7 @@ def test_a_run_is_read_with_its_figures_and_under_its_name(name, before):
     assert read_study(folder).hash() == summary(folder)["study"]
     assert found.quality == final["accuracy"]
     assert found.bytes == sum(row["bytes_down"] + row["bytes_up"] for row in rows)
-    assert [quality for _, quality in found.rounds] == [row["accuracy"] for row in rows]
+    assert [quality for _, quality in found.by_round] == [row["accuracy"] for row in rows]
     assert (found.macs, found.parameters) == (final["macs"], final["parameters_physical"])
 
 

@@ -10,7 +10,7 @@ import torch
 import secateur.contract.method
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
-from secateur.contract.method import Client
+from secateur.contract.client import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import Method, merge, report, train_ask
+from secateur.contract.client import report
+from secateur.contract.method import Method
+from secateur.methods.kit.rounds import merged, train_ask
 from secateur.wire.message import Message
 
 
@@ -29,8 +30,5 @@ class Toy(Method):
         weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
         return Message(weights, ask.message.mask, report(done))
 
-    def absorb(self, state, replies):
-        mean = WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, message.scalars["samples"])
-        return merge(state, replies.ask, mean.mean(), Mean())
+    def absorb(self, state, reduced):
+        return merged(state, reduced)

@@ -7,7 +7,8 @@ import torch
 
 from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
-from secateur.contract.method import Replies, State
+from secateur.contract.reducer import reduce
+from secateur.contract.state import State
 from secateur.data.shards import open_shards
 from secateur.errors import NobodyTrainedError
 from secateur.federation import checkpoint, client, server
@@ -46,7 +47,7 @@ class Lab:
     def step(self, state, order=None):
         ask = self.method.plan(state)
         replies = {k: self.reply(ask, k) for k in (order or ask.clients)}
-        return ask, self.method.absorb(state, Replies(ask, [(k, replies[k]) for k in ask.clients]))
+        return ask, self.method.absorb(state, reduce(ask, state, [(k, replies[k]) for k in ask.clients]))
 
 
 def explored(lab, order=None):

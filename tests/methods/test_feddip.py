@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import Client, Replies
+from secateur.contract.client import Client
+from secateur.contract.reducer import reduce
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
@@ -117,13 +118,13 @@ def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folde
     expected, _ = view.train(state.weights, state.mask, round_=3, feedback=True)
     assert same(reply.tensors, expected)
     pruned = ~state.mask["fc1.weight"]
-    after = method.absorb(state, Replies(ask, [(0, reply)]))
+    after = method.absorb(state, reduce(ask, state, [(0, reply)]))
     assert after.weights["fc1.weight"][pruned].any()  # it stays, and may come back
     assert same(after.mask, method.mask(setting, after.weights, 3))
     assert not after.model()["fc1.weight"][~after.mask["fc1.weight"]].any()
     rests = method.plan(after)  # the last rounds train and send what is left
     assert same(rests.message.mask, after.mask)
-    tuned = method.absorb(after, Replies(rests, [(0, method.respond(rests, view))]))
+    tuned = method.absorb(after, reduce(rests, state, [(0, method.respond(rests, view))]))
     assert same(tuned.mask, after.mask)
     assert not tuned.weights["fc1.weight"][~after.mask["fc1.weight"]].any()
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import REPORT, Ask, Replies, Setting, State
+from secateur.contract.ask import REPORT, Ask
+from secateur.contract.reducer import reduce
+from secateur.contract.reduction import Mean, Sum, masks_of
+from secateur.contract.state import Setting, State
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
 from secateur.methods.oneshot import OneShotMagnitude
@@ -66,7 +69,7 @@ def test_majority_vote_by_hand_three_clients_by_eight_weights():
         Message({"w": torch.where(m, W + k, 0.0)}, {"w": m}, {"samples": n, "processed": n, "loss": 0.0})
         for k, (m, n) in enumerate(zip(KEPT, (1, 1, 2), strict=True))
     ]
-    after = method.absorb(state, Replies(ask, list(enumerate(messages))))
+    after = method.absorb(state, reduce(ask, state, list(enumerate(messages))))
     assert after.mask["w"].int().tolist() == [1, 1, 1, 0, 1, 0, 0, 0]
     # weight 0: (8 + 9 + 2 * 10) / 4; weight 1: (7 + 8) / 4; weight 2: (6 + 2 * 8) / 4; weight 4: (4 + 5) / 4
     assert after.weights["w"].tolist() == [9.25, 3.75, 5.5, 0.0, 2.25, 0.0, 0.0, 0.0]
@@ -80,7 +83,7 @@ def test_coverage_average_counts_only_who_kept_it():
     state = State(setting(), 1, {"w": W})
     ask = method.plan(state)
     messages = [(k, Message({"w": torch.where(m, W, 0.0)}, {"w": m}, {"samples": 1})) for k, m in enumerate(KEPT)]
-    after = method.absorb(state, Replies(ask, messages))
+    after = method.absorb(state, reduce(ask, state, messages))
     assert after.weights["w"].tolist() == [8.0, 7.0, 6.0, 0.0, 4.0, 0.0, 0.0, 0.0]
 
 
@@ -89,11 +92,11 @@ def test_local_with_identical_clients_equals_global():
     reply = Message({"w": W}, None, {"samples": 1, "processed": 1, "loss": 0.0})
     state = State(setting(), 1, {"w": W})
     whole = FedSparsify(schedule=cubic)
-    merged = whole.absorb(state, Replies(whole.plan(state), [(k, reply) for k in range(3)]))
+    merged = whole.absorb(state, reduce(whole.plan(state), state, [(k, reply) for k in range(3)]))
     local = FedSparsifyLocal(schedule=cubic)
     own = local._mask(setting(), {"w": W}, (), 0.5, held=None)
     voted = Message({"w": torch.where(own["w"], W, 0.0)}, own, reply.scalars)
-    after = local.absorb(state, Replies(local.plan(state), [(k, voted) for k in range(3)]))
+    after = local.absorb(state, reduce(local.plan(state), state, [(k, voted) for k in range(3)]))
     assert same(after.weights, merged.weights)
     assert same(after.mask, merged.mask)
 
@@ -102,7 +105,7 @@ def test_one_silent_round_of_votes_keeps_the_mask():
     method = FedSparsifyLocal(schedule=Cubic(sparsity=0.5, start=0))
     held = {"w": torch.tensor([True] * 6 + [False] * 2)}
     state = State(setting(), 1, {"w": W}, held)
-    after = method.absorb(state, Replies(method.plan(state), []))
+    after = method.absorb(state, reduce(method.plan(state), state, []))
     assert same(after.mask, held)
     assert same(after.weights, state.weights)
 
@@ -124,7 +127,7 @@ def test_no_vote_brings_back_what_is_pruned(rule, voters):
     state = State(setting(), 1, {"w": W}, held)
     own = {"w": torch.tensor([True, True, False, False, True, True, True, True])}
     reply = Message({"w": torch.where(own["w"], W, 0.0)}, own, {"samples": 1, "processed": 1, "loss": 0.0})
-    after = method.absorb(state, Replies(method.plan(state), [(k, reply) for k in range(voters)]))
+    after = method.absorb(state, reduce(method.plan(state), state, [(k, reply) for k in range(voters)]))
     assert after.mask["w"].int().tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
 
 
@@ -134,9 +137,16 @@ def test_a_consensus_without_a_vote_says_so():
 
     method = FedSparsify(consensus=Strange())
     state = State(setting(), 1, {"w": W})
-    ask = Ask("train", 2, (0,), Message({"w": W}), Expected({}, scalars=REPORT))
+    ask = Ask(
+        "train",
+        2,
+        (0,),
+        Message({"w": W}),
+        Expected({}, "required", scalars=REPORT),
+        {"mean": Mean(), "votes": Sum(masks_of)},
+    )
     with pytest.raises(TypeError, match="Strange"):
-        method.absorb(state, Replies(ask, [(0, Message({"w": W}, {"w": W > 2}, {"samples": 1}))]))
+        method.absorb(state, reduce(ask, state, [(0, Message({"w": W}, {"w": W > 2}, {"samples": 1}))]))
 
 
 def test_random_mask_is_persistent_exact_and_ignores_the_weights(tmp_path, shards):

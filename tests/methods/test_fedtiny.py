@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import SCORE, Replies, State
+from secateur.contract.ask import SCORE
+from secateur.contract.reducer import reduce
+from secateur.contract.state import State
 from secateur.errors import ConfigError
 from secateur.learning.training import evaluate, load
 from secateur.methods.fedtiny import FedTiny
@@ -41,7 +43,7 @@ def test_the_candidate_with_the_least_loss_by_rows_is_taken(folder):
         ask = method.plan(state)
         assert ask.phase == "select"
         assert ask.clients == state.setting.cohort(1)
-        state = method.absorb(state, Replies(ask, [(0, told({}, a, 1)), (1, told({}, b, 3))]))
+        state = method.absorb(state, reduce(ask, state, [(0, told({}, a, 1)), (1, told({}, b, 3))]))
     assert same(state.mask, selection.candidate(state_of(state, theta), 1, 0.9))
     assert same(state.weights, masks.apply(theta, state.mask))
     assert method.plan(state).phase == "train"
@@ -70,7 +72,7 @@ def test_batch_norm_statistics_are_merged_before_candidates_are_judged(folder):
     handle.remove()
     expected = torch.stack(entered).mean(0)
     torch.testing.assert_close(replies[0][1].tensors["features.5.running_mean"], expected)
-    state = method.absorb(state, Replies(ask, replies))
+    state = method.absorb(state, reduce(ask, state, replies))
     judged = method.plan(state)
     mean = sum(m.tensors["features.5.running_mean"] for _, m in replies) / len(replies)  # equal rows
     torch.testing.assert_close(judged.message.tensors["features.5.running_mean"], mean)
@@ -78,7 +80,7 @@ def test_batch_norm_statistics_are_merged_before_candidates_are_judged(folder):
     load(view(1).model, judged.message.tensors)
     assert reply.scalars["loss"] == pytest.approx(evaluate(view(1).model, view(1).data).loss)
     assert reply.tensors == {}
-    state = method.absorb(state, Replies(judged, [(1, reply)]))
+    state = method.absorb(state, reduce(judged, state, [(1, reply)]))
     torch.testing.assert_close(state.weights["features.5.running_mean"], mean)
     assert set(state.memory) == set()
 
@@ -89,9 +91,9 @@ def test_a_block_is_adjusted_by_the_mean_of_what_clients_chose(folder):
     method = study.build_method()
     ask = method.plan(state)
     while ask.phase == "select":
-        state = method.absorb(state, Replies(ask, [(0, told({}, 1.0))]))
+        state = method.absorb(state, reduce(ask, state, [(0, told({}, 1.0))]))
         ask = method.plan(state)
-    state = method.absorb(state, Replies(ask, [(0, told(dict(ask.message.tensors)))]))
+    state = method.absorb(state, reduce(ask, state, [(0, told(dict(ask.message.tensors)))]))
     ask = method.plan(state)
     assert (ask.phase, list(ask.expects.tensors)) == (SCORE, ["fc3.weight"])  # from the outputs on
     reply = method.respond(ask, view(0))
@@ -103,7 +105,7 @@ def test_a_block_is_adjusted_by_the_mean_of_what_clients_chose(folder):
     assert not (chosen & kept).any()
     slopes, _ = view(0).measure("gradient", ask.message.tensors, ask.message.mask, round_=1)
     assert slopes["fc3.weight"].abs()[chosen].min() >= slopes["fc3.weight"].abs()[~chosen & ~kept].max()
-    after = method.absorb(state, Replies(ask, [(0, reply)]))
+    after = method.absorb(state, reduce(ask, state, [(0, reply)]))
     assert int(after.mask["fc3.weight"].sum()) == int(kept.sum())
     assert after.mask["fc3.weight"][chosen].all()
     gone = kept & ~after.mask["fc3.weight"]

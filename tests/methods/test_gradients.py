@@ -9,7 +9,9 @@ import torch
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.aggregation.steps import WeightedMean
-from secateur.contract.method import SCORE, Replies, State
+from secateur.contract.ask import SCORE
+from secateur.contract.reducer import reduce
+from secateur.contract.state import State
 from secateur.errors import ConfigError
 from secateur.learning.training import load, tensors_of
 from secateur.methods.complement import ComplementSparsification
@@ -97,7 +99,7 @@ def test_salientgrads_keeps_the_largest_mean_scores(lab):
     total = sum(s.numel() for s in scores.values())
     one = {n: torch.arange(s.numel(), dtype=torch.float32).reshape(s.shape) for n, s in scores.items()}
     # the second client's rows must not make it count for more: scores are averaged over clients
-    after = method.absorb(state, Replies(ask, [(0, reply(one)), (1, reply(scores, samples=1000))]))
+    after = method.absorb(state, reduce(ask, state, [(0, reply(one)), (1, reply(scores, samples=1000))]))
     assert sum(int(m.sum()) for m in after.mask.values()) == total - total // 2
     flat = torch.cat([one[n].reshape(-1) for n in one])
     least = flat.sort().values[total // 2]
@@ -118,7 +120,7 @@ def test_salientgrads_scores_are_snip(lab):
 def test_nobody_scored_leaves_it_dense_and_goes_on(lab):
     state, _ = lab(small("salientgrads"))
     method = SalientGrads()
-    after = method.absorb(state, Replies(method.plan(state), []))
+    after = method.absorb(state, reduce(method.plan(state), state, []))
     assert after.mask is None
     assert method.plan(after).phase == "train"
 
@@ -145,7 +147,7 @@ def test_prunefl_asks_when_a_reconfiguration_is_due_and_never_twice(lab):
     method, seen = study.build_method(), []
     while (ask := method.plan(state)) is not None:
         seen.append((ask.phase, ask.round))
-        state = method.absorb(state, Replies(ask, []))
+        state = method.absorb(state, reduce(ask, state, []))
     assert seen == [
         ("score", 0), ("train", 1), ("train", 2), ("score", 2), ("train", 3), ("train", 4), ("score", 4), ("train", 5)
     ]  # fmt: skip
@@ -211,7 +213,7 @@ def test_feddst_merges_by_who_kept_a_weight_and_prunes_the_union(lab):
         tensors |= {n: tensors[n].masked_fill(~m, 0.0) for n, m in mask.items()}
         replies.append((k, reply(tensors, mask, samples=k + 1)))
         by_hand.add(tensors, k + 1, mask)
-    after = method.absorb(state, Replies(ask, replies))
+    after = method.absorb(state, reduce(ask, state, replies))
     mean = by_hand.mean()
     first, second = (message.mask["fc1.weight"] for _, message in replies)
     both, only = first & second, second & ~first
@@ -256,7 +258,7 @@ def after_a_dense_round(method, state):
     ask = method.plan(state)
     assert ask.message.mask is None
     assert same(ask.message.tensors, dict(state.weights))
-    return method.absorb(state, Replies(ask, [(0, reply(dict(state.weights)))]))
+    return method.absorb(state, reduce(ask, state, [(0, reply(dict(state.weights)))]))
 
 
 def test_complement_begins_dense_and_prunes_each_tensor(lab):
@@ -269,7 +271,7 @@ def test_complement_begins_dense_and_prunes_each_tensor(lab):
         assert set(flat[mask.flatten()].tolist()) == set(
             flat.sort(descending=True).values[: flat.numel() // 2].tolist()
         )
-    unheard = method.absorb(state, Replies(method.plan(state), []))
+    unheard = method.absorb(state, reduce(method.plan(state), state, []))
     assert unheard.mask is None  # nobody answered in round 1: the next is dense as well
 
 
@@ -285,7 +287,7 @@ def test_complement_adds_what_came_back_to_what_was_sent(lab):
         (0, reply({n: t.masked_fill(~rest[n], 0.0) if n in rest else t for n, t in tensors.items()}, rest, 3)),
         (1, reply({n: t * 0 for n, t in tensors.items()}, rest, 1)),
     ]
-    after = method.absorb(state, Replies(ask, told))
+    after = method.absorb(state, reduce(ask, state, told))
     name = "fc1.weight"
     expected = torch.where(rest[name], 1.5 * 0.75, ask.message.tensors[name])
     kept = after.mask[name]
@@ -302,7 +304,7 @@ def test_a_client_cannot_write_where_the_server_did_not_ask(lab):
     ask = method.plan(state)
     everything = {n: torch.full_like(t, 7.0) for n, t in state.weights.items()}
     full = {n: torch.ones_like(m) for n, m in state.mask.items()}
-    after = method.absorb(state, Replies(ask, [(0, reply(everything, full))]))
+    after = method.absorb(state, reduce(ask, state, [(0, reply(everything, full))]))
     sent, kept = state.mask["fc1.weight"], after.mask["fc1.weight"]
     both = sent & kept
     torch.testing.assert_close(after.weights["fc1.weight"][both], state.weights["fc1.weight"][both])

@@ -8,7 +8,7 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import Replies
+from secateur.contract.reducer import reduce
 from secateur.errors import ModelError
 from secateur.federation import prepare
 from secateur.methods.dispfl import DisPFL
@@ -68,7 +68,7 @@ def test_a_mixture_is_the_mean_over_neighbours_that_kept_a_weight(folder):
     method = DisPFL(neighbours=3)
     ask = method.plan(state)
     after = method.absorb(
-        state, Replies(ask, filled(state, {0: 1.0, 1: 2.0, 2: 3.0, 3: 6.0}, {k: k for k in range(4)}))
+        state, reduce(ask, state, filled(state, {0: 1.0, 1: 2.0, 2: 3.0, 3: 6.0}, {k: k for k in range(4)}))
     )
     mixed = method.mixture(after, 1, 2)["fc1.weight"]
     assert mixed[0, :4].tolist() == pytest.approx([11 / 3, 10 / 3, 3.0, 2.0])
@@ -167,12 +167,14 @@ def test_nothing_but_thresholds_travels_and_weights_stay(folder):
     reply = method.respond(ask, client)
     assert {n: tuple(t.shape) for n, t in reply.tensors.items()} == {f"threshold.{n}": s for n, s in units.items()}
     assert not same({"w": client.memory["fc1.weight"]}, {"w": client.initial["fc1.weight"]})
-    after = method.absorb(state, Replies(ask, [(0, reply), (1, told({n: t + 1 for n, t in reply.tensors.items()}))]))
+    after = method.absorb(
+        state, reduce(ask, state, [(0, reply), (1, told({n: t + 1 for n, t in reply.tensors.items()}))])
+    )
     sent = method.plan(after).message.tensors
     for name, tau in reply.tensors.items():
         assert torch.allclose(sent[name], tau + 0.5)
         assert torch.allclose(sent[name.replace("threshold", "change")], tau + 0.5)  # thresholds were 0
-    silent = method.absorb(after, Replies(method.plan(after), []))
+    silent = method.absorb(after, reduce(method.plan(after), state, []))
     assert same(silent.memory["threshold"], after.memory["threshold"])
     assert not any(change.any() for change in silent.memory["change"].values())
 
@@ -194,7 +196,7 @@ def test_one_client_alone_has_its_own_thresholds(folder):
     method = small("spafl").build_method()
     ask = method.plan(state)
     reply = method.respond(ask, view(0))
-    after = method.absorb(state, Replies(ask, [(0, reply)])).memory["threshold"]
+    after = method.absorb(state, reduce(ask, state, [(0, reply)])).memory["threshold"]
     assert same({f"threshold.{n}": t for n, t in after.items()}, reply.tensors)
 
 
@@ -231,7 +233,7 @@ def test_each_client_gets_the_mean_of_its_like(folder):
                   "embedding": torch.tensor(h[k] + [0.0] * 6)}))
         for k in h
     ]  # fmt: skip
-    after = method.absorb(state, Replies(ask, replies))
+    after = method.absorb(state, reduce(ask, state, replies))
     near = math.e / (math.e + 1)
     models = method.plan(after).own
     assert torch.allclose(models[0]["fc1.bias"], torch.tensor(near + 2 * (1 - near)))

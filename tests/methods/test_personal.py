@@ -8,7 +8,7 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import play, rows_of, same, small, tiny_shards
-from secateur.contract.method import Replies
+from secateur.contract.reducer import reduce
 from secateur.methods.kit.personal import reached, thinner
 from secateur.methods.lotteryfl import LotteryFL
 from secateur.methods.subfedavg import SubFedAvg
@@ -116,7 +116,7 @@ def test_masks_are_personal_and_weights_average_over_who_kept_them(lab):
         tensors = {n: torch.full_like(t, value) for n, t in state.weights.items()}
         tensors = {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in tensors.items()}
         told.append((k, Message(tensors, mask, {"samples": 10, "processed": 0, "loss": 0.0})))
-    after = method.absorb(state, Replies(ask, told))
+    after = method.absorb(state, reduce(ask, state, told))
     weight = after.weights["fc1.weight"]
     assert torch.allclose(weight[0], torch.tensor(6.0))
     assert torch.allclose(weight[1], torch.tensor(2.0))

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import SERVER, Client, Replies
+from secateur.contract.ask import SERVER
+from secateur.contract.client import Client
+from secateur.contract.reducer import reduce
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.learning.training import Training
@@ -240,7 +242,7 @@ def test_clusters_double_when_features_stop_getting_better(folder):
     for told in (2.0, 3.0, 2.5, 2.9, 2.0, 1.0, 5.0):
         ask = method.plan(state)
         message = Message(ask.message.tensors, None, {"samples": 5, "processed": 0, "loss": 0.0, "quality": told})
-        state, _ = method.refine(method.absorb(state, Replies(ask, [(0, message)])), server)
+        state, _ = method.refine(method.absorb(state, reduce(ask, state, [(0, message)])), server)
         counts.append(method.count(state))
     assert counts == [8, 8, 8, 16, 16, 30, 30]
 

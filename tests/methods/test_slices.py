@@ -9,7 +9,8 @@ import torch
 
 from helpers import Wrapped, model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
-from secateur.contract.method import Client, Replies, train_ask
+from secateur.contract.client import Client
+from secateur.contract.reducer import reduce
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ModelError
@@ -19,6 +20,7 @@ from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL
 from secateur.methods.ist import IndependentSubnetworks
+from secateur.methods.kit.rounds import train_ask
 from secateur.pruning.structure import plan, slim
 from secateur.pruning.surgery import shrink
 from secateur.streams import derive
@@ -73,7 +75,7 @@ def test_dropout_draws_anew_for_each_client_and_round(start):
     assert {int(units(m, "fc1").sum()) for m in first.slices.values()} == {12 - 3}
     assert {int(units(m, "fc2").sum()) for m in first.slices.values()} == {8 - 2}
     drawn = {tuple(units(m, "fc1").tolist()) for m in first.slices.values()}
-    later = method.plan(method.absorb(state, Replies(first, [])))
+    later = method.plan(method.absorb(state, reduce(first, state, [])))
     drawn |= {tuple(units(m, "fc1").tolist()) for m in later.slices.values()}
     assert len(drawn) > 4
     again = method.plan(state)
@@ -105,7 +107,7 @@ def test_a_weight_is_the_mean_over_its_holders_and_stays_where_nobody_held_it(st
         full = {n: torch.full_like(t, value) for n, t in state.weights.items()}
         tensors = {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in full.items()}
         told.append((k, reply(tensors, mask, rows)))
-    after = method.absorb(state, Replies(ask, told))
+    after = method.absorb(state, reduce(ask, state, told))
     weight = after.weights["fc1.weight"]
     assert torch.allclose(weight[:3], torch.tensor((2.0 * 30 + 5.0 * 10) / 40))
     assert torch.allclose(weight[3:6], torch.tensor(2.0))

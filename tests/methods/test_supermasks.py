@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import Replies
+from secateur.contract.reducer import reduce
 from secateur.errors import ConfigError
 from secateur.learning.supermask import frozen, learn, straight_through
 from secateur.learning.training import Data, Training
@@ -81,7 +81,7 @@ def test_the_posterior_by_hand(folder, prior, expected):
         mask["fc3.weight"][0, 1] = k == 0
         mask["fc3.weight"][0, 2] = False
         masks.append((k, voted(mask, samples=100 if k else 1)))  # one client, one vote
-    after = method.absorb(state, Replies(ask, masks))
+    after = method.absorb(state, reduce(ask, state, masks))
     assert after.memory["chance"]["fc3.weight"][0, :3].tolist() == pytest.approx(expected)
     assert after.mask["fc3.weight"][0, :3].tolist() == [True, True, False]
     assert same(after.weights, state.weights)
@@ -179,7 +179,7 @@ def test_votes_are_sums_of_ranks_and_every_client_counts_alike(folder):
         (k, Message(packed({**others, "fc3.weight": rank.int()}), None, told | {"samples": 10**k}))
         for k, rank in enumerate((up, up, down))
     ]
-    after = method.absorb(state, Replies(ask, replies))
+    after = method.absorb(state, reduce(ask, state, replies))
     assert torch.equal(after.memory["rank"]["fc3.weight"].long(), up)  # two against one, whatever their rows
     sizes = first(state.setting, "fc3.weight").flatten().sort().values.abs()  # of the edges in the ranking's order
     assert set(after.mask["fc3.weight"].flatten().nonzero().flatten().tolist()) == set(sizes.topk(12).indices.tolist())
@@ -213,7 +213,7 @@ def test_with_one_client_the_global_ranking_is_its_own(folder):
     method = FRL()
     ask = method.plan(state)
     reply = method.respond(ask, view(1))
-    after = method.absorb(state, Replies(ask, [(1, reply)]))
+    after = method.absorb(state, reduce(ask, state, [(1, reply)]))
     own = unpacked(reply.tensors, {n: state.setting.specs[n].shape for n in state.memory["rank"]})
     assert same(after.memory["rank"], own)
     assert not same(own, state.memory["rank"])
@@ -254,9 +254,9 @@ def test_signs_are_voted_by_rows_and_a_tie_keeps_the_old(folder):
     def told(tensors, samples):
         return Message(tensors, ask.message.mask, {"samples": samples, "processed": 0, "loss": 0.0})
 
-    after = method.absorb(state, Replies(ask, [(0, told(plus, 1)), (1, told(minus, 3))]))
+    after = method.absorb(state, reduce(ask, state, [(0, told(plus, 1)), (1, told(minus, 3))]))
     assert torch.equal(after.weights["fc1.weight"], -state.weights["fc1.weight"].abs())
-    tied = method.absorb(state, Replies(ask, [(0, told(plus, 2)), (1, told(minus, 2))]))
+    tied = method.absorb(state, reduce(ask, state, [(0, told(plus, 2)), (1, told(minus, 2))]))
     assert same(tied.weights, state.weights)
 
 

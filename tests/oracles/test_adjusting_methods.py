@@ -14,7 +14,9 @@ from torch import nn
 
 from helpers import lab as helpers_lab
 from helpers import same, small, tiny_shards
-from secateur.contract.method import Client, Replies, State
+from secateur.contract.client import Client
+from secateur.contract.reducer import reduce
+from secateur.contract.state import State
 from secateur.learning.gradients import measure
 from secateur.learning.training import Data, Effort, Fit, Training, load, orders
 from secateur.methods.feddip import FedDIP
@@ -154,7 +156,7 @@ def test_an_adjustment_of_fedtiny_is_the_published_one(lab, method, monkeypatch)
         monkeypatch.setattr(Client, "measure", lambda *_, g=gradient, **__: (g, Fit(1, 0, 0, 0, 0.0)))
         reply = rule.respond(ask, view(k))
         replies.append((k, told(reply.tensors, reply.mask, rows[k])))
-    after = rule.absorb(state, Replies(ask, replies))
+    after = rule.absorb(state, reduce(ask, state, replies))
     share = 0.5 / 2 * (1 + math.cos(2 * math.pi / 8))
     assert same(after.mask, _adjusted(state.weights, mask, gradients, rows, share))
 
@@ -251,7 +253,7 @@ def test_the_server_of_feddst_divides_by_who_kept_and_prunes_the_union(lab):
         for name, part in mask.items():
             sums[name] = sums.get(name, 0) + rows * tensors[name]
             shares[name] = shares.get(name, 0) + rows * part.float()
-    after = method.absorb(state, Replies(ask, replies))
+    after = method.absorb(state, reduce(ask, state, replies))
     for name, total in sums.items():
         mean, union = torch.nan_to_num(total / shares[name], nan=0.0), shares[name] > 0
         expected = _pruned_to(mean, union, usual[name])
@@ -309,7 +311,7 @@ def test_the_server_of_feddip_prunes_as_published(lab):
     method, held, names = study.build_method(), None, state.setting.layout.names("weight")
     for epoch in range(rounds):
         ask, dense = method.plan(state), noise(state.weights, epoch)
-        state = method.absorb(state, Replies(ask, [(0, told(dense))]))
+        state = method.absorb(state, reduce(ask, state, [(0, told(dense))]))
         weights = {n: dense[n].masked_fill(~held[n], 0.0) if held else dense[n] for n in names}
         if epoch % every == 0:
             level = 0.9 + (0.5 - 0.9) * (1 - epoch / rounds) ** 3

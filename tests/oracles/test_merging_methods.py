@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.contract.method import Replies, Setting, State
+from secateur.contract.reducer import reduce
+from secateur.contract.state import Setting, State
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.dpf import DPF
 from secateur.methods.fedsparsify import FedSparsify
@@ -74,7 +75,7 @@ def test_fedsparsify_merges_then_purges(done):
     )
     state = State(setting(), done - 1, drawn(0))
     clients, rows = [drawn(k + 1) for k in range(4)], [3, 1, 5, 2]
-    after = method.absorb(state, Replies(method.plan(state), [(k, told(clients[k], rows[k])) for k in range(4)]))
+    after = method.absorb(state, reduce(method.plan(state), state, [(k, told(clients[k], rows[k])) for k in range(4)]))
     merged = {n: sum(n_k / 11 * w[n] for n_k, w in zip(rows, clients, strict=True)) for n in SHAPES}
     level = 0.9 + (0.0 - 0.9) * (1 - (done - 1) / (10 - 1)) ** 3
     mask = purge(merged, level) if level > 0 else {n: torch.ones_like(w, dtype=torch.bool) for n, w in merged.items()}
@@ -96,7 +97,7 @@ def test_fedsparsify_local_votes(voters):
     own = [{n: w.abs() > 0.7 for n, w in t.items() if n.endswith("weight")} for t in trained]
     sent = [{n: w * m[n] if n in m else w for n, w in t.items()} for t, m in zip(trained, own, strict=True)]
     replies = [(k, told(sent[k], rows[k], own[k])) for k in range(voters)]
-    after = method.absorb(state, Replies(method.plan(state), replies))
+    after = method.absorb(state, reduce(method.plan(state), state, replies))
     expected = {}
     for name, shape in SHAPES.items():
         mean = sum(n_k * w[name] for n_k, w in zip(rows, sent, strict=True)) / sum(rows)
@@ -150,7 +151,7 @@ def test_salientgrads_scores_and_mask(shards):
             total[n] = total.get(n, 0) + message.tensors[n] / len(replies)
     flat = torch.cat([t.flatten() for t in total.values()])
     least = flat.topk(int(len(flat) * 0.5)).values[-1]
-    mask = method.absorb(state, Replies(ask, replies)).mask
+    mask = method.absorb(state, reduce(ask, state, replies)).mask
     assert all(torch.equal(mask[n], t >= least) for n, t in total.items())
 
 
@@ -192,7 +193,7 @@ def test_heterofl_counts_holders(shards):
             sums[n][at] += full[n][at]
             count[n][at] += 1
     replies = [(k, told(tensors, 7, ask.slices[k])) for k, tensors in trained.items()]
-    found = method.absorb(state, Replies(ask, replies)).weights
+    found = method.absorb(state, reduce(ask, state, replies)).weights
     means = {n: torch.where(count[n] > 0, sums[n] / count[n].clamp(min=1), state.weights[n]) for n in shapes}
     assert_close(found, means)
 
@@ -214,7 +215,7 @@ def test_fjord_updates_from_the_widest_to_the_narrowest(shards):
     for k, tensors in trained.items():
         mask = ask.slices[k]
         replies.append((k, told({n: t * mask[n] if n in mask else t for n, t in tensors.items()}, rows[k], mask)))
-    assert_close(method.absorb(state, Replies(ask, replies)).weights, expected)
+    assert_close(method.absorb(state, reduce(ask, state, replies)).weights, expected)
 
 
 # ---- FedConv, FedCompress

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.contract.method import Replies
+from secateur.contract.reducer import reduce
 from secateur.learning.training import Effort
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedlex import FedLEx
@@ -45,7 +45,7 @@ def played(method, state, views):
         tensors = ask.tensors(k)
         sent = {n: t.masked_fill(~mask[n], 0.0) if mask and n in mask else t for n, t in tensors.items()}
         replies[k] = method.respond(replace(ask, message=replace(ask.message, tensors=sent, mask=mask)), view)
-    return method.absorb(state, Replies(ask, list(replies.items()))), replies
+    return method.absorb(state, reduce(ask, state, list(replies.items()))), replies
 
 
 def weighty(tensors):
@@ -287,7 +287,7 @@ def test_fed_pub_server(folder):
         (k, Message(tensors({**held[k], "embedding": seen[k]}), None, {"samples": 5, "processed": 0, "loss": 0.0}))
         for k in range(4)
     ]
-    after = method.absorb(state, Replies(method.plan(state), told))
+    after = method.absorb(state, reduce(method.plan(state), state, told))
     alike = np.array([[a @ b / np.sqrt(a @ a) / np.sqrt(b @ b) for b in seen] for a in seen])
     shares = np.exp(3 * alike) / np.exp(3 * alike).sum(1, keepdims=True)
     sent = method.plan(after).own

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from helpers import lab, small, tiny_shards
-from secateur.contract.method import Replies
+from secateur.contract.reducer import reduce
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, dealt, first
 from secateur.methods.spafl import SpaFL, received
@@ -86,7 +86,7 @@ def test_spafl_the_server_averages_and_tells_the_difference(folder):
     for round_ in (1, 2):
         clients = [{n: torch.randn(t.shape, generator=draws(round_, k, n)) for n, t in old.items()} for k in range(3)]
         replies = [(k, told({f"threshold.{n}": t for n, t in own.items()})) for k, own in enumerate(clients)]
-        state = method.absorb(state, Replies(method.plan(state), replies))
+        state = method.absorb(state, reduce(method.plan(state), state, replies))
         new = {n: sum(own[n].numpy() / 3 for own in clients) for n in old}
         sent = method.plan(state).message.tensors
         for n, before in old.items():
@@ -188,7 +188,7 @@ def test_fedpm_the_mode_of_the_posterior(folder, clients):
     for _, message in replies:
         bit = np.where(message.mask[name].numpy(), 1 - 0.01, 0.01)
         alpha, beta = alpha + bit, beta + (1 - bit)
-    after = method.absorb(state, Replies(method.plan(state), replies))
+    after = method.absorb(state, reduce(method.plan(state), state, replies))
     np.testing.assert_allclose(after.memory["chance"][name].numpy(), (alpha - 1) / (alpha + beta - 2), rtol=1e-5)
 
 
@@ -250,7 +250,7 @@ def test_frl_the_vote_and_the_subnetwork(folder, clients):
     for k, own in enumerate(scores):
         client.learn = lambda *_, own=own, **__: (own, type("Fit", (), {"samples": 1, "processed": 0, "loss": 0.0}))
         replies.append((k, method.respond(method.plan(state), client)))
-    after = method.absorb(state, Replies(method.plan(state), replies))
+    after = method.absorb(state, reduce(method.plan(state), state, replies))
     for n in names:
         orders = np.stack([own[n].numpy().ravel().argsort(kind="stable") for own in scores])
         sums = orders.argsort(1, kind="stable").sum(0)

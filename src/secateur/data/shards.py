@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -133,6 +133,16 @@ class Shards:
     def public(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the rows and targets that the server may train on; no client has them."""
         return self._tensors["x_public"], self._tensors["y_public"]
+
+    def count(self, client: int, kind: Literal["train", "test", "validation"]) -> int:
+        """Return how many rows of a kind a client has."""
+        bounds = {"train": self.meta.train, "test": self.meta.local, "validation": self.meta.validation}[kind]
+        return bounds[client + 1] - bounds[client]
+
+    @property
+    def empty(self) -> bool:
+        """Return whether no client has a row here: they lie where the clients are."""
+        return not (self.meta.train[-1] or self.meta.local[-1] or self.meta.validation[-1])
 
     def _cut(self, part: str, bounds: tuple[int, ...], client: int) -> tuple[torch.Tensor, torch.Tensor]:
         rows = slice(bounds[client], bounds[client + 1])

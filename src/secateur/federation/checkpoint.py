@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors import torch as safetensors
 
-from secateur.contract.method import Setting, State
+from secateur.contract.state import Setting, State
 from secateur.errors import CheckpointError
 from secateur.pruning.mask import Mask, Tensors
 

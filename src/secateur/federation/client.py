@@ -12,7 +12,10 @@ import torch
 from safetensors import torch as safetensors
 from torch import nn
 
-from secateur.contract.method import EVALUATE, TRAIN, Ask, Client, Setting
+from secateur.contract.ask import EVALUATE, TRAIN, Ask
+from secateur.contract.client import Client
+from secateur.contract.guard import Passage
+from secateur.contract.state import Setting
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError
 from secateur.federation import link
@@ -82,6 +85,7 @@ class Participant:
         self.study = study
         self.shards = shards
         self.method = study.build_method()
+        self.guards = study.build_guards()
         self.model = make_model(study, shards)
         self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
@@ -123,6 +127,9 @@ class Participant:
         rows, settings = self.data(client), self.study.training
         view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, fit)
         reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
+        passage = Passage(phase, round_, client, self.setting, self.study.wire)
+        for guard in self.guards if phase != EVALUATE else ():
+            reply = guard.leaving(reply, message, passage)
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
@@ -142,7 +149,7 @@ class Participant:
         if message is not None and again:
             return message, taken
         begun = clock()
-        message = decode(request, replace(self.accepts, known=held))
+        message = decode(request, replace(self.accepts, known=held, values=self.study.wire.values))
         self._last = request, held, message, clock() - begun
         return message, 0.0
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from secateur.contract.method import TRAIN, Ask
+from secateur.contract.ask import EVALUATE, TRAIN, Ask
+from secateur.contract.guard import Guard, Passage
+from secateur.contract.reducer import Reduced, Reducer
+from secateur.contract.reduction import Reply, Sent
+from secateur.contract.spool import Spool
+from secateur.contract.state import Setting, State
 from secateur.engines import Engine, Failure
-from secateur.errors import ConfigError, WireError
+from secateur.errors import ConfigError, EngineError, WireError
 from secateur.federation import client, link
+from secateur.federation.claims import Claims, Kind
 from secateur.federation.link import Links
 from secateur.federation.records import short
 from secateur.pruning.mask import apply
@@ -25,6 +31,8 @@ from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 
 _MOST_SAMPLES = 2**40
 _COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.TOLD), (0, _MOST_SAMPLES))
+_TRAINED: Mapping[str, Kind] = {"samples": "train"}
+_HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
 _LATE = "asked for the full mask, too late to send it within the deadline"
 
 
@@ -34,10 +42,12 @@ class Books:
 
     Attributes:
         links: who holds which mask.
+        claims: how many rows each client has.
         error: what the last training request left out of the weights; it is added to the next one.
     """
 
     links: Links
+    claims: Claims = field(default_factory=Claims)
     error: Tensors = field(default_factory=dict)
 
 
@@ -57,12 +67,14 @@ class Exchange:
         engine: carries it.
         study: says how values travel.
         books: read and brought up to date.
+        setting: of the federation.
+        guards: what replies must pass, in their order at a client.
         deadline: seconds for all replies; None: no limit.
         bounds: least and most of scalars, by name; a reply beyond them costs its sender the place.
         notify: called with (answered, asked).
         down, up: bytes carried, by part.
         left_out: who, and why.
-        told: the scalars of each reply that counts.
+        told: the scalars of each reply that counts, in the order of the ask.
         each: bytes carried down and up, by client.
     """
 
@@ -70,6 +82,8 @@ class Exchange:
     engine: Engine
     study: Study
     books: Books
+    setting: Setting
+    guards: Sequence[Guard] = ()
     deadline: float | None = None
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notify: Callable[[int, int], None] = lambda _done, _total: None
@@ -80,6 +94,9 @@ class Exchange:
     each: dict[int, list[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for guard in self.guards:
+            guard.check(self.ask)
+        self._read = False
         self._sent: dict[int, _Sent] = {}
         self._answered: dict[int, bool] = {}
         self._trains = self.ask.phase == TRAIN and not self.ask.plain
@@ -93,7 +110,8 @@ class Exchange:
 
     def _expected(self) -> Expected:
         expects = self.ask.expects
-        expects = replace(expects, scalars={**(expects.scalars or {}), **client.TOLD})
+        scalars = {**(expects.scalars or {}), **client.TOLD}
+        expects = replace(expects, scalars=scalars, values=self.study.wire.values)
         if not self._trains or self.study.wire.replies != "topk":
             return expects
         if expects.mask in {"optional", "required"}:
@@ -140,22 +158,36 @@ class Exchange:
             self._bases[who] = self._arrived(message, outgoing).tensors
         return outgoing, mask
 
-    def replies(self) -> Iterator[tuple[int, Message]]:
-        """Yield checked replies in the order of the ask, whatever order they arrive in."""
-        waiting: dict[int, bytes | Failure] = {}
-        order = list(self.ask.clients)
+    def replies(self) -> Iterator[tuple[int, Reply | None]]:
+        """Yield each client with its checked reply as it arrives; None for one that failed or was refused.
+
+        Raises:
+            EngineError: they were read before.
+        """
+        if self._read:
+            raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
+        self._read = True
         for answered, (who, reply) in enumerate(self._arrivals(), start=1):
-            waiting[who] = reply
             self.notify(answered, len(self.ask.clients))
-            while order and order[0] in waiting:
-                first = order.pop(0)
-                message = self._check(first, waiting.pop(first))
-                if message is not None:
-                    yield first, message
+            yield who, self._check(who, reply)
+        place = {client: number for number, client in enumerate(self.ask.clients)}
+        for rows in (self.told, self.left_out):
+            rows.sort(key=lambda row: place[row["client"]])
+        answers = {who: self._answered[who] for who in self.ask.clients if who in self._answered}
         if self.ask.message.mask is not None:
-            self.books.links.confirm(self._answered, self.ask.message.mask)
-        for who, answered in self._answered.items() if self.ask.slices else ():
+            self.books.links.confirm(answers, self.ask.message.mask)
+        for who, answered in answers.items() if self.ask.slices else ():
             self.books.links.confirm({who: answered}, (self.ask.slices or {})[who])
+
+    def reduce(self, state: State, spool: Spool) -> Reduced:
+        """Return what the replies became; ``spool`` takes those that must stay single."""
+        reducer = Reducer(self.ask, state.setting, spool)
+        for who, reply in self.replies():
+            if reply is None:
+                reducer.skip(who)
+            else:
+                reducer.add(reply)
+        return reducer.finish(state)
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; who has lost the mask that the request refers to is asked once more."""
@@ -196,7 +228,7 @@ class Exchange:
         self._sent[who] = _Sent(context_of(request), part_sizes(request, checked=True), version is not None)
         return request
 
-    def _check(self, who: int, reply: bytes | Failure) -> Message | None:
+    def _check(self, who: int, reply: bytes | Failure) -> Reply | None:
         if isinstance(reply, Failure):
             self.left_out.append({"client": who, "reason": short(reply.reason)})
             return None
@@ -205,6 +237,7 @@ class Exchange:
             message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
             _sane(message.scalars, {**_COUNTED, **self.bounds})
             message = self._restore(message, self._bases.pop(who, self._base), known)
+            counted = self._guarded(self._counted(who, message), known)
         except WireError as broken:
             self.up["refused"] += len(reply)
             self.left_out.append({"client": who, "reason": short(str(broken))})
@@ -212,7 +245,21 @@ class Exchange:
         self.up.update(part_sizes(reply, checked=True))
         self._answered[who] = True
         self.told.append({"client": who, **message.scalars})
-        return message
+        return counted
+
+    def _counted(self, who: int, message: Message) -> Reply:
+        """Return the reply with the rows that its sender has had since it was first seen."""
+        for name, kind in (_HELD_OUT if self.ask.phase == EVALUATE else _TRAINED).items():
+            if name in message.scalars:
+                self.books.claims.check(who, kind, int(message.scalars[name]))
+        return Reply(who, int(message.scalars.get("samples", 0)), message.tensors, message.mask, message.scalars)
+
+    def _guarded(self, reply: Reply, known: Masks | None) -> Reply:
+        sent = Sent(self.setting, lambda: (self.ask.tensors(reply.client), known))
+        passage = Passage(self.ask.phase, self.ask.round, reply.client, self.setting, self.study.wire)
+        for guard in reversed(self.guards) if self.ask.phase != EVALUATE else ():
+            reply = guard.arriving(reply, sent, passage)
+        return reply
 
     def _restore(self, message: Message, base: Tensors, known: Masks | None) -> Message:
         """Return the weights that a reply to ``base`` stands for."""

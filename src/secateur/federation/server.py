@@ -18,13 +18,18 @@ import torch
 from torch import nn
 
 from secateur import cost
-from secateur.contract.method import EVALUATE, GUARDED, SERVER, TRAIN, Ask, Client, Method, Replies, Setting, State
+from secateur.contract.ask import EVALUATE, GUARDED, SERVER, TRAIN, Ask
+from secateur.contract.client import Client
+from secateur.contract.method import Method
+from secateur.contract.spool import Spool
+from secateur.contract.state import Setting, State
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.federation import checkpoint, client
+from secateur.federation.claims import Claims, unknown
 from secateur.federation.exchange import Books, Exchange
 from secateur.federation.folder import (
     PLAN,
@@ -94,7 +99,9 @@ class Run:
         self.uses = cost.uses(self.model, self.example)
         self.initial = training.tensors_of(self.model)
         self.server: dict[str, float] = {}
-        self.books = Books(Links(self.setting.specs))
+        known = unknown if self.shards.empty else self.shards.count
+        self.guards = self.study.build_guards()
+        self.books = Books(Links(self.setting.specs), Claims(known))
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
@@ -149,11 +156,9 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, notify=notify)
-            replies = Replies(ask, exchange.replies())
-            state = self.method.absorb(state, replies)
-            for _ in replies:  # a method may stop reading early; what was sent must still be counted
-                pass
+            exchange = self._exchange(ask, engine, notify=notify)
+            with Spool(self.folder) as spool:
+                state = self.method.absorb(state, exchange.reduce(state, spool))
             state = self._refined(state) if ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
             if self._due(ask) and not self.central:
@@ -168,6 +173,11 @@ class Run:
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
         return self._finish(self.method.final(state), engine, watch)
+
+    def _exchange(self, ask: Ask, engine: Engine, **more: Any) -> Exchange:
+        return Exchange(
+            ask, engine, self.study, self.books, self.setting, self.guards, deadline=self.runtime.deadline, **more
+        )
 
     def _refined(self, state: State) -> State:
         """Let the server work on the model; what it costs stands in the next record."""
@@ -309,7 +319,7 @@ class Run:
         ask = replace(self.method.examine(state), clients=tuple(engine.clients()) if rows else ())
         best = (0.0, 1.0) if self.metric == "accuracy" else (0.0, math.inf)
         bounds = {"metric": best, "validation": best, "sparsity": (0.0, 1.0)}
-        exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, bounds)
+        exchange = self._exchange(ask, engine, bounds=bounds)
         for _ in exchange.replies():
             pass
         return exchange

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from secateur.contract.method import TRAIN
+from secateur.contract.ask import TRAIN
 from secateur.errors import ConfigError, MaskNotHeldError
 from secateur.flower.engine import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
 from secateur.flower.strategy import EPOCHS, PHASE

@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from secateur.aggregation.steps import Mean
-from secateur.contract.method import TRAIN, Ask, Replies, Setting, State
+from secateur.contract.ask import TRAIN, Ask
+from secateur.contract.reducer import Reduced, reduce
+from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError, WireError
 from secateur.federation.link import Links
 from secateur.federation.records import check_any
@@ -38,6 +40,7 @@ from secateur.flower.engine import (
 )
 from secateur.flower.engine import Message as FlowerMessage
 from secateur.methods.kit.composition import Composition
+from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.discovery import layout
@@ -178,11 +181,10 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             return self.strategy.aggregate_train(server_round, replies)
         dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
-        mask, told = turn.ask.message.mask, []
-        if arrays is not None:
-            merged = masks.apply(arrays.to_torch_state_dict(), mask)
-            told = [(0, Message(merged, None, {"samples": 1, "processed": 0, "loss": 0.0}))]
-        self.state = self.method.absorb(state, Replies(turn.ask, told))
+        mask = turn.ask.message.mask
+        merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
+        mean = {name: tensor.to(self.specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
+        self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
             self.links.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
         self._enter(turn, server_round)
@@ -283,7 +285,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             if message is not None:
                 scalars = {"samples": 1, "processed": 0, "loss": 0.0}
                 told.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
-        self.state = self.method.absorb(state, Replies(ask, sorted(told, key=lambda pair: pair[0])))
+        self.state = self.method.absorb(state, reduce(ask, state, told))
         self._enter(turn, 0)
         return self.state
 

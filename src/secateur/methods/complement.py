@@ -21,12 +21,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import Ask, Client, Method, Replies, State, merge, report, train_ask
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Reply, Sent
+from secateur.contract.state import State
 from secateur.errors import check
+from secateur.methods.kit.rounds import MEAN, stepped, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Allocation, Uniform
-from secateur.pruning.mask import Mask
+from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 
 
@@ -57,7 +62,7 @@ class ComplementSparsification(Method):
         if state.round == state.setting.rounds:
             return None
         votes = None if state.mask is None else state.setting.layout.names("weight")
-        ask = train_ask(state, state.round + 1, state.mask, votes=votes)
+        ask = train_ask(state, state.round + 1, state.mask, votes=votes, reduce={MEAN: Mean(of=complement)})
         return replace(ask, expects=replace(ask.expects, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -66,22 +71,24 @@ class ComplementSparsification(Method):
         rest = _complement(ask.message.mask)
         return Message(masks.apply(weights, rest), rest, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Add the mean complement to what was sent, and prune anew."""
-        mean, sent = WeightedMean(), replies.ask.message
-        for _, message in replies:
-            mean.add(masks.apply(message.tensors, _complement(sent.mask)), int(message.scalars["samples"]))
-        found = mean.mean()
+        mean, sent = dict(reduced[MEAN]), reduced.ask.message
         for name in sent.mask or {}:
-            if name in found:
-                found[name] = sent.tensors[name] + self.ratio * found[name]
-        after = merge(state, replies.ask, found, Mean())
-        return self._prune(after) if found and self.sparsity else after
+            if name in mean:
+                mean[name] = sent.tensors[name] + self.ratio * mean[name]
+        after = stepped(state, reduced.ask, mean)
+        return self._prune(after) if mean and self.sparsity else after
 
     def _prune(self, state: State) -> State:
         sizes = {name: state.weights[name].abs() for name in state.setting.layout.names("weight")}
         mask = self.allocation.keep(sizes, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
+
+
+def complement(reply: Reply, sent: Sent) -> Tensors:
+    """Return what a reply says of the weights that its client was not sent."""
+    return masks.apply(reply.tensors, _complement(sent.mask))
 
 
 def _complement(mask: Mask | None) -> Mask | None:

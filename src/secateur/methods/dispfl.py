@@ -28,21 +28,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from secateur.aggregation.steps import WeightedMean
-from secateur.contract.method import (
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    report,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Keep, Mean, Reply, Sent, masks_of
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.personal import Belongings, Each
-from secateur.methods.kit.submodels import absorb_slices, slice_ask
+from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
+from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, lowest
 from secateur.pruning.mask import Mask, Tensors
@@ -103,6 +98,8 @@ class DisPFL(Method):
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
         ask = slice_ask(state, round_, Each(cohort, lambda i: self.mask(state, i)))
         expects = replace(ask.expects, mask="required", maskable=names, within=False)
+        single = {"weights": Keep(), "mask": Keep(masks_of)}
+        ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
         return replace(ask, own=Each(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -115,13 +112,14 @@ class DisPFL(Method):
         done = replace(done, processed=done.processed + more.processed)
         return Message(masks.apply(weights, mask), mask, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Keep each client's model and mask."""
-        own, kinds = Belongings(state), {"weights": lambda m: m.tensors, "mask": lambda m: m.mask or {}}
         if not self.target:
-            return absorb_slices(state, replies)
-        told = ((k, replace(m, mask=trained(m.tensors, m.mask or {}))) for k, m in own.noting(replies, **kinds))
-        return replace(absorb_slices(state, Replies(replies.ask, told)), notes=own.notes)
+            return merged(state, reduced)
+        own = Belongings(state)
+        for kind in ("weights", "mask"):
+            own.keep(kind, reduced[kind], reduced.ask.round)
+        return replace(merged(state, reduced), notes=own.notes)
 
     def examine(self, state: State) -> Ask:
         """Score each client with its own model."""
@@ -158,6 +156,12 @@ class DisPFL(Method):
 def trained(weights: Tensors, mask: Mask) -> dict[str, torch.Tensor]:
     """Return which weights a client has trained: those of its mask that did not just grow, and are 0 until then."""
     return {name: kept & (weights[name] != 0) for name, kept in mask.items()}
+
+
+def trained_of(reply: Reply, sent: Sent) -> Tensors:
+    """Return which weights the client of a reply has trained."""
+    del sent
+    return trained(reply.tensors, reply.mask or {})
 
 
 def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:

@@ -21,23 +21,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation.steps import Mean
-from secateur.contract.method import (
-    GUARDED,
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    report,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import GUARDED, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.rounds import merged, train_ask, train_reply
 from secateur.pruning.allocation import Global, on, spared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -82,10 +72,10 @@ class DPF(Method):
         weights, done = client.train(sent, mask, round_=ask.round, feedback=mask is not None)
         return Message(weights, None, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge, and make the next mask."""
-        state = merge(state, replies.ask, mean_of(replies), Mean())
-        if replies.ask.message.mask is not None:
+        state = merged(state, reduced)
+        if reduced.ask.message.mask is not None:
             return state
         setting, weights, done = state.setting, state.weights, state.round
         mask = self.mask(setting, weights, done)

@@ -27,23 +27,16 @@ from functools import partial
 
 import torch
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import (
-    REPORT,
-    TRAIN,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    merge,
-    report,
-    train_ask,
-)
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Reply, Scalars, Sent
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning import training
 from secateur.learning.supermask import learn
+from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.similarity import entering, noise, outputs, quality
 from secateur.pruning.clustering import (
     CODEBOOK,
@@ -118,7 +111,8 @@ class FedCompress(Method):
         count = self.count(state)
         expects = Expected(self.specs(setting, count), scalars={**REPORT, _BEST: float})
         message = Message(closed(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, plain=True)
+        reduce = {MEAN: Mean(of=opened_model), _BEST: Scalars(_BEST)}
+        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, plain=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and centroids; send the nearest."""
@@ -134,19 +128,15 @@ class FedCompress(Method):
         found = closed(weights, codebooks(weights, learnt, self.room), width(count))
         return Message(found, None, {**report(done), _BEST: quality(features)})
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge; note whether features got better."""
-        mean, told, rows = WeightedMean(), 0.0, 0
-        for _, message in replies:
-            count = int(message.scalars["samples"])
-            mean.add(opened(message.tensors, _shapes(state.setting)), count)
-            told, rows = told + count * float(message.scalars.get(_BEST, 0.0)), rows + count
-        state = merge(state, replies.ask, mean.mean(), Mean())
-        if not self.clusters or not rows:
+        state = merged(state, reduced)
+        found, best = reduced.get(_BEST), float(state.notes.get(_BEST, 0.0))
+        if found is None:
             return state
-        notes, better = dict(state.notes), told / rows > float(state.notes.get(_BEST, 0.0))
-        stale = 0 if better else int(notes.get(_STALE, 0)) + 1
-        notes |= {_BEST: max(told / rows, float(notes.get(_BEST, 0.0))), _STALE: stale % self.patience}
+        notes = dict(state.notes)
+        stale = 0 if found > best else int(notes.get(_STALE, 0)) + 1
+        notes |= {_BEST: max(found, best), _STALE: stale % self.patience}
         if stale == self.patience:
             notes[_CLUSTERS] = min(2 * self.count(state), self.room)
         return replace(state, notes=notes)
@@ -186,6 +176,11 @@ class FedCompress(Method):
         found = {name: weights[name] for name in layout.trainable}
         centroids = {CODEBOOK + n: settled(weights[n], spread(weights[n], count)) for n in layout.names("weight")}
         return found | centroids
+
+
+def opened_model(reply: Reply, sent: Sent) -> Tensors:
+    """Return the weights of a reply of clusters."""
+    return opened(reply.tensors, _shapes(sent.setting))
 
 
 def _shapes(setting: Setting) -> dict[str, tuple[int, ...]]:

@@ -22,13 +22,17 @@ Not reproduced: 35 % more accuracy on average is claimed; the bundled results we
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation.steps import WeightedMean
-from secateur.contract.method import Ask, Client, Replies, Setting, State
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Grouped, Mean
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning.training import Training
 from secateur.methods.kit.learned_resize import Bench
@@ -81,18 +85,18 @@ class FedConv(Sliced):
         if ask is None or self.levels == 1:
             return ask
         made = {level: state.memory[f"model {level}"] for level in range(1, self.levels)}
+        ask = replace(ask, reduce={"told": Grouped(Mean(), {k: k % self.levels for k in ask.clients})})
         return replace(ask, own={k: made[k % self.levels] for k in ask.clients if k % self.levels})
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Average over each width."""
         if self.levels == 1:
-            return super().absorb(state, replies)
-        means = [WeightedMean() for _ in range(self.levels)]
-        for client, message in replies:
-            means[client % self.levels].add(message.tensors, int(message.scalars["samples"]))
-        told = {f"told {level}": mean.mean() for level, mean in enumerate(means) if mean.total}
-        notes = {**state.notes, **{f"rows {level}": mean.total for level, mean in enumerate(means)}}
-        return replace(state, round=replies.ask.round, notes=notes, memory={**state.memory, **told})
+            return super().absorb(state, reduced)
+        told = {f"told {level}": mean for level, mean in reduced["told"].items() if mean}
+        rows = Counter({f"rows {level}": 0.0 for level in range(self.levels)})
+        for client, count in reduced.rows.items():
+            rows[f"rows {client % self.levels}"] += count
+        return replace(state, round=reduced.ask.round, notes={**state.notes, **rows}, memory={**state.memory, **told})
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
         """Dilate and merge what came, tune, compress for the next round."""

@@ -22,21 +22,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation.steps import Mean
-from secateur.contract.method import (
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    report,
-    train_ask,
-)
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.rounds import merged, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, Global
 from secateur.pruning.criteria import Random
@@ -96,9 +88,9 @@ class FedDIP(Method):
         )
         return Message(weights, None, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge, and prune where it is due."""
-        state = merge(state, replies.ask, mean_of(replies), Mean())
+        state = merged(state, reduced)
         done, rounds = state.round, state.setting.rounds
         if not self.sparsity:
             return state

@@ -25,26 +25,21 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import (
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    merge,
-    report,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Sum, masks_of
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Tensors
 from secateur.pruning.regrowth import cosine, swap
 from secateur.wire.message import Message
+
+_COUNTED = {MEAN: Mean(holders=masks_of), "voters": Sum(masks_of)}
 
 
 @dataclass(frozen=True)
@@ -87,7 +82,7 @@ class FedDST(Method):
         if round_ > state.setting.rounds:
             return None
         votes = state.setting.layout.names("weight") if self.share(state.setting, round_) else None
-        ask = train_ask(state, round_, state.mask, votes=votes)
+        ask = train_ask(state, round_, state.mask, votes=votes, reduce=_COUNTED if votes else None)
         return replace(ask, expects=replace(ask.expects, within=False))
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -102,18 +97,12 @@ class FedDST(Method):
             masks.apply(weights, mask), mask, report(replace(done, processed=done.processed + more.processed))
         )
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge; after an adjustment by who kept a weight, then prune the union back to the budget."""
-        adjusted = bool(self.share(state.setting, replies.ask.round))
-        mean, union = WeightedMean(coverage=adjusted), dict[str, torch.Tensor]()
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
-            for name, kept in (message.mask or {}).items() if adjusted else ():
-                union[name] = union[name] | kept if name in union else kept
-        state = merge(state, replies.ask, mean.mean(), Mean())
-        if not union:
+        state, voters = merged(state, reduced), reduced.get("voters")
+        if not voters:
             return state
-        sizes = {name: torch.where(kept, state.weights[name].abs(), -1.0) for name, kept in union.items()}
+        sizes = {name: torch.where(kept > 0, state.weights[name].abs(), -1.0) for name, kept in voters.items()}
         mask = ERK().keep(sizes, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
 

@@ -25,23 +25,16 @@ from functools import partial
 import torch
 
 from secateur.aggregation.steps import Aggregator, ServerMomentum, WeightedMean
-from secateur.contract.method import (
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    report,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import straight_through
 from secateur.learning.training import tensors_of
 from secateur.methods.kit import exploration
+from secateur.methods.kit.rounds import merged, train_ask, train_reply
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
@@ -93,11 +86,11 @@ class FedLEx(Method):
         )
         return Message({**tensors_of(client.model), **learnt}, None, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Keep the deviations, or merge."""
-        if replies.ask.phase == exploration.PHASE:
-            return exploration.absorb(self.explore, state, replies)
-        return merge(state, replies.ask, mean_of(replies), self.aggregator)
+        if reduced.ask.phase == exploration.PHASE:
+            return exploration.absorb(self.explore, state, reduced)
+        return merged(state, reduced, self.aggregator)
 
     def guidance(self, state: State, cohort: tuple[int, ...]) -> Tensors:
         """Return what gradients are multiplied by; nothing where nobody explored."""

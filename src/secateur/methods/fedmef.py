@@ -20,7 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.contract.method import TRAIN, Archive, Ask, Client, Setting, State, report
+from secateur.contract.ask import TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.training import Effort
 from secateur.methods.fedtiny import FedTiny

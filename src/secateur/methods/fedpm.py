@@ -26,7 +26,12 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Sum, masks_of
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import frozen, straight_through
 from secateur.pruning.mask import Tensors
@@ -35,6 +40,9 @@ from secateur.wire.message import Expected, Message
 
 _CHANCE = "chance"
 _LEAST = 0.01
+
+
+_KEPT = {"kept": Sum(masks_of)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,16 @@ class FedPM(Method):
         chance = state.memory[_CHANCE]
         specs = {name: setting.specs[name] for name in chance}
         expects = Expected(specs, mask="required", maskable=frozenset(specs), scalars=REPORT)
-        return Ask(TRAIN, round_, setting.cohort(round_), Message(chance), expects, dense=True, plain=True)
+        return Ask(
+            TRAIN,
+            round_,
+            setting.cohort(round_),
+            Message(chance),
+            expects,
+            {"kept": Sum(masks_of)},
+            dense=True,
+            plain=True,
+        )
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return one mask, over zeros, which cost nothing."""
@@ -100,17 +117,14 @@ class FedPM(Method):
         kept = {n: torch.rand(s.shape, generator=draw) < torch.sigmoid(s) for n, s in learnt.items()}
         return Message({n: torch.zeros_like(s) for n, s in learnt.items()}, kept, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Count who kept each weight."""
-        kept, clients = dict[str, torch.Tensor](), 0
-        for _, message in replies:
-            kept = {n: kept.get(n, 0.0) + m.float() for n, m in (message.mask or {}).items()}
-            clients += 1
+        clients = len(reduced.clients)
         if clients:
-            votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k for n, k in kept.items()}
+            votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k.float() for n, k in reduced["kept"].items()}
             chance = {n: (v + self.prior - 1) / (clients + 2 * self.prior - 2) for n, v in votes.items()}
             state = replace(state, memory={**state.memory, _CHANCE: chance})
-        return self._likely(state, replies.ask.round)
+        return self._likely(state, reduced.ask.round)
 
     def _likely(self, state: State, round_: int) -> State:
         return replace(state, round=round_, mask={n: p >= 0.5 for n, p in state.memory[_CHANCE].items()})

@@ -24,13 +24,18 @@ from functools import partial
 
 import torch
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Keep, Mean, Reply, Sent
+from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import training
 from secateur.learning.training import Fit
 from secateur.methods.kit.personal import Belongings, Each
-from secateur.methods.kit.similarity import alike, embedding
+from secateur.methods.kit.rounds import MEAN, merged, train_ask
+from secateur.methods.kit.similarity import alike, embedding, mixtures
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
@@ -85,7 +90,8 @@ class FedPUB(Method):
         last = setting.layout.names("weight")[-1]
         width = Spec((setting.specs[last].shape[1],), torch.float32)
         expects = replace(ask.expects, tensors={**setting.specs, _EMBEDDING: width})
-        return replace(ask, expects=expects, own=self.models(state, ask.clients))
+        reduce = {MEAN: Mean(of=weights), "weights": Keep(weights), _EMBEDDING: Keep(embedded)}
+        return replace(ask, expects=expects, reduce=reduce, own=self.models(state, ask.clients))
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and the private mask; say how the model acts."""
@@ -110,21 +116,14 @@ class FedPUB(Method):
         client.memory |= {n: t for n, t in learnt.items() if n.startswith(_SOFT)}
         return {**training.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge for all, and for each by likeness."""
-        own, mean, embeddings, round_ = Belongings(state), WeightedMean(), dict[int, torch.Tensor](), replies.ask.round
-        for client, message in replies:
-            weights = {n: t for n, t in message.tensors.items() if n != _EMBEDDING}
-            mean.add(weights, int(message.scalars["samples"]))
-            if self.tau:
-                embeddings[client] = message.tensors[_EMBEDDING]
-                own.put("sent", client, round_, weights)
-        for i, shares in alike(embeddings, self.tau).items():
-            mixture = WeightedMean()
-            for j, share in shares.items():
-                mixture.add(own.get("sent", j) or {}, share)
-            own.put("model", i, round_, mixture.mean())
-        return replace(merge(state, replies.ask, mean.mean(), Mean()), notes=own.notes)
+        if not self.tau:
+            return merged(state, reduced)
+        own, embeddings = Belongings(state), {k: kept[_EMBEDDING] for k, kept in reduced[_EMBEDDING].items()}
+        for client, mixture in mixtures(reduced["weights"], alike(embeddings, self.tau)):
+            own.put("model", client, reduced.ask.round, mixture)
+        return replace(merged(state, reduced), notes=own.notes)
 
     def examine(self, state: State) -> Ask:
         """Score each client with the mean that is meant for it."""
@@ -154,6 +153,18 @@ class FedPUB(Method):
         return total + self.prox * sum(
             (torch.linalg.vector_norm(scores[n] - t) for n, t in sent.items()), torch.zeros(())
         )
+
+
+def weights(reply: Reply, sent: Sent) -> Tensors:
+    """Return a reply without its embedding."""
+    del sent
+    return {name: tensor for name, tensor in reply.tensors.items() if name != _EMBEDDING}
+
+
+def embedded(reply: Reply, sent: Sent) -> Tensors:
+    """Return a reply's embedding."""
+    del sent
+    return {_EMBEDDING: reply.tensors[_EMBEDDING]}
 
 
 def masked(scores: Tensors) -> dict[str, torch.Tensor]:

@@ -24,24 +24,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.aggregation.steps import Mean
-from secateur.contract.method import (
-    SCORE,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    report,
-    score_ask,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import SCORE, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.methods.kit import mask_selection as selection
+from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
 from secateur.pruning.regrowth import block, cosine, steepest, swap
 from secateur.wire.message import Message
@@ -106,13 +96,13 @@ class FedTiny(Method):
         top = steepest(part, found, self.share(client.setting, ask.round))
         return Message(masks.apply({name: found[name] for name in part}, top), top, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Note what clients say of a candidate, adjust a block, or merge."""
-        if replies.ask.phase == selection.PHASE:
-            return selection.absorb(state, replies, self.sparsity, self.candidates)
-        slopes = mean_of(replies)
-        if replies.ask.phase != SCORE:
-            return merge(state, replies.ask, slopes, Mean())
+        if reduced.ask.phase == selection.PHASE:
+            return selection.absorb(state, reduced, self.sparsity, self.candidates)
+        if reduced.ask.phase != SCORE:
+            return merged(state, reduced)
+        slopes = reduced[MEAN]
         held, share = dict(state.mask or {}), self.share(state.setting, state.round)
         mask = held | swap({n: held[n] for n in slopes}, state.weights, slopes, share)
         notes = {**state.notes, SCORE: state.round}

@@ -22,7 +22,9 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.contract.method import Ask, Client, Setting, State, report
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.mask import Mask

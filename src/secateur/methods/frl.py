@@ -32,7 +32,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from secateur.contract.method import REPORT, TRAIN, Archive, Ask, Client, Method, Replies, Setting, State, report
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Reply, Sent, Sum
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import frozen, straight_through
 from secateur.pruning.allocation import lowest
@@ -92,7 +97,8 @@ class FRL(Method):
         if round_ > setting.rounds:
             return None
         message, expects = Message(packed(state.memory[_RANK])), Expected(_planes(setting), scalars=REPORT)
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, dense=True, plain=True)
+        reduce = {"votes": Sum(ranking)}
+        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, dense=True, plain=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return their ranks."""
@@ -106,15 +112,10 @@ class FRL(Method):
         learnt, done = client.learn(weights, dealt(client.setting, ranks), effective, round_=ask.round)
         return Message(packed({n: ranked(s) for n, s in learnt.items()}), None, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Add up ranks."""
-        votes: dict[str, torch.Tensor] = {}
-        for _, message in replies:
-            votes = {
-                n: votes.get(n, 0) + r.long() for n, r in unpacked(message.tensors, _shapes(state.setting)).items()
-            }
-        ranks = {n: ranked(v) for n, v in votes.items()} or dict(state.memory[_RANK])
-        return self._settled(state, replies.ask.round, ranks)
+        ranks = {n: ranked(votes) for n, votes in reduced["votes"].items()} or dict(state.memory[_RANK])
+        return self._settled(state, reduced.ask.round, ranks)
 
     def chosen(self, scores: torch.Tensor) -> torch.Tensor:
         """Return the top 1 - S of a layer, at least one."""
@@ -124,6 +125,11 @@ class FRL(Method):
     def _settled(self, state: State, round_: int, ranks: Tensors) -> State:
         mask = {name: self.chosen(scores.abs()) for name, scores in dealt(state.setting, ranks).items()}
         return replace(state, round=round_, mask=mask, memory={**state.memory, _RANK: ranks})
+
+
+def ranking(reply: Reply, sent: Sent) -> Tensors:
+    """Return the ranks that a reply sends."""
+    return {name: rank.long() for name, rank in unpacked(reply.tensors, _shapes(sent.setting)).items()}
 
 
 def first(setting: Setting, name: str) -> torch.Tensor:

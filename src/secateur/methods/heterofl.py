@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.contract.method import Setting, State
+from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.mask import Mask

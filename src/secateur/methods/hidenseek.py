@@ -30,21 +30,15 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.method import (
-    REPORT,
-    TRAIN,
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    report,
-)
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import straight_through
+from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global, on
 from secateur.pruning.mask import Tensors
@@ -104,7 +98,7 @@ class HideNseek(Method):
         message = Message(masks.apply(state.memory[_SIGN], state.mask), state.mask)
         specs = {name: setting.specs[name] for name in message.tensors}
         expects = Expected(specs, mask="same", known=state.mask, scalars=REPORT)
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, plain=True)
+        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, {MEAN: Mean()}, plain=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Return the signs that training came to."""
@@ -118,13 +112,13 @@ class HideNseek(Method):
         learnt, done = client.learn(client.initial, scores, effective, round_=ask.round)
         return Message(masks.apply({name: _sign(s) for name, s in learnt.items()}, mask), mask, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Take the vote."""
-        found, signs = mean_of(replies), state.memory[_SIGN]
+        found, signs = reduced[MEAN], state.memory[_SIGN]
         signs = {n: torch.where(found[n] == 0, s, _sign(found[n])) for n, s in signs.items()} if found else signs
         weights = {**state.weights, **{n: state.weights[n].abs() * s for n, s in signs.items()}}
         weights = masks.apply(weights, state.mask)
-        return replace(state, round=replies.ask.round, weights=weights, memory={**state.memory, _SIGN: signs})
+        return replace(state, round=reduced.ask.round, weights=weights, memory={**state.memory, _SIGN: signs})
 
 
 def _sign(tensor: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from secateur.contract.method import Setting
+from secateur.contract.state import Setting
 from secateur.errors import check
 from secateur.methods.kit.submodels import Sliced
 from secateur.streams import stream

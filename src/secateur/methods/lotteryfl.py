@@ -18,7 +18,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from secateur.contract.method import Ask, Client, report
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client, report
 from secateur.learning import training
 from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks

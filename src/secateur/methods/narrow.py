@@ -15,20 +15,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.aggregation.steps import Mean
-from secateur.contract.method import (
-    Archive,
-    Ask,
-    Client,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import Ask
+from secateur.contract.client import Client
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.rounds import merged, train_ask, train_reply
 from secateur.methods.kit.submodels import Narrowed
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Tensors
@@ -62,6 +54,6 @@ class Narrow(Narrowed):
         """Train."""
         return train_reply(ask, client)
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Average."""
-        return merge(state, replies.ask, mean_of(replies), Mean())
+        return merged(state, reduced)

@@ -24,22 +24,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation.steps import Mean
-from secateur.contract.method import (
-    SCORE,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    State,
-    mean_of,
-    merge,
-    report,
-    score_ask,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import SCORE, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.state import State
 from secateur.errors import check
+from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, highest, pruned_count, shared
 from secateur.wire.message import Message
@@ -90,12 +81,11 @@ class PruneFL(Method):
             return Message({n: squares[n] for n in client.setting.layout.names("weight")}, None, report(done))
         return train_reply(ask, client)
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Choose the mask, or merge."""
-        mean = mean_of(replies)
-        if replies.ask.phase != SCORE:
-            return merge(state, replies.ask, mean, Mean())
-        state, importance = replace(state, notes={**state.notes, SCORE: state.round}), mean
+        if reduced.ask.phase != SCORE:
+            return merged(state, reduced)
+        state, importance = replace(state, notes={**state.notes, SCORE: state.round}), reduced[MEAN]
         if not importance:
             return state
         mask = self.choose(state, importance)

@@ -18,22 +18,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import (
-    GUARDED,
-    SCORE,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    State,
-    merge,
-    report,
-    score_ask,
-    train_ask,
-    train_reply,
-)
+from secateur.contract.ask import GUARDED, SCORE, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean
+from secateur.contract.state import State
 from secateur.errors import check
+from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning.allocation import Allocation, Global, on, spared
 from secateur.wire.message import Message
 
@@ -58,7 +50,7 @@ class SalientGrads(Method):
     def plan(self, state: State) -> Ask | None:
         """Ask every client for its scores once, then one cohort for each round."""
         if self.sparsity and SCORE not in state.notes:
-            return score_ask(state, 0, range(state.setting.clients))
+            return score_ask(state, 0, range(state.setting.clients), reduce={MEAN: Mean(by="clients")})
         return train_ask(state, state.round + 1, state.mask) if state.round < state.setting.rounds else None
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -70,14 +62,11 @@ class SalientGrads(Method):
             return Message({n: (gradients[n] * sent[n]).abs() for n in names}, None, report(done))
         return train_reply(ask, client)
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Make the mask of the mean score, or merge."""
-        scores, mean = replies.ask.phase == SCORE, WeightedMean()
-        for _, message in replies:
-            mean.add(message.tensors, 1.0 if scores else int(message.scalars["samples"]))
-        if not scores:
-            return merge(state, replies.ask, mean.mean(), Mean())
-        found = mean.mean()
+        if reduced.ask.phase != SCORE:
+            return merged(state, reduced)
+        found = reduced[MEAN]
         mask = on(self.allocation, state.setting.layout).keep(found, self.sparsity) if found else None
         notes = {**state.notes, SCORE: True}
         if mask and isinstance(self.allocation, Global) and self.allocation.guard:

@@ -32,21 +32,16 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.method import (
-    REPORT,
-    TRAIN,
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    report,
-)
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning import training
 from secateur.learning.supermask import straight_through
+from secateur.methods.kit.rounds import MEAN
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message, Spec
 
@@ -103,7 +98,8 @@ class SpaFL(Method):
             return None
         expects = Expected(_specs(setting, _TAU), scalars=REPORT)
         message = Message(_named(_TAU, state.memory[_TAU]) | _named(_CHANGE, state.memory[_CHANGE]))
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, dense=True, plain=True)
+        reduce = {MEAN: Mean(by="clients")}
+        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, dense=True, plain=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and thresholds; keep the weights."""
@@ -116,12 +112,12 @@ class SpaFL(Method):
         client.memory |= training.tensors_of(client.model) | learnt
         return Message({n: learnt[n] for n in thresholds}, None, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Average the thresholds."""
-        told, before = [message.tensors for _, message in replies], state.memory[_TAU]
-        after = {n: torch.stack([t[f"{_TAU}.{n}"] for t in told]).mean(0) for n in before} if told else before
+        mean, before = reduced[MEAN], state.memory[_TAU]
+        after = {n: mean[f"{_TAU}.{n}"] for n in before} if mean else before
         memory = {_TAU: after, _CHANGE: {n: after[n] - tau for n, tau in before.items()}}
-        return replace(state, round=replies.ask.round, memory={**state.memory, **memory})
+        return replace(state, round=reduced.ask.round, memory={**state.memory, **memory})
 
     def examine(self, state: State) -> Ask:
         """Ask each client to score its own model."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bandwidth import Bandwidth, bytes_per_client, predict_seconds
-from secateur.contract.method import TRAIN
+from secateur.contract.ask import TRAIN
 from secateur.federation import checkpoint
 from secateur.federation.folder import SUMMARY, read_records, read_study, read_summary
 from secateur.federation.records import VALIDATION, check_answers

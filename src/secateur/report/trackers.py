@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.contract.method import TRAIN
+from secateur.contract.ask import TRAIN
 from secateur.errors import CheckpointError, ConfigError, need
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study

@@ -17,8 +17,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from secateur.contract.method import Method
 from secateur.errors import ConfigError, unknown
+
+Made = typing.TypeVar("Made")
 
 Option = bool | int | float | str
 
@@ -58,13 +59,12 @@ def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build(cls: type[Method], options: Mapping[str, Option]) -> Method:
-    """Return a method with its options set by path; a slot is set before the options inside it."""
-    method: Method = _construct(cls, {}, cls.__name__)
+def build(cls: type[Made], options: Mapping[str, Option]) -> Made:
+    """Return ``cls()`` with its options set by path; a slot is set before the options inside it."""
+    made: Made = _construct(cls, {}, cls.__name__)
     for path in sorted(options, key=lambda p: (p.count("."), p)):
-        changed: Method = _replace(method, path.split("."), options[path], path)
-        method = changed
-    return method
+        made = _replace(made, path.split("."), options[path], path)
+    return made
 
 
 def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:

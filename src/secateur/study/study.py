@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from secateur import methods
+from secateur import guards, methods
+from secateur.contract.guard import Guard
 from secateur.contract.method import Method
 from secateur.data import partition
 from secateur.errors import ConfigError, check, unknown
@@ -26,6 +27,8 @@ from secateur.learning.training import Training
 from secateur.pruning.discovery import How
 from secateur.study.options import Option, build, dotted, flatten
 from secateur.wire.settings import Wire
+
+_BOUNDS = "bounds"
 
 
 class _Section(BaseModel):
@@ -81,6 +84,8 @@ class Study(_Section):
         participation: C, the share of clients that take part in a round.
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
+        guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
+            always runs, first at the client and last at the server.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
     """
 
@@ -94,6 +99,7 @@ class Study(_Section):
     training: Training = Training()
     wire: Wire = Wire()
     compute: Compute = Compute()
+    guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
     options: dict[str, Option] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -106,6 +112,27 @@ class Study(_Section):
         if not isinstance(method, str):
             return values
         return {**values, "training": {**methods.find(method).recommended, **values.get("training", {})}}
+
+    @field_validator("guards", mode="before")
+    @classmethod
+    def _by_guard(cls, given: Any) -> Any:
+        """Read ``bounds.rows`` as option ``rows`` of guard ``bounds``, and let the bounds always stand."""
+        if not isinstance(given, Mapping):
+            return given
+        found: dict[str, dict[str, Any]] = {_BOUNDS: {}}
+        for path, value in given.items():
+            own_module = isinstance(value, Mapping)
+            name, _, option = (path, "", "") if own_module else path.partition(".")
+            found.setdefault(name, {}).update(dotted(value) if own_module else {option: value})
+        return found
+
+    def build_guards(self) -> list[Guard]:
+        """Return the guards with their options set, in their order at a client.
+
+        Raises:
+            ConfigError: as ``build_method`` does.
+        """
+        return [build(guards.find(name), options) for name, options in self.guards.items()]
 
     def build_method(self) -> Method:
         """Return the method with its options set.
@@ -123,6 +150,8 @@ class Study(_Section):
         """Return 8 hexadecimal digits that name the study's result."""
         # a setting that was added later must not change the hash of studies that leave it at its default
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
+        if self.guards == {_BOUNDS: {}}:
+            later["guards"] = True
         if not self.data.validation_fraction:
             later["data"] = {"validation_fraction"}
         text = json.dumps(self.complete().model_dump(mode="json", exclude=later), sort_keys=True)
@@ -163,6 +192,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     held = made.data.test_fraction + made.data.validation_fraction
     check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()
+    made.build_guards()
     return made
 
 

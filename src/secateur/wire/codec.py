@@ -232,6 +232,8 @@ def decode(data: bytes, expected: Expected) -> Message:
         raise WireError("the sender asks for the full mask, here where nothing was referred to")
     if expected.context is not None and head.context != expected.context:
         raise WireError("the payload answers another request than the one that was sent")
+    if expected.values is not None and head.values != expected.values:
+        raise WireError(f"values come as {head.values}, and were asked for as {expected.values}")
     if head.form in {_KNOWN, _CHANGE}:
         sent = reader.take(masks.HASH, "the mask's hash")
         if expected.known is None or bytes(sent) != masks.digest(expected.known):

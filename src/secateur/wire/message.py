@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from secateur.wire.values import Values
+
 Tensors = Mapping[str, torch.Tensor]
 Masks = Mapping[str, torch.Tensor]
 Scalar = bool | int | float | str
@@ -62,6 +64,7 @@ class Expected:
         optional: some or all of the tensors may be missing.
         template: the tensors that a hash in their place stands for; None: all.
         context: the request that must be answered, see ``codec.context_of``; None: any.
+        values: the format in which float values must come, see ``values.FORMATS``; None: any.
     """
 
     tensors: Mapping[str, Spec]
@@ -73,6 +76,7 @@ class Expected:
     optional: bool = False
     template: Mapping[str, Spec] | None = None
     context: int | None = None
+    values: Values | None = None
 
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:

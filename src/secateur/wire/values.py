@@ -31,6 +31,12 @@ _PACKER = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False)
 _HALVES: dict[Values, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _LARGEST = np.float32(127)
 
+LARGEST: dict[Values, float] = {
+    "fp32": float(np.finfo(np.float32).max), "fp16": 65504.0,
+    "bf16": float(torch.finfo(torch.bfloat16).max), "int8": float(np.finfo(np.float32).max),
+}  # fmt: skip
+"""The largest magnitude that each format carries."""
+
 
 def quantised(dims: int) -> bool:
     """Return whether int8 applies to a tensor of so many dimensions.

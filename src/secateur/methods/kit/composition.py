@@ -10,27 +10,19 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from secateur.aggregation.steps import Aggregator, Mean, WeightedMean
-from secateur.contract.method import (
-    GUARDED,
-    SCORE,
-    Archive,
-    Ask,
-    Client,
-    Method,
-    Replies,
-    Setting,
-    State,
-    mean_of,
-    merge,
-    report,
-    score_ask,
-    train_ask,
-)
+from secateur.aggregation.steps import Aggregator
+from secateur.aggregation.steps import Mean as PlainMean
+from secateur.contract.ask import GUARDED, SCORE, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Reduction, Sum, masks_of
+from secateur.contract.state import Archive, Setting, State
 from secateur.errors import ConfigError
 from secateur.learning.training import Fit
 from secateur.methods.kit import exploration
 from secateur.methods.kit.rate_distortion import curves
+from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Allocation, Global, RateDistortion, on, pruned_count, spared
 from secateur.pruning.consensus import Consensus, Majority, Participants, Pooled
@@ -40,7 +32,7 @@ from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.schedule import Geometric, Never, PQIndex, Schedule
 from secateur.wire.message import Message
 
-_REWIND, _MEASURED = "rewind", "measured"
+_REWIND, _MEASURED, _VOTES = "rewind", "measured", "votes"
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ class Composition(Method):
     granularity: Granularity = field(default_factory=Weight)
     schedule: Schedule = field(default_factory=Never)
     consensus: Consensus = field(default_factory=Pooled)
-    aggregator: Aggregator = field(default_factory=Mean)
+    aggregator: Aggregator = field(default_factory=PlainMean)
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state; a schedule with an event before round 1 prunes here."""
@@ -127,9 +119,12 @@ class Composition(Method):
         mask = state.mask
         if isinstance(self.consensus, Participants):
             mask = self._cohort_mask(state, None if self.consensus.static else state.setting.cohort(round_))
-        ask = train_ask(state, round_, mask, votes=self._voted(state.setting, round_))
+        votes = self._voted(state.setting, round_)
+        reduce: dict[str, Reduction] = {MEAN: self._mean(masked=mask is not None or votes is not None)}
+        ask = train_ask(state, round_, mask, votes=votes, reduce=reduce | ({_VOTES: Sum(masks_of)} if votes else {}))
         if isinstance(self.consensus, Participants) and not self.consensus.enforce:
-            ask = replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
+            expects = replace(ask.expects, mask="none", known=None, within=False)
+            ask = replace(ask, expects=expects, reduce={MEAN: self._mean(masked=False)}, dense=True)
         return ask
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -155,26 +150,18 @@ class Composition(Method):
             mask = self._own_mask(client, weights, statistic, ask)
         return Message(masks.apply(weights, mask), mask, report(done))
 
-    def absorb(self, state: State, replies: Replies) -> State:
-        """Merge the stream, then prune where this round has an event."""
-        ask = replies.ask
+    def absorb(self, state: State, reduced: Reduced) -> State:
+        """Merge, then prune where this round has an event."""
+        ask = reduced.ask
         explores = self._explores(state.setting)
         if ask.phase == exploration.PHASE and explores:
-            return exploration.absorb(explores, state, replies)
+            return exploration.absorb(explores, state, reduced)
         if ask.phase == SCORE:
-            return self._measured(state, mean_of(replies))
-        mean = WeightedMean(coverage=self.aggregator.coverage)
-        votes: dict[str, torch.Tensor] = {}
-        voters = 0
+            return self._measured(state, reduced[MEAN])
         voting = self._voted(state.setting, ask.round) is not None
-        for _, message in replies:
-            mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
-            voters += 1
-            for name, kept in (message.mask or {}).items() if voting else ():
-                votes[name] = votes[name] + kept if name in votes else kept.int()
-        state = self._remembered(merge(state, ask, mean.mean(), self.aggregator))
-        if voting and voters:
-            return self._prune_by_vote(state, votes, voters)
+        state = self._remembered(merged(state, reduced, self.aggregator))
+        if voting and reduced.clients:
+            return self._prune_by_vote(state, reduced[_VOTES], len(reduced.clients))
         measured = isinstance(self._statistic(state.setting), Gradients)
         return state if self._cohort_wise or voting or measured else self._prune_merged(state, ask.round)
 
@@ -199,6 +186,10 @@ class Composition(Method):
     @property
     def _cohort_wise(self) -> bool:
         return isinstance(self.consensus, Participants)
+
+    def _mean(self, *, masked: bool) -> Mean:
+        """Return the mean that the aggregator wants; where replies have masks it may be over who kept a weight."""
+        return Mean(holders=masks_of if self.aggregator.coverage and masked else None)
 
     def _statistic(self, setting: Setting) -> Exploration | Gradients | None:
         """Return what clients measure; nothing where the schedule removes nothing in all rounds."""

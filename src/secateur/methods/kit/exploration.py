@@ -12,8 +12,13 @@ from dataclasses import replace
 import torch
 
 from secateur.aggregation.steps import WeightedMean
-from secateur.contract.method import REPORT, Ask, Client, Replies, Setting, State, report
+from secateur.contract.ask import REPORT, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Keep, Mean, Reduction, Reply, Sent
+from secateur.contract.state import Setting, State
 from secateur.learning.training import Effort
+from secateur.methods.kit.rounds import MEAN
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
@@ -48,7 +53,8 @@ def ask(settings: Exploration, state: State) -> Ask | None:
         specs |= {_EXPLORED + name: spec for name, spec in state.setting.specs.items()}
     message = Message(state.memory.get("base", state.weights), None, {"common_epoch": first})
     clients = chosen if first else groups[step - warm_up]
-    return Ask(PHASE, 0, clients, message, Expected(specs, scalars=REPORT))
+    reduce: dict[str, Reduction] = {MEAN: Mean(of=weights)} if first else {"single": Keep()}
+    return Ask(PHASE, 0, clients, message, Expected(specs, scalars=REPORT), reduce)
 
 
 def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
@@ -67,29 +73,27 @@ def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
     return Message(tensors, None, report(done))
 
 
-def absorb(settings: Exploration, state: State, replies: Replies) -> State:
+def absorb(settings: Exploration, state: State, reduced: Reduced) -> State:
     """Keep each D_k in the archive; move the start of the next ask, or the federation, where asked to."""
     step = int(state.notes.get(PHASE, 0))
-    warm_up = settings.base == "epoch" and step == 0
-    mean = WeightedMean()
-    initial, last = state.weights, dict(state.memory.get("base", state.weights))
-    for client, message in replies:
-        weights = {n.removeprefix(_EXPLORED): t for n, t in message.tensors.items() if n.startswith(_EXPLORED)}
-        if weights:
-            mean.add(weights, int(message.scalars["samples"]))
-            last = weights
-        if warm_up:
-            continue
-        deviation = {n: t for n, t in message.tensors.items() if not n.startswith(_EXPLORED)}
+    initial, base = state.weights, dict(reduced.get(MEAN, {}))
+    for client, tensors in reduced.get("single", {}).items():
+        explored, deviation = _explored(tensors), {n: t for n, t in tensors.items() if not n.startswith(_EXPLORED)}
         if settings.start == "sequential":
-            deviation = {n: (initial[n] - weights[n]).square() for n in deviation}
+            deviation = {n: (initial[n] - explored[n]).square() for n in deviation}
+            base = explored
         state.archive[f"deviation/{client}"] = deviation
         if settings.warm_start:
-            state.archive[f"explored/{client}"] = weights
-    base = mean.mean() if warm_up else last if settings.start == "sequential" else {}
+            state.archive[f"explored/{client}"] = explored
     memory = {**state.memory, "base": base} if base else state.memory
     state = replace(state, memory=memory, notes={**state.notes, PHASE: step + 1})
     return _finish(settings, state) if ask(settings, state) is None else state
+
+
+def weights(reply: Reply, sent: Sent) -> Tensors:
+    """Return the weights that an explorer ended with."""
+    del sent
+    return _explored(reply.tensors)
 
 
 def known(settings: Exploration, state: State) -> list[int]:
@@ -113,6 +117,10 @@ def _finish(settings: Exploration, state: State) -> State:
         if f"explored/{k}" in state.archive:
             mean.add(state.archive[f"explored/{k}"], 1.0)
     return replace(state, memory=memory, weights=mean.mean() or state.weights)
+
+
+def _explored(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(_EXPLORED): t for n, t in tensors.items() if n.startswith(_EXPLORED)}
 
 
 def _sends_weights(settings: Exploration) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from secateur.contract.method import Client
+from secateur.contract.client import Client
 from secateur.learning import training
 from secateur.learning.supermask import Effective, learn
 from secateur.pruning.mask import Tensors

@@ -13,10 +13,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from secateur.aggregation.steps import WeightedMean
-from secateur.contract.method import REPORT, Ask, Client, Replies, State, report
+from secateur.contract.ask import REPORT, Ask
+from secateur.contract.client import Client, report
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, Scalars
+from secateur.contract.state import State
 from secateur.learning import training
 from secateur.learning.training import Fit
+from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, pruned_count, shared
 from secateur.pruning.mask import Mask, Tensors
@@ -26,6 +30,7 @@ from secateur.wire.message import Expected, Message
 PHASE = "select"
 _STEP, _BEST, _LEAST = "select", "selected", "selected loss"
 _STATISTICS = "statistics"
+_JUDGED = {MEAN: Mean(), "loss": Scalars("loss")}
 
 
 def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
@@ -40,7 +45,7 @@ def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
     weights = {**state.weights, **state.memory.get(_STATISTICS, {})}
     message = Message(masks.apply(weights, mask), mask, {"statistics": wants})
     specs = {name: state.setting.specs[name] for name in buffers} if wants else {}
-    return Ask(PHASE, 0, state.setting.cohort(1), message, Expected(specs, scalars=REPORT))
+    return Ask(PHASE, 0, state.setting.cohort(1), message, Expected(specs, scalars=REPORT), _JUDGED)
 
 
 def candidate(state: State, number: int, sparsity: float) -> Mask:
@@ -66,18 +71,15 @@ def respond(ask: Ask, client: Client) -> Message:
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
 
-def absorb(state: State, replies: Replies, sparsity: float, candidates: int) -> State:
+def absorb(state: State, reduced: Reduced, sparsity: float, candidates: int) -> State:
     """Note statistics or a loss; after the last candidate go on under the best, with its statistics."""
-    step, mean, total, rows = int(state.notes.get(_STEP, 0)), WeightedMean(), 0.0, 0
-    for _, message in replies:
-        count = int(message.scalars["samples"])
-        mean.add(message.tensors, count)
-        total, rows = total + count * float(message.scalars["loss"]), rows + count
+    step = int(state.notes.get(_STEP, 0))
     notes = {**state.notes, _STEP: step + 1}
     memory = {name: held for name, held in state.memory.items() if name != _STATISTICS}
-    if replies.ask.message.scalars["statistics"]:
-        return replace(state, notes=notes, memory={**memory, _STATISTICS: mean.mean()})
-    loss, number = total / rows if rows else math.inf, step // (2 if state.setting.layout.names("buffer") else 1)
+    if reduced.ask.message.scalars["statistics"]:
+        return replace(state, notes=notes, memory={**memory, _STATISTICS: reduced[MEAN]})
+    loss = math.inf if reduced["loss"] is None else reduced["loss"]
+    number = step // (2 if state.setting.layout.names("buffer") else 1)
     if _BEST not in notes or loss < float(notes[_LEAST]):
         kept = state.memory.get(_STATISTICS, {})
         notes |= {_BEST: number, _LEAST: loss if math.isfinite(loss) else 1e300}

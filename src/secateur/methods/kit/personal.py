@@ -8,9 +8,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.contract.method import Ask, Method, Replies, State, train_ask
+from secateur.contract.ask import Ask
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Keep, masks_of
+from secateur.contract.state import State
 from secateur.errors import check
-from secateur.methods.kit.submodels import absorb_slices, slice_ask
+from secateur.methods.kit.rounds import merged, train_ask
+from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning.allocation import lowest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -46,16 +51,10 @@ class Belongings:
         self._archive[f"{name}-{round_}"] = tensors
         self.notes[name] = round_
 
-    def noting(self, replies: Replies, **kinds: Callable[[Message], Tensors]) -> Replies:
-        """Return the replies as they come; what each kind takes from one is put down on the way."""
-
-        def noted() -> Iterator[tuple[int, Message]]:
-            for client, message in replies:
-                for kind, of in kinds.items():
-                    self.put(kind, client, replies.ask.round, of(message))
-                yield client, message
-
-        return Replies(replies.ask, noted())
+    def keep(self, kind: str, kept: Mapping[int, Tensors], round_: int) -> None:
+        """Write what several clients sent, one after the other."""
+        for client, tensors in kept.items():
+            self.put(kind, client, round_, tensors)
 
 
 class Each(Mapping[int, Tensors]):
@@ -111,14 +110,14 @@ class Personal(Method):
             return train_ask(state, round_, None)
         names = frozenset(state.setting.layout.names("weight"))
         ask = slice_ask(state, round_, self.parts(state, state.setting.cohort(round_)))
-        return replace(ask, expects=replace(ask.expects, mask="required", maskable=names, within=not self.regrows))
+        expects = replace(ask.expects, mask="required", maskable=names, within=not self.regrows)
+        return replace(ask, expects=expects, reduce={**(ask.reduce or {}), _MASK: Keep(masks_of)})
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Average over who kept a weight, and note each client's mask."""
         own = Belongings(state)
-        told = own.noting(replies, mask=lambda message: message.mask or {}) if self.personal_masks else replies
-        state = absorb_slices(state, told)
-        return replace(state, notes=own.notes)
+        own.keep(_MASK, reduced.get(_MASK, {}), reduced.ask.round)
+        return replace(merged(state, reduced), notes=own.notes)
 
     def examine(self, state: State) -> Ask:
         """Score each client with its own part."""

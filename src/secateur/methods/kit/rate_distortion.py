@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from secateur.contract.method import Client
+from secateur.contract.client import Client
 from secateur.learning import training
 from secateur.methods.kit.similarity import noise
 from secateur.pruning.allocation import lowest, pruned_count

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from secateur.contract.method import Client
+from secateur.contract.client import Client
+from secateur.contract.spool import Kept
 from secateur.learning import training
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
@@ -72,6 +73,26 @@ def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[
     unit = nn.functional.normalize(torch.stack(list(embeddings.values())).double(), dim=1)
     shares = torch.softmax(tau * unit @ unit.T, dim=1).tolist()
     return {i: dict(zip(embeddings, row, strict=True)) for i, row in zip(embeddings, shares, strict=True)}
+
+
+def mixtures(
+    kept: Kept, shares: Mapping[int, Mapping[int, float]], *, together: int = 8
+) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+    """Yield for each client i the mean sum_j a_ij w_j of the kept weights, in float32; the shares of a client sum to 1.
+
+    The weights are read in blocks of coordinates, once for each ``together`` clients, whose means are in memory.
+    """
+    clients = list(shares)
+    for start in range(0, len(clients), together):
+        group = clients[start : start + together]
+        factors = torch.tensor([[shares[i][j] for j in kept] for i in group], dtype=torch.float64)
+        parts: dict[str, list[torch.Tensor]] = {}
+        for name, _, values in kept.blocks():
+            parts.setdefault(name, []).append((factors @ values.double()).float())
+        shapes = {name: tensor.shape for name, tensor in kept[group[0]].items()}
+        flat = {name: torch.cat(blocks, dim=1) for name, blocks in parts.items()}
+        for place, client in enumerate(group):
+            yield client, {name: flat[name][place].reshape(shape) for name, shape in shapes.items()}
 
 
 def noise(client: Client, count: int) -> torch.Tensor:

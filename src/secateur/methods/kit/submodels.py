@@ -8,34 +8,27 @@ from collections.abc import Mapping
 
 import torch
 
-from secateur.aggregation.steps import Mean, WeightedMean
-from secateur.contract.method import REPORT, TRAIN, Ask, Client, Method, Replies, Setting, State, merge, train_reply
+from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.client import Client
+from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
+from secateur.contract.reduction import Mean, masks_of
+from secateur.contract.state import Setting, State
 from secateur.errors import ModelError
+from secateur.methods.kit.rounds import MEAN, merged, train_reply
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import OUTPUT, slice_of
 from secateur.wire.message import Expected, Message
 
 
 def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
-    """Return the ask of a training round in which each client holds its own slice of the model."""
-    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
-    message = Message(dict(state.weights), None)
-    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, slices)
+    """Return the ask of a training round in which each client holds its own slice of the model.
 
-
-def absorb_slices(state: State, replies: Replies) -> State:
-    """Return the state after a round of slices: each weight is the mean over those clients that hold it, by rows.
-
-    A weight that nobody held stays as it was.
+    Each weight becomes the mean over those clients that hold it, by rows; one that nobody holds stays as it was.
     """
-    mean, held = WeightedMean(coverage=True), dict[str, torch.Tensor]()
-    for _, message in replies:
-        mean.add(message.tensors, int(message.scalars["samples"]), message.mask)
-        for name, tensor in message.tensors.items():
-            kept = (message.mask or {}).get(name, torch.ones_like(tensor, dtype=torch.bool))
-            held[name] = held[name] | kept if name in held else kept
-    found = {n: torch.where(held[n], t, state.weights[n]) for n, t in mean.mean().items()}
-    return merge(state, replies.ask, found, Mean())
+    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
+    message, reduce = Message(dict(state.weights), None), {MEAN: Mean(holders=masks_of, fallback="state")}
+    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, reduce, slices)
 
 
 class Narrowed(Method):
@@ -81,6 +74,6 @@ class Sliced(Narrowed):
         """Train the slice."""
         return train_reply(ask, client)
 
-    def absorb(self, state: State, replies: Replies) -> State:
+    def absorb(self, state: State, reduced: Reduced) -> State:
         """Average each weight over its holders."""
-        return absorb_slices(state, replies)
+        return merged(state, reduced)

@@ -1,0 +1,155 @@
+"""The replies to one ask as they come in, and what they became."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from secateur.contract.ask import Ask
+from secateur.contract.reduction import BLOCK, Accumulator, Reply, Sent
+from secateur.contract.spool import Spool
+from secateur.contract.state import Setting, State
+from secateur.errors import ConfigError
+from secateur.pruning.mask import Mask, Tensors, apply
+from secateur.wire.message import Message, Scalar
+
+
+@dataclass(frozen=True)
+class Reduced(Mapping[str, Any]):
+    """What the replies to an ask became, by the names of its reductions.
+
+    Attributes:
+        ask: what was asked.
+        results: what each reduction came to.
+        rows: n_k of each client that answered, in the order of the ask.
+        scalars: of each reply, by client.
+    """
+
+    ask: Ask
+    results: Mapping[str, Any]
+    rows: Mapping[int, int]
+    scalars: Mapping[int, Mapping[str, Scalar]]
+
+    @property
+    def clients(self) -> tuple[int, ...]:
+        """Return who answered; who did not, and why, stands in the run's records."""
+        return tuple(self.rows)
+
+    def __getitem__(self, name: str) -> Any:
+        """Return what one reduction came to."""
+        return self.results[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the reductions' names."""
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        """Return the number of reductions."""
+        return len(self.results)
+
+
+@dataclass
+class _Block:
+    """Some neighbours of an ask: who is still waited for, who came before his turn, what the others came to."""
+
+    left: list[int]
+    early: dict[int, Reply | None] = field(default_factory=dict)
+    sums: dict[str, Accumulator] = field(default_factory=dict)
+
+
+class Reducer:
+    """Adds replies up as they come, in blocks of the ask's order; see ``contract.reduction``.
+
+    It holds the replies of a block that came before their turn, and a sum for each block that is not merged yet.
+
+    Args:
+        ask: says what becomes of the replies.
+        setting: of the federation.
+        spool: takes what must stay single.
+
+    Raises:
+        ConfigError: a reduction does not fit the replies that are asked for.
+    """
+
+    def __init__(self, ask: Ask, setting: Setting, spool: Spool) -> None:
+        if ask.reduce is None:
+            raise ConfigError(
+                f"the ask for {ask.phase!r} does not say what becomes of the replies: declare it, for example "
+                "Ask(..., reduce={'mean': Mean()}); docs/migration.md has more"
+            )
+        for reduction in ask.reduce.values():
+            reduction.check(ask.expects)
+        self.ask = ask
+        self.reductions = ask.reduce
+        self._setting, self._spool = setting, spool
+        self._place = {client: place // BLOCK for place, client in enumerate(ask.clients)}
+        self._blocks = {
+            start // BLOCK: _Block(list(ask.clients[start : start + BLOCK]))
+            for start in range(0, len(ask.clients), BLOCK)
+        }
+        self._merged = 0
+        self._total: dict[str, Accumulator] = self._zeros()
+        self._answers: dict[int, tuple[int, Mapping[str, Scalar]]] = {}
+
+    def add(self, reply: Reply) -> None:
+        """Take a reply, whenever it comes."""
+        self._answers[reply.client] = reply.rows, dict(reply.scalars)
+        self._settle(reply.client, reply)
+
+    def skip(self, client: int) -> None:
+        """Wait no longer for a client: it failed, or was refused."""
+        self._settle(client, None)
+
+    def finish(self, state: State) -> Reduced:
+        """Return what the replies became; who has not answered by now does not count."""
+        for block in list(self._blocks.values()):
+            for client in list(block.left):
+                if client not in block.early:
+                    self.skip(client)
+        results = {name: reduction.finish(self._total[name], state) for name, reduction in self.reductions.items()}
+        answered = [client for client in self.ask.clients if client in self._answers]
+        rows = {client: self._answers[client][0] for client in answered}
+        return Reduced(self.ask, results, rows, {client: self._answers[client][1] for client in answered})
+
+    def _sent(self, client: int) -> Sent:
+        def read() -> tuple[Tensors, Mask | None]:
+            mask = self.ask.message.mask if self.ask.slices is None else self.ask.slices[client]
+            tensors = self.ask.tensors(client)
+            return tensors if self.ask.slices is None else apply(tensors, mask), mask
+
+        return Sent(self._setting, read)
+
+    def _settle(self, client: int, reply: Reply | None) -> None:
+        block = self._blocks[self._place[client]]
+        block.early[client] = reply
+        block.sums = block.sums or self._zeros()
+        while block.left and block.left[0] in block.early:
+            first = block.early.pop(block.left.pop(0))
+            if first is not None:
+                request = self._sent(first.client)
+                for name, reduction in self.reductions.items():
+                    block.sums[name] = reduction.add(block.sums[name], first, request)
+        while self._merged in self._blocks and not self._blocks[self._merged].left:
+            done = self._blocks.pop(self._merged)
+            self._merged += 1
+            for name, reduction in self.reductions.items():
+                self._total[name] = reduction.merge(self._total[name], done.sums[name])
+
+    def _zeros(self) -> dict[str, Accumulator]:
+        return {name: reduction.zero(self._spool) for name, reduction in self.reductions.items()}
+
+
+def reduce(ask: Ask, state: State, replies: Iterable[tuple[int, Message]], spool: Spool | None = None) -> Reduced:
+    """Return what replies became that are all here: for tests, and for whoever carries messages himself.
+
+    A client's rows are the scalar ``samples`` of its reply. Clients that were not asked count in the order given.
+    """
+    given = dict(replies)
+    if not set(given) <= set(ask.clients):
+        ask = replace(ask, clients=tuple(given))
+    reducer = Reducer(ask, state.setting, spool or Spool())
+    for client, message in given.items():
+        rows = int(message.scalars.get("samples", 0))
+        reducer.add(Reply(client, rows, message.tensors, message.mask, message.scalars))
+    return reducer.finish(state)
