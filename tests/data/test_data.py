@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from helpers import small
 from secateur import data, models
+from secateur.data.characters import LETTERS
 from secateur.data.graphs import neighbourhood
 from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
-from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
 from secateur.federation import prepare
 from secateur.streams import stream

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from secateur import data, methods, models
-from secateur.data import embedded
+from secateur.data.sources import embedded
 from secateur.errors import ConfigError
 from secateur.study.study import assign, split_setting
 
@@ -73,5 +73,5 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
     if path == "model.name":
         return value in models.names()
     if path == "data.source":
-        return value in (data.names() if own else embedded.NAMES)
+        return value in (data.names() if own else embedded())
     return ":" not in value  # a slot's class of anyone's own is module:Class
