@@ -46,9 +46,8 @@ from secateur.flower.engine import (
     pack,
     unpack,
 )
-from secateur.study import study as config
 from secateur.study.runtime import Runtime
-from secateur.study.study import Study
+from secateur.study.study import Study, assign, parse_study
 from secateur.wire import codec
 
 _SERVERS = ("out", "deadline", "wait")
@@ -63,7 +62,7 @@ def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
-    return config.study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+    return parse_study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
 
 
 def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,9 +70,9 @@ def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path, value in run_config.items():
         if path not in {*_SERVERS, "set"}:
-            config.assign(values, f"{path}={value}")
+            assign(values, f"{path}={value}")
     for setting in shlex.split(str(run_config.get("set", ""))):
-        config.assign(values, setting)
+        assign(values, setting)
     return values
 
 
@@ -272,7 +271,7 @@ def _permitted(context: Context) -> Study:
         )  # fmt: skip
     if names:
         raise ConfigError(f"not allowed by the node's owner: {names[0][:_SHORT]!r}")
-    return config.study(values)
+    return parse_study(values)
 
 
 def _serve(message: Message, context: Context) -> Any:

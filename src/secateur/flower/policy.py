@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from secateur import data, methods, models
-from secateur.data import embedded
+from secateur.data.sources import embedded
 from secateur.errors import ConfigError
-from secateur.study import study as config
+from secateur.study.study import assign, split_setting
 
 ALLOW = "allow"
 ENVIRONMENT = "SECATEUR_ALLOW"
@@ -34,9 +34,9 @@ def allowed(text: str) -> frozenset[Named]:
         raise ConfigError(f"{ALLOW} = {text!r}: {broken}; write settings with spaces between them") from broken
     found: list[Named] = []
     for setting in settings:
-        config.pair(setting, ALLOW)
+        split_setting(setting, ALLOW)
         values: dict[str, Any] = {}
-        config.assign(values, setting)
+        assign(values, setting)
         found += _named(values)
     return frozenset(found)
 
@@ -45,7 +45,7 @@ def refused(values: Mapping[str, Any], owners: Collection[Named], *, own: bool) 
     """Return the settings that name what neither this package has nor the owner has allowed.
 
     Args:
-        values: a study's settings, as ``config.assign`` enters them.
+        values: a study's settings, as ``study.assign`` enters them.
         owners: what ``allowed`` returned.
         own: the node has data of its own.
     """
@@ -73,5 +73,5 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
     if path == "model.name":
         return value in models.names()
     if path == "data.source":
-        return value in (data.names() if own else embedded.NAMES)
+        return value in (data.names() if own else embedded())
     return ":" not in value  # a slot's class of anyone's own is module:Class

@@ -25,12 +25,12 @@ Option = bool | int | float | str
 
 
 def snake(name: str) -> str:
-    """Return a class name as an option value: ``ServerMomentum`` -> ``server_momentum``."""
+    """Return the option value of a class name: ``ServerMomentum`` -> ``server_momentum``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def choices(slot: type) -> dict[str, type]:
-    """Return the classes that fit a slot's type by option value: those of its module, or itself.
+    """Return the classes that a slot's type allows, by option value: those of its module, or the type itself.
 
     >>> from secateur.aggregation.steps import Aggregator
     >>> sorted(choices(Aggregator))
@@ -60,7 +60,7 @@ def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build(cls: type[Made], options: Mapping[str, Option]) -> Made:
-    """Return ``cls()`` with options set by path; slot names first, so that order does not matter."""
+    """Return ``cls()`` with its options set by path; a slot is set before the options inside it."""
     made: Made = _construct(cls, {}, cls.__name__)
     for path in sorted(options, key=lambda p: (p.count("."), p)):
         made = _replace(made, path.split("."), options[path], path)
@@ -118,7 +118,7 @@ def _slot_class(slot: type, name: str, full: str) -> type:
 
 
 def flatten(owner: Any, prefix: str = "") -> dict[str, Option]:
-    """Return every option of a method by path, slot classes included; ``build`` reads it back."""
+    """Return every option of a method by path, classes of slots included; the inverse of ``build``."""
     options: dict[str, Option] = {}
     hints = typing.get_type_hints(type(owner))
     for name, value in _values(owner).items():
