@@ -11,7 +11,8 @@ from helpers import Wrapped, edited, model_of, play, rows_of, same, small, tiny_
 from secateur import guards
 from secateur.contract.ask import Ask
 from secateur.contract.guard import Guard, Passage
-from secateur.contract.reduction import Keep, Mean, Reply, Sent
+from secateur.contract.reduction import Keep, Mean
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, WireError

@@ -11,19 +11,8 @@ from hypothesis import strategies as st
 
 from secateur.contract.ask import Ask
 from secateur.contract.reducer import Reducer, reduce
-from secateur.contract.reduction import (
-    BLOCK,
-    Grouped,
-    Keep,
-    Mean,
-    Moments,
-    Reply,
-    Scalars,
-    Sent,
-    Stack,
-    Sum,
-    masks_of,
-)
+from secateur.contract.reduction import BLOCK, Grouped, Keep, Mean, Moments, Scalars, Sum, masks_of
+from secateur.contract.reply import Reply, Sent, Stack
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.errors import CheckpointError, ConfigError

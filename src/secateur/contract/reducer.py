@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import BLOCK, Accumulator, Reply, Sent
+from secateur.contract.reduction import BLOCK, Accumulator
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError

@@ -14,7 +14,7 @@ import torch
 from secateur.contract.ask import EVALUATE, TRAIN, Ask
 from secateur.contract.guard import Guard, Passage
 from secateur.contract.reducer import Reduced, Reducer
-from secateur.contract.reduction import Reply, Sent
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.engines import Engine, Failure

@@ -32,7 +32,8 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reply, Sent, masks_of
+from secateur.contract.reduction import Keep, Mean, masks_of
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.personal import Belongings, Each

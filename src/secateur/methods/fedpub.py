@@ -28,7 +28,8 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reply, Sent
+from secateur.contract.reduction import Keep, Mean
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import training

@@ -36,7 +36,8 @@ from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Reply, Sent, Sum
+from secateur.contract.reduction import Sum
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import frozen, straight_through

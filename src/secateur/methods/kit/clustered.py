@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from secateur.contract.reduction import Reply, Sent
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.pruning.clustering import CODEBOOK, opened, planes, settled, spread, width
 from secateur.pruning.mask import Tensors
