@@ -170,7 +170,9 @@ def test_a_late_first_client_keeps_only_its_own_block_waiting():
 
 
 @pytest.mark.parametrize(
-    "reduction", [Mean(), Mean(holders=masks_of), Sum(masks_of), Moments(), Scalars("loss")], ids=str
+    "reduction",
+    [Mean(), Mean(holders=masks_of), Sum(masks_of), Moments(), Scalars("loss")],
+    ids=["mean", "over holders", "counts", "moments", "scalars"],
 )
 def test_a_stack_is_its_replies_one_by_one(reduction):
     draw = torch.Generator().manual_seed(0)
