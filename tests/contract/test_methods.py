@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import random
-import statistics
 import sys
 
 import pytest
@@ -260,7 +259,7 @@ def test_without_any_reply_the_model_is_kept_and_the_end_is_an_error(name, tmp_p
         play(study, tmp_path / "run", shards, open_engine=Deaf.open)
     assert {row["round"] for row in rows_of(tmp_path / "run")} >= {1, 2, 3, 4}
     held = server.Run(study, INLINE, tmp_path / "run", shards)
-    state, _ = held.restore()
+    state = held.restore()
     assert all(torch.isfinite(t.float()).all() for t in state.weights.values())
     assert not {"summary.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}
 
@@ -303,11 +302,10 @@ def code_lines(source):
 
 
 def test_a_method_file_is_small_and_shares_little():
-    """At most 100 code lines in the median, and no two files share more than 15 lines in a row."""
+    """At most 100 code lines, and no two files share more than 15 lines in a row."""
     files = {n: inspect.getsource(sys.modules[methods.find(n).__module__]).splitlines() for n in methods.names()}
     sizes = [code_lines("\n".join(lines)) for lines in files.values()]
-    assert statistics.median(sizes) <= 100
-    assert max(sizes) <= 120
+    assert max(sizes) <= 100
     for one, other in itertools.combinations(files.values(), 2):
         blocks = {"\n".join(one[i : i + 16]) for i in range(max(0, len(one) - 15))}
         assert not any("\n".join(other[i : i + 16]) in blocks for i in range(len(other) - 15))
