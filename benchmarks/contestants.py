@@ -237,7 +237,7 @@ def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None =
     made, out = parse_study(values), folder / "run"
     out.mkdir()
     run = server.Run(made, Runtime(workers=case.workers if workers is None else workers), out, folder)
-    run.play(run.create(), {}, watch)
+    run.play(run.create(), watch)
     return ends
 
 

@@ -182,23 +182,23 @@ def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_r
     folder, trials, finished = tmp_path / "run0", 0, 0
     reserve(folder, study)
     while trials < 12:
-        server = serve(script, folder, shards)
-        with server:
+        process = serve(script, folder, shards)
+        with process:
             lines = draw.randint(0, 4)
             seen = 0
-            while seen < lines and server.stdout.readline():
+            while seen < lines and process.stdout.readline():
                 seen += 1
             time.sleep(draw.random() * 0.03)
             trials += 1
             if trials % 2:
-                server.kill()
+                process.kill()
             else:
-                for worker in children(server.pid)[-2:]:
+                for worker in children(process.pid)[-2:]:
                     try:
                         os.kill(worker, signal.SIGKILL)
                     except ProcessLookupError:
                         continue
-                server.stdout.read()
+                process.stdout.read()
         if (folder / "summary.json").exists():
             finished += 1
             assert same(model_of(folder), model)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -102,18 +102,17 @@ class Versions:
     """The versions of the states that clients keep on their nodes; see ``States``."""
 
     def __init__(self) -> None:
-        self.held: dict[int, str] = {}
+        self.held: MutableMapping[int, str] = {}
         self.missed: list[int] = []
 
-    def commit(self) -> dict[int, str]:
-        """Return client -> name; the nodes wrote it when they answered."""
-        return dict(sorted(self.held.items()))
-
-    def restore(self, manifest: Mapping[int, str]) -> None:
+    def restore(self, names: MutableMapping[int, str]) -> None:
         """Go on from these; a node that has lost one says so when it is asked."""
-        self.held = dict(manifest)
+        self.held = names
 
-    def collect(self, manifest: Mapping[int, str]) -> None:
+    def commit(self) -> None:
+        """Do nothing: the nodes wrote it when they answered, and its names were noted then."""
+
+    def collect(self) -> None:
         """Do nothing: a node itself drops what is older than what it is asked to go on from."""
 
     def lost(self) -> list[int]:

@@ -32,10 +32,11 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reply, Sent, masks_of
+from secateur.contract.reduction import Keep, Mean, masks_of
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.methods.kit.personal import Belongings, Each
+from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
@@ -116,10 +117,9 @@ class DisPFL(Method):
         """Keep each client's model and mask."""
         if not self.target:
             return merged(state, reduced)
-        own = Belongings(state)
         for kind in ("weights", "mask"):
-            own.keep(kind, reduced[kind], reduced.ask.round)
-        return replace(merged(state, reduced), notes=own.notes)
+            store_own(state, kind, reduced[kind].items())
+        return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
         """Score each client with its own model."""
@@ -131,7 +131,7 @@ class DisPFL(Method):
 
     def mask(self, state: State, client: int) -> Mask:
         """Return M_i; before the client answered for the first time, a random one."""
-        held = Belongings(state).get("mask", client)
+        held = load_own(state, "mask", client)
         if held is not None:
             return held
         setting, draw = state.setting, stream(state.setting.seed, "mask", client)
@@ -140,12 +140,12 @@ class DisPFL(Method):
 
     def weights(self, state: State, client: int) -> Tensors:
         """Return w_i; before the client answered for the first time, theta_0 under its mask."""
-        return Belongings(state).get("weights", client) or masks.apply(state.archive[_FIRST], self.mask(state, client))
+        return load_own(state, "weights", client) or masks.apply(state.archive[_FIRST], self.mask(state, client))
 
     def mixture(self, state: State, client: int, round_: int) -> Tensors:
         """Return what a client starts a round from, not masked yet: the mean over it and its neighbours."""
-        count = state.setting.clients
-        drawn = torch.randperm(count, generator=stream(state.setting.seed, "neighbours", round_, client)).tolist()
+        draw = stream(state.setting.seed, "neighbours", round_, client)
+        drawn = torch.randperm(state.setting.clients, generator=draw)[: self.neighbours + 1].tolist()
         mean = WeightedMean(coverage=True)
         for j in sorted([client, *[k for k in drawn if k != client][: self.neighbours]]):
             held = self.weights(state, j)

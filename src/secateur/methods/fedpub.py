@@ -28,18 +28,19 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reply, Sent
+from secateur.contract.reduction import Keep, Mean
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import training
 from secateur.learning.training import Fit
-from secateur.methods.kit.personal import Belongings, Each
+from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.similarity import alike, embedding, mixtures
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
-_SOFT, _EMBEDDING = "soft.", "embedding"
+_SOFT, _EMBEDDING, _MODEL = "soft.", "embedding", "model"
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,9 @@ class FedPUB(Method):
         """Merge for all, and for each by likeness."""
         if not self.tau:
             return merged(state, reduced)
-        own, embeddings = Belongings(state), {k: kept[_EMBEDDING] for k, kept in reduced[_EMBEDDING].items()}
-        for client, mixture in mixtures(reduced["weights"], alike(embeddings, self.tau)):
-            own.put("model", client, reduced.ask.round, mixture)
-        return replace(merged(state, reduced), notes=own.notes)
+        embeddings = {k: kept[_EMBEDDING] for k, kept in reduced[_EMBEDDING].items()}
+        store_own(state, _MODEL, mixtures(reduced["weights"], alike(embeddings, self.tau)))
+        return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
         """Score each client with the mean that is meant for it."""
@@ -139,8 +139,7 @@ class FedPUB(Method):
 
     def models(self, state: State, clients: tuple[int, ...]) -> Each:
         """Return what is meant for each client; for one that was never heard of, the mean of all."""
-        own = Belongings(state)
-        return Each(clients, lambda client: own.get("model", client) or state.weights)
+        return Each(clients, lambda client: load_own(state, _MODEL, client) or state.weights)
 
     def mask(self, client: Client) -> dict[str, torch.Tensor]:
         """Return m_i; none without l1."""
