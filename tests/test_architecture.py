@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -51,6 +52,18 @@ def imported(path):
 
 def test_every_room_has_its_floor():
     assert {unit(path) for path in FILES} - {"__init__"} == set(RANK)
+
+
+def test_the_page_on_architecture_names_every_room_on_its_floor():
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d*) ?\| (`[^|]*) \|", text.partition("## The rooms")[2], re.MULTILINE)
+    floors = []
+    for number, rooms in rows:
+        if number:
+            floors.append(set())
+            assert int(number) == len(floors)
+        floors[-1] |= set(re.findall(r"`(\w+)`", rooms))
+    assert floors == FLOORS
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -116,7 +116,7 @@ def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkey
             if len(rounds) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(apps, "_told", stop)
+    monkeypatch.setattr(apps, "_log", stop)
     with pytest.raises(KeyboardInterrupt):
         apps.serve(grid, settings)
     # a third exchange that the server forgets: the nodes are one state ahead of its checkpoint
