@@ -12,7 +12,7 @@ import torch
 from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur import methods
 from secateur.engines import Failure
-from secateur.errors import NobodyTrainedError
+from secateur.errors import ConfigError, NobodyTrainedError
 from secateur.federation import checkpoint, server
 from secateur.federation.folder import reserve
 from secateur.study.options import flatten
@@ -310,3 +310,16 @@ def test_a_method_file_is_small_and_shares_little():
         blocks = {"\n".join(one[i : i + 16]) for i in range(max(0, len(one) - 15))}
         assert not any("\n".join(other[i : i + 16]) in blocks for i in range(len(other) - 15))
     assert len(inspect.getsource(sys.modules[methods.find("toy_method").__module__]).splitlines()) <= 40
+
+
+def test_a_method_for_the_contract_of_before_is_told_what_to_change(tmp_path, monkeypatch):
+    head = '"""Old.\n\nReference: none\n"""\nfrom dataclasses import dataclass\n'
+    body = "@dataclass(frozen=True)\nclass Old(Composition):\n    def absorb(self, state, replies):\n        pass\n"
+    imports = "from secateur import Composition\n"
+    (tmp_path / "their_old.py").write_text(head + imports + body)
+    (tmp_path / "their_older.py").write_text(head + "from secateur.method import Method\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"absorb\(state, replies\) is absorb\(state, reduced\) now.*migration"):
+        small("their_old")
+    with pytest.raises(ConfigError, match=r"No module named 'secateur.method'; docs/migration.md says where"):
+        small("their_older")
