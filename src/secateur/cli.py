@@ -38,7 +38,7 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value: training.lr=0.1")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
-    dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,  # noqa: FBT002
+    dense: Annotated[bool, typer.Option(help="Train dense FedAvg too.")] = True,  # noqa: FBT002
     workers: Workers = None,
     deadline: Deadline = None,
 ) -> None:
@@ -82,7 +82,7 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
-    """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
+    """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     _warm()
     from secateur.compare import grid  # noqa: PLC0415
     from secateur.compare.suite import chosen  # noqa: PLC0415
@@ -141,7 +141,7 @@ def report(
 def log(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs")],
     to: Annotated[str, typer.Option(help="tensorboard or mlflow")] = "tensorboard",
-    store: Annotated[str, typer.Option(help="MLflow's store; default: mlflow.db beside the run")] = "",
+    store: Annotated[str, typer.Option(help="MLflow's store; default: mlflow.db next to the run")] = "",
     watch: Annotated[float, typer.Option(help="Seconds between looks, until all runs have ended; 0: once.")] = 0.0,
 ) -> None:
     """Write runs' records to TensorBoard or MLflow, under their own names; what is there already is not repeated."""

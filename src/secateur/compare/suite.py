@@ -23,6 +23,7 @@ from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
 from secateur.pruning.schedule import Never, PQIndex
 from secateur.pruning.structure import plan, sizes
+from secateur.study.options import dotted
 from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
@@ -164,7 +165,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     for word in words:
         method, _, rest = word.partition(":")
         if method.endswith(".toml") or method in names():
-            raise ConfigError(f"{word}: a suite is compared by itself; beside others name methods alone")
+            raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
         if "." not in method and method not in methods.names():
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
@@ -304,14 +305,7 @@ def _usual(path: str, facts: Mapping[str, Any], other: Mapping[str, Any]) -> Any
 
 def _facts(made: Study) -> dict[str, Any]:
     """Return every setting of a study by its path, with the seed set to 0."""
-    return _flat(made.complete().model_copy(update={"seed": 0}).model_dump())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    return dotted(made.complete().model_copy(update={"seed": 0}).model_dump())
 
 
 def _source(source: str, data: str | None) -> str:

@@ -93,7 +93,7 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def export(folder: Path, to: str, out: Path | None = None) -> Card:
-    """Write the slim model of a finished run, check it, and write its card beside it.
+    """Write the slim model of a finished run, check it, and write its card.
 
     Args:
         folder: the run's folder.

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secateur.data import Source
-from secateur.data import load as load_data
+from secateur.data import Source, load
 from secateur.data.partition import partition
 from secateur.data.shards import Shape, make_shards
 from secateur.errors import DataError
@@ -63,7 +62,7 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
     key = [study.data.model_dump(mode="json"), study.seed, client, marks]
 
     def make(into: Path) -> None:
-        source = load_data(f"{study.data.source}:{place}", seed=study.seed, whole=False)
+        source = load(f"{study.data.source}:{place}", seed=study.seed, whole=False)
         rows = np.arange(len(source.y_train))
         parts = [rows if k == client else rows[:0] for k in range(study.data.clients)]
         make_shards(
@@ -100,7 +99,7 @@ def _marks(*places: Path) -> list[tuple[str, int, int]]:
 
 
 def _simulated(study: Study, folder: Path) -> None:
-    source = load_data(study.data.source, seed=study.seed)
+    source = load(study.data.source, seed=study.seed)
     section, count = study.data, len(source.y_train)
     if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")

@@ -136,7 +136,7 @@ def _slot(name: str, part: str, dim: int, indices: list[int], width: int, units:
         return Slot(f"{name}.{part}", dim, repeat=times)
     if width == times * units and indices == list(range(1, width, units)):
         return Slot(f"{name}.{part}", dim, tiles=times)
-    raise ModelError(f"its units lie in {name!r} beside those of other layers (a concatenation)")
+    raise ModelError(f"its units share {name!r} with those of other layers (a concatenation)")
 
 
 def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ from secateur.contract.ask import TRAIN
 from secateur.errors import CheckpointError, ConfigError, need
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
+from secateur.study.options import dotted
 from secateur.study.study import Study
 
 _BATCH = 1000
@@ -89,7 +90,7 @@ class MLflow(Tracker):
             found = self._client.get_experiment_by_name("secateur")
             experiment = found.experiment_id if found else self._client.create_experiment("secateur")
             kept["run"] = self._client.create_run(experiment, run_name=folder.name).info.run_id
-            for name, value in _flat(study.complete().model_dump(mode="json")):
+            for name, value in dotted(study.complete().model_dump(mode="json")).items():
                 self._client.log_param(kept["run"], name, value)
             self._client.set_tag(kept["run"], "study", study.hash())
         self._run = kept["run"]
@@ -120,7 +121,7 @@ def log_records(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
     Args:
         folder: the run's folder.
         kind: ``tensorboard`` or ``mlflow``.
-        store: MLflow's tracking store; default: the SQLite file ``mlflow.db`` beside the run's folder.
+        store: MLflow's tracking store; default: the SQLite file ``mlflow.db`` next to the run's folder.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -144,11 +145,3 @@ def log_records(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
         kept["logged"] = len(records)
         checkpoint.write(state, json.dumps(kept).encode())
     return len(fresh), ended
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

@@ -52,7 +52,7 @@ def choices(slot: type) -> dict[str, type]:
 
 
 def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables of options as one table by dotted path: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    """Return nested mappings as one mapping by dotted path: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
         flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}

@@ -242,15 +242,15 @@ def decode(data: bytes, expected: Expected) -> Message:
         if expected.known is None or bytes(sent) != masks.digest(expected.known):
             raise MaskNotHeldError("the payload refers to a mask that the receiver does not hold")
     wanted = expected.scalars
-    told = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
-    if wanted is not None and {n: type(v) for n, v in told.items()} != dict(wanted):
-        raise WireError(f"scalars {sorted(told)} arrived, expected {sorted(wanted)} with their types")
+    numbers = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
+    if wanted is not None and {n: type(v) for n, v in numbers.items()} != dict(wanted):
+        raise WireError(f"scalars {sorted(numbers)} arrived, expected {sorted(wanted)} with their types")
     specs = _read_specs(reader, expected, by_hash=head.by_hash)
     mask = _read_mask(reader, head, specs, expected)
     tensors = _read_values(reader, head, specs, mask or {})
     if reader.left:
         raise WireError(f"{reader.left} bytes after the last value")
-    return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, told)
+    return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, numbers)
 
 
 def _open(reader: Reader, *, verify: bool = True) -> _Head:

@@ -26,7 +26,7 @@ def load(argument: str, seed: int) -> Source:
         if id_column not in features:
             raise DataError(f"data set {name!r} has no column {id_column!r}, only {sorted(features)}")
         written = np.array(parts["train"][id_column][:])
-        # rows without an id (None) cannot be sorted beside others; as text they are one client
+        # rows without an id (None) cannot be sorted with the others; as text they are one client
         ids = np.unique(written.astype(str) if written.dtype == object else written, return_inverse=True)[1]
     inputs = {column: feature for column, feature in features.items() if column != id_column}
     label = _label_column(inputs)
