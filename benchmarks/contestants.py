@@ -214,7 +214,7 @@ def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None =
     """Run secateur's local engine: FedAvg, or what the settings say."""
     from secateur.federation import server
     from secateur.study.runtime import Runtime
-    from secateur.study.study import assign, study
+    from secateur.study.study import assign, parse_study
 
     case = Case.read(folder)
     values: dict[str, Any] = {
@@ -234,10 +234,10 @@ def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None =
         if row["event"] == "row" and row["phase"] == "train":
             ends.append(time.time())
 
-    made, out = study(values), folder / "run"
+    made, out = parse_study(values), folder / "run"
     out.mkdir()
     run = server.Run(made, Runtime(workers=case.workers if workers is None else workers), out, folder)
-    run.play(run.create(), {}, watch)
+    run.play(run.create(), watch)
     return ends
 
 

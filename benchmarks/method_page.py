@@ -21,11 +21,10 @@ from pathlib import Path
 from secateur import methods
 from secateur.compare.grid import folder_of
 from secateur.compare.suite import Cell
-from secateur.report.formats import percent, plain, spread
-from secateur.report.outcomes import Outcome, Spent, outcome
+from secateur.report.formatting import percent, plain, size, spread
+from secateur.report.gather import read_comparison
+from secateur.report.outcomes import Outcome, PhaseCost, outcome
 from secateur.report.statistics import interval
-from secateur.report.tables import saved
-from secateur.report.terminal import size
 from secateur.report.verdicts import DENSE
 from secateur.study.study import Study
 
@@ -40,7 +39,7 @@ COSTS = """## What is asked, what travels, what is saved
 
 On {partition}. Training: what a method recommends where it learns something other than weights; what learns weights is
 trained alike. Down and up: values + mask of a training message, in per cent of the dense fp32 model, mean over rounds.
-Bytes and training MACs: all phases, in per cent of the dense FedAvg beside it. Left: parameters of the shipped
+Bytes and training MACs: all phases, in per cent of the dense FedAvg baseline. Left: parameters of the shipped
 model when dead units are cut out. Kept: what a client keeps between rounds.
 """
 CLAIMS = """## What is claimed, what we measured
@@ -54,7 +53,7 @@ _CLAIM = re.compile(rf"^(?:{'|'.join(MARKS)})\b.*?(?=^\s*$|^(?:{'|'.join(MARKS)}
 
 @dataclass(frozen=True)
 class Measured:
-    """The runs of one method's variant on one partition, and of the dense FedAvg beside it, by seed."""
+    """The runs of one method's variant on one partition, and of the dense FedAvg baseline, by seed."""
 
     variant: str
     study: Study
@@ -118,7 +117,7 @@ def asked(of: Measured) -> str:
     parts = []
     rows = of.mean(lambda one: one.spent("rows", train=True))
     for phase in sorted({phase for one in of.runs for phase in one.phases} - {"train"}):
-        spent = [one.phases.get(phase, Spent()) for one in of.runs]
+        spent = [one.phases.get(phase, PhaseCost()) for one in of.runs]
         count, extra = (statistics.fmean(getattr(one, figure) for one in spent) for figure in ("clients", "rows"))
         parts.append(f"{phase}: {count:.0f} requests, {share(extra / rows)} % of the rows of training")
     if server := of.mean(lambda one: one.server_macs):
@@ -167,11 +166,11 @@ def costs(found: Mapping[str, Measured]) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     for name in methods.names():
         if of := found.get(name):
-            kept = of.mean(lambda one: one.kept)
+            kept = of.mean(lambda one: one.state_bytes)
             cells = [
                 f"`{name}`", of.variant, trained(of), asked(of), travels(of, "down"), travels(of, "up"),
                 of.ratio(lambda one: one.bytes), of.ratio(lambda one: sum(p.macs for p in one.phases.values())),
-                share(of.mean(lambda one: one.left)), size(kept) if kept else "nothing",
+                share(of.mean(lambda one: one.parameters_left)), size(kept) if kept else "nothing",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -183,7 +182,7 @@ def page(out: Path) -> str:
     Raises:
         CheckpointError: ``out`` holds no finished comparison.
     """
-    suite, cells = saved(out)
+    suite, cells = read_comparison(out)
     found = {partition: measured(cells, partition, out) for partition in suite.partitions}
     first = found[suite.partitions[0]]
     metric = next(iter(first.values())).runs[0].metric

@@ -34,7 +34,7 @@ import pages
 from contestants import PARTS, Case
 from safetensors.torch import load_file
 
-from secateur.report.terminal import size
+from secateur.report.formatting import size
 
 HERE = Path(__file__).parent
 MLP = Case("mlp", (1, 8, 8), 100, 100, 18, batch=16, options=(("hidden", (64, 64)),))
@@ -269,12 +269,12 @@ from secateur.engines.local import warm
 warm()  # as the command line begins
 from secateur.federation import prepare, server
 from secateur.study.runtime import Runtime
-from secateur.study.study import study
+from secateur.study.study import parse_study
 def watch(row):
     if row["event"] == "reply":
         print(time.time(), flush=True)
         os._exit(0)
-made = study({"method": "fedavg"})
+made = parse_study({"method": "fedavg"})
 with prepare.federation(made) as shards:
     server.start(made, Runtime(), Path(sys.argv[1]), shards=shards, watch=watch)
 """

@@ -29,7 +29,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from secateur import models
-from secateur.compare import grid as compare
+from secateur.compare import grid
 from secateur.compare.suite import load
 from secateur.federation import checkpoint
 from secateur.wire import masks
@@ -51,8 +51,8 @@ def train(out: Path, data: str | None, *, quick: bool, jobs: int) -> Iterator[tu
     if data is None:
         settings = ["data.clients=10", "participation=0.5"]
         suite = suite.model_copy(update={"source": "digits"}).adjusted(rounds=4 if quick else 15, settings=settings)
-    for cell in compare.play(suite, out, data=data, jobs=jobs):
-        weights, mask, _ = checkpoint.shipped(compare.folder_of(out, cell.study))
+    for cell in grid.run_suite(suite, out, data=data, jobs=jobs):
+        weights, mask, _ = checkpoint.shipped(grid.folder_of(out, cell.study))
         yield cell.variant, Message(weights, mask)
 
 

@@ -20,7 +20,7 @@ from secateur.federation.folder import reserve
 from secateur.learning.training import tensors_of
 from secateur.study.options import flatten
 from secateur.study.runtime import Runtime
-from secateur.study.study import assign, study
+from secateur.study.study import assign, parse_study
 
 INLINE = Runtime(workers=0)
 
@@ -42,7 +42,7 @@ def small(method="fedavg", *settings, **top):
             assign(values, f"{path}=2")  # something has to happen within so few rounds
     for setting in settings:
         assign(values, setting)
-    return study(values)
+    return parse_study(values)
 
 
 def tiny_source(rows=96, classes=3, seed=0, size=4):

@@ -1,9 +1,11 @@
-"""The house rules that a program can check: imports point down, no pickle, nothing global, small functions."""
+"""The house rules that a program can check: imports point down and never in a circle, no pickle, small functions."""
 
 import ast
 import os
+import re
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,18 @@ def test_every_room_has_its_floor():
     assert {unit(path) for path in FILES} - {"__init__"} == set(RANK)
 
 
+def test_the_page_on_architecture_names_every_room_on_its_floor():
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d*) ?\| (`[^|]*) \|", text.partition("## The rooms")[2], re.MULTILINE)
+    floors = []
+    for number, rooms in rows:
+        if number:
+            floors.append(set())
+            assert int(number) == len(floors)
+        floors[-1] |= set(re.findall(r"`(\w+)`", rooms))
+    assert floors == FLOORS
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
     here = unit(path)
@@ -60,6 +74,40 @@ def test_imports_point_down(path):
         return
     for other in imported(path) - {here}:
         assert RANK[other] < RANK[here], f"{here} imports {other}"
+
+
+def name_of(path):
+    """Return a file's module name; a package's is that of its folder."""
+    parts = ["secateur", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {name_of(path): path for path in FILES}
+
+
+def modules_imported(name):
+    """Return the modules of this package that a module imports, wherever in its file."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & MODULES.keys()) or {node.module}
+    return (found & MODULES.keys()) - {name}
+
+
+def test_no_circle_of_imports():
+    graph = {name: modules_imported(name) for name in MODULES}
+    assert sum(map(len, graph.values())) > len(graph)
+    try:
+        list(TopologicalSorter(graph).static_order())
+    except CycleError as circle:
+        pytest.fail(" -> ".join(reversed(circle.args[1])))
+
+
+def test_the_top_level_is_folders_and_a_few_modules():
+    assert len([path for path in FILES if path.parent == ROOT]) <= 8
 
 
 def test_engines_know_no_tensor_and_nobody_pickles():
@@ -106,6 +154,43 @@ def code_lines(lines, node):
     skip = range(doc.lineno, doc.end_lineno + 1) if doc else ()
     numbers = [n for n in range(node.lineno, node.end_lineno + 1) if n not in skip]
     return sum(bool(lines[n - 1].strip()) and not lines[n - 1].strip().startswith("#") for n in numbers)
+
+
+# What takes more than eight parameters, and why; a line goes when its function no longer does.
+MANY = {
+    "cli.run": "one for each flag of the command line",
+    "cli.compare": "one for each flag of the command line",
+    "learning.training.fit": "switches of single methods are to leave it",
+    "learning.supermask.learn": "is to take one bundle of what training needs",
+}
+
+
+def parameters(node):
+    names = [one.arg for one in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+    more = [one for one in (node.args.vararg, node.args.kwarg) if one]
+    return len([name for name in names if name not in {"self", "cls"}]) + len(more)
+
+
+def test_functions_take_eight_parameters_at_most():
+    many = {f"{name_of(path)}.{node.name}" for path, _, node in functions() if parameters(node) > 8}
+    assert many == {f"secateur.{name}" for name in MANY}
+
+
+def file_lines(path):
+    """Return a file's lines of code: no docstrings, comments or blank lines."""
+    source = path.read_text()
+    lines = source.splitlines()
+    skipped = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            skipped |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    kept = (line.strip() for number, line in enumerate(lines, 1) if number not in skipped)
+    return sum(bool(line) and not line.startswith("#") for line in kept)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "methods").glob("*.py")), ids=lambda path: path.stem)
+def test_a_method_is_one_small_file(path):
+    assert file_lines(path) <= 100
 
 
 def test_functions_and_modules_are_small():

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from secateur import cli, methods
-from secateur.compare import grid as compare
+from secateur.compare import grid
 from secateur.compare.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY
-from secateur.report import markdown as tables
-from secateur.report import tables as standings
-from secateur.report.terminal import amount, size
-from secateur.study.study import study
+from secateur.report import results_page, tables
+from secateur.report.formatting import amount, size
+from secateur.report.gather import comparison_lines
+from secateur.study.study import parse_study
 from secateur.wire.message import Message
 
 ROOT = Path(__file__).parents[1]
@@ -100,15 +100,15 @@ def compared(tmp_path_factory):
         "controls": ["dense", "narrow"],
     })  # fmt: skip
     out = tmp_path_factory.mktemp("compared") / "tiny"
-    found = compare.play(suite, out, jobs=1)
-    standings.write(suite, found, standings.lines(suite, found, out), out)
+    found = grid.run_suite(suite, out, jobs=1)
+    tables.write(suite, found, comparison_lines(suite, found, out), out)
     return suite, found, out
 
 
 def records(found, out, variant, control=""):
     """Return the records of each seed of a variant."""
     return [
-        [json.loads(line) for line in (compare.folder_of(out, cell.study) / ROUNDS).read_text().splitlines()]
+        [json.loads(line) for line in (grid.folder_of(out, cell.study) / ROUNDS).read_text().splitlines()]
         for cell in found
         if (cell.variant, cell.control) == (variant, control)
     ]
@@ -156,7 +156,7 @@ def test_the_complete_tables_of_a_comparison_are_a_page(compared, tmp_path, monk
 
 def test_a_page_of_tables_holds_the_suite_that_makes_it_again(compared, tmp_path):
     suite, _, out = compared
-    text = tables.write(out, tmp_path).read_text()
+    text = results_page.write(out, tmp_path).read_text()
     assert "secateur compare tiny.toml --out runs/tiny" in text
     (told,) = re.findall(r"```toml\n(.*?)```", text, flags=re.DOTALL)
     (tmp_path / "tiny.toml").write_text(told)
@@ -165,18 +165,18 @@ def test_a_page_of_tables_holds_the_suite_that_makes_it_again(compared, tmp_path
 
 @pytest.mark.parametrize("name", SUITES, ids=lambda name: Path(name).stem)
 def test_every_suite_survives_being_told(name, tmp_path):
-    (tmp_path / "told.toml").write_text(tables.toml(load(name)))
+    (tmp_path / "told.toml").write_text(results_page.toml(load(name)))
     assert load(str(tmp_path / "told.toml")) == load(name)
 
 
 def test_a_suite_of_the_box_is_named_and_not_told(compared):
     _, found, _ = compared
-    assert "secateur compare quick --out runs/x" in tables.caption("x", "quick", load("quick"), found)
+    assert "secateur compare quick --out runs/x" in results_page.caption("x", "quick", load("quick"), found)
 
 
 def test_tables_are_made_of_finished_comparisons_alone(tmp_path):
     with pytest.raises(CheckpointError, match="holds no finished comparison"):
-        tables.write(tmp_path, tmp_path / "results")
+        results_page.write(tmp_path, tmp_path / "results")
     assert not (tmp_path / "results").exists()
 
 
@@ -193,7 +193,7 @@ def test_the_page_of_methods_is_made_of_a_comparison(compared, monkeypatch):
     assert float(spafl[4].partition(" + ")[0]) < 1  # thresholds alone
     assert "kB" in spafl[-1]  # its weights stay at the client
     assert costs["| `spafl`"][2] == "ships none"  # what its clients have is in the column of their own rows
-    local = [json.loads((compare.folder_of(out, cell.study) / SUMMARY).read_text())["final"]["local"]
+    local = [json.loads((grid.folder_of(out, cell.study) / SUMMARY).read_text())["final"]["local"]
              for cell in found if cell.variant == "thresholds" and not cell.control]  # fmt: skip
     mean = sum(sum(seed) / len(seed) for seed in local) / 2
     assert costs["| `spafl`"][3].split(" ± ")[0] == f"{100 * mean:.1f}"
@@ -215,10 +215,10 @@ def test_the_page_of_methods_shows_claims_and_recommended_training(monkeypatch):
     assert page.reference("any") == ""
     monkeypatch.setattr(page, "words", lambda name: "One.\n\n" + text)
     assert page.reference("any") == "x."
-    learns = study({"method": "fedpm"})
+    learns = parse_study({"method": "fedpm"})
     monkeypatch.setattr(type(learns.build_method()), "recommended", {"optimiser": "adam", "lr": 0.05})
-    assert page.trained(page.Measured("FedPM", study({"method": "fedpm"}), [], [])) == "optimiser adam, lr 0.05"
-    assert page.trained(page.Measured("FedAvg", study({"method": "fedavg"}), [], [])) == "as weights"
+    assert page.trained(page.Measured("FedPM", parse_study({"method": "fedpm"}), [], [])) == "optimiser adam, lr 0.05"
+    assert page.trained(page.Measured("FedAvg", parse_study({"method": "fedavg"}), [], [])) == "as weights"
 
 
 def test_a_table_needs_its_place_in_the_page(monkeypatch, tmp_path):

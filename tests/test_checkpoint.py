@@ -19,19 +19,17 @@ from secateur.pruning.structure import Layout
 SETTING = Setting(0, 3, 2, 1.0, Layout({}), {})
 
 
-def state(folder, mask=True):
-    archive = checkpoint.Archive(folder / "archive")
-    archive["deviation/3"] = {"b": torch.tensor([-0.0, 2.0]), "a": torch.ones(1, 2)}
+def state(mask=True):
     return State(
         SETTING, 2, {"w": torch.tensor([-0.0, 1e-40]), "a/b": torch.tensor(3.0)},
         {"w": torch.tensor([True, False])} if mask else None,
-        {"velocity": {"w": torch.zeros(0), "a/b": torch.ones(2, 2).t()}}, {"explore": 1, "x": "y"}, archive,
+        {"velocity": {"w": torch.zeros(0), "a/b": torch.ones(2, 2).t()}}, {"explore": 1, "x": "y"},
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_round_trip_is_exact(tmp_path, mask):
-    before = state(tmp_path, mask)
+    before = state(mask)
     checkpoint.save(tmp_path, before, {"records": 5})
     saved = checkpoint.load(tmp_path, SETTING)
     after = saved.state
@@ -45,48 +43,25 @@ def test_round_trip_is_exact(tmp_path, mask):
     assert after.weights["w"].numpy().tobytes() == before.weights["w"].numpy().tobytes()
     assert torch.equal(after.memory["velocity"]["a/b"], torch.ones(2, 2))
     assert (after.mask is None) == (not mask)
-    assert list(after.archive["deviation/3"]) == ["b", "a"]
-    assert torch.signbit(after.archive["deviation/3"]["b"]).tolist() == [True, False]
-    assert list(after.archive) == ["deviation/3"]
-    assert len(after.archive) == 1
 
 
-def test_a_forgotten_entry_stays_on_disk_until_a_checkpoint_is_without_it(tmp_path):
-    before = state(tmp_path)
-    before.archive["deviation/4"] = {"a": torch.ones(1)}
-    checkpoint.save(tmp_path, before, {})
-    del before.archive["deviation/3"]
-    assert list(before.archive) == ["deviation/4"]
-    held = checkpoint.load(tmp_path, SETTING).state.archive  # a kill now: the last checkpoint still has it
-    assert list(held) == ["deviation/3", "deviation/4"]
-    assert "a" in held["deviation/3"]
-    checkpoint.save(tmp_path, before, {})
-    assert [path.name for path in (tmp_path / "archive").iterdir()] == ["deviation-4.safetensors"]
-    assert list(checkpoint.load(tmp_path, SETTING).state.archive) == ["deviation/4"]
+def test_the_archive_of_a_state_is_the_one_that_is_given(tmp_path):
+    checkpoint.save(tmp_path, state(), {})
+    archive = {}
+    assert checkpoint.load(tmp_path, SETTING, archive).state.archive is archive
 
 
 def test_tensors_that_share_memory_are_saved_apart(tmp_path):
     shared = torch.arange(4.0)
-    before = replace(state(tmp_path), memory={"one": {"w": shared}, "two": {"w": shared, "part": shared[1:3]}})
+    before = replace(state(), memory={"one": {"w": shared}, "two": {"w": shared, "part": shared[1:3]}})
     checkpoint.save(tmp_path, before, {})
     memory = checkpoint.load(tmp_path, SETTING).state.memory
     assert memory["one"]["w"].tolist() == memory["two"]["w"].tolist() == [0.0, 1.0, 2.0, 3.0]
     assert memory["two"]["part"].tolist() == [1.0, 2.0]
 
 
-def test_archive_entries_are_checked(tmp_path):
-    archive = state(tmp_path).archive
-    path = next((tmp_path / "archive").iterdir())
-    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
-    with pytest.raises(CheckpointError, match=r"deviation-3.* is damaged"):
-        archive["deviation/3"]
-    path.unlink()
-    with pytest.raises(CheckpointError, match="cannot read"):
-        archive["deviation/3"]
-
-
 def test_every_kind_of_damage_is_one_clear_error(tmp_path):
-    checkpoint.save(tmp_path, state(tmp_path), {})
+    checkpoint.save(tmp_path, state(), {})
     path = tmp_path / checkpoint.NAME
     whole = path.read_bytes()
     cases = {
@@ -104,6 +79,36 @@ def test_every_kind_of_damage_is_one_clear_error(tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match="no checkpoint in"):
         checkpoint.load(tmp_path, SETTING)
+
+
+def test_the_header_is_under_the_digest_too(tmp_path):
+    """The round, and all else that is no tensor."""
+    checkpoint.save(tmp_path, state(), {"records": 5, "store": {"exchange": 7}, "left": {3: "why"}})
+    path = tmp_path / checkpoint.NAME
+    assert checkpoint.load(tmp_path, SETTING).extra["left"] == {"3": "why"}
+    whole = path.read_bytes()
+    for before, after in ((rb"\"round\": 2", rb"\"round\": 5"), (rb"\"records\": 5", rb"\"records\": 6")):
+        assert whole.count(before) == 1
+        path.write_bytes(whole.replace(before, after))
+        with pytest.raises(CheckpointError, match=r"is damaged \(its digest differs\)"):
+            checkpoint.load(tmp_path, SETTING)
+
+
+def test_a_checkpoint_of_another_version_is_refused_with_the_reason(tmp_path):
+    checkpoint.save(tmp_path, state(), {})
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(path.read_bytes().replace(rb"\"format\": 2", rb"\"format\": 1"))
+    with pytest.raises(
+        CheckpointError, match="of format 1, .*from format 2 only: finish.*secateur run --config.*reported"
+    ):
+        checkpoint.load(tmp_path, SETTING)
+
+
+def test_notes_beyond_what_a_header_can_hold_are_one_clear_error(tmp_path):
+    """Safetensors takes headers of 100 MB at most."""
+    long = replace(state(), notes={"long": "x" * 101_000_000})
+    with pytest.raises(CheckpointError, match="state of round 2 cannot be written"):
+        checkpoint.save(tmp_path, long, {})
 
 
 FULL = """

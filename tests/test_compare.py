@@ -21,19 +21,28 @@ from scipy import stats
 
 from helpers import model_of
 from secateur import methods
-from secateur.bandwidth import Link, Links, per_client, predicted
-from secateur.compare import grid as compare
+from secateur.bandwidth import Bandwidth, Link, bytes_per_client, predict_seconds
+from secateur.compare import grid
 from secateur.compare.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY
-from secateur.report import formats as standing
-from secateur.report import outcomes, page
-from secateur.report import tables as standings
+from secateur.report import formatting, outcomes, tables
+from secateur.report.gather import RESULT, comparison_lines, gather, read_comparison
 from secateur.report.outcomes import Outcome
-from secateur.report.statistics import Interval, at, exceeds, front, holm, interval, level, paired, reach, shown
-from secateur.report.verdicts import Group
-from secateur.report.verdicts import compared as compared_lines
+from secateur.report.statistics import (
+    Interval,
+    cost_to_reach,
+    front,
+    holm,
+    interval,
+    p_equivalent,
+    p_greater,
+    paired,
+    quality_within,
+    significant,
+)
+from secateur.report.verdicts import Group, compare_groups
 from secateur.wire import codec
 from secateur.wire.message import Message
 
@@ -58,11 +67,15 @@ def test_one_sided_p_values_are_students():
     There P(T > t) = (1 - t / sqrt(2 + t^2)) / 2, which is (1 - sqrt(12 / 14)) / 2 = 0.03709.
     """
     found = interval([1.0, 2.0, 3.0])
-    assert exceeds(found) == pytest.approx((1 - math.sqrt(12 / 14)) / 2)
+    assert p_greater(found) == pytest.approx((1 - math.sqrt(12 / 14)) / 2)
     # above 1: t = sqrt(3); P = (1 - sqrt(3 / 5)) / 2
-    assert exceeds(found, 1.0) == pytest.approx((1 - math.sqrt(3 / 5)) / 2)
-    assert exceeds(found, 2.0) == pytest.approx(0.5)
-    assert (exceeds(interval([5.0])), exceeds(interval([1.0, 1.0])), exceeds(interval([0.0, 0.0]))) == (1.0, 0.0, 1.0)
+    assert p_greater(found, 1.0) == pytest.approx((1 - math.sqrt(3 / 5)) / 2)
+    assert p_greater(found, 2.0) == pytest.approx(0.5)
+    assert (p_greater(interval([5.0])), p_greater(interval([1.0, 1.0])), p_greater(interval([0.0, 0.0]))) == (
+        1.0,
+        0.0,
+        1.0,
+    )
 
 
 @given(
@@ -72,28 +85,28 @@ def test_p_values_agree_with_scipys_own_tests(values, bound):
     if len(set(values)) == 1:
         return
     found = interval(values)
-    assert exceeds(found, bound) == pytest.approx(stats.ttest_1samp(values, bound, alternative="greater").pvalue)
+    assert p_greater(found, bound) == pytest.approx(stats.ttest_1samp(values, bound, alternative="greater").pvalue)
     above = stats.ttest_1samp(values, -0.3, alternative="greater").pvalue
     below = stats.ttest_1samp(values, 0.3, alternative="less").pvalue
-    assert level(found, 0.3) == pytest.approx(max(above, below))
+    assert p_equivalent(found, 0.3) == pytest.approx(max(above, below))
 
 
 def test_holm_by_hand():
     """Four of them: 0.01 x 4 = 0.04; 0.015 x 3 = 0.045; 0.03 x 2 = 0.06; 0.04 x 1 = 0.04, lifted to 0.06."""
     given_ = {"c": 0.03, "a": 0.01, "d": 0.04, "b": 0.015}
     assert holm(given_) == pytest.approx({"a": 0.04, "b": 0.045, "c": 0.06, "d": 0.06})
-    assert shown(given_) == {"a", "b"}
+    assert significant(given_) == {"a", "b"}
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
-    assert shown({}) == set()
+    assert significant({}) == set()
 
 
 def test_few_of_many_differences_without_any_effect_are_shown():
     """486 differences of noise over three seeds: a test of each finds a dozen or more, Holm's in 5 % of tables one."""
     draw, raw, tables = random.Random(7), 0, 0
     for _ in range(40):
-        chances = {n: exceeds(interval([draw.gauss(0, 1) for _ in range(3)])) for n in range(486)}
+        chances = {n: p_greater(interval([draw.gauss(0, 1) for _ in range(3)])) for n in range(486)}
         raw += sum(chance < 0.025 for chance in chances.values())
-        tables += bool(shown(chances))
+        tables += bool(significant(chances))
     assert 9 < raw / 40 < 16  # 0.025 x 486 = 12.2 are expected
     assert tables <= 6  # 2 are expected of 40
 
@@ -106,14 +119,14 @@ def test_differences_are_taken_seed_by_seed():
 
 def test_what_was_reached_when():
     curve = [(10.0, 0.3), (20.0, 0.6), (30.0, 0.5), (40.0, 0.8)]
-    assert (at(curve, 35), at(curve, 20), at(curve, 5)) == (0.5, 0.6, None)
-    assert (reach(curve, 0.55), reach(curve, 0.7), reach(curve, 0.9)) == (20.0, 40.0, None)
-    assert reach(curve, 0.35, least=True) == 10.0
+    assert (quality_within(curve, 35), quality_within(curve, 20), quality_within(curve, 5)) == (0.5, 0.6, None)
+    assert (cost_to_reach(curve, 0.55), cost_to_reach(curve, 0.7), cost_to_reach(curve, 0.9)) == (20.0, 40.0, None)
+    assert cost_to_reach(curve, 0.35, lower_is_better=True) == 10.0
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8), st.booleans())
 def test_the_front_is_what_nothing_beats(points, least):
-    best = front(points, lambda point: point[0], lambda point: point[1], least=least)
+    best = front(points, lambda point: point[0], lambda point: point[1], lower_is_better=least)
     for cost, quality in points:
         beaten = any(c <= cost and (q <= quality if least else q >= quality) and (c, q) != (cost, quality)
                      for c, q in points)  # fmt: skip
@@ -173,7 +186,7 @@ def test_a_wrong_suite_is_one_line(change, told, tmp_path):
 def test_a_wrong_variant_is_named_before_anything_runs(tmp_path):
     suite = tiny(variants={"good": {"method": "fedavg"}, "bad": {"method": "fedsparsify", "schedule.sparsty": 0.5}})
     with pytest.raises(ConfigError, match=r"variant 'bad': .*did you mean 'schedule.sparsity'"):
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
     assert not (tmp_path / "out" / "runs").exists()
     with pytest.raises(ConfigError, match=r"did you mean 'quick'"):
         load("quik")
@@ -231,7 +244,7 @@ def test_wrong_words_are_one_line(words, told):
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out, told = tmp_path_factory.mktemp("compared"), []
-    found = compare.play(tiny(), out, jobs=2, told=lambda *counts: told.append(counts))
+    found = grid.run_suite(tiny(), out, jobs=2, report=lambda *counts: told.append(counts))
     return tiny(), found, out, told
 
 
@@ -242,20 +255,20 @@ def test_every_cell_has_run_with_its_controls(compared):
         for c in ("", "dense", "random", "ramped", "shuffled", "narrow")
     }
     assert {name: len(of) for name, of in by_control.items()} == dict.fromkeys(by_control, 4) | {"ramped": 2}
-    assert all((compare.folder_of(out, cell.study) / SUMMARY).exists() for cell in found)
-    assert told[-1][0] == told[-1][1] == len({compare.folder_of(out, cell.study) for cell in found})
+    assert all((grid.folder_of(out, cell.study) / SUMMARY).exists() for cell in found)
+    assert told[-1][0] == told[-1][1] == len({grid.folder_of(out, cell.study) for cell in found})
     assert told[-1][2] == told[-1][3] == 2 * told[-1][0]
     # what is equal is shared: the random control of a random mask of the same sparsity is the very run
     for cell in by_control["random"]:
         own = next(c for c in by_control[""] if (c.variant, c.seed) == (cell.variant, cell.seed))
-        same_run = compare.folder_of(out, own.study) == compare.folder_of(out, cell.study)
+        same_run = grid.folder_of(out, own.study) == grid.folder_of(out, cell.study)
         assert same_run == (cell.variant == "random 50 %")
 
 
 def test_controls_match_what_they_control(compared):
     suite, found, out, _ = compared
     for seed in suite.seeds:
-        at_ = {(c.variant, c.control): compare.folder_of(out, c.study) for c in found if c.seed == seed}
+        at_ = {(c.variant, c.control): grid.folder_of(out, c.study) for c in found if c.seed == seed}
 
         def weights(folder):
             return {n: t for n, t in model_of(folder).items() if n.startswith("mask/") and n.endswith("weight")}
@@ -277,7 +290,7 @@ def test_controls_match_what_they_control(compared):
 
 def test_lines_set_each_variant_beside_its_own_fedavg(compared):
     suite, found, out, _ = compared
-    made = standings.lines(suite, found, out)
+    made = comparison_lines(suite, found, out)
     assert [line.name for line in made[:2]] == ["FedAvg", "FedAvg, server momentum"]
     by_name = {line.name: line for line in made}
     for variant, dense, known in (
@@ -285,14 +298,14 @@ def test_lines_set_each_variant_beside_its_own_fedavg(compared):
         ("channels", "FedAvg, server momentum", {"ramped"}),
     ):
         line = by_name[variant]
-        assert set(line.apart) == {"dense", "random", "shuffled", "narrow"} | known
+        assert set(line.differences) == {"dense", "random", "shuffled", "narrow"} | known
         differences = [line.runs[s].quality - by_name[dense].runs[s].quality for s in suite.seeds]
-        assert line.apart["dense"] == interval(differences)
-        assert by_name[f"{variant}: narrow"].apart == {}
+        assert line.differences["dense"] == interval(differences)
+        assert by_name[f"{variant}: narrow"].differences == {}
         for seed, one in line.runs.items():
             other = by_name[dense].runs[seed]
-            assert line.needed["bytes"] is None or reach(one.carried, other.quality)
-    assert by_name["random 50 %"].apart["random"].mean == 0
+            assert line.needed["bytes"] is None or cost_to_reach(one.by_bytes, other.quality)
+    assert by_name["random 50 %"].differences["random"].mean == 0
     assert by_name["random 50 %"].better == frozenset()  # of two seeds
     assert "level with random" in by_name["random 50 %"].verdict  # it is the same run
     assert any(line.front for line in made)
@@ -304,21 +317,21 @@ def test_a_second_fedavg_has_a_line_of_its_own_and_changes_no_figure_of_another(
     slow = {"method": "random", "schedule.sparsity": 0.5, "training.lr": 1e-6}
     more = tiny(variants={"slow": slow, **suite.variants}, controls=["dense", "random"])
     shutil.copytree(whole, tmp_path / "more")  # what is equal has been run
-    cells_ = compare.play(more, tmp_path / "more", jobs=2)
-    by_name = {line.name: line for line in standings.lines(more, cells_, tmp_path / "more")}
-    before = {line.name: line for line in standings.lines(suite, found, whole)}
+    cells_ = grid.run_suite(more, tmp_path / "more", jobs=2)
+    by_name = {line.name: line for line in comparison_lines(more, cells_, tmp_path / "more")}
+    before = {line.name: line for line in comparison_lines(suite, found, whole)}
     assert {"FedAvg", "FedAvg, server momentum", "FedAvg, lr 1e-06", "slow"} < set(by_name)
     assert next(iter(by_name)) == "FedAvg"
-    changes = {"front": True, "better": frozenset(), "level": frozenset(), "apart": {}}
+    changes = {"front": True, "better": frozenset(), "level": frozenset(), "differences": {}}
     for name in ("FedAvg", "FedAvg, server momentum", *suite.variants):
         one, other = by_name[name], before[name]
         assert replace(one, **changes) == replace(other, **changes), name
-        assert all(one.apart[control] == other.apart[control] for control in one.apart)
+        assert all(one.differences[control] == other.differences[control] for control in one.differences)
     slow_dense = by_name["FedAvg, lr 1e-06"]
-    assert by_name["slow"].apart["dense"].mean == pytest.approx(
+    assert by_name["slow"].differences["dense"].mean == pytest.approx(
         by_name["slow"].of("quality").mean - slow_dense.of("quality").mean
     )
-    assert abs(by_name["slow"].apart["dense"].mean) < 0.1  # neither of them learns
+    assert abs(by_name["slow"].differences["dense"].mean) < 0.1  # neither of them learns
     trained = {c.control: c.study.training.lr for c in cells_ if c.variant == "slow"}
     assert trained == {"": 1e-6, "dense": 1e-6, "random": 1e-6}  # who learns weights is compared under one training
     assert {c.study.training.lr for c in cells_ if c.variant in suite.variants} == {0.1}
@@ -343,7 +356,7 @@ def test_what_learns_scores_is_trained_as_it_recommends_and_its_controls_are_not
 def test_controls_of_what_learns_scores_train_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(methods.find("fedpm"), "recommended", {"optimiser": "adam", "lr": 0.3})
     suite = tiny(seeds=[0], variants={"FedPM": {"method": "fedpm"}}, controls=["dense", "random", "shuffled", "ramped"])
-    trained = {c.control: c.study.training for c in compare.play(suite, tmp_path / "out", jobs=1)}
+    trained = {c.control: c.study.training for c in grid.run_suite(suite, tmp_path / "out", jobs=1)}
     assert (trained[""].optimiser, trained[""].lr) == ("adam", 0.3)
     assert set(trained) == {"", "dense", "random", "shuffled"}
     assert {(t.optimiser, t.lr) for name, t in trained.items() if name} == {("sgd", 0.1)}
@@ -353,7 +366,7 @@ def test_scores_without_an_optimiser_of_their_own_are_one_line(monkeypatch, tmp_
     monkeypatch.setattr(methods.find("fedpm"), "recommended", {})
     suite = tiny(variants={"FedPM": {"method": "fedpm", "training.epochs": 2}})
     with pytest.raises(ConfigError, match="variant 'FedPM': fedpm is a method without recommended settings") as caught:
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
     assert cells(tiny(variants={"FedPM": {"method": "fedpm", "training.lr": 0.1}}))
@@ -368,10 +381,10 @@ def test_a_ramped_control_is_as_sparse_as_its_variant_in_every_round(tmp_path):
                   "at once": {"method": "oneshot", "schedule.sparsity": 0.8, "schedule.at": 0},
                   "AutoFLIP": {"method": "autoflip", "criterion.explore.epochs": 1}},
     )  # fmt: skip
-    found = compare.play(suite, tmp_path / "out", jobs=2)
+    found = grid.run_suite(suite, tmp_path / "out", jobs=2)
     ramps = {}
     for cell in found:
-        text = (compare.folder_of(tmp_path / "out", cell.study) / ROUNDS).read_text()
+        text = (grid.folder_of(tmp_path / "out", cell.study) / ROUNDS).read_text()
         ramps[cell.variant, cell.control] = [round(json.loads(r)["sparsity"], 3) for r in text.splitlines()]
     assert {variant for variant, control in ramps if control == "ramped"} == {
         "FedSparsify 80 %", "Local 80 %", "one-shot 80 %",
@@ -394,9 +407,9 @@ def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
         common={**tiny().common, "data.test_fraction": 0.5},
     )  # fmt: skip
     out = tmp_path / "out"
-    found = compare.play(suite, out, jobs=2)
-    made = standings.lines(suite, found, out)
-    server, own = standings.parts(made).items()
+    found = grid.run_suite(suite, out, jobs=2)
+    made = comparison_lines(suite, found, out)
+    server, own = tables.by_place(made).items()
     assert (server[0], own[0]) == ("iid", "iid, clients' own rows")
     assert [line.name for line in server[1] if not line.control] == ["FedSparsify 50 %"]
     assert [line.name for line in own[1]] == [
@@ -406,31 +419,31 @@ def test_personal_models_stand_in_a_table_of_their_own(tmp_path):
     by_name = {line.name: line for line in own[1]}
     for variant in ("DisPFL 50 %", "Sub-FedAvg 50 %"):
         line, drawn_ = by_name[variant], by_name[f"{variant}: random"]
-        assert set(line.apart) == {"dense", "random"}
+        assert set(line.differences) == {"dense", "random"}
         for name, other in (("dense", by_name["FedAvg"]), ("random", drawn_)):
             differences = [line.runs[s].local - other.runs[s].local for s in suite.seeds]
-            assert line.apart[name] == interval(differences)
+            assert line.differences[name] == interval(differences)
         assert line.of("local_sparsity").mean > 0.4
         assert drawn_.of("sparsity").mean == pytest.approx(line.of("local_sparsity").mean, abs=2e-3)
         assert (line.equal, line.needed, line.to_target) == ({}, {}, {})
-    rows = standings.table(own[1])
+    rows = tables.table(own[1])
     assert "accuracy on own rows %" in rows[0]
     assert "accuracy %" not in rows[0]
-    assert "own test rows" in standings.note(own[1])
-    assert standings.brief(made, "iid", rows="own")[1]["method"].endswith("DisPFL 50 %")
+    assert "own test rows" in tables.note(own[1])
+    assert tables.brief(made, "iid", rows="own")[1]["method"].endswith("DisPFL 50 %")
     alone = tiny(variants={"FedSparsify 50 %": suite.variants["FedSparsify 50 %"]}, common=suite.common)
     kept = [cell for cell in found if cell.variant in alone.variants]
-    assert standings.lines(alone, kept, out) == server[1]  # nothing of it is a personal model's
-    standings.write(suite, found, made, out)
+    assert comparison_lines(alone, kept, out) == server[1]  # nothing of it is a personal model's
+    tables.write(suite, found, made, out)
     assert "**iid, clients' own rows**" in (out / "table.md").read_text()
-    fits, _ = standings.within(made, 1e12)
+    fits, _ = tables.within(made, 1e12)
     assert len({(line.partition, line.name) for line in fits}) == len(fits)
 
 
 def test_personal_models_without_own_rows_are_one_line(tmp_path):
     suite = tiny(variants={"DisPFL": {"method": "dispfl"}}, common={**tiny().common, "data.test_fraction": 0})
     with pytest.raises(ConfigError, match=r"variant 'DisPFL': dispfl .*data.test_fraction = 0 leaves none"):
-        compare.play(suite, tmp_path / "out")
+        grid.run_suite(suite, tmp_path / "out")
 
 
 # ---- verdicts
@@ -439,9 +452,9 @@ def test_personal_models_without_own_rows_are_one_line(tmp_path):
 def ended(quality, bytes_=1000, *, before=0.5, metric="accuracy", local=0.0, seconds=10.0):
     """Return an outcome with two evaluations: ``before`` at half of what it cost, ``quality`` at the end."""
     curve = ((bytes_ / 2, before), (float(bytes_), quality))
-    worked = ((seconds / 2, before), (seconds, quality))
+    by_seconds = ((seconds / 2, before), (seconds, quality))
     return Outcome(metric, quality, local or quality, quality, 0.5, bytes_, seconds, 10, 10, 10,
-                   ((1.0, before), (2.0, quality)), curve, worked)  # fmt: skip
+                   ((1.0, before), (2.0, quality)), curve, by_seconds)  # fmt: skip
 
 
 def group(variant, qualities, control="", **more):
@@ -452,11 +465,11 @@ def group(variant, qualities, control="", **more):
 def test_a_target_is_judged_on_validation_rows():
     """By test rows .9 is reached at the end; by validation rows at half of the cost, or never."""
     tested = ended(0.95)
-    early = replace(tested, validated=((1.0, 0.92), (2.0, 0.93)), validation=0.93)
-    never = replace(tested, validated=((1.0, 0.5), (2.0, 0.6)), validation=0.6)
+    early = replace(tested, validation_by_round=((1.0, 0.92), (2.0, 0.93)), validation=0.93)
+    never = replace(tested, validation_by_round=((1.0, 0.5), (2.0, 0.6)), validation=0.6)
     found = {}
     for name, one in (("by test", tested), ("early", early), ("never", never)):
-        (line,) = compared_lines("iid", [Group(name, "", {0: one, 1: one})], target=0.9)
+        (line,) = compare_groups("iid", [Group(name, "", {0: one, 1: one})], target=0.9)
         found[name] = line.to_target["bytes"]
     assert (found["by test"].mean, found["early"].mean, found["never"]) == (1000, 500, None)
 
@@ -470,11 +483,11 @@ def test_verdicts_are_corrected_for_how_many_are_asked():
     few = [group("A", [0.83, 0.84, 0.85]), group("A", [0.8, 0.8, 0.8], "random")]
     others = [each for n in range(4)
               for each in (group(f"B{n}", [0.73, 0.74, 0.75]), group(f"B{n}", [0.7, 0.7, 0.7], "random"))]  # fmt: skip
-    line = compared_lines("iid", [dense, *few])[1]
-    assert exceeds(line.apart["random"]) == pytest.approx((1 - math.sqrt(48) / math.sqrt(50)) / 2)
+    line = compare_groups("iid", [dense, *few])[1]
+    assert p_greater(line.differences["random"]) == pytest.approx((1 - math.sqrt(48) / math.sqrt(50)) / 2)
     assert (line.better, line.verdict) == ({"random"}, "")
-    crowded = compared_lines("iid", [dense, *few, *others])[1]
-    assert crowded.apart == line.apart
+    crowded = compare_groups("iid", [dense, *few, *others])[1]
+    assert crowded.differences == line.differences
     assert (crowded.better, crowded.verdict) == (set(), "not shown to be better than random")
 
 
@@ -492,7 +505,7 @@ def test_verdicts_are_corrected_for_how_many_are_asked():
 )
 def test_level_is_only_what_lies_within_a_margin(qualities, margin, told):
     groups = [group("FedAvg", [0.8] * 3, "dense"), group("A", qualities), group("A", [0.8] * 3, "random")]
-    line = compared_lines("iid", groups, margin=margin)[1]
+    line = compare_groups("iid", groups, margin=margin)[1]
     assert line.verdict == told
 
 
@@ -501,18 +514,18 @@ def test_the_margin_of_an_error_is_a_share_of_the_others():
 
     def line(usual):
         groups = [group("FedAvg", [usual] * 3, "dense", metric="mae"), group("A", [10.3, 10.4, 10.5], metric="mae")]
-        return compared_lines("iid", groups)[1]
+        return compare_groups("iid", groups)[1]
 
-    assert line(10.0).apart["dense"].mean == pytest.approx(-0.4)
+    assert line(10.0).differences["dense"].mean == pytest.approx(-0.4)
     assert line(10.0).level == set()
     assert line(10.4).level == {"dense"}  # 0.52 either way: t = 5.2 sqrt 3
 
 
 def test_one_seed_gives_no_verdict():
     groups = [group("FedAvg", [0.8], "dense"), group("A", [0.9]), group("A", [0.1], "random")]
-    made = compared_lines("iid", groups)
+    made = compare_groups("iid", groups)
     assert (made[1].better, made[1].level, made[1].verdict) == (set(), set(), "")
-    assert "One seed: no verdict." in standings.note(made)
+    assert "One seed: no verdict." in tables.note(made)
     with pytest.raises(ConfigError, match=r"margin = 0.02 asks for a verdict, which one seed cannot give"):
         cells(tiny(seeds=[0], margin=0.02))
 
@@ -526,7 +539,7 @@ def test_cost_is_told_pair_by_pair():
     dense = group("FedAvg", [0.8, 0.8], "dense")
     costly = group("B", [0.9, 0.9], bytes_=3000)
     like = group("C", [0.85, 0.83], seconds=5.0)
-    made = {line.name: line for line in compared_lines("iid", [dense, costly, like])}
+    made = {line.name: line for line in compare_groups("iid", [dense, costly, like])}
     assert made["C"].equal["bytes"].mean == pytest.approx(0.04)
     assert made["C"].equal["seconds"].mean == pytest.approx(0.34)  # FedAvg had .5 after 5 of its 10 seconds
     assert made["C"].needed["bytes"].mean == 1000
@@ -535,41 +548,41 @@ def test_cost_is_told_pair_by_pair():
     assert made["B"].to_target["bytes"].mean == 3000  # 95 % of .8
     assert (made["FedAvg"].equal, made["FedAvg"].to_target["bytes"].mean) == ({}, 1000)
     cheap = group("A", [0.7, 0.7], bytes_=4, before=0.1)
-    with_ = {line.name: line for line in compared_lines("iid", [dense, cheap, costly, like])}
+    with_ = {line.name: line for line in compare_groups("iid", [dense, cheap, costly, like])}
     assert with_["A"].equal["bytes"] is None
     assert with_["A"].needed["bytes"] is None
     for name, line in made.items():
         assert (with_[name].equal, with_[name].needed, with_[name].to_target) == (
             line.equal, line.needed, line.to_target,
         )  # fmt: skip
-    row = standings.table(list(with_.values()))[1]
+    row = tables.table(list(with_.values()))[1]
     assert (row["to dense at equal bytes"], row["bytes to dense"]) == ("no score by then", "not reached")
 
 
 def test_outcomes_are_read_from_the_records(compared):
     _, found, out, _ = compared
-    folder = compare.folder_of(out, found[0].study)
+    folder = grid.folder_of(out, found[0].study)
     one = outcomes.outcome(folder)
     rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert one.bytes == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
-    assert one.rounds == [(r["round"], r["accuracy"]) for r in rows]
+    assert one.by_round == [(r["round"], r["accuracy"]) for r in rows]
     weights, mask, _ = checkpoint.shipped(folder)
     assert one.size == len(codec.encode(Message(weights, mask)))
     kept = sum(int(m.sum()) for m in mask.values()) + sum(t.numel() for n, t in weights.items() if n not in mask)
     assert 0 < one.size < 4 * kept + sum(m.numel() for m in mask.values())  # float32 of what is kept, and the mask
     carried = list(itertools.accumulate(r["bytes_down"] + r["bytes_up"] for r in rows))
-    assert one.carried == [(c, r["accuracy"]) for c, r in zip(carried, rows, strict=True)]
+    assert one.by_bytes == [(c, r["accuracy"]) for c, r in zip(carried, rows, strict=True)]
     assert one.quality == json.loads((folder / SUMMARY).read_text())["final"]["accuracy"]
 
 
 def test_tables_are_written_and_say_the_same(compared):
     suite, found, out, _ = compared
-    made = standings.lines(suite, found, out)
-    standings.write(suite, found, made, out)
-    facts = json.loads((out / standings.RESULT).read_text())
+    made = comparison_lines(suite, found, out)
+    tables.write(suite, found, made, out)
+    facts = json.loads((out / RESULT).read_text())
     assert [line["name"] for line in facts["lines"]] == [line.name for line in made]
-    assert standings.saved(out) == (suite, found)
-    rows = standings.table(made)
+    assert read_comparison(out) == (suite, found)
+    rows = tables.table(made)
     text = (out / "table.md").read_text()
     assert text.startswith("**iid**, 2 seeds\n\n* on the front")
     assert "95 % interval (Student's t) over 2 seeds" in text
@@ -583,12 +596,12 @@ def test_tables_are_written_and_say_the_same(compared):
 
 
 def test_spreads_are_written_where_there_are_some():
-    assert standing.spread(Interval(0.5, 0.012, 3), standing.percent) == "50.0 ± 1.2"
-    assert standing.spread(Interval(0.5, math.inf, 1), standing.percent) == "50.0"
-    assert standing.spread(None, standing.percent) == "not reached"
+    assert formatting.spread(Interval(0.5, 0.012, 3), formatting.percent) == "50.0 ± 1.2"
+    assert formatting.spread(Interval(0.5, math.inf, 1), formatting.percent) == "50.0"
+    assert formatting.spread(None, formatting.percent) == "not reached"
     row = {"method": "a_b & c", "x %": "1 ± 2"}
-    assert standing.latex([row]).splitlines()[2:5] == [r"method & x \% \\", r"\midrule", r"a\_b \& c & 1 $\pm$ 2 \\"]
-    assert standing.markdown([row]).splitlines()[-1] == "| a_b & c | 1 ± 2 |"
+    assert formatting.latex([row]).splitlines()[2:5] == [r"method & x \% \\", r"\midrule", r"a\_b \& c & 1 $\pm$ 2 \\"]
+    assert formatting.markdown([row]).splitlines()[-1] == "| a_b & c | 1 ± 2 |"
 
 
 def alive(group):
@@ -623,24 +636,24 @@ def test_a_comparison_killed_at_any_moment_goes_on_and_ends_the_same(compared, t
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in finished.items())
-    folders = {compare.folder_of(out, cell.study) for cell in found}
+    folders = {grid.folder_of(out, cell.study) for cell in found}
     assert {p.parent for p in out.glob("runs/*/summary.json")} == folders
 
     def told(place):
-        lines = standings.lines(suite, found, place)
+        lines = comparison_lines(suite, found, place)
         return [(line.name, [(s, one.quality, one.bytes, one.sparsity, one.macs) for s, one in line.runs.items()])
                 for line in lines]  # fmt: skip
 
     assert told(out) == told(whole)
     for cell in found:
-        one, other = (compare.folder_of(place, cell.study) for place in (out, whole))
+        one, other = (grid.folder_of(place, cell.study) for place in (out, whole))
         assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
 
 
 def test_a_failing_run_is_named(tmp_path):
     suite = tiny(variants={"two": {"method": "fedconv"}}, controls=[])
     with pytest.raises(ConfigError, match=r"two, iid, seed 0 \(.*fedconv trains at the server"):
-        compare.play(suite, tmp_path / "out", jobs=1)
+        grid.run_suite(suite, tmp_path / "out", jobs=1)
 
 
 # ---- links
@@ -651,56 +664,56 @@ def row(each, seconds):
 
 
 def test_a_round_takes_as_long_as_its_slowest_client():
-    links = Links.parse("8Mbit/s,100ms")
+    bandwidth = Bandwidth.parse("8Mbit/s,100ms")
     rows = [row([[0, 1_000_000, 500_000], [3, 2_000_000, 0]], [[0, 1.0]]), row([], [])]
     # client 0: 0.2 + 1 + 1 + 0.5; client 3 sent nothing back: 0.2 + 2
-    assert predicted(rows, links, 10) == pytest.approx([2.7, 0.0])
-    assert per_client([*rows, rows[0]]) == {0: 3_000_000, 3: 4_000_000}
+    assert predict_seconds(rows, bandwidth, 10) == pytest.approx([2.7, 0.0])
+    assert bytes_per_client([*rows, rows[0]]) == {0: 3_000_000, 3: 4_000_000}
 
 
 def test_links_by_kind():
-    kinds = Links.parse("0.75:20/5Mbit/s,10ms; 0.25:1MB/s").kinds
+    kinds = Bandwidth.parse("0.75:20/5Mbit/s,10ms; 0.25:1MB/s").kinds
     assert kinds == (Link(20e6, 5e6, 0.01, 0.75), Link(8e6, 8e6, 0.0, 0.25))
-    links = Links(kinds)
-    assert [links.of(k, 4) is kinds[0] for k in range(4)] == [True, True, True, False]
+    bandwidth = Bandwidth(kinds)
+    assert [bandwidth.of(k, 4) is kinds[0] for k in range(4)] == [True, True, True, False]
     for wrong in ("fast", "10Mbit", "0.5:1Mbit/s", "0Mbit/s", "0.5:1Mbit/s;0.6:1Mbit/s", "10Mbit/s,5s"):
         with pytest.raises(ConfigError, match="link"):
-            Links.parse(wrong)
+            Bandwidth.parse(wrong)
 
 
 def test_predictions_stand_beside_what_was_measured(compared):
     suite, found, out, _ = compared
-    fast, slow = (standings.lines(suite, found, out, Links.parse(text)) for text in ("1Gbit/s", "100kbit/s,50ms"))
+    fast, slow = (comparison_lines(suite, found, out, Bandwidth.parse(text)) for text in ("1Gbit/s", "100kbit/s,50ms"))
     for one, other in zip(fast, slow, strict=True):
         for seed in one.runs:
-            assert other.runs[seed].linked[-1][0] > one.runs[seed].linked[-1][0]
-            assert [q for _, q in one.runs[seed].linked] == [q for _, q in one.runs[seed].carried]
-    rows = standings.table(slow)
+            assert other.runs[seed].by_link[-1][0] > one.runs[seed].by_link[-1][0]
+            assert [q for _, q in one.runs[seed].by_link] == [q for _, q in one.runs[seed].by_bytes]
+    rows = tables.table(slow)
     assert all(" s" in row_["seconds on the link (a model)"] and " s" in row_["wall seconds"] for row_ in rows)
-    assert "seconds on the link (a model)" not in standings.table(standings.lines(suite, found, out))[0]
+    assert "seconds on the link (a model)" not in tables.table(comparison_lines(suite, found, out))[0]
 
 
 def test_a_suite_may_name_its_links(compared, tmp_path):
     suite, found, out, _ = compared
     named = suite.model_copy(update={"link": "0.5:1Mbit/s,50ms; 0.5:8Mbit/s"})
-    standings.write(named, found, standings.lines(named, found, out, named.links), out)
-    for asked in (None, Links.parse("1kbit/s")):
-        _, lines, _, _ = page.gathered([out], asked)
-        expected = standings.lines(suite, found, out, asked or Links.parse("0.5:1Mbit/s,50ms;0.5:8Mbit/s"))
+    tables.write(named, found, comparison_lines(named, found, out, named.bandwidth), out)
+    for asked in (None, Bandwidth.parse("1kbit/s")):
+        _, lines, _, _ = gather([out], asked)
+        expected = comparison_lines(suite, found, out, asked or Bandwidth.parse("0.5:1Mbit/s,50ms;0.5:8Mbit/s"))
         assert [line.runs for line in lines] == [line.runs for line in expected]
-        assert all("seconds on the link (a model)" in row for row in standings.table(lines))
+        assert all("seconds on the link (a model)" in row for row in tables.table(lines))
 
 
 def test_a_budget_is_kept_by_every_client_of_every_seed(compared):
     suite, found, out, _ = compared
-    made = standings.lines(suite, found, out)
+    made = comparison_lines(suite, found, out)
     carried = sorted({max(one.client_bytes for one in line.runs.values()) for line in made})
-    fits, over = standings.within(made, carried[1])
+    fits, over = tables.within(made, carried[1])
     assert {line.name for line in fits} | {line.name for line in over} == {line.name for line in made}
     assert all(max(one.client_bytes for one in line.runs.values()) <= carried[1] for line in fits)
     qualities = [line.of("quality").mean for line in fits]
     assert qualities == sorted(qualities, reverse=True)
-    assert len(standings.budgeted(fits)) == len(fits)
-    folder = compare.folder_of(out, found[0].study)
+    assert len(tables.budget_table(fits)) == len(fits)
+    folder = grid.folder_of(out, found[0].study)
     rows = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
-    assert sum(per_client(rows).values()) == sum(r["bytes_down"] + r["bytes_up"] for r in rows)
+    assert sum(bytes_per_client(rows).values()) == sum(r["bytes_down"] + r["bytes_up"] for r in rows)

@@ -9,6 +9,7 @@ import pytest
 from secateur import methods
 from secateur.aggregation.steps import ServerMomentum
 from secateur.errors import ConfigError
+from secateur.guards.bounds import Bounds
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
 from secateur.methods.kit.criteria import Criterion
@@ -17,11 +18,11 @@ from secateur.methods.kit.schedule import Cubic
 from secateur.pruning.criteria import Exploration
 from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
-from secateur.study.study import Study, assign, read, study
+from secateur.study.study import Study, assign, parse_study, read_toml
 
 
 def test_defaults_are_the_main_job():
-    made = study({})
+    made = parse_study({})
     assert (made.method, made.data.source, made.data.clients, made.data.partition) == (
         "autoflip",
         "digits",
@@ -43,7 +44,7 @@ def test_assign_sorts_paths_into_study_model_and_method():
         "model": {"name": "mlp", "options": {"hidden": (8, 4), "extra": "x"}},
         "options": {"criterion.explore.epochs": "9", "aggregator": "mean", "granularity.rho": "0.25"},
     }  # fmt: skip
-    made = study(values)
+    made = parse_study(values)
     assert made.training.lr == 0.5
     method = made.build_method()
     assert (method.criterion.explore.epochs, method.granularity.rho) == (9, 0.25)
@@ -97,49 +98,69 @@ def test_slot_choices_leave_out_helpers():
 
 
 def test_hash_names_the_result_and_written_defaults_do_not_change_it():
-    made = study({"method": "fedsparsify"})
+    made = parse_study({"method": "fedsparsify"})
     assert len(made.hash()) == 8
-    assert made.hash() == made.complete().hash() == study(tomllib.loads(made.to_toml())).hash()
-    assert made.hash() != study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
-    assert made.hash() != study({"method": "fedsparsify", "seed": 1}).hash()
+    assert made.hash() == made.complete().hash() == parse_study(tomllib.loads(made.to_toml())).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "seed": 1}).hash()
     # a section that came later: the name of a run that was made before it, and another one where it says something
     values = made.complete().model_dump(mode="json", exclude={"compute", "guards"})
     assert values["options"].pop("recovery") == "fine_tune"
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
-    assert made.hash() != study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "guards": {"bounds.rows": 10}}).hash()
+
+
+def test_guards_are_options_by_name_and_the_bounds_always_stand():
+    made = parse_study({"method": "fedavg", "guards": {"bounds.largest": 2.5}})
+    assert made.guards == {"bounds": {"largest": 2.5}}
+    assert made.build_guards() == [Bounds(largest=2.5)]
+    values = {"method": "fedavg"}
+    assign(values, "guards.bounds.rows=7")
+    assert parse_study(values).build_guards() == [Bounds(rows=7)]
+    assert parse_study(tomllib.loads(made.to_toml())) == made.complete()
+    with pytest.raises(ConfigError, match="unknown guard 'bound'"):
+        parse_study({"guards": {"bound.rows": 1}})
+    with pytest.raises(ConfigError, match="unknown option of Bounds 'row'"):
+        parse_study({"guards": {"bounds.row": 1}})
+    with pytest.raises(ConfigError, match="bounds.rows = 0 must be at least 1"):
+        parse_study({"guards": {"bounds.rows": 0}})
 
 
 def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
-    without = study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
-    assert study({"method": "fedsparsify"}).hash() != without.hash()
+    without = parse_study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
+    assert parse_study({"method": "fedsparsify"}).hash() != without.hash()
     # a run from before there was such a split has the name that it had
     values = without.complete().model_dump(mode="json", exclude={"compute", "guards"})
     del values["options"]["recovery"]
     del values["data"]["validation_fraction"]
     assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     with pytest.raises(ConfigError, match=r"data.test_fraction \+ data.validation_fraction = 1.1 must be below 1"):
-        study({"data": {"test_fraction": 0.8, "validation_fraction": 0.3}})
+        parse_study({"data": {"test_fraction": 0.8, "validation_fraction": 0.3}})
 
 
 def test_rewinding_under_its_earlier_name_is_the_slot_of_today():
     """Study files, and run folders, which write out every option, have ``schedule.rewind``; -1 was the default."""
     options = {"schedule": "geometric", "schedule.share": 0.5}
-    late = study({"method": "fedsparsify", "options": {**options, "schedule": "geometric", "schedule.rewind": 2}})
+    late = parse_study({"method": "fedsparsify", "options": {**options, "schedule": "geometric", "schedule.rewind": 2}})
     assert late.build_method().recovery == Rewind(round=2)
-    stayed = study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -1}})
-    assert stayed == study({"method": "fedsparsify", "options": options})
+    stayed = parse_study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -1}})
+    assert stayed == parse_study({"method": "fedsparsify", "options": options})
     assert stayed.build_method().recovery == FineTune()
+    # runs of before keep their names, here of complete studies as version 3aae6c6 hashed them
+    assert stayed.hash() == "298fe3b5"
+    assert late.hash() == "12ba0f06"
     with pytest.raises(ConfigError, match=r"recovery.round = -2 must be 0 or more"):
-        study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -2}})
+        parse_study({"method": "fedsparsify", "options": {**options, "schedule.rewind": -2}})
 
 
 def test_toml_round_trip_with_model_options():
-    made = study({"model": {"name": "mlp", "options": {"hidden": (8, 4)}}}).complete()
-    assert study(tomllib.loads(made.to_toml())) == made
+    made = parse_study({"model": {"name": "mlp", "options": {"hidden": (8, 4)}}}).complete()
+    assert parse_study(tomllib.loads(made.to_toml())) == made
 
 
 def test_dense_twin_shares_all_but_the_method():
-    made = study({"method": "autoflip", "options": {"aggregator.beta": 0.5}})
+    made = parse_study({"method": "autoflip", "options": {"aggregator.beta": 0.5}})
     twin = made.dense()
     assert twin.method == "fedavg"
     assert twin.build_method().aggregator == made.build_method().aggregator
@@ -174,24 +195,24 @@ def test_dense_twin_shares_all_but_the_method():
 )
 def test_mistakes(values, says):
     with pytest.raises(ConfigError, match=says) as caught:
-        study(values)
+        parse_study(values)
     assert "\n" not in str(caught.value)
 
 
 def test_options_as_nested_tables_of_a_file(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text('method = "fedsparsify"\n[options]\n"schedule.sparsity" = 0.8\n')
-    assert study(read(path)).build_method().schedule.sparsity == 0.8
+    assert parse_study(read_toml(path)).build_method().schedule.sparsity == 0.8
     path.write_text('method = "fedsparsify"\n[options.schedule]\nsparsity = 0.8\n')
-    assert study(read(path)).build_method().schedule.sparsity == 0.8
+    assert parse_study(read_toml(path)).build_method().schedule.sparsity == 0.8
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match="No such file.*path of a TOML file"):
-        read(tmp_path / "none.toml")
+        read_toml(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("rounds = = 3")
     with pytest.raises(ConfigError, match="not valid TOML"):
-        read(tmp_path / "bad.toml")
+        read_toml(tmp_path / "bad.toml")
 
 
 @pytest.mark.parametrize("setting", ["rounds", "=3", ""])

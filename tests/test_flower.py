@@ -48,7 +48,7 @@ from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
 from secateur.study.options import flatten
-from secateur.study.study import study
+from secateur.study.study import parse_study
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
@@ -121,7 +121,7 @@ def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkey
             if len(rounds) == 2:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(apps, "_told", stop)
+    monkeypatch.setattr(apps, "_log", stop)
     with pytest.raises(KeyboardInterrupt):
         apps.serve(grid, settings)
     # a third exchange that the server forgets: the nodes are one state ahead of its checkpoint
@@ -593,10 +593,10 @@ from pathlib import Path
 import secateur.flower
 from secateur.federation import client
 from secateur.federation import prepare
-from secateur.study.study import study
+from secateur.study.study import parse_study
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client
-made = study({"data": {"clients": 4}})
+made = parse_study({"data": {"clients": 4}})
 serve = client.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1]))))
 view = Client(0, serve.setting, serve.model, serve.data(0), made.training)
 view.train({n: t.clone() for n, t in serve.model.state_dict().items()}, None, round_=1)
@@ -609,7 +609,8 @@ print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor",
 def test_the_study_of_a_run_config_is_that_of_the_command_line():
     by_flower, _ = apps.study_of({"method": "fedsparsify", "data.clients": 4, "wire.feedback": False})
     assert (
-        by_flower.hash() == study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
+        by_flower.hash()
+        == parse_study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
     )
 
 

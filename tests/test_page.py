@@ -6,13 +6,12 @@ import shutil
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.compare import grid as compare
+from secateur.compare import grid
 from secateur.compare.suite import Suite
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
-from secateur.report import comparison_figures as beside
-from secateur.report import page
-from secateur.report import tables as standings
+from secateur.report import comparison_figures, page, tables
+from secateur.report.gather import comparison_lines, gather
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -30,9 +29,9 @@ SUITE = Suite.model_validate({
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     out = tmp_path_factory.mktemp("compared")
-    cells = compare.play(SUITE, out, jobs=2)
-    standings.write(SUITE, cells, standings.lines(SUITE, cells, out), out)
-    title, lines, subjects, ended = page.gathered([out])
+    cells = grid.run_suite(SUITE, out, jobs=2)
+    tables.write(SUITE, cells, comparison_lines(SUITE, cells, out), out)
+    title, lines, subjects, ended = gather([out])
     assert ended
     page.write(title, lines, subjects, out / "page")
     return out / "page"
@@ -74,7 +73,7 @@ def test_every_figure_draws_with_words_for_those_who_do_not_see_it(shown, compar
     wanted = [f"compared-{f['id']}" for f in page.read(compared / "data.js")["parts"][0]["figures"]]
     wanted += [f"looked-{f['id']}" for f in page.read(compared / "runs" / "0.js")["figures"]]
     assert wanted == [
-        "compared-quality", "compared-pareto", "compared-fairness", "compared-apart",
+        "compared-quality", "compared-pareto", "compared-fairness", "compared-differences",
         "looked-layers", "looked-traffic", "looked-guidance", "looked-clients", "looked-mask",
     ]  # fmt: skip
     for name in wanted:
@@ -168,7 +167,7 @@ def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards)
         study = small("fedsparsify", rounds=3, seed=seed)
         play(study, tmp_path / f"run{seed}", shards)
         play(study.dense(), tmp_path / f"run{seed}" / "dense", shards)
-    title, lines, subjects, ended = page.gathered([tmp_path / "run0", tmp_path / "run1"])
+    title, lines, subjects, ended = gather([tmp_path / "run0", tmp_path / "run1"])
     assert (title, ended) == ("2 runs", True)
     assert [(line.name.split()[0], sorted(line.runs)) for line in lines] == [
         ("FedAvg", [0, 1]),
@@ -188,17 +187,17 @@ def test_dense_twins_that_were_trained_otherwise_have_lines_of_their_own(tmp_pat
         study = small("fedsparsify", f"training.lr={rate}", rounds=2)
         play(study, tmp_path / name, shards)
         play(study.dense(), tmp_path / name / "dense", shards)
-    _, lines, _, _ = page.gathered([tmp_path / "fast", tmp_path / "slow"])
+    _, lines, _, _ = gather([tmp_path / "fast", tmp_path / "slow"])
     by_name = {line.name: line for line in lines if line.control == "dense"}
     assert set(by_name) == {"FedAvg, lr 0.1", "FedAvg, lr 1e-06"}
     for name, told in (("fast", "FedAvg, lr 0.1"), ("slow", "FedAvg, lr 1e-06")):
         summary = json.loads((tmp_path / name / "dense" / SUMMARY).read_text())
         assert by_name[told].runs[0].quality == summary["final"]["accuracy"]
         own = next(line for line in lines if line.name.endswith(read_study(tmp_path / name).hash()))
-        assert own.apart["dense"].mean == own.runs[0].quality - by_name[told].runs[0].quality
-    looks = beside.looks([page.drawn(line) for line in lines if line.control == "dense"])
+        assert own.differences["dense"].mean == own.runs[0].quality - by_name[told].runs[0].quality
+    looks = comparison_figures.looks([page.figure_line(line) for line in lines if line.control == "dense"])
     assert len({(look["color"], look["dash"], look["symbol"]) for look in looks}) == 2
-    _, alone, _, _ = page.gathered([tmp_path / "slow"])
+    _, alone, _, _ = gather([tmp_path / "slow"])
     assert [line.name for line in alone if line.control == "dense"] == ["FedAvg"]  # there is no other
 
 
@@ -207,7 +206,7 @@ def test_a_personal_run_is_drawn_on_clients_own_rows(tmp_path, shards):
     play(study, tmp_path / "own", shards)
     play(study.dense(), tmp_path / "own" / "dense", shards)
     play(small("fedsparsify", rounds=3), tmp_path / "shared", shards)
-    title, lines, _, _ = page.gathered([tmp_path / "own", tmp_path / "shared"])
+    title, lines, _, _ = gather([tmp_path / "own", tmp_path / "shared"])
     server, own = page.contents(title, lines, [])["parts"]
     assert (server["name"], own["name"]) == ("iid", "iid, clients' own rows")
     words = {part["name"]: " ".join(row[0] for row in part["tables"][-1]["rows"]).split() for part in (server, own)}
@@ -231,7 +230,7 @@ def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
 
     with pytest.raises(Stop):
         play(small("fedsparsify", rounds=5), tmp_path / "run", shards, watch=stop)
-    title, lines, subjects, ended = page.gathered([tmp_path / "run"])
+    title, lines, subjects, ended = gather([tmp_path / "run"])
     assert not ended
     facts = page.contents(title, lines, [subject.name for subject in subjects], live=True)
     assert facts["live"]
@@ -241,4 +240,4 @@ def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
 
 def test_a_folder_without_a_run_is_one_line(tmp_path):
     with pytest.raises(CheckpointError, match="holds no run"):
-        page.gathered([tmp_path])
+        gather([tmp_path])

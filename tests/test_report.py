@@ -4,7 +4,8 @@ import io
 
 from rich.console import Console
 
-from secateur.report.terminal import Display, amount, comparison, size
+from secateur.report.formatting import amount, size
+from secateur.report.terminal import Display, comparison
 
 
 def event(phase="train", round_=1, **more):

@@ -182,23 +182,23 @@ def test_kill_9_of_server_and_workers_at_random_moments(tmp_path, shards, long_r
     folder, trials, finished = tmp_path / "run0", 0, 0
     reserve(folder, study)
     while trials < 12:
-        server = serve(script, folder, shards)
-        with server:
+        process = serve(script, folder, shards)
+        with process:
             lines = draw.randint(0, 4)
             seen = 0
-            while seen < lines and server.stdout.readline():
+            while seen < lines and process.stdout.readline():
                 seen += 1
             time.sleep(draw.random() * 0.03)
             trials += 1
             if trials % 2:
-                server.kill()
+                process.kill()
             else:
-                for worker in children(server.pid)[-2:]:
+                for worker in children(process.pid)[-2:]:
                     try:
                         os.kill(worker, signal.SIGKILL)
                     except ProcessLookupError:
                         continue
-                server.stdout.read()
+                process.stdout.read()
         if (folder / "summary.json").exists():
             finished += 1
             assert same(model_of(folder), model)
@@ -468,7 +468,7 @@ def test_records_tell_validation_and_test_rows_apart(tmp_path):
     assert rows[-1]["validation"] == final["validation"]
     found = outcome(tmp_path / "run")
     assert found.validation == final["validation"]
-    assert found.validated == [(2.0, rows[1]["validation"]), (4.0, rows[3]["validation"])]
+    assert found.validation_by_round == [(2.0, rows[1]["validation"]), (4.0, rows[3]["validation"])]
     assert f"validation {final['validation']:.4f}" in (tmp_path / "run" / "run.log").read_text()
 
 
@@ -477,7 +477,7 @@ def test_without_validation_rows_nothing_is_said_of_them(tmp_path, shards):
     assert "validation" not in summary["final"]
     assert not any("validation" in row for row in rows_of(tmp_path / "run"))
     assert math.isnan(outcome(tmp_path / "run").validation)
-    assert outcome(tmp_path / "run").validated == []
+    assert outcome(tmp_path / "run").validation_by_round == []
 
 
 def test_personal_models_are_validated_on_their_clients_rows(tmp_path):

@@ -9,16 +9,18 @@ import importlib
 from typing import Any
 
 _HOME = {
-    "Ask": "contract.method",
-    "Client": "contract.method",
+    "Ask": "contract.ask",
+    "Client": "contract.client",
     "Composition": "methods.kit.composition",
+    "Guard": "contract.guard",
     "Message": "wire.message",
     "Method": "contract.method",
-    "Replies": "contract.method",
+    "Reduced": "contract.reducer",
+    "Reduction": "contract.reduction",
     "Runtime": "study.runtime",
     "SecateurError": "errors",
-    "Setting": "contract.method",
-    "State": "contract.method",
+    "Setting": "contract.state",
+    "State": "contract.state",
     "Study": "study.study",
     "load": "export.export",
 }

@@ -1,4 +1,4 @@
-"""A model of real links: how long measured bytes and measured client seconds would take on them."""
+"""A model of a network: the seconds that measured bytes and measured client work would take on it."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Link:
     """One kind of link.
 
     Attributes:
-        down, up: bits a second, as the client sees them.
+        down, up: rates in bits a second, as the client sees them.
         latency: seconds one way.
-        share: of the clients that have it.
+        share: the fraction of clients that have this kind.
     """
 
     down: float
@@ -31,18 +31,18 @@ class Link:
     share: float = 1.0
 
     def seconds(self, down: float, up: float, work: float) -> float:
-        """Return how long a client takes for a request of ``down`` bytes, ``work`` seconds and a reply of ``up``."""
+        """Return the seconds that a request of ``down`` bytes, ``work`` seconds and a reply of ``up`` bytes take."""
         return 2 * self.latency + 8 * down / self.down + work + 8 * up / self.up
 
 
 @dataclass(frozen=True)
-class Links:
-    """The kinds of links of a federation, and who has which: low numbers have the first kind."""
+class Bandwidth:
+    """The network of a federation: its kinds of links, given to clients in the order of their numbers."""
 
     kinds: tuple[Link, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Links:
+    def parse(cls, text: str) -> Bandwidth:
         """Read ``10Mbit/s,50ms``; ``20/5Mbit/s,50ms`` (down and up); ``0.8:100Mbit/s,5ms;0.2:2Mbit/s,80ms`` (shares).
 
         Raises:
@@ -66,7 +66,7 @@ class Links:
         return cls(tuple(kinds))
 
     def of(self, client: int, clients: int) -> Link:
-        """Return the link of a client of ``clients``."""
+        """Return the link of one of ``clients`` clients."""
         place, until = (client + 0.5) / clients, 0.0
         for kind in self.kinds:
             until += kind.share
@@ -75,22 +75,22 @@ class Links:
         return self.kinds[-1]
 
 
-def predicted(rows: Sequence[Mapping[str, Any]], links: Links, clients: int) -> list[float]:
-    """Return the seconds that each exchange of a run would take: the slowest client's, all starting at once.
+def predict_seconds(rows: Sequence[Mapping[str, Any]], bandwidth: Bandwidth, clients: int) -> list[float]:
+    """Return the predicted seconds of each exchange of a run: those of its slowest client.
 
-    The clients' work is what was measured; the server's own time, and what several clients share of its link, are not
-    in the model.
+    All clients start at once and work as long as was measured. The server's own time and the sharing of its link are
+    not in the model.
     """
-    found = []
+    seconds = []
     for row in rows:
         work = {int(who): float(spent) for who, spent in row["each_seconds"]}
-        times = [links.of(k, clients).seconds(down, up, work.get(k, 0.0)) for k, down, up in row["each"]]
-        found.append(max(times, default=0.0))
-    return found
+        times = [bandwidth.of(k, clients).seconds(down, up, work.get(k, 0.0)) for k, down, up in row["each"]]
+        seconds.append(max(times, default=0.0))
+    return seconds
 
 
-def per_client(rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
-    """Return what each client carried in a run, both ways, in bytes."""
+def bytes_per_client(rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
+    """Return the bytes that each client carried in a run, both ways."""
     total: dict[int, int] = {}
     for row in rows:
         for who, down, up in row["each"]:

@@ -1,4 +1,4 @@
-"""The command line: arguments -> Study + Runtime -> run. Heavy imports wait until a command needs them."""
+"""The command line: it makes a Study and a Runtime of arguments. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value: training.lr=0.1")] = None,  # noqa: UP045
     config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
-    dense: Annotated[bool, typer.Option(help="Train dense FedAvg beside it.")] = True,  # noqa: FBT002
+    dense: Annotated[bool, typer.Option(help="Train dense FedAvg too.")] = True,  # noqa: FBT002
     workers: Workers = None,
     deadline: Deadline = None,
 ) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
     _warm(workers)
-    from secateur.study import study as settings_of  # noqa: PLC0415
+    from secateur.study.study import assign, parse_study, read_toml  # noqa: PLC0415
 
-    values = settings_of.read(config) if config is not None else {}
+    values = read_toml(config) if config is not None else {}
     flags = {
         "method": method, "data.source": data, "model.name": model, "data.clients": clients, "rounds": rounds,
         "data.partition": partition, "participation": participation, "seed": seed,
     }  # fmt: skip
     for path, value in flags.items():
         if value is not None:
-            settings_of.assign(values, f"{path}={value}")
+            assign(values, f"{path}={value}")
     for setting in settings or []:
-        settings_of.assign(values, setting)
-    study = settings_of.study(values)
+        assign(values, setting)
+    study = parse_study(values)
     _run(study, _runtime(workers, deadline), _folder(study, out), dense=dense)
 
 
@@ -82,26 +82,27 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
 ) -> None:
-    """Run a grid of methods and seeds with controls beside each, and set them side by side, as a table and a page."""
+    """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     _warm()
     from secateur.compare import grid  # noqa: PLC0415
     from secateur.compare.suite import chosen  # noqa: PLC0415
-    from secateur.report import tables as standings  # noqa: PLC0415
-    from secateur.report.formats import show  # noqa: PLC0415
+    from secateur.report import tables  # noqa: PLC0415
+    from secateur.report.formatting import show  # noqa: PLC0415
+    from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
 
     suite, place = chosen(what, data)
     wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
     with Runs(console) as display:
-        cells = grid.play(wanted, out, data=place, jobs=jobs, told=display.told)
-    found = standings.lines(wanted, cells, out, wanted.links)
-    standings.write(wanted, cells, found, out)
-    for place, here in standings.parts(found).items():
-        few = standings.brief(here, here[0].partition, rows=here[0].rows)
+        cells = grid.run_suite(wanted, out, data=place, jobs=jobs, report=display.report)
+    lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
+    tables.write(wanted, cells, lines, out)
+    for place, here in tables.by_place(lines).items():
+        few = tables.brief(here, here[0].partition, rows=here[0].rows)
         console.print(show(f"{place}, {len(wanted.seeds)} seeds", few))
-        console.print(standings.note(here), highlight=False)
-    told = f"Written: {out / standings.RESULT}, table.md, table.tex (with every control on a line of its own)"
-    console.print(told, highlight=False, soft_wrap=True)
+        console.print(tables.note(here), highlight=False)
+    text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
+    console.print(text, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=browse)
 
 
@@ -119,10 +120,10 @@ def report(
     import time  # noqa: PLC0415
 
     if markdown is not None:
-        from secateur.report import markdown as tables  # noqa: PLC0415
+        from secateur.report import results_page  # noqa: PLC0415
 
         for folder in folders:
-            _console().print(f"Written: {tables.write(folder, markdown)}", highlight=False, soft_wrap=True)
+            _console().print(f"Written: {results_page.write(folder, markdown)}", highlight=False, soft_wrap=True)
         return
     target = out or folders[0] / "page"
     live = _page(folders, target, browse=browse, live=watch > 0, link=link)
@@ -130,29 +131,28 @@ def report(
         time.sleep(watch)
         live = _page(folders, target, browse=False, live=True, link=link)
     if images:
-        from secateur.report.page import images as drawn  # noqa: PLC0415
+        from secateur.report import page  # noqa: PLC0415
 
-        _console().print(
-            f"Written: {len(drawn(target))} files in {target / 'figures'}", highlight=False, soft_wrap=True
-        )
+        count = len(page.images(target))
+        _console().print(f"Written: {count} files in {target / 'figures'}", highlight=False, soft_wrap=True)
 
 
 @app.command()
 def log(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs")],
     to: Annotated[str, typer.Option(help="tensorboard or mlflow")] = "tensorboard",
-    store: Annotated[str, typer.Option(help="MLflow's store; default: mlflow.db beside the run")] = "",
+    store: Annotated[str, typer.Option(help="MLflow's store; default: mlflow.db next to the run")] = "",
     watch: Annotated[float, typer.Option(help="Seconds between looks, until all runs have ended; 0: once.")] = 0.0,
 ) -> None:
     """Write runs' records to TensorBoard or MLflow, under their own names; what is there already is not repeated."""
     import time  # noqa: PLC0415
 
-    from secateur.report.journal import follow  # noqa: PLC0415
+    from secateur.report.trackers import log_records  # noqa: PLC0415
 
     while True:
-        told = [follow(folder, to, store) for folder in folders]
-        _console().print(f"{sum(count for count, _ in told)} new records in {to}", highlight=False)
-        if not watch or all(ended for _, ended in told):
+        logged = [log_records(folder, to, store) for folder in folders]
+        _console().print(f"{sum(count for count, _ in logged)} new records in {to}", highlight=False)
+        if not watch or all(ended for _, ended in logged):
             return
         time.sleep(watch)
 
@@ -164,27 +164,30 @@ def budget(
     link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
 ) -> None:
     """Say which of these runs keep every client within a budget of bytes, the best first."""
-    from secateur.bandwidth import Links  # noqa: PLC0415
-    from secateur.report import page  # noqa: PLC0415
-    from secateur.report import tables as standings  # noqa: PLC0415
-    from secateur.report.formats import show  # noqa: PLC0415
+    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
+    from secateur.report import tables  # noqa: PLC0415
+    from secateur.report.formatting import show  # noqa: PLC0415
+    from secateur.report.gather import (  # noqa: PLC0415
+        gather,
+    )
 
-    _, lines, _, _ = page.gathered(folders, Links.parse(link) if link else None)
-    fits, over = standings.within(lines, megabytes * 1e6)
+    lines = gather(folders, Bandwidth.parse(link) if link else None).lines
+    fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
-        _console().print(show(f"within {megabytes:g} MB a client", standings.budgeted(fits)))
-    told = ", ".join(f"{line.name} ({line.partition})" for line in over)
-    _console().print(f"Over {megabytes:g} MB: {told or 'none'}", highlight=False, soft_wrap=True)
+        _console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
+    names = ", ".join(f"{line.name} ({line.partition})" for line in over)
+    _console().print(f"Over {megabytes:g} MB: {names or 'none'}", highlight=False, soft_wrap=True)
 
 
 def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, link: str | None = None) -> bool:
-    """Write the page of some folders; return whether a run of theirs is still going, where that is asked for."""
+    """Write the page of some folders; return whether to write it again, ``live`` being asked for and a run going on."""
     import webbrowser  # noqa: PLC0415
 
-    from secateur.bandwidth import Links  # noqa: PLC0415
+    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import page  # noqa: PLC0415
+    from secateur.report.gather import gather  # noqa: PLC0415
 
-    title, lines, subjects, ended = page.gathered(folders, Links.parse(link) if link else None)
+    title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
     index = page.write(title, lines, subjects, out, live=live and not ended)
     console = _console()
     if browse and console.is_terminal:
@@ -251,7 +254,7 @@ def _runtime(workers: int | None, deadline: float | None) -> Runtime:
 
 
 def _warm(workers: int | None = None) -> None:
-    """Let workers' imports begin before our own."""
+    """Start the workers' imports, so that they run while this process does its own."""
     if workers != 0:
         from secateur.engines.local import warm  # noqa: PLC0415
 
@@ -265,7 +268,7 @@ def _console() -> Console:
 
 
 def main() -> None:
-    """Run the command line; an error that a user can mend is one line on stderr and exit code 2."""
+    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2."""
     try:
         app()
     except SecateurError as error:

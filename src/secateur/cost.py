@@ -1,4 +1,4 @@
-"""Cost of a model: multiply-accumulate operations, memory, and time, dense, by surviving weights, and really cut."""
+"""The cost of a model: multiply-accumulate operations (MACs), memory and latency."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
-    """Return how often each weight entry is multiplied in one forward pass of one example.
+    """Return the number of times that each entry of a weight is multiplied in one forward pass of one example.
 
     A convolution's weight is used once for each output position, a linear layer's once for each vector it
     maps, a recurrent layer's once for each time step. The MACs of a layer are its weight's entries times its
     uses; biases, normalisation, activations and table look-ups are not counted.
 
     Args:
-        model: the model; run once in evaluation mode on ``example``.
-        example: a model input of batch size 1.
+        model: the model, which is run once in evaluation mode.
+        example: an input of batch size 1.
     """
     counted: dict[str, int] = {}
     handles = []
@@ -66,8 +66,8 @@ def _layer_uses(module: nn.Module, entered: torch.Tensor, output: object) -> dic
 def macs(uses: Mapping[str, int], tensors: Mapping[str, torch.Tensor], mask: Mapping[str, torch.Tensor] | None) -> int:
     """Return MACs of one example on surviving weights: sum over layers of kept entries times uses.
 
-    With mask None these are the dense MACs. Sparse weights inside a layer are skipped only by hardware that
-    can; for what dense hardware saves, count the physically shrunken model.
+    Without a mask these are the dense MACs. Only special hardware skips single weights; what dense hardware saves is
+    counted on the physically smaller model.
     """
     total = 0
     for name, count in uses.items():
@@ -77,18 +77,18 @@ def macs(uses: Mapping[str, int], tensors: Mapping[str, torch.Tensor], mask: Map
 
 
 def physical(uses: Mapping[str, int], sizes: Mapping[str, int]) -> int:
-    """Return MACs of one example on a model cut to these tensor sizes, whatever is zero in them.
+    """Return MACs of one example on a model with these tensor sizes, zeros in them included.
 
-    ``sizes`` has the entries of each weight after the cuts; see ``pruning.structure.sizes``.
+    ``sizes`` is the number of entries of each weight after physical removal; see ``pruning.structure.sizes``.
     """
     return sum(sizes[name] * count for name, count in uses.items())
 
 
 def counted(model: nn.Module, example: torch.Tensor) -> int:
-    """Return MACs of one forward pass as torch's own counter sees them: half of its floating-point operations.
+    """Return MACs of one forward pass by torch's own counter: half of its floating-point operations.
 
-    Layers are run in the form that the counter knows (recurrent layers and attention as matrix products), so that
-    products without weights, as in attention, are in it, which ``macs`` leaves out.
+    Recurrent layers and attention run as matrix products, which the counter knows. Unlike ``macs`` it includes products
+    without weights, as in attention.
     """
     model.eval()
     plain_kernels = torch.backends.mkldnn.flags(enabled=False)
@@ -101,14 +101,14 @@ def counted(model: nn.Module, example: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a model's tensors, and of what one training step holds for its backward pass."""
+    """Bytes of a model's tensors, and of the activations that one training step saves for its backward pass."""
 
     parameters: int
     activations: int
 
 
 def memory(model: nn.Module, batch: torch.Tensor) -> Memory:
-    """Return what a model takes; activations are counted as autograd saves them, parameters and inputs left out."""
+    """Return the memory of a model; its activations are those that autograd saves, without parameters and inputs."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers(), batch)}
     saved: dict[int, int] = {}
 
@@ -127,7 +127,7 @@ def memory(model: nn.Module, batch: torch.Tensor) -> Memory:
 
 
 def latency(call: Callable[[], object], *, repeats: int = 30, warmup: int = 5) -> float:
-    """Return the median seconds of a call, after some that do not count."""
+    """Return the median seconds of ``repeats`` calls, after ``warmup`` calls that are not counted."""
     taken = []
     for n in range(warmup + repeats):
         begun = time.perf_counter()

@@ -14,7 +14,7 @@ from secateur.federation import prepare, server
 from secateur.federation.client import wrap
 from secateur.learning import training
 from secateur.study.options import flatten
-from secateur.study.study import assign, study
+from secateur.study.study import assign, parse_study
 
 CHANCE = 0.1
 CLEARLY = 0.3  # accuracy: three times chance
@@ -53,7 +53,7 @@ def easy(name, sparsity):
     for path, value in NEEDS.get(name, {}).items():
         if path in known or path.startswith("data."):
             assign(values, f"{path}={value}")
-    return study(values)
+    return parse_study(values)
 
 
 @pytest.mark.parametrize(

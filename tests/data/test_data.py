@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from helpers import small
 from secateur import data, models
+from secateur.data.characters import LETTERS
 from secateur.data.graphs import neighbourhood
 from secateur.data.partition import parse, partition
 from secateur.data.shards import make_shards, open_shards
-from secateur.data.sources import LETTERS
 from secateur.errors import ConfigError, DataError
 from secateur.federation import prepare
 from secateur.streams import stream
@@ -728,8 +728,8 @@ def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_fo
     code = """if True:
         import sys
         from secateur.federation import prepare
-        from secateur.study.study import study
-        prepare.simulated(study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
+        from secateur.study.study import parse_study
+        prepare.simulated(parse_study({"method": "fedavg"}), __import__("pathlib").Path(sys.argv[1]))
         assert not {"matplotlib", "seaborn", "sklearn", "scipy"} & set(sys.modules)
         import flwr_datasets
         assert flwr_datasets.FederatedDataset and flwr_datasets.partitioner.IidPartitioner

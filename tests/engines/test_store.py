@@ -18,41 +18,85 @@ def test_spills_the_least_recently_used(tmp_path):
     assert store.get(7) is None
 
 
+def started(folder, names=None, **more):
+    store = StateStore(folder, **more)
+    store.restore({} if names is None else names)
+    return store
+
+
 def test_commit_restore_and_collect(tmp_path):
-    store = StateStore(tmp_path)
+    names = {}
+    store = started(tmp_path, names)
     store.put(1, b"one")
     store.put(2, b"two")
-    first = store.commit()
+    store.commit()
+    first = dict(names)
     assert sorted(first) == [1, 2]
     store.put(1, b"changed")
-    store.put(3, b"never committed")
-    later = StateStore(tmp_path)
-    later.restore(first)
-    assert (later.get(1), later.get(2), later.get(3)) == (b"one", b"two", None)
-    second = store.commit()
-    assert second[2] == first[2]
-    store.collect(second)
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(second.values())
-    assert store.commit() == second
+    store.put(3, b"three")
+    store.commit()
+    assert names[2] == first[2]
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted({*first.values(), *names.values()})
+    store.collect()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names.values())
+    store.commit()
+    store.collect()
+    assert [started(tmp_path, names).get(k) for k in (1, 2, 3)] == [b"changed", b"two", b"three"]
+
+
+def test_who_goes_on_from_before_the_last_commit_finds_what_was_then(tmp_path):
+    """A kill after the commit and before the checkpoint: nothing that was replaced has been deleted."""
+    names = {}
+    store = started(tmp_path, names, budget=0)
+    store.put(1, b"one")
+    store.commit()
+    store.collect()
+    before = dict(names)
+    for changed in (b"changed", b"twice", b"one", b"again"):
+        store.put(1, changed)
+    store.put(2, b"two")
+    store.commit()
+    later = started(tmp_path, before)
+    assert (later.get(1), later.get(2)) == (b"one", None)
+    later.collect()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(before.values())  # the others are gone
+
+
+def test_what_became_what_it_was_is_not_deleted(tmp_path):
+    names = {}
+    store = started(tmp_path, names, budget=0)
+    for data in (b"one", b"two", b"one"):
+        store.put(1, data)
+    store.commit()
+    store.collect()
+    assert started(tmp_path, names).get(1) == b"one"
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_state_within_no_budget_still_works(tmp_path):
     store = StateStore(tmp_path, budget=0)
     store.put(1, b"x")
     assert store.get(1) == b"x"
-    assert store.commit().keys() == {1}
+    store.commit()
+    assert store.get(1) == b"x"
 
 
 def test_damage_is_named(tmp_path):
-    store = StateStore(tmp_path)
+    names = {}
+    store = started(tmp_path, names)
     store.put(4, b"state")
-    manifest = store.commit()
-    (tmp_path / manifest[4]).write_bytes(b"other")
+    store.put(5, b"other")
+    store.commit()
+    (tmp_path / names[4]).write_bytes(b"other")
+    later = started(tmp_path, names)
+    assert later.get(5) == b"other"
     with pytest.raises(CheckpointError, match="client 4.*damaged"):
-        StateStore(tmp_path).restore(manifest)
-    (tmp_path / manifest[4]).unlink()
+        later.get(4)
+    (tmp_path / names[4]).unlink()
     with pytest.raises(CheckpointError, match="client 4.*cannot read"):
-        StateStore(tmp_path).restore(manifest)
+        later.get(4)
+    with pytest.raises(CheckpointError, match="client 4.*missing"):
+        started(tmp_path, names)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -67,19 +111,23 @@ def test_a_temporary_folder_goes_away():
     store = StateStore(budget=0)
     store.put(1, b"x")
     assert store.folder.exists()
-    store.collect(store.commit())
+    store.commit()
+    store.collect()
     store.close()
     assert not store.folder.exists()
-    StateStore(store.folder).collect({})
+    started(store.folder).collect()
 
 
 def test_what_a_kill_left_half_written_is_collected(tmp_path):
     (tmp_path / "3-0123456789abcdef.tmp").write_bytes(b"hal")
-    store = StateStore(tmp_path)
+    (tmp_path / "3-0123456789abcdef.state").write_bytes(b"never in a checkpoint")
+    names = {}
+    store = started(tmp_path, names)
     store.put(1, b"one")
-    manifest = store.commit()
-    store.collect(manifest)
-    assert [p.name for p in tmp_path.iterdir()] == [manifest[1]]
+    store.commit()
+    assert len(list(tmp_path.iterdir())) == 3  # until a checkpoint is written
+    store.collect()
+    assert [p.name for p in tmp_path.iterdir()] == [names[1]]
 
 
 def test_a_commit_writes_the_folder_too(tmp_path, monkeypatch):
@@ -97,13 +145,13 @@ def test_a_commit_writes_the_folder_too(tmp_path, monkeypatch):
 
 
 def test_ten_thousand_clients_lie_on_disk(tmp_path):
-    store = StateStore(tmp_path / "states", budget=200_000)
+    names = {}
+    store = started(tmp_path / "states", names, budget=200_000)
     for client in range(10_000):
         store.put(client, b"%d" % client * 100)
         assert sum(map(len, store._memory.values())) <= 200_000
-    manifest = store.commit()
-    assert len(manifest) == 10_000
-    again = StateStore(tmp_path / "states", budget=200_000)
-    again.restore(manifest)
+    store.commit()
+    assert len(names) == 10_000
+    again = started(tmp_path / "states", names, budget=200_000)
     assert all(again.get(client) == b"%d" % client * 100 for client in range(0, 10_000, 97))
     assert sum(map(len, again._memory.values())) <= 200_000

@@ -13,9 +13,9 @@ from secateur.errors import ModelError
 from secateur.federation import prepare
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedpub import FedPUB, masked
-from secateur.methods.kit.personal import Belongings
+from secateur.methods.kit.personal import load_own, store_own
 from secateur.methods.kit.similarity import alike
-from secateur.methods.spafl import effective, received
+from secateur.methods.kit.thresholds import effective, received
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
 
@@ -34,22 +34,16 @@ def told(tensors, mask=None, samples=10):
     return Message(tensors, mask, {"samples": samples, "processed": 0, "loss": 0.0})
 
 
-def test_belongings_are_read_by_client_and_outlive_one_replacement(folder):
+def test_what_is_a_clients_own_is_read_by_client_and_replaced(folder):
     state, _ = lab(folder, "fedavg")
-    one, two, three = ({"w": torch.full((2,), float(v))} for v in (1, 2, 3))
-    first = Belongings(state)
-    first.put("weights", 7, 1, one)
-    assert first.get("weights", 7) == one
-    assert first.get("mask", 7) is None
-    assert first.get("weights", 8) is None
-    held = replace(state, notes=first.notes)
-    second = Belongings(held)
-    second.put("weights", 7, 2, two)
-    assert Belongings(held).get("weights", 7) == one  # an ask of the state before is still under way
-    assert second.get("weights", 7) == two
-    third = Belongings(replace(state, notes=second.notes))
-    third.put("weights", 7, 3, three)
-    assert sorted(state.archive) == ["weights-7-2", "weights-7-3"]
+    one, two = ({"w": torch.full((2,), float(v))} for v in (1, 2))
+    store_own(state, "weights", [(7, one), (8, two)])
+    assert load_own(state, "weights", 7) == one
+    assert load_own(state, "mask", 7) is None
+    assert load_own(state, "weights", 9) is None
+    store_own(state, "weights", [(7, two)])
+    assert load_own(state, "weights", 7) == two
+    assert len(state.archive) == 2  # as many as clients, however often they answer
 
 
 # ---- DisPFL

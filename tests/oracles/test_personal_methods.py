@@ -17,7 +17,7 @@ from secateur.learning.training import Effort
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedlex import FedLEx
 from secateur.methods.fedpub import FedPUB
-from secateur.methods.kit.personal import Belongings
+from secateur.methods.kit.personal import store_own
 from secateur.methods.kit.similarity import noise
 from secateur.streams import stream
 from secateur.wire.message import Message
@@ -213,7 +213,7 @@ def test_dispfl_mixes_what_was_trained(folder):
     neighbour dropped after training is not passed on by us, a departure: it is left out on both sides.
     """
     state, _, _ = begun(folder, "dispfl")
-    draw, own, method = np.random.default_rng(0), Belongings(state), DisPFL(target=0.5, neighbours=2)
+    draw, method = np.random.default_rng(0), DisPFL(target=0.5, neighbours=2)
     held, old, new = [], [], []
     for k in range(4):
         shapes = {n: t.shape for n, t in state.weights.items()}
@@ -221,9 +221,9 @@ def test_dispfl_mixes_what_was_trained(folder):
         new.append({n: np.where(draw.random(m.shape) < 0.2, draw.random(m.shape) < 0.5, m) for n, m in old[k].items()})
         trained = {n: draw.normal(size=s).astype(np.float32) for n, s in shapes.items()}
         held.append({n: a * (old[k][n] & new[k][n]) if n in old[k] else a for n, a in trained.items()})
-        own.put("weights", k, 1, tensors(held[k]))
-        own.put("mask", k, 1, tensors(new[k]))
-    state = replace(state, round=1, notes=own.notes)
+        store_own(state, "weights", [(k, tensors(held[k]))])
+        store_own(state, "mask", [(k, tensors(new[k]))])
+    state = replace(state, round=1)
     order = torch.randperm(4, generator=stream(state.setting.seed, "neighbours", 2, 1)).tolist()
     around = sorted([1, *[k for k in order if k != 1][:2]])
     mixed = method.mixture(state, 1, 2)

@@ -14,7 +14,8 @@ from helpers import lab, small, tiny_shards
 from secateur.contract.reducer import reduce
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, dealt, first
-from secateur.methods.spafl import SpaFL, received
+from secateur.methods.kit.thresholds import received
+from secateur.methods.spafl import SpaFL
 from secateur.pruning.ranking import packed, ranked
 from secateur.streams import stream
 from secateur.wire.message import Message

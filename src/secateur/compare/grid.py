@@ -1,4 +1,4 @@
-"""Compare: every run of a suite, in parallel, none twice; then one table that sets each method beside its controls."""
+"""The grid of a comparison: every run of a suite and its controls, in parallel processes, none of them twice."""
 
 from __future__ import annotations
 
@@ -29,45 +29,47 @@ RUNS, _DATA = "runs", "data"
 _LOOK_EVERY, _PATIENCE = 0.5, 20.0  # seconds
 
 
-Told = Callable[[int, int, int, int], None]
-"""Called with runs done and known so far, rounds done and known so far."""
+Report = Callable[[int, int, int, int], None]
+"""A callback with four counts: runs done, runs known, rounds done, rounds known so far."""
 
 
 def silent(*counts: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
     del counts
 
 
 def folder_of(out: Path, study: Study) -> Path:
-    """Return where a study's run lies; equal studies share it."""
+    """Return the folder of a study's run; equal studies share one."""
     return out / RUNS / f"{study.method.rpartition('.')[2]}-{study.hash()}"
 
 
-def play(suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, told: Told = silent) -> list[Cell]:
-    """Run what is missing of a suite in ``out``; return all its cells, controls included.
+def run_suite(
+    suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, report: Report = silent
+) -> list[Cell]:
+    """Make those runs of a suite that ``out`` does not hold yet; return all cells, controls included.
 
-    A comparison that was stopped or killed goes on where it was: each run from its last exchange.
+    A comparison that was stopped or killed continues: each of its runs does so from its last exchange.
 
     Args:
-        suite: what is compared.
-        out: runs lie in ``out/runs``, the clients' rows, which runs share, in ``out/data``.
+        suite: the suite.
+        out: the comparison's folder, with runs in ``out/runs`` and the rows that they share in ``out/data``.
         data: folder or file of the suite's source.
-        jobs: processes, one run in each; 0: as many as there are cores.
-        told: called now and then.
+        jobs: number of processes, which make one run at a time each; 0: one for each core.
+        report: called with the progress every half second or so.
 
     Raises:
         SecateurError: a setting is wrong (before anything runs), or a run failed; the text names it.
     """
-    found = cells(suite, data)
+    first = cells(suite, data)
     out.mkdir(parents=True, exist_ok=True)
-    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, told) as pool:
-        pool.finish(found)
+    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, report) as pool:
+        pool.finish(first)
         more: list[Cell] = []
-        for cell in found:
+        for cell in first:
             if not cell.control:
                 more += _controls(suite, cell, out)
         pool.finish(more)
-    return found + more
+    return first + more
 
 
 def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
@@ -78,10 +80,10 @@ def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
 
 
 class _Pool:
-    """Processes that each play one run at a time."""
+    """Worker processes that make one run at a time each."""
 
-    def __init__(self, out: Path, jobs: int, told: Told) -> None:
-        self.out, self.told = out, told
+    def __init__(self, out: Path, jobs: int, report: Report) -> None:
+        self.out, self.report = out, report
         self.known: dict[Path, int] = {}  # rounds of each run
         self.done: set[Path] = set()
         self.executor = ProcessPoolExecutor(jobs, processes(), _begin)
@@ -96,7 +98,7 @@ class _Pool:
                 process.kill()
 
     def finish(self, todo: Iterable[Cell]) -> None:
-        """Play each study that was not played yet."""
+        """Make the run of each cell that has none yet."""
         waiting: dict[Future[None], tuple[Path, str]] = {}
         for cell in todo:
             folder = folder_of(self.out, cell.study)
@@ -110,7 +112,7 @@ class _Pool:
             name = f"{cell.variant}{', ' + cell.control if cell.control else ''}, {cell.partition}, seed {cell.seed}"
             study = cell.study.model_dump_json()
             with spared(study):
-                waiting[self.executor.submit(_play, study, folder, shards)] = folder, name
+                waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, name
         while waiting:
             over, _ = wait(waiting, _LOOK_EVERY, FIRST_COMPLETED)
             for future in over:
@@ -128,7 +130,7 @@ class _Pool:
 
     def _tell(self, waiting: Iterable[Path]) -> None:
         rounds = sum(self.known[folder] for folder in self.done) + sum(_rounds(folder) for folder in waiting)
-        self.told(len(self.done), len(self.known), rounds, sum(self.known.values()))
+        self.report(len(self.done), len(self.known), rounds, sum(self.known.values()))
 
 
 def _rounds(folder: Path) -> int:
@@ -137,7 +139,7 @@ def _rounds(folder: Path) -> int:
 
 
 def _begin() -> None:
-    """Prepare a process: one torch thread, and no life after the parent's."""
+    """Prepare a worker process: it uses one torch thread, and ends when its parent does."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 
@@ -149,7 +151,7 @@ def _begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _play(study: str, folder: Path, shards: Path) -> None:
+def _make_run(study: str, folder: Path, shards: Path) -> None:
     reserve(folder, Study.model_validate_json(study))
     end = time.monotonic() + _PATIENCE
     while True:

@@ -1,4 +1,4 @@
-"""Suites: a grid of methods, settings and seeds; and for each cell the controls that it has to beat."""
+"""Suites: a grid of variants, partitions and seeds, and the controls that each variant is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from secateur import cost, methods
-from secateur.bandwidth import Links
+from secateur.bandwidth import Bandwidth
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.federation.client import example, make_model, make_setting
@@ -22,30 +22,32 @@ from secateur.methods.kit.personal import Personal
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import plan, sizes
-from secateur.study.study import ModelSection, Study, assign, pair, read, study
+from secateur.study.options import dotted
+from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 
 
 class Suite(BaseModel):
-    """What is compared.
+    """A comparison as its TOML file describes it.
 
     Attributes:
-        title: one line.
-        source: a data source; where it wants a folder or a file, that is given with ``--data``, in the place of
-            ``{data}`` or at the end.
-        seeds: each variant is run with each of them.
-        partitions: each variant is run on each of them.
+        title: the heading, one line.
+        source: a data source. The folder or file that it needs is given with ``--data``; it replaces ``{data}`` or is
+            appended.
+        seeds: the seeds that each variant is run with.
+        partitions: the partitions that each variant is run on.
         common: settings of all variants, as ``path = value``.
-        variants: settings of each, by the name that it has in tables.
-        controls: what each is set beside: FedAvg; a random mask of the same sparsity; one on the same ramp, where the
-            variant's schedule begins dense; one of the same counts a layer; a narrow dense model of the same MACs. All
-            but the first are only made for what has a mask; for personal models, FedAvg and a random mask.
-        target: quality whose costs are told; 0: 95 % of what the FedAvg beside a line ends with (for errors 105 %).
-        margin: two means are level where their difference is shown to be smaller; 0: 0.01 of accuracy, and 5 % of the
-            other's error. A margin that is given asks for a verdict, which takes two seeds.
-        link: the clients' links by kind, for which seconds are predicted where no other are asked for; see
-            ``report.links``. Empty: none.
+        variants: the settings of each variant, by its name in tables.
+        controls: the controls of each variant. ``dense`` is FedAvg; ``random`` a random mask of the same sparsity;
+            ``ramped`` a random mask on the variant's own ramp, if its schedule begins dense; ``shuffled`` a random mask
+            with the same number of weights in each layer; ``narrow`` a narrow dense model of the same MACs. Only dense
+            ones are made for a variant without a mask, only dense and random ones for personal models.
+        target: quality at which costs are reported; 0: 95 % of the dense baseline's final quality (for errors 105 %).
+        margin: two means are level if they differ by significantly less than this; 0: by 0.01 of accuracy, or 5 % of
+            the other's error. With a margin a suite needs at least two seeds.
+        link: the clients' links, for which seconds are predicted unless others are asked for; see
+            ``bandwidth.Bandwidth.parse``. Empty: none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,25 +67,25 @@ class Suite(BaseModel):
     @classmethod
     def _readable(cls, link: str) -> str:
         if link:
-            Links.parse(link)  # a wrong one fails here, not after all runs
+            Bandwidth.parse(link)  # a wrong one fails here, not after all runs
         return link
 
     @property
-    def links(self) -> Links | None:
-        """Return what ``link`` says."""
-        return Links.parse(self.link) if self.link else None
+    def bandwidth(self) -> Bandwidth | None:
+        """Return the network that ``link`` describes."""
+        return Bandwidth.parse(self.link) if self.link else None
 
     def adjusted(
         self, seeds: int | None = None, rounds: int | None = None, partitions: Sequence[str] = (),
         settings: Sequence[str] = (),
     ) -> Suite:  # fmt: skip
-        """Return the suite with what the command line says.
+        """Return the suite with the changes that a command line asks for.
 
         Args:
-            seeds: how many: the suite's first, then the integers that follow its largest.
-            rounds: R, for a shorter look.
-            partitions: in the place of the suite's.
-            settings: ``path=value``, of all variants that do not say otherwise themselves.
+            seeds: number of seeds: the suite's own first, then the integers after its largest.
+            rounds: number of rounds.
+            partitions: partitions that replace the suite's.
+            settings: common settings, as ``path=value``; a variant's own settings take precedence.
 
         Raises:
             ConfigError: a number is not above 0, or a setting is not written so.
@@ -96,7 +98,7 @@ class Suite(BaseModel):
             update={
                 "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
                 "partitions": list(partitions or self.partitions),
-                "common": common | dict(pair(setting) for setting in settings),
+                "common": common | dict(split_setting(setting) for setting in settings),
             }
         )
 
@@ -106,10 +108,9 @@ class Cell:
     """One run of a comparison.
 
     Attributes:
-        partition, seed: where.
-        variant: what.
-        control: which control of the variant this is; empty: the variant itself.
-        study: what is run. Cells of equal studies share one run.
+        partition, variant, seed: the place in the grid.
+        control: the kind of control that this is of the variant; empty: the variant itself.
+        study: the study that is run. Cells of equal studies share one run.
     """
 
     partition: str
@@ -120,19 +121,19 @@ class Cell:
 
 
 def names() -> list[str]:
-    """Return the suites that come with the package."""
+    """Return the names of the suites that come with the package."""
     return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.compare.suites").iterdir()
                   if path.name.endswith(".toml"))  # fmt: skip
 
 
 def load(name: str) -> Suite:
-    """Read a suite by its name or from a TOML file.
+    """Return a suite of the package by its name, or a suite from a TOML file.
 
     Raises:
-        ConfigError: there is none, or a setting of it is wrong; one line.
+        ConfigError: there is no such suite, or one of its settings is wrong.
     """
     if name.endswith(".toml"):
-        values = read(Path(name))
+        values = read_toml(Path(name))
     elif name in names():
         values = tomllib.loads(
             (resources.files("secateur.compare.suites") / f"{name}.toml").read_text(encoding="utf-8")
@@ -147,15 +148,14 @@ def load(name: str) -> Suite:
 
 
 def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
-    """Return what a command line compares, and the folder or file of its data.
+    """Return the suite that a command line asks for, and the folder or file of its data.
 
     Args:
-        words: a suite by its name or file; or methods, each with settings of its own, as
-            ``METHOD`` or ``METHOD:PATH=VALUE,PATH=VALUE``.
-        data: folder or file of the suite's source; beside methods a source as ``secateur run`` takes it.
+        words: the name or file of one suite; or methods, each as ``METHOD`` or ``METHOD:PATH=VALUE,PATH=VALUE``.
+        data: for a suite the folder or file of its source; for methods a data source, as for ``secateur run``.
 
     Raises:
-        ConfigError: there is no such suite or method, or two words say the same.
+        ConfigError: there is no such suite or method, or a variant is given twice.
     """
     if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
         return load(words[0]), data
@@ -164,10 +164,10 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     for word in words:
         method, _, rest = word.partition(":")
         if method.endswith(".toml") or method in names():
-            raise ConfigError(f"{word}: a suite is compared by itself; beside others name methods alone")
+            raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
         if "." not in method and method not in methods.names():
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
-        settings = dict(pair(setting, word) for setting in rest.split(",") if setting)
+        settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
         name = _named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
@@ -178,7 +178,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
 
 
 def _named(method: str, settings: Mapping[str, str]) -> str:
-    """Return a variant's name; a sparsity stands at its end, in per cent, as tables by sparsity want it."""
+    """Return a variant's name, with its sparsity in per cent at the end, where tables by sparsity look for it."""
     words, end = [method.rpartition(".")[2]], ""
     for path, value in settings.items():
         last = path.rpartition(".")[2]
@@ -192,11 +192,11 @@ def _named(method: str, settings: Mapping[str, str]) -> str:
 
 
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:
-    """Return the runs of a suite's variants, and of FedAvg beside them; every study is checked.
+    """Return the cells of a suite's variants and of their dense baselines; every study is checked.
 
     Args:
-        suite: what is compared.
-        data: folder or file for the suite's source.
+        suite: the suite.
+        data: folder or file of the suite's source.
 
     Raises:
         ConfigError: a setting is unknown or out of bounds, or a method cannot be compared with it (the text names the
@@ -220,7 +220,7 @@ def cells(suite: Suite, data: str | None = None) -> list[Cell]:
 
 
 def _recommended(suite: Suite, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a variant's method wants its scores trained: the suite's common settings are for weights."""
+    """Return the training settings that a variant's method recommends, which override the suite's common ones."""
     method = str(settings.get("method", suite.common.get("method", Study().method)))
     return {f"training.{name}": value for name, value in methods.find(method).recommended.items()}
 
@@ -246,20 +246,20 @@ def _study(settings: Mapping[str, Any]) -> Study:
     values: dict[str, Any] = {}
     for path, value in settings.items():
         assign(values, f"{path}={value}")
-    return study(values)
+    return parse_study(values)
 
 
 def personal(made: Study) -> bool:
-    """Return whether clients use models or masks of their own, which only their own test rows can score."""
+    """Return whether clients use models or masks of their own; only clients' own test rows can score those."""
     method = made.build_method()
     return method.personal or (isinstance(method, Personal) and method.personal_masks)
 
 
 def twin(suite: Suite, made: Study) -> Study:
-    """Return the dense study beside a variant's; the other controls are made of it.
+    """Return the dense twin of a variant's study, its baseline; the other controls are derived from it.
 
-    It trains weights: as the variant does, or by the suite's common settings where the variant learns something else.
-    What changes nothing in it, such as how often it is looked at, is common to all, so that variants share it.
+    It trains weights with the variant's training settings, or with the suite's common ones if the variant does not
+    train weights. Settings that do not change its result are the same for all twins, so that variants can share one.
     """
     settings = {k: v for k, v in suite.common.items() if k.startswith("training.") or k == "evaluate_every"}
     common, dense = _study(settings | {"method": "fedavg"}), made.dense()
@@ -270,7 +270,7 @@ def twin(suite: Suite, made: Study) -> Study:
 
 
 def dense_name(suite: Suite, dense: Study) -> str:
-    """Return what a dense twin is called: FedAvg, and in what it differs from one with the suite's common settings.
+    """Return the name of a dense twin: FedAvg, and its differences to one with the suite's common settings.
 
     >>> suite = Suite(source="digits", partitions=["iid"], variants={"a": {}}, common={"training.lr": 0.1})
     >>> dense_name(suite, Study(method="fedavg", training={"lr": 0.2}))
@@ -284,7 +284,7 @@ def dense_name(suite: Suite, dense: Study) -> str:
 
 
 def differences(dense: Study, others: Sequence[Study]) -> list[str]:
-    """Return in what a dense study differs from others but for its seed, in words such as ``lr 0.01``."""
+    """Return the settings in which a dense study differs from others, the seed aside, in words such as ``lr 0.01``."""
     facts = _facts(dense)
     return [
         str(value).replace("_", " ") if path == "options.aggregator" else f"{path.rpartition('.')[2]} {value}"
@@ -294,7 +294,7 @@ def differences(dense: Study, others: Sequence[Study]) -> list[str]:
 
 
 def _usual(path: str, facts: Mapping[str, Any], other: Mapping[str, Any]) -> Any:
-    """Return what another study has; of another aggregator's options, their defaults."""
+    """Return the value of another study; for an option of an aggregator that it does not use, the default."""
     slot = "options.aggregator"
     if not path.startswith(f"{slot}.") or facts[slot] == other.get(slot):
         return other.get(path)
@@ -303,15 +303,8 @@ def _usual(path: str, facts: Mapping[str, Any], other: Mapping[str, Any]) -> Any
 
 
 def _facts(made: Study) -> dict[str, Any]:
-    """Return every setting of a complete study by its path; the seed is the same for all."""
-    return _flat(made.complete().model_copy(update={"seed": 0}).model_dump())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+    """Return every setting of a study by its path, with the seed set to 0."""
+    return dotted(made.complete().model_copy(update={"seed": 0}).model_dump())
 
 
 def _source(source: str, data: str | None) -> str:
@@ -321,14 +314,14 @@ def _source(source: str, data: str | None) -> str:
 
 
 def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, Any], shards: Shards) -> list[Cell]:
-    """Return the controls of a variant that has ended with ``mask``; none where nothing is pruned.
+    """Return the controls of a variant whose run has ended; none where nothing is pruned.
 
     Args:
-        suite: says which.
-        cell: the variant's.
-        mask: of the shipped model.
-        final: of its summary: the MACs that the narrow model is given, the mean sparsity of personal models.
-        shards: the rows, for the shape of a model.
+        suite: the suite, which says what controls there are.
+        cell: the variant's cell.
+        mask: the mask of its shipped model.
+        final: the part ``final`` of its summary, with the MACs for the narrow model and the sparsity of personal ones.
+        shards: the rows, which give the shapes of the model's inputs and outputs.
     """
     made, base = cell.study, twin(suite, cell.study)
     shared = {k: v for k, v in made.options.items() if k.split(".")[0] == "aggregator"}
@@ -359,9 +352,9 @@ def _at_once(sparsity: float) -> dict[str, Any]:
 
 
 def _ramp(made: Study, sparsity: float) -> dict[str, Any]:
-    """Return the options of a schedule that begins dense, up to the sparsity that was reached; else nothing.
+    """Return the options of the variant's schedule, ending at the sparsity that was reached; empty without a ramp.
 
-    A schedule that says otherwise how much goes, such as by the weights, has no such ramp for a random mask.
+    A schedule that decides by something else how much goes, such as by the weights, has none for a random mask.
     """
     method = made.build_method()
     if not isinstance(method, Composition) or "schedule.sparsity" not in made.options:
@@ -381,7 +374,7 @@ def _changed(base: Study, what: tuple[str, dict[str, Any]], shared: Mapping[str,
 
 @dataclass(frozen=True)
 class _Network:
-    """The entries of each prunable weight, and the MACs at each width in 64ths, none where units cannot be removed."""
+    """The size of each prunable weight, and the MACs at each width in 64ths (empty if no units can be removed)."""
 
     weights: Mapping[str, int]
     macs: Mapping[float, int]
@@ -389,7 +382,7 @@ class _Network:
 
 @functools.lru_cache
 def _network(section: str, shape: Shape) -> _Network:
-    """Return what controls need of a model; hundreds of variants share it, and tracing takes a second."""
+    """Return the sizes and MACs that controls need of a model; cached, as tracing takes a second."""
     made = Study(model=ModelSection.model_validate_json(section))
     model, inputs = make_model(made, shape), example(shape)
     setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)

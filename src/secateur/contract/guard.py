@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import Reply, Sent
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.errors import ConfigError
 from secateur.wire.message import Message

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import BLOCK, Accumulator, Reply, Sent
+from secateur.contract.reduction import BLOCK, Accumulator
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError
@@ -105,7 +106,7 @@ class Reducer:
         """Return what the replies became; who has not answered by now does not count."""
         for block in list(self._blocks.values()):
             for client in list(block.left):
-                if client not in block.early:
+                if client in block.left and client not in block.early:
                     self.skip(client)
         results = {name: reduction.finish(self._total[name], state) for name, reduction in self.reductions.items()}
         answered = [client for client in self.ask.clients if client in self._answers]

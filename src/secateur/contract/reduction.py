@@ -11,95 +11,23 @@ are merged in their order. So neither workers nor relays nor the order of arriva
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import torch
 
+from secateur.contract.reply import Reply, Sent, Stack
 from secateur.contract.spool import Kept, Spool
-from secateur.contract.state import Setting, State
+from secateur.contract.state import State
 from secateur.errors import ConfigError
-from secateur.pruning.mask import Mask, Tensors
-from secateur.wire.message import Expected, Scalar
+from secateur.pruning.mask import Tensors
+from secateur.wire.message import Expected
 
 BLOCK = 4
 """Clients of an ask whose replies are added up together. Smaller costs more merging, larger keeps more workers idle."""
 
 By = Literal["rows", "clients"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One client's answer, checked.
-
-    Attributes:
-        client: who answered.
-        rows: n_k, pinned by the server when the client was first seen; its weight in a mean by rows.
-        tensors: by name.
-        mask: the reply's mask; None: it has none.
-        scalars: by name.
-    """
-
-    client: int
-    rows: int
-    tensors: Tensors
-    mask: Mask | None
-    scalars: Mapping[str, Scalar]
-
-
-class Sent:
-    """The request that a reply answers, as the server meant it; read from the server's store only where it is wanted.
-
-    Args:
-        setting: of the federation.
-        read: returns the tensors and the mask.
-    """
-
-    def __init__(self, setting: Setting, read: Callable[[], tuple[Tensors, Mask | None]]) -> None:
-        self.setting = setting
-        self._make = read
-
-    @cached_property
-    def _read(self) -> tuple[Tensors, Mask | None]:
-        return self._make()
-
-    @property
-    def tensors(self) -> Tensors:
-        """Return the message's tensors, or the client's own, under its mask."""
-        return self._read[0]
-
-    @property
-    def mask(self) -> Mask | None:
-        """Return what the client held; None: everything."""
-        return self._read[1]
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Several replies to one request, stacked along a first dimension, on whatever device they were made.
-
-    Attributes:
-        clients: who, in the order of the ask.
-        rows: n_k of each.
-        tensors: by name, shape (clients, ...).
-        mask: by name, shape (clients, ...); None: the replies have none.
-        scalars: of each.
-    """
-
-    clients: Sequence[int]
-    rows: Sequence[int]
-    tensors: Tensors
-    mask: Mask | None
-    scalars: Sequence[Mapping[str, Scalar]]
-
-    def replies(self) -> Iterator[Reply]:
-        """Yield the replies one by one; their tensors are views."""
-        for place, client in enumerate(self.clients):
-            mask = None if self.mask is None else {n: m[place] for n, m in self.mask.items()}
-            tensors = {n: t[place] for n, t in self.tensors.items()}
-            yield Reply(client, self.rows[place], tensors, mask, self.scalars[place])
 
 
 Made = Callable[[Reply, Sent], Tensors]

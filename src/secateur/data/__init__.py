@@ -1,4 +1,4 @@
-"""Data: what can be loaded, how rows are spread over clients, and the arrays that workers share."""
+"""Data: the formats that can be loaded, how rows are split between clients, and the arrays that workers share."""
 
 from secateur.data.sources import DataInfo, Source, load, names
 

@@ -1,4 +1,4 @@
-"""Graphs: nodes of a random graph as rows, each with the neighbourhood that two layers of convolution see."""
+"""Graphs as rows: each row is a node of a random graph with the neighbourhood that two graph convolutions see."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _NOISE = 3.0
 def communities(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows, classes and communities of the nodes of a stochastic block model.
 
-    A block is the nodes of one class in one community; a community's shares of classes are drawn uniformly.
-    Features are a class's mean with noise. Odd communities have other means for the classes than even ones, so that
-    there are two kinds of client. Edges between communities are left out: no client sees another's nodes.
+    A block is the nodes of one class in one community. Each community draws its proportions of classes uniformly.
+    Features are the mean of the class with noise. Odd and even communities have different means, so that there are two
+    kinds of client. There are no edges between communities: no client sees another's nodes.
 
     Returns:
         rows (n, 16, 32) float32, see ``neighbourhood``; classes (n,) int64; community of each (n,) int64.
@@ -49,9 +49,10 @@ def communities(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def neighbourhood(edges: Mapping[int, Iterable[int]], features: np.ndarray, node: int) -> np.ndarray:
-    """Return a node and what is within two steps, nearest first and at most 16 in all: (16, features + 16) float32.
+    """Return the neighbourhood of a node within two steps, at most 16 nodes: (16, features + 16) float32.
 
-    A row holds a node's features and its row of the adjacency matrix with self-loops; rows that are not used are 0.
+    The node itself comes first, then the nearest. Each row has a node's features and its row of the adjacency matrix
+    with self-loops; unused rows are 0.
     """
     order, far = [node], {node: 0}
     waiting = deque(order)

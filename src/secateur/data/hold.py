@@ -1,4 +1,4 @@
-"""A test part for data that have none."""
+"""Holding out a test part of data that have none."""
 
 from __future__ import annotations
 

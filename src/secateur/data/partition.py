@@ -1,4 +1,4 @@
-"""Partitions: rows -> clients, through the partitioners of ``flwr-datasets``."""
+"""Partitions: rows are split between clients by the partitioners of ``flwr-datasets``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WRITTEN = "iid, dirichlet:ALPHA, pathological:CLASSES or natural"
 
 
 def parse(spec: str) -> tuple[str, float]:
-    """Return a partition's kind and its number (0 where it takes none).
+    """Return the kind of a partition and its number, 0 if it takes none.
 
     Raises:
         ConfigError: not one of the four kinds, or a number out of bounds.
@@ -49,18 +49,17 @@ def parse(spec: str) -> tuple[str, float]:
 def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int) -> list[np.ndarray]:
     """Return the row numbers of each client, ascending.
 
-    ``iid`` and ``dirichlet`` give every row to one client; ``dirichlet`` leaves no client with fewer than 2
-    rows and does not even out the sizes. ``pathological:K`` gives client i the class i mod C and K - 1 others
-    at random: with at least C clients every class is held by someone, with fewer the rows of a class that
-    nobody drew are left out. ``natural`` takes the largest ids where there are more ids than clients, and
-    leaves out the rows of the others.
+    ``iid`` and ``dirichlet`` give every row to one client; with ``dirichlet`` clients differ in size, and have at least
+    2 rows each. ``pathological:K`` gives client i the class i mod C and K - 1 random others; rows of a class that no
+    client drew are dropped, which happens only with fewer than C clients. ``natural`` gives each client the rows of one
+    id; if there are more ids than clients, it drops the rows of the smallest.
 
     Args:
         labels: class of each row, shape (n,).
-        ids: natural client of each row, or None.
-        spec: see ``parse``.
-        clients: how many.
-        seed: of the run.
+        ids: the natural client of each row, or None.
+        spec: the partition's specification, see ``parse``.
+        clients: number of clients.
+        seed: the run's seed.
 
     Raises:
         DataError: more clients than rows or ids, clients that would be left empty, or a partition that the
@@ -131,7 +130,7 @@ def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int)
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the library: it warns of each draw that it repeats and shows progress on standard error."""
+    """Silence the library, which warns of each repeated draw and shows its progress on standard error."""
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -145,9 +144,9 @@ def _libraries() -> tuple[Any, Any]:
 
 @functools.cache
 def _partitioners() -> ModuleType:
-    """Import ``flwr_datasets.partitioner`` without the package around it, which loads matplotlib and seaborn to draw.
+    """Return ``flwr_datasets.partitioner``, imported without its package, which loads matplotlib and seaborn.
 
-    They take longer than all else that a first round waits for. Who imports the package later gets it whole.
+    Those take longer to import than everything else that a first round needs. A later import gets the whole package.
     """
     name, found = "flwr_datasets", importlib.util.find_spec("flwr_datasets")
     if found is not None and name not in sys.modules:

@@ -1,4 +1,4 @@
-"""Shards: the federation's rows as memory-mapped arrays, made once, shared by all workers, never copied."""
+"""Shards: the rows of a federation as memory-mapped arrays, which all workers share without copying them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from secateur.data.sources import Kind, Source, Task
+from secateur.data.sources import Kind, Source
 from secateur.errors import DataError
 from secateur.streams import stream
 
@@ -24,20 +24,20 @@ _OF_CLIENTS = ("train", "local", "validation")
 
 @dataclass(frozen=True)
 class Meta:
-    """What the arrays mean.
+    """The description of the arrays.
 
     Attributes:
-        source, outputs, kind, scale, task: as in ``Source``.
-        train, local, validation: where each client's rows begin, and the end.
-        test: rows of the server's test set.
-        public: rows that the server may train on.
+        source, outputs, kind, scale, task: see ``Source``.
+        train, local, validation: the offset of each client's rows in the array, and the end of the last.
+        test: number of rows of the server's test set.
+        public: number of rows that the server may train on.
     """
 
     source: str
     outputs: int
     kind: Kind
     scale: float
-    task: Task
+    task: str
     train: tuple[int, ...]
     local: tuple[int, ...]
     validation: tuple[int, ...]
@@ -47,13 +47,13 @@ class Meta:
 
 @dataclass(frozen=True)
 class Shape:
-    """What must be known of rows, without seeing one, to build a model for them; see ``Source`` for the fields."""
+    """The shape and kind of rows, which is all that building a model needs; see ``Source`` for the fields."""
 
     input_shape: tuple[int, ...]
     outputs: int
     kind: Kind
     scale: float
-    task: Task
+    task: str
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
@@ -62,9 +62,9 @@ class Shape:
 
 
 class Shards:
-    """The rows of every client, for training, validation and a test of its own; the server's test set and public rows.
+    """The training, validation and test rows of every client, and the server's test set and public rows.
 
-    What chooses anything (a setting, an epoch, a round) looks at validation rows; what is reported is of test rows.
+    Settings, epochs and rounds are chosen by validation rows; reported figures are of test rows.
     """
 
     def __init__(self, meta: Meta, arrays: dict[str, np.ndarray]) -> None:
@@ -88,21 +88,21 @@ class Shards:
 
     @property
     def kind(self) -> Kind:
-        """Return how rows become model inputs."""
+        """Return how a row becomes a model's input."""
         return self.meta.kind
 
     @property
     def scale(self) -> float:
-        """Return what image values are divided by."""
+        """Return the number that image values are divided by."""
         return self.meta.scale
 
     @property
-    def task(self) -> Task:
-        """Return what is learnt."""
+    def task(self) -> str:
+        """Return the name of the task."""
         return self.meta.task
 
     def fingerprint(self) -> str:
-        """Return a digest of who holds which rows; it differs when the data or its partition changed."""
+        """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
         running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
         for name in _ARRAYS:
             array = self._tensors[name].numpy()
@@ -123,7 +123,7 @@ class Shards:
         return self._cut("validation", self.meta.validation, client)
 
     def server_validation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all clients' validation rows and targets: what a server that simulates them may choose by."""
+        """Return the validation rows and targets of all clients, which only a simulating server has."""
         return self._tensors["x_validation"], self._tensors["y_validation"]
 
     def server_test(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,8 +155,8 @@ def make_shards(
 ) -> Shards:  # fmt: skip
     """Write the shards of a partition, and the server's ``public`` rows, into ``folder`` and open them.
 
-    Each client's local test split is ``test_fraction`` of its rows, its validation split ``validation_fraction``, each
-    drawn from a stream of its own: the test rows are the same whatever is held out for validation. At least one row
+    Each client's test split is ``test_fraction`` of its rows and its validation split ``validation_fraction``. Each is
+    drawn from its own random stream, so that the test rows do not depend on the validation fraction. At least one row
     stays for training.
     """
     found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
@@ -182,7 +182,7 @@ def make_shards(
 
 
 def _split(rows: np.ndarray, share: float, seed: int, label: str, client: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows that stay, at least one of any, and those held out, each in their order."""
+    """Split rows into those that stay, of which there is at least one, and those held out; both keep their order."""
     held = max(0, min(len(rows) - 1, round(share)))
     order = torch.randperm(len(rows), generator=stream(seed, label, client)).numpy()
     return rows[np.sort(order[held:])], rows[np.sort(order[:held])]
@@ -194,7 +194,7 @@ def _rows(name: str, meta: dict[str, Any]) -> int:
 
 
 def open_shards(folder: Path) -> Shards:
-    """Map the shards in ``folder``; pages are shared between processes and copied only if written to.
+    """Return the shards in ``folder``, memory-mapped: processes share their pages unless they write to them.
 
     Raises:
         DataError: the folder holds no shards, or their files are damaged.

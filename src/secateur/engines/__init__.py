@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
@@ -33,16 +33,16 @@ class Failure:
 
 
 class States(Protocol):
-    """What clients keep between rounds, wherever it lies: a checkpoint names it, and a run goes on from there."""
+    """What clients keep between rounds, wherever it lies; its names are kept with a run's checkpoint."""
 
-    def commit(self) -> dict[int, str]:
-        """Make it durable and return the manifest: client -> the name of what it keeps."""
+    def restore(self, names: MutableMapping[int, str]) -> None:
+        """Go on from the names of what clients keep; they are changed in place from now on."""
 
-    def restore(self, manifest: Mapping[int, str]) -> None:
-        """Go on from what a manifest names."""
+    def commit(self) -> None:
+        """Make what is kept, and its names, ready for a checkpoint."""
 
-    def collect(self, manifest: Mapping[int, str]) -> None:
-        """Forget what the manifest does not name."""
+    def collect(self) -> None:
+        """Forget what the checkpoint that was just written needs no more."""
 
     def lost(self) -> list[int]:
         """Return the clients that turned out to have lost what they kept, since this was last asked."""

@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
 from secateur.errors import CheckpointError
@@ -26,11 +26,12 @@ class StateStore:
         self._temporary = folder is None
         self.folder = Path(tempfile.mkdtemp(prefix="secateur-clients-")) if folder is None else folder
         self.budget = budget
-        self._files: dict[int, str] = {}
+        self._names: MutableMapping[int, str] = {}
         self._memory: OrderedDict[int, bytes] = OrderedDict()
         self._dirty: set[int] = set()
+        self._old: set[str] = set()
         self._held = 0
-        self._unsynced = False
+        self._unsynced = self._swept = False
 
     def get(self, client: int) -> bytes | None:
         """Return a client's state, None if it keeps nothing.
@@ -41,9 +42,10 @@ class StateStore:
         if client in self._memory:
             self._memory.move_to_end(client)
             return self._memory[client]
-        if client not in self._files:
+        name = self._names.get(client)
+        if name is None:
             return None
-        data = self._read(client)
+        data = self._read(client, name)
         self._remember(client, data)
         return data
 
@@ -52,33 +54,35 @@ class StateStore:
         self._dirty.add(client)
         self._remember(client, data)
 
-    def commit(self) -> dict[int, str]:
-        """Write what changed and return the manifest: client -> file name."""
+    def commit(self) -> None:
+        """Write what changed; names are those of the files."""
         for client in sorted(self._dirty):
             self._write(client)
         if self._unsynced:
             self._sync_folder()
-        return dict(sorted(self._files.items()))
 
-    def restore(self, manifest: Mapping[int, str]) -> None:
+    def restore(self, names: MutableMapping[int, str]) -> None:
         """Forget everything else and continue from these files.
 
         Raises:
-            CheckpointError: a file is missing or damaged.
+            CheckpointError: a file is missing.
         """
         self._memory.clear()
         self._dirty.clear()
+        self._old.clear()
         self._held = 0
-        self._files = dict(manifest)
-        for client in self._files:
-            self._read(client)
+        self._names, self._swept = names, False
+        if sum(map(self._wanted, self._files())) < len(names):
+            client = next(client for client in names if not (self.folder / names[client]).exists())
+            raise CheckpointError(f"state of client {client}: {self.folder / names[client]} is missing")
 
-    def collect(self, manifest: Mapping[int, str]) -> None:
-        """Delete files that the manifest does not name and nobody here needs, and what a kill left half written."""
-        wanted = set(manifest.values()) | set(self._files.values())
-        for path in [*self.folder.glob("*.state"), *self.folder.glob("*.tmp")]:
-            if path.name not in wanted:
-                path.unlink(missing_ok=True)
+    def collect(self) -> None:
+        """Delete the files of states that were replaced; the first time, also what a kill left behind."""
+        for name in self._old if self._swept else self._files():
+            if not self._wanted(name):
+                (self.folder / name).unlink(missing_ok=True)
+        self._old.clear()
+        self._swept = True
 
     def lost(self) -> list[int]:
         """Return nobody: a file that is missing or damaged stops the run."""
@@ -114,7 +118,10 @@ class StateStore:
                 self._unsynced = True
         except OSError as broken:
             raise CheckpointError(f"cannot write client state {path}: {broken.strerror}; free some space") from broken
-        self._files[client] = name
+        before = self._names.get(client)
+        if before is not None:
+            self._old.add(before)
+        self._names[client] = name
         self._dirty.discard(client)
 
     def _sync_folder(self) -> None:
@@ -127,8 +134,17 @@ class StateStore:
                 os.close(handle)
         self._unsynced = False
 
-    def _read(self, client: int) -> bytes:
-        path = self.folder / self._files[client]
+    def _files(self) -> Iterator[str]:
+        if self.folder.exists():
+            with os.scandir(self.folder) as entries:
+                yield from (entry.name for entry in entries)
+
+    def _wanted(self, name: str) -> bool:
+        client = name.partition("-")[0]
+        return client.isdecimal() and self._names.get(int(client)) == name
+
+    def _read(self, client: int, name: str) -> bytes:
+        path = self.folder / name
         try:
             data = path.read_bytes()
         except OSError as broken:

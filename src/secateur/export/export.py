@@ -1,4 +1,4 @@
-"""Export: a finished run's model, physically slim and checked against the masked one, as a file that others run."""
+"""Export of a finished run's slim model, in formats that other runtimes read, checked against the masked model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.structure import Plan
 from secateur.pruning.surgery import plain, shrink
 from secateur.report.card import Card, Figures, Layer
-from secateur.study.study import Study
-from secateur.study.study import study as parse_study
+from secateur.study.study import Study, parse_study
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
 _CLOSE = 1e-4  # of the largest output
@@ -40,14 +39,14 @@ Predict = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Shipped:
-    """A finished run's model.
+    """The model of a finished run.
 
     Attributes:
-        study, shape: what it was made of, and for which rows.
-        masked: the dense network with zeros at pruned entries; what the run scored last.
-        slim: the same function, physically cut, of torch's own layers; in evaluation mode.
-        plan, mask: what was cut, and what is pruned.
-        summary: the run's.
+        study, shape: the run's study, and the shape of its rows.
+        masked: the dense network with zeros at pruned entries, which the run scored last.
+        slim: the same function, physically smaller, made of torch's own layers; in evaluation mode.
+        plan, mask: the units that were removed, and the weights that are pruned.
+        summary: the run's summary.
     """
 
     study: Study
@@ -60,7 +59,7 @@ class Shipped:
 
 
 def read(folder: Path) -> Shipped:
-    """Read the model of a finished run.
+    """Return the model of a finished run.
 
     Raises:
         CheckpointError: the run is not finished, its files are damaged, or an older version made it.
@@ -84,8 +83,8 @@ def read(folder: Path) -> Shipped:
 def load(folder: str | Path) -> nn.Module:
     """Return the slim model of a finished run as a plain ``nn.Module``: torch's own layers, none of our classes.
 
-    It is in evaluation mode and takes what the run's data gave its model: images divided by their scale, tokens as
-    int64. A model of your own that torch.fx cannot trace is returned in its own class.
+    It is in evaluation mode. Its inputs are those of training: images divided by their scale, tokens as int64. A model
+    of your own that torch.fx cannot trace is returned in its own class.
 
     Raises:
         CheckpointError: the run is not finished or its files are damaged.
@@ -94,15 +93,15 @@ def load(folder: str | Path) -> nn.Module:
 
 
 def export(folder: Path, to: str, out: Path | None = None) -> Card:
-    """Write the slim model of a finished run, check it, and write its card beside it.
+    """Write the slim model of a finished run, check it, and write its card.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
         to: ``onnx``, ``torch`` (torch.export), ``safetensors`` (weights and plan) or ``executorch`` (batch size 1).
-        out: where to; default: ``export`` in the run's folder.
+        out: the folder to write into; default: ``export`` in the run's folder.
 
     Returns:
-        What the card says; ``card.md`` and ``card.json`` hold it.
+        The card, which is also written as ``card.md`` and ``card.json``.
 
     Raises:
         ConfigError: unknown format.
@@ -117,30 +116,30 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as broken:
         raise ConfigError(f"--out {place}: {broken.strerror}") from broken
-    rows, told = _rows(shipped)
+    rows, origin = _rows(shipped)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _export(shipped, to, place, rows, told)
+        return _export(shipped, to, place, rows, origin)
     finally:
         torch.set_num_threads(threads)
 
 
-def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, told: str) -> Card:
-    path, beside = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
+def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, origin: str) -> Card:
+    path, dense_path = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
     example = rows.batch(slice(0, 1))[0]
     try:
         predict = _write(to, shipped, shipped.slim, example, path)
-        checked = {"rows": told, **_check(shipped, predict, rows, single=to == "executorch")}
+        checked = {"rows": origin, **_check(shipped, predict, rows, single=to == "executorch")}
         whole = replace(shipped, plan=Plan())
-        slow = _write(to, whole, plain(shipped.masked), example, beside)
-        files = {"dense": beside.stat().st_size, "masked": beside.stat().st_size, "slim": path.stat().st_size}
+        slow = _write(to, whole, plain(shipped.masked), example, dense_path)
+        files = {"dense": dense_path.stat().st_size, "masked": dense_path.stat().st_size, "slim": path.stat().st_size}
         times = {"dense": cost.latency(lambda: slow(example)), "slim": cost.latency(lambda: predict(example))}
     except BaseException:
         path.unlink(missing_ok=True)
         raise
     finally:
-        beside.unlink(missing_ok=True)
+        dense_path.unlink(missing_ok=True)
     card = Card(
         f"{shipped.study.method} on {shipped.study.data.source}, study {shipped.summary['study']}",
         path.name, to, checked, _layers(shipped), _figures(shipped, example, files, times),
@@ -151,7 +150,7 @@ def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, told: s
 
 
 def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
-    """Write a model as a file, and return what runs that file."""
+    """Write a model as a file; return the function that predicts with that file."""
     if to == "safetensors":
         return _safetensors(shipped, model, path)
     write = {"onnx": _onnx, "torch": _torch, "executorch": _executorch}[to]
@@ -211,7 +210,7 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
     """Compare predictions of the file with those of the masked model, row by row."""
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
-    apart, differ, hits = 0.0, 0, 0.0
+    deviation, differ, hits = 0.0, 0, 0.0
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))
@@ -220,30 +219,30 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
                 raise ModelError(
                     f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"
                 )
-            apart = max(apart, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
+            deviation = max(deviation, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
             if shipped.shape.task == "regression":
                 hits += float((found.squeeze(-1) - y).abs().sum())
             else:
                 differ += int((expected.argmax(1) != found.argmax(1)).sum())
                 hits += float((found.argmax(1) == y).sum())
-    if not apart <= _CLOSE:
-        raise ModelError(f"the exported model's outputs are {apart:.2g} away from those of the masked one")
-    return {"count": count, "apart": apart, "differ": differ, _metric(shipped): hits / count}
+    if not deviation <= _CLOSE:
+        raise ModelError(f"the exported model's outputs are {deviation:.2g} away from those of the masked one")
+    return {"count": count, "deviation": deviation, "differ": differ, _metric(shipped): hits / count}
 
 
 def _rows(shipped: Shipped) -> tuple[training.Data, str]:
-    """Return test rows and what they are: the server's, the clients' own, or random ones where the data is away."""
+    """Return rows to check with, and where they are from: the server, the clients, or random draws without the data."""
     try:
         with prepare.federation(shipped.study) as folder:
             shards = open_shards(folder)
             x, y = shards.server_test()
-            told = "the server's test set"
+            origin = "the server's test set"
             if not len(y):
                 parts = [shards.test(k) for k in range(shards.clients)]
                 x, y = (torch.cat(part) for part in zip(*parts, strict=True))
-                told = "the clients' own test rows"
+                origin = "the clients' own test rows"
             if len(y):
-                return client.wrap(shards, x.clone(), y.clone()), told
+                return client.wrap(shards, x.clone(), y.clone()), origin
     except DataError:
         pass  # a deployment's rows never left its nodes
     shape = shipped.shape
@@ -294,7 +293,7 @@ def _figures(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporters' remarks on other packages to themselves; what fails raises all the same."""
+    """Silence the exporters' warnings about other packages; failures are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

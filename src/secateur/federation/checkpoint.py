@@ -1,7 +1,7 @@
 """Checkpoints: the server's state on disk, replaced atomically after every exchange; and the shipped model.
 
-One safetensors file holds the state; its header holds the rest as JSON, with a digest of the tensors. The
-archive's write-once entries lie beside it, one file each, named and digested in the checkpoint.
+One safetensors file holds the state; its header holds the rest as JSON, with a digest of both. What grows with the
+clients lies beside it (``store``, ``archive``); the checkpoint says of which exchange that must be.
 """
 
 from __future__ import annotations
@@ -27,10 +27,17 @@ from secateur.pruning.mask import Mask, Tensors
 NAME = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 _LOCK, _ABOUT = ".lock", "about"
+_FORMAT = 2
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes, *, folder: bool = True) -> None:
     """Replace a file atomically: a reader, or a crash, sees the old bytes or the new ones, never a mixture.
+
+    Args:
+        path: of the file.
+        data: its new bytes.
+        folder: write its folder too, without which a power cut may bring the old bytes back; who writes many files
+            calls ``sync_folder`` once.
 
     Raises:
         CheckpointError: the disk is full or not writable; the old file is untouched.
@@ -42,7 +49,8 @@ def write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        if folder:
+            sync_folder(path.parent)
     except OSError as broken:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -52,7 +60,8 @@ def write(path: Path, data: bytes) -> None:
         ) from broken
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Make the names of new files in a folder survive a power cut."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -87,64 +96,6 @@ def _lock(handle: int) -> None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-class Archive(MutableMapping[str, Tensors]):
-    """Tensors by key, never changed, one file for each entry; read back from disk, so memory stays O(model)."""
-
-    def __init__(self, folder: Path, digests: dict[str, str] | None = None) -> None:
-        self.folder = folder
-        self.digests = dict(digests or {})
-        self._forgotten = False
-
-    def __setitem__(self, key: str, tensors: Tensors) -> None:
-        """Write an entry."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # safetensors keeps its own order: the names' order travels in the header
-        data = safetensors.save(dict(tensors), {"order": json.dumps(list(tensors))})
-        write(self._path(key), data)
-        self.digests[key] = hashlib.sha256(data).hexdigest()
-
-    def __getitem__(self, key: str) -> Tensors:
-        """Read an entry, and check it against the digest of the time it was written."""
-        digest = self.digests[key]
-        path = self._path(key)
-        data = _read(path)
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"archive entry {path} is damaged; start the run again from its study.toml")
-        tensors = safetensors.load(data)
-        length = int.from_bytes(data[:8], "little")
-        order = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["order"])
-        return {name: tensors[name] for name in order}
-
-    def __contains__(self, key: object) -> bool:
-        """Return whether there is such an entry, without reading it."""
-        return key in self.digests
-
-    def __delitem__(self, key: str) -> None:
-        """Forget an entry; its file stays until a checkpoint without it is on disk."""
-        del self.digests[key]
-        self._forgotten = True
-
-    def collect(self) -> None:
-        """Delete the files of forgotten entries, and what a kill left behind."""
-        if self._forgotten:
-            wanted = {self._path(key) for key in self.digests}
-            for path in self.folder.glob("*.safetensors"):
-                if path not in wanted:
-                    path.unlink(missing_ok=True)
-            self._forgotten = False
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over keys."""
-        return iter(self.digests)
-
-    def __len__(self) -> int:
-        """Return the number of entries."""
-        return len(self.digests)
-
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key.replace('/', '-')}.safetensors"
-
-
 @dataclass(frozen=True)
 class Saved:
     """What a checkpoint holds: the state, and what the run itself must know to go on.
@@ -169,21 +120,23 @@ def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str,
     tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
     tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}
     tensors |= {f"beside/{k}/{n}": t for k, group in (beside or {}).items() for n, t in group.items()}
-    digests = state.archive.digests if isinstance(state.archive, Archive) else {}
     head = {
-        "format": 1, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
-        "archive": digests, "order": list(tensors), "digest": _digest(tensors), "extra": extra,
+        "format": _FORMAT, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
+        "order": list(tensors), "extra": extra,
     }  # fmt: skip
-    write(folder / NAME, safetensors.save(_apart(tensors), {"secateur": json.dumps(head)}))
-    if isinstance(state.archive, Archive):
-        state.archive.collect()
+    head["digest"] = _digest(tensors, head)
+    try:
+        data = safetensors.save(_apart(tensors), {"secateur": json.dumps(head)})
+    except SafetensorError as broken:
+        raise CheckpointError(f"the state of round {state.round} cannot be written: {broken}") from broken
+    write(folder / NAME, data)
 
 
-def load(folder: Path, setting: Setting) -> Saved:
-    """Read the checkpoint of ``folder``.
+def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] | None = None) -> Saved:
+    """Read the checkpoint of ``folder``; ``archive`` is the state's.
 
     Raises:
-        CheckpointError: there is none, or it is damaged; the text says what to do.
+        CheckpointError: there is none, it is damaged or of another version of secateur; the text says what to do.
     """
     path = folder / NAME
     again = f"start again with: secateur run --config {folder / 'study.toml'}"
@@ -192,9 +145,14 @@ def load(folder: Path, setting: Setting) -> Saved:
     try:
         with safe_open(path, framework="pt") as file:
             head = json.loads((file.metadata() or {})["secateur"])
+        if head["format"] != _FORMAT:
+            raise CheckpointError(
+                f"checkpoint {path} is of format {head['format']}, and this version of secateur goes on from format "
+                f"{_FORMAT} only: finish the run with the version that began it, or {again}; it can still be reported"
+            )
         loaded = safetensors.load_file(path)
         tensors = {name: loaded[name] for name in head["order"]}
-        if _digest(tensors) != head["digest"]:
+        if _digest(tensors, head) != head["digest"]:
             raise CheckpointError(f"checkpoint {path} is damaged (its digest differs); {again}")
     except (SafetensorError, KeyError, ValueError, OSError) as broken:
         raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {again}") from broken
@@ -207,8 +165,8 @@ def load(folder: Path, setting: Setting) -> Saved:
         {k.removeprefix(kind): v for k, v in parts.items() if k.startswith(kind)} for kind in ("memory/", "beside/")
     )
     mask = parts.get("mask/", {}) if head["masked"] else None
-    archive = Archive(folder / "archive", head["archive"])
-    state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], archive)
+    kept: MutableMapping[str, Tensors] = {} if archive is None else archive
+    state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], kept)
     return Saved(state, head["extra"], beside)
 
 
@@ -252,15 +210,22 @@ def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
     return found
 
 
-def _digest(tensors: Tensors) -> str:
-    running = hashlib.blake2b(digest_size=16)
+def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
+    # JSON makes texts of all keys: what was read back must have the digest of what was written
+    about = json.loads(json.dumps({name: value for name, value in head.items() if name != "digest"}))
+    running = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
     for name, tensor in tensors.items():
         running.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return running.hexdigest()
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        CheckpointError: it is missing, or cannot be read.
+    """
     try:
         return path.read_bytes()
     except OSError as broken:

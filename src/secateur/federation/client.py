@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,8 @@ from secateur.contract.guard import Passage
 from secateur.contract.state import Setting
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError
-from secateur.federation import link
-from secateur.federation.link import Kept
+from secateur.federation import feedback
+from secateur.federation.feedback import WireMemory
 from secateur.learning import batched as stacked
 from secateur.learning import training
 from secateur.models import build as build_model
@@ -112,13 +113,11 @@ class Participant:
         self, client: int, request: bytes, state: bytes | None, fit: Callable[..., training.Fit], clock: stacked.Clock
     ) -> tuple[bytes, bytes | None]:
         start = clock()
-        kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
+        kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
         try:
-            message, spared = self._read(request, kept.held, clock)
+            message, spared = self._read_any(request, kept, clock)
         except MaskNotHeldError:
             return lost(request), None
-        if message.mask is not None:
-            kept = replace(kept, held=message.mask)
         scalars = dict(message.scalars)
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
@@ -132,12 +131,21 @@ class Participant:
             reply = guard.leaving(reply, message, passage)
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
+        kept = kept.after(message.mask, reply.mask)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
         answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
         # how long the reply took to write is known when it is written
         return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
+
+    def _read_any(self, request: bytes, kept: WireMemory, clock: stacked.Clock) -> tuple[Message, float]:
+        """Decode a request that may refer to any of the masks that its client remembers."""
+        *others, last = kept.known()
+        for held in others:
+            with contextlib.suppress(MaskNotHeldError):
+                return self._read(request, held, clock)
+        return self._read(request, last, clock)
 
     def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
@@ -182,13 +190,13 @@ class _Sending:
     wire: Wire
     request: Message
     reply: Message
-    kept: Kept
+    kept: WireMemory
     context: int
     seed: int
     trains: bool
 
-    def encode(self, told: Mapping[str, Scalar]) -> tuple[bytes, Kept]:
-        """Return the payload, and what this end of the link remembers after it."""
+    def encode(self, told: Mapping[str, Scalar]) -> tuple[bytes, WireMemory]:
+        """Return the payload, and what this end of the wire remembers after it."""
         wanted, sent = self.reply, self.reply
         if self.trains:
             wanted, sent = self._shape()
@@ -201,16 +209,16 @@ class _Sending:
         if not self.trains or not self.wire.feedback or not self.wire.leaves_out:
             return answer, self.kept
         arrived = decode(answer, Expected.of(sent.tensors, mask="optional", known=known))
-        return answer, replace(self.kept, error=link.left_out(wanted, arrived))
+        return answer, replace(self.kept, residual=feedback.residual(wanted, arrived))
 
     def _shape(self) -> tuple[Message, Message]:
         """Return what is to be told of the trained weights, and what of it is sent."""
         reply = self.reply
         if self.wire.replies != "weights":
-            reply = link.as_update(reply, self.request.tensors)
+            reply = feedback.as_update(reply, self.request.tensors)
         if self.wire.feedback and self.wire.leaves_out:
-            reply = link.add(reply, self.kept.error)
-        return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
+            reply = feedback.add(reply, self.kept.residual)
+        return reply, feedback.top_k(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,41 +14,29 @@ import torch
 from secateur.contract.ask import EVALUATE, TRAIN, Ask
 from secateur.contract.guard import Guard, Passage
 from secateur.contract.reducer import Reduced, Reducer
-from secateur.contract.reduction import Reply, Sent
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.engines import Engine, Failure
 from secateur.errors import ConfigError, EngineError, WireError
-from secateur.federation import client, link
-from secateur.federation.claims import Claims, Kind
-from secateur.federation.link import Links
+from secateur.federation import client, feedback
+from secateur.federation.books import Books
+from secateur.federation.claims import Kind
+from secateur.federation.held_masks import name_of
 from secateur.federation.records import short
 from secateur.pruning.mask import apply
 from secateur.streams import derive
 from secateur.study.study import Study
+from secateur.wire import masks as packing
 from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_sizes
-from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
+from secateur.wire.message import Expected, Masks, Message, Scalar, Spec, Tensors, specs_of
 
 _MOST_SAMPLES = 2**40
 _COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.TOLD), (0, _MOST_SAMPLES))
 _TRAINED: Mapping[str, Kind] = {"samples": "train"}
 _HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
+_WRITTEN = 64 * 2**20
 _LATE = "asked for the full mask, too late to send it within the deadline"
-
-
-@dataclass
-class Books:
-    """What the server remembers of its links from one exchange to the next; part of a checkpoint.
-
-    Attributes:
-        links: who holds which mask.
-        claims: how many rows each client has.
-        error: what the last training request left out of the weights; it is added to the next one.
-    """
-
-    links: Links
-    claims: Claims = field(default_factory=Claims)
-    error: Tensors = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +44,22 @@ class _Sent:
     context: int
     parts: Mapping[str, int]
     refers: bool
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """The mask of a client that is sent a part of its own, read once and packed until the client answers."""
+
+    packed: Tensors
+    specs: Mapping[str, Spec]
+    name: str
+
+    @classmethod
+    def of(cls, mask: Masks) -> _Slice:
+        return cls(packing.pack(mask), specs_of(mask), name_of(mask))
+
+    def mask(self) -> Masks:
+        return packing.unpack(self.packed, self.specs)
 
 
 @dataclass
@@ -72,10 +76,12 @@ class Exchange:
         deadline: seconds for all replies; None: no limit.
         bounds: least and most of scalars, by name; a reply beyond them costs its sender the place.
         notify: called with (answered, asked).
+        macs_of: MACs of an example under a mask, on surviving weights and after the cuts.
         down, up: bytes carried, by part.
         left_out: who, and why.
         told: the scalars of each reply that counts, in the order of the ask.
         each: bytes carried down and up, by client.
+        macs: what ``macs_of`` says of the slice of each client whose reply counts.
     """
 
     ask: Ask
@@ -87,11 +93,13 @@ class Exchange:
     deadline: float | None = None
     bounds: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     notify: Callable[[int, int], None] = lambda _done, _total: None
+    macs_of: Callable[[Masks | None], tuple[int, int]] = lambda _mask: (0, 0)
     down: Counter[str] = field(default_factory=Counter)
     up: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, Any]] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
     each: dict[int, list[int]] = field(default_factory=dict)
+    macs: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
@@ -102,8 +110,10 @@ class Exchange:
         self._trains = self.ask.phase == TRAIN and not self.ask.plain
         self._expects = self._expected()
         self._bases: dict[int, Tensors] = {}
+        self._slices: dict[int, _Slice] = {}
+        self._name = "" if self.ask.message.mask is None else name_of(self.ask.message.mask)
         self._outgoing: Outgoing | None = None
-        self._written: tuple[str | None, bytes] | None = None
+        self._written: OrderedDict[str | None, bytes] = OrderedDict()
         self._base: Tensors = {}
         if self.ask.slices is None and not self.ask.own:
             self._outgoing, self._base = self._prepare()
@@ -124,11 +134,11 @@ class Exchange:
         message, wire = self.ask.message, self.study.wire
         feeds = self._trains and wire.feedback and wire.values != "fp32"
         if feeds:
-            message = link.add(message, self.books.error)
+            message = feedback.add(message, self.books.residual)
         outgoing = self._write(message)
         arrived = self._arrived(message, outgoing)
         if feeds:
-            self.books.error = link.left_out(message, arrived)
+            self.books.residual = feedback.residual(message, arrived)
         return outgoing, arrived.tensors
 
     def _write(self, message: Message, *who: int) -> Outgoing:
@@ -138,7 +148,7 @@ class Exchange:
             scalars[client.PLAIN] = True
         seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
-        return Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)
+        return Outgoing(message, values=wire.values, template=self.books.masks.specs, seed=seed)
 
     def _arrived(self, message: Message, outgoing: Outgoing) -> Message:
         """Return a request as its receiver reads it."""
@@ -146,17 +156,21 @@ class Exchange:
             return message
         return decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
 
-    def _held(self, who: int) -> Masks | None:
-        return self.ask.message.mask if self.ask.slices is None else self.ask.slices[who]
+    def _slice(self, who: int) -> tuple[Outgoing, Masks | None, str]:
+        """Return the request of a client with a part of its own, its mask and the mask's name.
 
-    def _slice(self, who: int) -> tuple[Outgoing, Masks | None]:
-        """Return the request of a client with a part of its own, and its mask; what rounding leaves out is lost."""
-        whole, mask = self.ask.message, self._held(who)
+        What rounding leaves out of it is lost.
+        """
+        whole, mask, name = self.ask.message, self.ask.message.mask, self._name
+        if self.ask.slices is not None:
+            mask = self.ask.slices[who]
+            self._slices[who] = _Slice.of(mask)
+            name = self._slices[who].name
         message = replace(whole, tensors=apply(self.ask.tensors(who), mask), mask=mask)
         outgoing = self._write(message, who)
         if self.study.wire.replies != "weights":
             self._bases[who] = self._arrived(message, outgoing).tensors
-        return outgoing, mask
+        return outgoing, mask, name
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each client with its checked reply as it arrives; None for one that failed or was refused.
@@ -175,9 +189,7 @@ class Exchange:
             rows.sort(key=lambda row: place[row["client"]])
         answers = {who: self._answered[who] for who in self.ask.clients if who in self._answered}
         if self.ask.message.mask is not None:
-            self.books.links.confirm(answers, self.ask.message.mask)
-        for who, answered in answers.items() if self.ask.slices else ():
-            self.books.links.confirm({who: answered}, (self.ask.slices or {})[who])
+            self.books.masks.confirm(answers, self.ask.message.mask)
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return what the replies became; ``spool`` takes those that must stay single."""
@@ -197,7 +209,7 @@ class Exchange:
             sent = self._sent.get(who)
             if sent and sent.refers and isinstance(reply, bytes) and is_lost(reply, sent.context):
                 self.up.update(part_sizes(reply))
-                self.books.links.held.pop(who, None)
+                self.books.masks.note(who, None)
                 again.append(who)
             else:
                 yield who, reply
@@ -218,22 +230,34 @@ class Exchange:
             yield who, reply
 
     def _request(self, who: int) -> bytes:
-        outgoing, mask = (self._outgoing, self.ask.message.mask) if self._outgoing else self._slice(who)
-        version = self.books.links.held.get(who) if mask is not None else None
-        # who holds what the client before held is sent the very same bytes, which an engine need not carry twice
-        if self._outgoing is None or self._written is None or self._written[0] != version:
-            held = None if version is None else self.books.links.mask(who)
-            self._written = version, outgoing.bytes(held)
-        request = self._written[1]
-        self._sent[who] = _Sent(context_of(request), part_sizes(request, checked=True), version is not None)
+        shared = self._outgoing
+        outgoing, mask, name = (shared, self.ask.message.mask, self._name) if shared else self._slice(who)
+        held = None if mask is None else self.books.masks.name(who, at_hand=name)
+        # clients that hold the same mask are sent the very same bytes, which an engine need not carry twice
+        request = self._written.get(held) if shared else None
+        if request is None:
+            known = None if held is None else mask if held == name else self.books.masks.mask(held)
+            request = outgoing.bytes(known)
+            self._remember(held, request)
+        self._sent[who] = _Sent(context_of(request), part_sizes(request, checked=True), held is not None)
         return request
 
+    def _remember(self, held: str | None, request: bytes) -> None:
+        """Keep the last requests that were written, within a budget."""
+        if self._outgoing is not None:
+            self._written[held] = request
+            while len(self._written) > 1 and len(self._written) * len(request) > _WRITTEN:
+                self._written.popitem(last=False)
+
     def _check(self, who: int, reply: bytes | Failure) -> Reply | None:
+        part = self._slices.pop(who, None)
+        if part is not None and who in self._answered:
+            self.books.masks.note(who, None)  # until its reply counts
         if isinstance(reply, Failure):
             self.left_out.append({"client": who, "reason": short(reply.reason)})
             return None
         try:
-            known = self._expects.known if self.ask.slices is None else self.ask.slices[who]
+            known = self._expects.known if part is None else part.mask()
             message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
             _sane(message.scalars, {**_COUNTED, **self.bounds})
             message = self._restore(message, self._bases.pop(who, self._base), known)
@@ -244,6 +268,10 @@ class Exchange:
             return None
         self.up.update(part_sizes(reply, checked=True))
         self._answered[who] = True
+        if part is not None:
+            self.macs[who] = self.macs_of(known)
+            own = message.mask is not None and message.mask is not known
+            self.books.masks.note(who, name_of(message.mask or {}) if own else part.name)
         self.told.append({"client": who, **message.scalars})
         return counted
 
@@ -268,7 +296,7 @@ class Exchange:
             return message
         if replies == "topk":
             message = replace(message, mask=known if self.ask.expects.mask == "same" else None)
-        return link.from_update(message, base)
+        return feedback.from_update(message, base)
 
 
 def _sane(scalars: Mapping[str, Scalar], bounds: Mapping[str, tuple[float, float]]) -> None:

@@ -10,8 +10,7 @@ from pathlib import Path
 from secateur.errors import CheckpointError, ConfigError
 from secateur.federation import checkpoint
 from secateur.federation.records import Row
-from secateur.study.study import Study, read
-from secateur.study.study import study as parse_study
+from secateur.study.study import Study, parse_study, read_toml
 
 STUDY = "study.toml"
 ROUNDS = "rounds.jsonl"
@@ -59,7 +58,7 @@ def read_study(folder: Path) -> Study:
     """
     if not (folder / STUDY).exists():
         raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
-    return parse_study(read(folder / STUDY))
+    return parse_study(read_toml(folder / STUDY))
 
 
 def read_records(folder: Path) -> list[Row]:

@@ -1,4 +1,4 @@
-"""Rows on disk: of a federation that is simulated, of one node that holds its own, of a server that holds none."""
+"""Shards on disk for a simulated federation, for a node with its own data, and for a server without any rows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from secateur.data import Source
-from secateur.data import load as load_data
+from secateur.data import Source, load
 from secateur.data.partition import partition
 from secateur.data.shards import Shape, make_shards
 from secateur.errors import DataError
@@ -25,7 +24,7 @@ from secateur.study.study import Study
 
 @contextlib.contextmanager
 def federation(study: Study) -> Iterator[Path]:
-    """Load and partition a study's data; yield a folder of shards that lives as long as the block.
+    """Load and partition a study's data; yield a folder of shards, which is deleted at the end of the block.
 
     Raises:
         DataError: the data cannot be read, or the partition leaves clients empty.
@@ -39,16 +38,16 @@ def federation(study: Study) -> Iterator[Path]:
 
 
 def simulated(study: Study, cache: Path) -> Path:
-    """Return the shards of ``federation``, made once and kept in ``cache`` for all processes of this machine.
+    """Return the folder of the shards of ``federation``, kept in ``cache`` for all processes of this machine.
 
-    They are made again when a file changes that the data's name leads to.
+    They are made again when a file of the data changes.
     """
     key = [study.data.model_dump(mode="json"), study.seed, _marks(*_places(study.data.source))]
     return _once(cache, key, lambda folder: _simulated(study, folder))
 
 
 def own(study: Study, client: int, folder: str, cache: Path) -> Path:
-    """Return shards in which one client has the rows of ``folder`` and all others none.
+    """Return the folder of shards in which one client has the rows of ``folder`` and all others none.
 
     They are made again when a file of the folder changes.
 
@@ -63,7 +62,7 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
     key = [study.data.model_dump(mode="json"), study.seed, client, marks]
 
     def make(into: Path) -> None:
-        source = load_data(f"{study.data.source}:{place}", seed=study.seed, whole=False)
+        source = load(f"{study.data.source}:{place}", seed=study.seed, whole=False)
         rows = np.arange(len(source.y_train))
         parts = [rows if k == client else rows[:0] for k in range(study.data.clients)]
         make_shards(
@@ -75,7 +74,7 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
 
 
 def bare(study: Study, shape: Shape, folder: Path) -> Path:
-    """Write shards without a single row into ``folder``: what a server has whose clients hold the data."""
+    """Write shards without any rows into ``folder``, for a server whose clients hold the data."""
     x = np.zeros((0, *shape.input_shape), np.float32 if shape.kind == "tabular" else np.uint8)
     y = np.zeros(0, np.float32 if shape.task == "regression" else np.int64)
     source = Source(
@@ -88,19 +87,19 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
 
 
 def _places(source: str) -> list[Path]:
-    """Return the paths that a data set's name may hold: behind its first colon, or the second of a loader's own."""
+    """Return the paths that a data specification may hold: after its first colon, or its second for a user's loader."""
     given = source.partition(":")[2].partition("#")[0]
     return [Path(text).expanduser() for text in (given, given.partition(":")[2]) if text]
 
 
 def _marks(*places: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of each file there, by which a change is noticed."""
+    """Return name, size and time of each file in some places; they change with the files."""
     files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))) if p.is_file()]
     return [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 
 
 def _simulated(study: Study, folder: Path) -> None:
-    source = load_data(study.data.source, seed=study.seed)
+    source = load(study.data.source, seed=study.seed)
     section, count = study.data, len(source.y_train)
     if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")

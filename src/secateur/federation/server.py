@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,8 +31,9 @@ from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
 from secateur.federation import checkpoint, client
-from secateur.federation.claims import Claims, unknown
-from secateur.federation.exchange import Books, Exchange
+from secateur.federation.books import Books
+from secateur.federation.claims import unknown
+from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     PLAN,
     ROUNDS,
@@ -43,7 +46,6 @@ from secateur.federation.folder import (
     read_summary,
     reserve,
 )
-from secateur.federation.link import Links
 from secateur.federation.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
 from secateur.learning import training
 from secateur.pruning import mask as masks
@@ -99,19 +101,23 @@ class Run:
         self.uses = cost.uses(self.model, self.example)
         self.initial = training.tensors_of(self.model)
         self.server: dict[str, float] = {}
-        known = unknown if self.shards.empty else self.shards.count
+        self.records = 0
         self.guards = self.study.build_guards()
-        self.books = Books(Links(self.setting.specs), Claims(known))
+        self.books = Books(folder, self.setting.specs, unknown if self.shards.empty else self.shards.count)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
         """Return the first state; nothing is asked yet."""
-        archive = checkpoint.Archive(self.folder / "archive")
-        return self.method.start(self.setting, self.initial, archive)
+        self.books.begin()
+        return self.method.start(self.setting, self.initial, self.books.archive)
 
-    def restore(self) -> tuple[State, dict[str, Any]]:
-        """Return the state of the last checkpoint, with the records cut back to it."""
-        saved = checkpoint.load(self.folder, self.setting)
+    def restore(self) -> State:
+        """Return the state of the last checkpoint.
+
+        Raises:
+            CheckpointError: the run cannot go on from there; nothing in its folder was changed.
+        """
+        saved = checkpoint.load(self.folder, self.setting, self.books.archive)
         if saved.extra["data"] != self.shards.fingerprint():
             raise CheckpointError(
                 f"the data of {self.folder} is no longer what the run began with (rows, labels or partition differ): "
@@ -120,14 +126,11 @@ class Run:
         rows = self.folder / ROUNDS
         if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
             raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
-        with rows.open("r+b") as file:
-            file.truncate(saved.extra["records"])
-        held = {int(k): version for k, version in saved.extra["links"].items()}
-        self.books.links.restore(held, saved.beside.get("links", {}))
-        self.books.error = saved.beside.get("error", {})
-        return saved.state, saved.extra
+        self.books.restore(saved)
+        self.records = saved.extra["records"]
+        return saved.state
 
-    def play(self, state: State, extra: dict[str, Any], watch: Watch = silent) -> Row:
+    def play(self, state: State, watch: Watch = silent) -> Row:
         """Run from ``state`` to the end, checkpointing after every exchange; return the summary."""
         handler = open_log(self.log, self.folder)
         threads = torch.get_num_threads()
@@ -136,7 +139,9 @@ class Run:
             serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
-                engine.states.restore({int(k): v for k, v in extra.get("clients", {}).items()})
+                self.books.attach(engine.states)
+                if (self.folder / ROUNDS).exists():  # what came after the checkpoint is done again
+                    os.truncate(self.folder / ROUNDS, self.records)
                 return self._loop(state, engine, watch)
         finally:
             torch.set_num_threads(threads)
@@ -156,7 +161,7 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = self._exchange(ask, engine, notify=notify)
+            exchange = self._exchange(ask, engine, notify=notify, macs_of=self._macs)
             with Spool(self.folder) as spool:
                 state = self.method.absorb(state, exchange.reduce(state, spool))
             state = self._refined(state) if ask.phase == TRAIN else state
@@ -165,11 +170,7 @@ class Run:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            manifest = engine.states.commit()
-            links = self.books.links
-            extra = {"records": length, "clients": manifest, "data": fingerprint, "links": links.held}
-            checkpoint.save(self.folder, state, extra, {"links": links.tensors(), "error": self.books.error})
-            engine.states.collect(manifest)
+            self.books.save(state, {"records": length, "data": fingerprint}, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
         return self._finish(self.method.final(state), engine, watch)
@@ -230,7 +231,7 @@ class Run:
         shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
         surviving = physical = 0
         for who, rows in trained.items():
-            kept, cut = self._macs(ask.slices[who] if ask.slices else shared)
+            kept, cut = exchange.macs[who] if ask.slices else self._macs(shared)
             surviving += 3 * rows * kept + measured[who] * (2 * kept + whole)
             physical += 3 * rows * cut + 3 * measured[who] * whole
         return {"train_macs": surviving, "train_macs_physical": physical}
@@ -355,9 +356,6 @@ def resume(
 
 
 def _resume(run: Run, watch: Watch) -> Row:
-    folder = run.folder
-    if not (folder / checkpoint.NAME).exists():  # stopped before the first exchange was complete
-        (folder / ROUNDS).unlink(missing_ok=True)
-        return run.play(run.create(), {}, watch)
-    state, extra = run.restore()
-    return run.play(state, extra, watch)
+    with contextlib.closing(run.books):
+        begun = (run.folder / checkpoint.NAME).exists()
+        return run.play(run.restore() if begun else run.create(), watch)

@@ -1,4 +1,4 @@
-"""secateur on Flower: whole apps for a study, and pruning for apps that exist already."""
+"""secateur on Flower: apps that run a whole study, and pruning for an existing app."""
 
 from secateur.flower.apps import client_app, server_app
 from secateur.flower.mod import keep_pruned, prune

@@ -1,10 +1,10 @@
-"""secateur on Flower: a ServerApp that runs a study, a ClientApp that serves it, from the same settings.
+"""secateur on Flower: a ServerApp that runs a study and a ClientApp that serves it, with the same settings.
 
 The run configuration of a Flower app holds a study's settings by their paths (``method``, ``training.lr``,
-``schedule.sparsity``); ``set``, more of these in one text, since Flower overrides only what an app declares; and three
-of the server's own: ``out``, ``deadline``, ``wait``. A node says which client it is by ``partition-id`` in its node
-configuration, where its own data lie by ``data``, where it keeps what must outlive a restart by ``state``, and what a
-run may name beyond this package by ``allow`` (see ``policy``).
+``schedule.sparsity``). Flower overrides only settings that an app declares, so that ``set`` holds more of them in one
+text. Three settings are for the server: ``out``, ``deadline``, ``wait``. A node's own configuration has the number of
+its client as ``partition-id``, the folder of its own data as ``data``, the folder of state that outlives a restart as
+``state``, and what a run may name beyond this package as ``allow`` (see ``policy``).
 """
 
 from __future__ import annotations
@@ -46,9 +46,8 @@ from secateur.flower.engine import (
     pack,
     unpack,
 )
-from secateur.study import study as config
 from secateur.study.runtime import Runtime
-from secateur.study.study import Study
+from secateur.study.study import Study, assign, parse_study
 from secateur.wire import codec
 
 _SERVERS = ("out", "deadline", "wait")
@@ -58,22 +57,22 @@ _SHOWN = 8  # settings that the node's log names
 
 
 def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
-    """Return the study that a Flower run configuration describes, and the settings of the server itself.
+    """Return the study of a Flower run configuration, and the settings of the server.
 
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
-    return config.study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+    return parse_study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
 
 
 def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the study's settings as they were written; nothing that they name is looked at."""
+    """Return the study's settings as nested mappings, without importing or opening anything that they name."""
     values: dict[str, Any] = {}
     for path, value in run_config.items():
         if path not in {*_SERVERS, "set"}:
-            config.assign(values, f"{path}={value}")
+            assign(values, f"{path}={value}")
     for setting in shlex.split(str(run_config.get("set", ""))):
-        config.assign(values, setting)
+        assign(values, setting)
     return values
 
 
@@ -83,8 +82,8 @@ def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
 def server_app() -> ServerApp:
     """Return a ServerApp that runs the study of its run configuration into the folder ``out``.
 
-    A folder that holds a stopped run of the same study is gone on with, bit for bit where the nodes have still what
-    they kept.
+    A stopped run of the same study in that folder is resumed. It has the same bits as an undisturbed one if the nodes
+    still have their states.
     """
     app = ServerApp()
 
@@ -100,7 +99,7 @@ def server_app() -> ServerApp:
 
 
 def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
-    """Run a study over a grid's nodes; return its summary.
+    """Run a study on the nodes of a grid; return its summary.
 
     Raises:
         SecateurError: the settings do not fit, the folder holds another study, or no node can take part.
@@ -121,7 +120,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
         if not engine.members.nodes:
             raise EngineError("no node is left that can take part; what each lacks stands above")
         reserve(folder, study)
-        return server.resume(folder, runtime, shards=shards, watch=_told, open_engine=lambda *_: engine)
+        return server.resume(folder, runtime, shards=shards, watch=_log, open_engine=lambda *_: engine)
 
 
 def _folder(study: Study, out: object) -> Path:
@@ -133,7 +132,7 @@ def _folder(study: Study, out: object) -> Path:
 
 
 def _wait_for_folder(folder: Path, seconds: float) -> None:
-    """Wait for a ServerApp that outlived its SuperLink and still has the folder."""
+    """Wait until an earlier ServerApp, which may outlive its SuperLink, has released the folder."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -146,7 +145,7 @@ def _wait_for_folder(folder: Path, seconds: float) -> None:
 
 
 def _run_id(folder: Path) -> str:
-    """Return what names this run to its nodes, the same after a restart."""
+    """Return the name of this run for its nodes, which is the same after a restart."""
     path = folder / _RUN_ID
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,7 @@ def _run_id(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
-    """Yield the server's shards: the simulated federation's, or none where the nodes have data of their own."""
+    """Yield the server's shards: those of the simulated federation, or empty ones if nodes have data of their own."""
     own = {bool(about["own"]) for about in members.values()}
     if len(own) > 1:
         raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
@@ -186,7 +185,7 @@ def _unlike(about: About, ours: About) -> str | None:
     return f"its {differs[0]} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
 
 
-def _told(row: records.Row) -> None:
+def _log(row: records.Row) -> None:
     if row["event"] == "row":
         LOG.info("%s", records.line(row))
     elif row["event"] == "end":
@@ -214,7 +213,7 @@ def client_app() -> ClientApp:
 def _answered(message: Message, make: Any) -> Message:
     try:
         content = make()
-    except Exception as broken:  # noqa: BLE001 -- told on both sides; it costs this client its place only
+    except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
         line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
         LOG.error("%s", line[:_LOGGED])
         content = pack({"error": line[:_LONGEST]})
@@ -228,7 +227,7 @@ def _introduce(context: Context) -> About:
 
 
 def _about(study: Study, shards: Shards) -> About:
-    """Return what must be equal on all sides; ``model``: the hash of its tensors' names, shapes and dtypes."""
+    """Return the facts that must agree on all nodes; ``model`` is a hash of tensors' names, shapes and dtypes."""
     shape = Shape.of(shards)
     specs = Participant(study, shards).setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
@@ -240,7 +239,7 @@ def _about(study: Study, shards: Shards) -> About:
 
 
 def _place(context: Context) -> tuple[int, Study, Path]:
-    """Return which client this node is, of which study, and where its rows are."""
+    """Return the number of this node's client, its study, and the folder of its shards."""
     study = _permitted(context)
     number = context.node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
@@ -254,11 +253,11 @@ def _place(context: Context) -> tuple[int, Study, Path]:
 
 
 def _permitted(context: Context) -> Study:
-    """Return the study of a run, once it is known to name nothing that the node's owner has not allowed.
+    """Return the study of a run, after checking that it names nothing that the node's owner has not allowed.
 
     Raises:
-        ConfigError: it does, or its settings do not fit. The server is told the first such setting; the node's own
-            log has the others too, and how its owner would allow them.
+        ConfigError: it names such a thing, or its settings are wrong. The error names the first such setting; the
+            node's log names all, and says how its owner would allow them.
     """
     values, node = _settings(context.run_config), context.node_config
     owners = policy.allowed(str(node.get(policy.ALLOW, ""))) | policy.allowed(os.environ.get(policy.ENVIRONMENT, ""))
@@ -272,7 +271,7 @@ def _permitted(context: Context) -> Study:
         )  # fmt: skip
     if names:
         raise ConfigError(f"not allowed by the node's owner: {names[0][:_SHORT]!r}")
-    return config.study(values)
+    return parse_study(values)
 
 
 def _serve(message: Message, context: Context) -> Any:
@@ -298,9 +297,9 @@ def _participant(study: str, shards: str) -> Participant:
 
 
 class _Memory:
-    """What a client keeps of a run: by name, in the folder ``state`` of the node configuration, else in the Context.
+    """The states of a client in a run, by name: in the folder ``state`` of the node configuration, or in the Context.
 
-    The state that a request goes on from stays beside the one that its reply leaves, in case the reply gets lost.
+    Two states are kept, the one before a request and the one after it, in case the reply gets lost.
     """
 
     def __init__(self, context: Context, run: str, client: int) -> None:
@@ -337,7 +336,7 @@ class _Memory:
 
 
 def _plain(name: str) -> str:
-    """Return a name that is safe as a file's: it came over the wire."""
+    """Return a name that came over the wire, if it is safe as a file name."""
     if not name.isalnum() or not name.isascii():
         raise ConfigError(f"{name[:40]!r} does not name a run or a state")
     return name

@@ -1,15 +1,15 @@
-"""The Flower engine: the same bytes through a Flower Grid. The one module that imports flwr.
+"""The Flower engine carries requests and replies through a Flower Grid. Only this module imports flwr.
 
-Server and nodes speak two message types. ``query.secateur`` asks a node who it is; ``train.secateur`` carries a request
-and its reply, whatever the phase. The payload is one ``Array`` of its own ``stype``, so that Flower stores it in chunks
-and its own strategies refuse it instead of misreading it; beside it stands a ``ConfigRecord``.
+There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
+or its reply, in every phase. The payload is an ``Array`` with a ``stype`` of its own, so that Flower stores it in
+chunks, and so that Flower's strategies refuse it instead of misreading it. A ``ConfigRecord`` goes with it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class _Ours(logging.LoggerAdapter[logging.Logger]):
-    """Flower's own log, in which our lines can be told from its."""
+    """Flower's logger, with a prefix that marks our lines."""
 
     def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
         return f"secateur: {msg}", kwargs
@@ -49,7 +49,7 @@ _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
 
 
 def _wrapped(payload: bytes) -> ArrayRecord:
-    """Return bytes as a record that Flower stores in chunks."""
+    """Return bytes as an ``ArrayRecord``, which Flower stores in chunks."""
     return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
 
 
@@ -59,7 +59,7 @@ def _unwrapped(arrays: ArrayRecord) -> bytes | None:
 
 
 def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
-    """Return a message's content."""
+    """Return the content of a message: facts, and a payload if there is one."""
     content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
     if payload is not None:
         content[_PAYLOAD] = _wrapped(payload)
@@ -67,16 +67,16 @@ def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
 
 
 def unpack(content: RecordDict) -> tuple[About, bytes | None]:
-    """Return what ``pack`` was given; nothing where a record is not of its kind."""
+    """Return the facts and the payload that ``pack`` was given; a record of another kind counts as missing."""
     about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
-    told = dict(about) if isinstance(about, ConfigRecord) else {}
-    return told, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
+    facts = dict(about) if isinstance(about, ConfigRecord) else {}
+    return facts, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
 
 
 def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
-    """Return the key of the one ``ArrayRecord`` of someone else's message, and the payload in it, if it is ours.
+    """Return the key of the only ``ArrayRecord`` of another app's message, and the payload in it if it is ours.
 
-    Where there is not exactly one, the key is empty.
+    The key is empty unless there is exactly one.
     """
     records = list(content.array_records.items())
     if len(records) != 1:
@@ -86,7 +86,7 @@ def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
 
 
 def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
-    """Return a message's content with another ``ArrayRecord`` in place of its one."""
+    """Return a message's content with its only ``ArrayRecord`` replaced."""
     key, _ = payload_of(content)
     if not key:
         raise ConfigError(f"a message holds {len(content.array_records)} ArrayRecords; exactly 1 is expected")
@@ -94,26 +94,25 @@ def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
 
 
 def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
-    """Return a message's content with a payload in place of its one ``ArrayRecord``."""
+    """Return a message's content with its only ``ArrayRecord`` replaced by a payload."""
     return with_arrays(content, _wrapped(payload))
 
 
 class Versions:
-    """The names of what clients keep on their nodes; see ``States``."""
+    """The versions of the states that clients keep on their nodes; see ``States``."""
 
     def __init__(self) -> None:
-        self.held: dict[int, str] = {}
+        self.held: MutableMapping[int, str] = {}
         self.missed: list[int] = []
 
-    def commit(self) -> dict[int, str]:
-        """Return client -> name; the nodes wrote it when they answered."""
-        return dict(sorted(self.held.items()))
-
-    def restore(self, manifest: Mapping[int, str]) -> None:
+    def restore(self, names: MutableMapping[int, str]) -> None:
         """Go on from these; a node that has lost one says so when it is asked."""
-        self.held = dict(manifest)
+        self.held = names
 
-    def collect(self, manifest: Mapping[int, str]) -> None:
+    def commit(self) -> None:
+        """Do nothing: the nodes wrote it when they answered, and its names were noted then."""
+
+    def collect(self) -> None:
         """Do nothing: a node itself drops what is older than what it is asked to go on from."""
 
     def lost(self) -> list[int]:
@@ -124,16 +123,16 @@ class Versions:
 
 @dataclass
 class Members:
-    """Which node is which client.
+    """The nodes of a federation, and which client each of them is.
 
-    A client's place belongs to the node that took it for as long as that node is connected.
+    A client belongs to the node that took its place first, for as long as that node is connected.
 
     Attributes:
-        grid: to ask.
-        clients: how many there may be: 0..clients-1.
-        vet: says why a node cannot take part, None if it can.
-        nodes: node of each client.
-        about: what each said of itself.
+        grid: the grid of nodes.
+        clients: the largest number of clients, numbered 0..clients-1.
+        vet: a function that returns why a node cannot take part, or None if it can.
+        nodes: the node of each client.
+        about: the facts that each client's node gave about itself.
     """
 
     grid: Grid
@@ -146,7 +145,7 @@ class Members:
     _hellos: dict[str, int] = field(default_factory=dict)
 
     def look(self) -> None:
-        """See who came and who left; greet the new ones, hear those that answered."""
+        """Update the list of nodes: ask new ones who they are, and read the answers that have come."""
         self.connected = frozenset(self.grid.get_node_ids())
         for client in [c for c, node in self.nodes.items() if node not in self.connected]:
             LOG.warning("client %d: its node %d is no longer connected", client, self.nodes[client])
@@ -178,7 +177,7 @@ class Members:
         return None
 
     def check(self, vet: Callable[[About], str | None]) -> None:
-        """Judge by ``vet`` from now on, who is here already included."""
+        """Use another ``vet`` from now on, and apply it to the nodes that are here already."""
         self.vet = vet
         for client, about in list(self.about.items()):
             wrong = vet(about)
@@ -193,13 +192,13 @@ def reason_of(reply: Message) -> str:
 
 
 class FlowerEngine:
-    """Carries requests to ClientApps; see ``Engine``.
+    """The engine that carries requests to ClientApps; see ``Engine``.
 
     Args:
-        grid: of the ServerApp.
-        clients: how many there may be.
-        run: names the run to the nodes, so that what they keep of it is found again.
-        wait: seconds to wait for nodes at the start, and whenever not one of a cohort is connected.
+        grid: the ServerApp's grid.
+        clients: the largest number of clients.
+        run: the name of the run, under which nodes find the states that they keep of it.
+        wait: seconds to wait for nodes at the start, and whenever no client of a cohort is connected.
     """
 
     def __init__(self, grid: Grid, *, clients: int, run: str, wait: float = 120.0) -> None:
@@ -214,10 +213,10 @@ class FlowerEngine:
         return range(self.members.clients)
 
     def meet(self, enough: Iterable[int]) -> None:
-        """Wait for the nodes of these clients, ``wait`` seconds at most.
+        """Wait for the nodes of these clients, at most ``wait`` seconds.
 
         Raises:
-            EngineError: not one of them came.
+            EngineError: none of them came.
         """
         wanted, end = set(enough), time.monotonic() + self.wait
         self.members.look()
@@ -233,11 +232,11 @@ class FlowerEngine:
     def exchange(
         self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
     ) -> Iterator[tuple[int, bytes | Failure]]:
-        """Send each request; see ``Engine.exchange``. Who is not connected is a ``Failure`` at once."""
+        """Send each request; see ``Engine.exchange``. A client that is not connected is a ``Failure`` at once."""
         yield from _Exchange(self, deadline).play(requests)
 
     def close(self) -> None:
-        """Leave the grid to who opened it."""
+        """Do nothing: the grid belongs to its ServerApp."""
 
     def __enter__(self) -> Self:
         """Return the engine."""
@@ -250,7 +249,7 @@ class FlowerEngine:
 
 
 class _Exchange:
-    """One exchange: what is on its way, and until when."""
+    """One exchange: its messages on their way, and its deadline."""
 
     def __init__(self, engine: FlowerEngine, deadline: float | None) -> None:
         self.engine = engine

@@ -1,4 +1,4 @@
-"""The client's side of ``Pruned``: a mod that speaks the sparse wire, so that the app below it sees dense arrays."""
+"""The client's side of ``Pruned``: a mod that decodes and encodes sparse messages for an app with dense arrays."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ _mask: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("mask", def
 
 
 def prune(model: nn.Module) -> Prune:
-    """Return a mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass untouched.
+    """Return a mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass unchanged.
 
     Args:
-        model: the app's model; its weights do not matter. What arrives must have its names and shapes.
+        model: the app's model, which gives the names and shapes of tensors; its weights do not matter.
     """
     return Prune(specs_of(model.state_dict()), tuple(layout(model).trainable))
 
 
 @dataclass(frozen=True)
 class Prune:
-    """What ``prune`` returns: callable as Flower calls its mods; a class, so that it can travel to worker processes."""
+    """The mod that ``prune`` returns; an object of a class, so that it can be sent to worker processes."""
 
     specs: dict[str, Spec]
     trained: tuple[str, ...]
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
-        """Decode, let the app train, encode.
+        """Decode the message, let the app train, and encode its reply.
 
         Raises:
-            WireError: what arrived is not for this model.
+            WireError: the message is not for this model.
             ConfigError: the app's reply has no ArrayRecord, or several.
         """
         _, request = payload_of(message.content) if message.has_content() else ("", None)
@@ -77,9 +77,9 @@ class Prune:
 
 
 def keep_pruned(model: nn.Module) -> None:
-    """Set the pruned weights of a model to zero; call it after an optimiser step of an app under ``prune``.
+    """Set the pruned weights of a model to zero; an app under ``prune`` calls it after each optimiser step.
 
-    Without it pruned weights may move within a client's round, and are dropped at its end.
+    Without it, pruned weights may change during a client's round; the changes are dropped at its end.
     """
     mask = _mask.get() or {}
     with torch.no_grad():
@@ -89,7 +89,7 @@ def keep_pruned(model: nn.Module) -> None:
 
 
 def _trained(message: Message, context: Context, call_next: CallNext, found: Sparse) -> Message:
-    """Run the app's own training; an exploration repeats it, each time from where it ended."""
+    """Run the app's own training; an exploration repeats it, each time from the weights of the last."""
     arrays, content = ArrayRecord(torch_state_dict=dict(found.tensors)), message.content
     for _ in range(int(found.scalars.get(EPOCHS, 1))):
         message.content = with_arrays(content, arrays)

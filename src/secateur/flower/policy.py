@@ -1,9 +1,9 @@
-"""What a run's configuration may name on a node: judged by its strings alone, before anything is imported or opened.
+"""The policy of a node: which settings of a run it accepts, judged by their text before anything is imported or opened.
 
-The configuration comes from whoever starts the run. Of itself a node takes the methods, slot values, models and loaders
-of this package, and opens no place but its own ``data`` folder; a node without one takes data that need no place. All
-else, the node's owner has named: ``allow`` in the node configuration, or ``SECATEUR_ALLOW`` in the environment, holds
-settings as they stand in a run's ``set``, such as ``data.source=my_package.loaders:read model.name=my_models:net``.
+Whoever starts a run writes its configuration. By default a node accepts the methods, slot values, models and data
+formats of this package, and opens only its own ``data`` folder; a node without one accepts only data without files.
+Its owner can allow more settings, written as in a run's ``set``, by ``allow`` in the node configuration or by
+``SECATEUR_ALLOW`` in the environment, such as ``data.source=my_package.loaders:read model.name=my_models:net``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from secateur import data, methods, models
-from secateur.data import embedded
+from secateur.data.sources import embedded
 from secateur.errors import ConfigError
-from secateur.study import study as config
+from secateur.study.study import assign, split_setting
 
 ALLOW = "allow"
 ENVIRONMENT = "SECATEUR_ALLOW"
@@ -23,10 +23,10 @@ Named = tuple[str, str]
 
 
 def allowed(text: str) -> frozenset[Named]:
-    """Return the settings that an owner's text allows, each with the value that it may have.
+    """Return the settings that an owner's text allows, each with its value.
 
     Raises:
-        ConfigError: the text is no list of settings.
+        ConfigError: the text is not a list of settings.
     """
     try:
         settings = shlex.split(text)
@@ -34,20 +34,20 @@ def allowed(text: str) -> frozenset[Named]:
         raise ConfigError(f"{ALLOW} = {text!r}: {broken}; write settings with spaces between them") from broken
     found: list[Named] = []
     for setting in settings:
-        config.pair(setting, ALLOW)
+        split_setting(setting, ALLOW)
         values: dict[str, Any] = {}
-        config.assign(values, setting)
+        assign(values, setting)
         found += _named(values)
     return frozenset(found)
 
 
 def refused(values: Mapping[str, Any], owners: Collection[Named], *, own: bool) -> list[Named]:
-    """Return the settings that name what neither this package has nor the owner has allowed.
+    """Return the settings that are refused: they are neither of this package nor allowed by the owner.
 
     Args:
-        values: a study's settings, as ``config.assign`` enters them.
-        owners: what ``allowed`` returned.
-        own: the node has data of its own.
+        values: a study's settings, as ``study.assign`` enters them.
+        owners: the settings that the owner allows, see ``allowed``.
+        own: whether the node has data of its own.
     """
     return [
         (path, value) for path, value in _named(values) if not _ours(path, value, own) and (path, value) not in owners
@@ -55,7 +55,7 @@ def refused(values: Mapping[str, Any], owners: Collection[Named], *, own: bool) 
 
 
 def _named(values: Mapping[str, Any]) -> Iterator[Named]:
-    """Yield the settings whose value can name code or a place."""
+    """Yield the settings whose value can name code or files."""
     if "method" in values:
         yield "method", str(values["method"])
     for section, name in (("model", "name"), ("data", "source")):
@@ -73,5 +73,5 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
     if path == "model.name":
         return value in models.names()
     if path == "data.source":
-        return value in (data.names() if own else embedded.NAMES)
+        return value in (data.names() if own else embedded())
     return ":" not in value  # a slot's class of anyone's own is module:Class

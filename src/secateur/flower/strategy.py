@@ -23,7 +23,7 @@ from secateur.contract.ask import TRAIN, Ask
 from secateur.contract.reducer import Reduced, reduce
 from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError, WireError
-from secateur.federation.link import Links
+from secateur.federation.held_masks import HeldMasks
 from secateur.federation.records import check_any
 from secateur.flower.engine import (
     LOG,
@@ -106,7 +106,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
         self.specs = specs_of(model.state_dict())
-        self.links = Links(self.specs)
+        self.held = HeldMasks(self.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
         self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
@@ -128,7 +128,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         weights = dict(initial_arrays.to_torch_state_dict())
         if specs_of(weights) != self.specs:
             raise ConfigError("initial_arrays are not those of the model that Pruned was given")
-        self._nodes, self.ledger, self.links = sorted(grid.get_node_ids()), [], Links(self.specs)
+        self._nodes, self.ledger, self.held = sorted(grid.get_node_ids()), [], HeldMasks(self.specs)
         self._setting = replace(self._setting, rounds=num_rounds, clients=max(1, len(self._nodes)))
         self.state = self.method.start(self._setting, weights, {})
         result = super().start(grid, initial_arrays, num_rounds, *args, **more)
@@ -176,10 +176,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
-        mean = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
+        merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
+        mean = {name: tensor.to(self.specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
         self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
-            self.links.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
+            self.held.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
         self._enter(turn, server_round)
         self._turn = None
         return (None if arrays is None else ArrayRecord(torch_state_dict=self._shipped())), metrics
@@ -212,7 +213,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
 
     def _send(self, turn: _Turn, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]
-        held = self.links.mask(node) if ours.mask is not None else None
+        name = self.held.name(node) if ours.mask is not None else None
+        held = None if name is None else self.held.mask(name)
         message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
         payload = encode(message, known=held, template=self.specs)
         turn.sent[node] = payload
@@ -225,7 +227,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         found = {reply.metadata.src_node_id: reply for reply in replies}
         again = [node for node, reply in found.items() if not reply.has_error() and self._lost(turn, node, reply)]
         for node in again:
-            self.links.held.pop(node, None)
+            self.held.note(node, None)
         if again:
             answers = turn.grid.send_and_receive([self._send(turn, node) for node in again])
             found |= {reply.metadata.src_node_id: reply for reply in answers}
@@ -233,7 +235,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
 
     def _lost(self, turn: _Turn, node: int, reply: FlowerMessage) -> bool:
         _, payload = payload_of(reply.content)
-        referred = turn.ask.message.mask is not None and self.links.mask(node) is not None
+        referred = turn.ask.message.mask is not None and self.held.name(node) is not None
         if payload is None or not referred or not is_lost(payload, context_of(turn.sent.get(node, b""))):
             return False
         turn.up.update(part_sizes(payload))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.contract.guard import Guard, Passage
-from secateur.contract.reduction import Reply, Sent
+from secateur.contract.reply import Reply, Sent
 from secateur.errors import WireError, check
 from secateur.wire.values import LARGEST
 

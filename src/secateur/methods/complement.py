@@ -25,7 +25,8 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Mean, Reply, Sent
+from secateur.contract.reduction import Mean
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import State
 from secateur.errors import check
 from secateur.methods.kit.rounds import MEAN, stepped, train_ask

@@ -22,7 +22,6 @@ Not reproduced: 85.1 % at 50 % sparsity (CIFAR-10, ResNet-18) stands in SSFL; we
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,16 +31,17 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reply, Sent, masks_of
+from secateur.contract.reduction import Keep, Mean, masks_of
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.methods.kit.personal import Belongings, Each
+from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import ERK, lowest
+from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.regrowth import cosine
+from secateur.pruning.regrowth import adjusted, cosine
 from secateur.streams import stream
 from secateur.wire.message import Message
 
@@ -116,10 +116,9 @@ class DisPFL(Method):
         """Keep each client's model and mask."""
         if not self.target:
             return merged(state, reduced)
-        own = Belongings(state)
         for kind in ("weights", "mask"):
-            own.keep(kind, reduced[kind], reduced.ask.round)
-        return replace(merged(state, reduced), notes=own.notes)
+            store_own(state, kind, reduced[kind].items())
+        return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
         """Score each client with its own model."""
@@ -131,7 +130,7 @@ class DisPFL(Method):
 
     def mask(self, state: State, client: int) -> Mask:
         """Return M_i; before the client answered for the first time, a random one."""
-        held = Belongings(state).get("mask", client)
+        held = load_own(state, "mask", client)
         if held is not None:
             return held
         setting, draw = state.setting, stream(state.setting.seed, "mask", client)
@@ -140,12 +139,12 @@ class DisPFL(Method):
 
     def weights(self, state: State, client: int) -> Tensors:
         """Return w_i; before the client answered for the first time, theta_0 under its mask."""
-        return Belongings(state).get("weights", client) or masks.apply(state.archive[_FIRST], self.mask(state, client))
+        return load_own(state, "weights", client) or masks.apply(state.archive[_FIRST], self.mask(state, client))
 
     def mixture(self, state: State, client: int, round_: int) -> Tensors:
         """Return what a client starts a round from, not masked yet: the mean over it and its neighbours."""
-        count = state.setting.clients
-        drawn = torch.randperm(count, generator=stream(state.setting.seed, "neighbours", round_, client)).tolist()
+        draw = stream(state.setting.seed, "neighbours", round_, client)
+        drawn = torch.randperm(state.setting.clients, generator=draw)[: self.neighbours + 1].tolist()
         mean = WeightedMean(coverage=True)
         for j in sorted([client, *[k for k in drawn if k != client][: self.neighbours]]):
             held = self.weights(state, j)
@@ -162,14 +161,3 @@ def trained_of(reply: Reply, sent: Sent) -> Tensors:
     """Return which weights the client of a reply has trained."""
     del sent
     return trained(reply.tensors, reply.mask or {})
-
-
-def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
-    """Return the mask after a share of each tensor's kept entries was dropped and as many grown, others or the same."""
-    found = {}
-    for name, kept in mask.items():
-        count = math.ceil(share * int(kept.sum()))
-        left = kept.reshape(-1) & ~lowest(torch.where(kept, weights[name].abs(), torch.inf).reshape(-1), count)
-        slope = torch.where(left, -1.0, slopes[name].abs().reshape(-1))
-        found[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
-    return found

@@ -25,33 +25,28 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Mean, Reply, Scalars, Sent
+from secateur.contract.reduction import Mean, Scalars
 from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning import training
 from secateur.learning.supermask import learn
-from secateur.methods.kit.rounds import MEAN, merged, train_ask
+from secateur.methods.kit.clustered import opened_model, shapes, specs, start
+from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask
 from secateur.methods.kit.similarity import entering, noise, outputs, quality
 from secateur.pruning.clustering import (
-    CODEBOOK,
     closed,
     codebooks,
     opened,
     plain,
-    planes,
     pull,
-    settled,
-    spread,
     width,
 )
 from secateur.pruning.mask import Tensors
-from secateur.wire.message import Expected, Message, Spec
+from secateur.wire.message import Expected, Message
 
 _MU, _CLUSTERS, _BEST, _STALE = "codebooks", "clusters", "quality", "stale"
 _ROWS = 256  # of a client, for the quality of its features
@@ -100,27 +95,26 @@ class FedCompress(Method):
 
     def accepts(self, setting: Setting) -> Expected:
         """Return the whole model, or one of clusters."""
-        specs = {**setting.specs, **self.specs(setting, self.room)}
-        return replace(super().accepts(setting), tensors=specs, template=setting.specs, optional=True)
+        tensors = {**setting.specs, **specs(setting, self.room, self.room)}
+        return replace(super().accepts(setting), tensors=tensors, template=setting.specs, optional=True)
 
     def plan(self, state: State) -> Ask | None:
         """Send the clustered model to the next cohort."""
-        round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds or not self.clusters:
-            return train_ask(state, round_, None) if round_ <= setting.rounds else None
+        if not self.clusters:
+            return train_ask(state, state.round + 1, None) if state.round < state.setting.rounds else None
         count = self.count(state)
-        expects = Expected(self.specs(setting, count), scalars={**REPORT, _BEST: float})
+        expects = Expected(specs(state.setting, count, self.room), scalars={**REPORT, _BEST: float})
         message = Message(closed(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
         reduce = {MEAN: Mean(of=opened_model), _BEST: Scalars(_BEST)}
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, plain=True)
+        return plain_ask(state, message, expects, reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and centroids; send the nearest."""
         if not self.clusters:
             weights, done = client.train(ask.message.tensors, None, round_=ask.round)
             return Message(weights, None, report(done))
-        sent, count = opened(ask.message.tensors, _shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
-        scores, penalty = self.scores(sent, count, client), partial(pull, beta=self.beta)
+        sent, count = opened(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
+        scores, penalty = start(sent, count, client.setting), partial(pull, beta=self.beta)
         learnt, done = client.learn(sent, scores, plain, round_=ask.round, penalty=penalty)
         weights = {**training.tensors_of(client.model), **plain(learnt)}
         features = entering(weights, client, client.data.batch(slice(0, _ROWS))[0])
@@ -144,7 +138,7 @@ class FedCompress(Method):
     def refine(self, state: State, server: Client) -> tuple[State, int]:
         """Distil where a round has been; cluster."""
         weights, rows = dict(state.weights), self.proxies * self.epochs if state.round else 0
-        learnt: Tensors = self.scores(weights, self.count(state), server)
+        learnt: Tensors = start(weights, self.count(state), server.setting)
         if rows:
             how = training.Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
             learnt, _ = learn(
@@ -153,35 +147,9 @@ class FedCompress(Method):
             )  # fmt: skip
             weights |= plain(learnt)
         books = codebooks(weights, learnt, self.room)
-        weights = opened(closed(weights, books, width(self.room)), _shapes(state.setting))
+        weights = opened(closed(weights, books, width(self.room)), shapes(state.setting))
         return replace(state, weights=weights, memory={**state.memory, _MU: books}), rows
 
     def count(self, state: State) -> int:
         """Return C."""
         return int(state.notes.get(_CLUSTERS, self.clusters))
-
-    def specs(self, setting: Setting, count: int) -> dict[str, Spec]:
-        """Return what a model of ``count`` values a tensor looks like; codebooks have all their room."""
-        names = setting.layout.names("weight")
-        shapes = {name: setting.specs[name].shape for name in names}
-        return {
-            **{name: spec for name, spec in setting.specs.items() if name not in names},
-            **{name: Spec(shape, torch.uint8) for name, shape in planes(shapes, width(count)).items()},
-            **{CODEBOOK + name: Spec((self.room,), torch.float32) for name in names},
-        }
-
-    def scores(self, weights: Tensors, count: int, client: Client) -> dict[str, torch.Tensor]:
-        """Return what is trained: parameters, and C centroids of each weight tensor."""
-        layout = client.setting.layout
-        found = {name: weights[name] for name in layout.trainable}
-        centroids = {CODEBOOK + n: settled(weights[n], spread(weights[n], count)) for n in layout.names("weight")}
-        return found | centroids
-
-
-def opened_model(reply: Reply, sent: Sent) -> Tensors:
-    """Return the weights of a reply of clusters."""
-    return opened(reply.tensors, _shapes(sent.setting))
-
-
-def _shapes(setting: Setting) -> dict[str, tuple[int, ...]]:
-    return {name: spec.shape for name, spec in setting.specs.items()}

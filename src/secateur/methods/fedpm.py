@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -34,6 +34,7 @@ from secateur.contract.reduction import Sum, masks_of
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import frozen, straight_through
+from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
 from secateur.wire.message import Expected, Message
@@ -85,22 +86,10 @@ class FedPM(Method):
 
     def plan(self, state: State) -> Ask | None:
         """Send the probabilities to the next cohort."""
-        setting, round_ = state.setting, state.round + 1
-        if round_ > setting.rounds:
-            return None
         chance = state.memory[_CHANCE]
-        specs = {name: setting.specs[name] for name in chance}
+        specs = {name: state.setting.specs[name] for name in chance}
         expects = Expected(specs, mask="required", maskable=frozenset(specs), scalars=REPORT)
-        return Ask(
-            TRAIN,
-            round_,
-            setting.cohort(round_),
-            Message(chance),
-            expects,
-            {"kept": Sum(masks_of)},
-            dense=True,
-            plain=True,
-        )
+        return plain_ask(state, Message(chance), expects, {"kept": Sum(masks_of)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return one mask, over zeros, which cost nothing."""

@@ -32,14 +32,16 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Reply, Sent, Sum
+from secateur.contract.reduction import Sum
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import frozen, straight_through
+from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.allocation import lowest
 from secateur.pruning.mask import Tensors
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
@@ -93,12 +95,8 @@ class FRL(Method):
 
     def plan(self, state: State) -> Ask | None:
         """Send the ranking to the next cohort."""
-        setting, round_ = state.setting, state.round + 1
-        if round_ > setting.rounds:
-            return None
-        message, expects = Message(packed(state.memory[_RANK])), Expected(_planes(setting), scalars=REPORT)
-        reduce = {"votes": Sum(ranking)}
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, dense=True, plain=True)
+        message, expects = Message(packed(state.memory[_RANK])), Expected(_planes(state.setting), scalars=REPORT)
+        return plain_ask(state, message, expects, {"votes": Sum(ranking)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return their ranks."""

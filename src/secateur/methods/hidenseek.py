@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -38,7 +38,7 @@ from secateur.contract.reduction import Mean
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning.supermask import straight_through
-from secateur.methods.kit.rounds import MEAN
+from secateur.methods.kit.rounds import MEAN, plain_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global
 from secateur.pruning.mask import Tensors
@@ -92,13 +92,10 @@ class HideNseek(Method):
 
     def plan(self, state: State) -> Ask | None:
         """Ask each round's cohort for signs."""
-        setting, round_ = state.setting, state.round + 1
-        if round_ > setting.rounds:
-            return None
         message = Message(masks.apply(state.memory[_SIGN], state.mask), state.mask)
-        specs = {name: setting.specs[name] for name in message.tensors}
+        specs = {name: state.setting.specs[name] for name in message.tensors}
         expects = Expected(specs, mask="same", known=state.mask, scalars=REPORT)
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, {MEAN: Mean()}, plain=True)
+        return plain_ask(state, message, expects, {MEAN: Mean()})
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Return the signs that training came to."""

@@ -32,7 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -40,12 +40,10 @@ from secateur.contract.reduction import Mean
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.learning import training
-from secateur.learning.supermask import straight_through
-from secateur.methods.kit.rounds import MEAN
+from secateur.methods.kit.rounds import MEAN, plain_ask
+from secateur.methods.kit.thresholds import CHANGE, THRESHOLD, effective, received
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message, Spec
-
-_TAU, _CHANGE = "threshold", "change"
 
 
 @dataclass(frozen=True)
@@ -84,28 +82,24 @@ class SpaFL(Method):
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return thresholds of 0, over which every unit lies."""
         names, specs = setting.layout.names("weight"), setting.specs
-        zeros = {kind: {n: torch.zeros(specs[n].shape[0]) for n in names} for kind in (_TAU, _CHANGE)}
+        zeros = {kind: {n: torch.zeros(specs[n].shape[0]) for n in names} for kind in (THRESHOLD, CHANGE)}
         return State(setting, 0, weights, memory=zeros, archive=archive)
 
     def accepts(self, setting: Setting) -> Expected:
         """Return thresholds and their changes, or nothing."""
-        return Expected(_specs(setting, _TAU, _CHANGE), optional=True)
+        return Expected(_specs(setting, THRESHOLD, CHANGE), optional=True)
 
     def plan(self, state: State) -> Ask | None:
         """Send the thresholds, and how the last round changed them, to the next cohort."""
-        setting, round_ = state.setting, state.round + 1
-        if round_ > setting.rounds:
-            return None
-        expects = Expected(_specs(setting, _TAU), scalars=REPORT)
-        message = Message(_named(_TAU, state.memory[_TAU]) | _named(_CHANGE, state.memory[_CHANGE]))
-        reduce = {MEAN: Mean(by="clients")}
-        return Ask(TRAIN, round_, setting.cohort(round_), message, expects, reduce, dense=True, plain=True)
+        expects = Expected(_specs(state.setting, THRESHOLD), scalars=REPORT)
+        message = Message(_named(THRESHOLD, state.memory[THRESHOLD]) | _named(CHANGE, state.memory[CHANGE]))
+        return plain_ask(state, message, expects, {MEAN: Mean(by="clients")}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train weights and thresholds; keep the weights."""
         weights = received(ask.message.tensors, _own(client))
         trained = {n: weights[n] for n in client.setting.layout.trainable}
-        thresholds = {n: t for n, t in ask.message.tensors.items() if n.startswith(_TAU)}
+        thresholds = {n: t for n, t in ask.message.tensors.items() if n.startswith(THRESHOLD)}
         learnt, done = client.learn(
             weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
         )
@@ -114,9 +108,9 @@ class SpaFL(Method):
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Average the thresholds."""
-        mean, before = reduced[MEAN], state.memory[_TAU]
-        after = {n: mean[f"{_TAU}.{n}"] for n in before} if mean else before
-        memory = {_TAU: after, _CHANGE: {n: after[n] - tau for n, tau in before.items()}}
+        mean, before = reduced[MEAN], state.memory[THRESHOLD]
+        after = {n: mean[f"{THRESHOLD}.{n}"] for n in before} if mean else before
+        memory = {THRESHOLD: after, CHANGE: {n: after[n] - tau for n, tau in before.items()}}
         return replace(state, round=reduced.ask.round, memory={**state.memory, **memory})
 
     def examine(self, state: State) -> Ask:
@@ -127,40 +121,14 @@ class SpaFL(Method):
         """Return the client's own weights under its own thresholds, as its last training left them."""
         del message
         weights = _own(client)
-        thresholds = {n: t.clone() for n, t in client.memory.items() if n.startswith(_TAU)}
+        thresholds = {n: t.clone() for n, t in client.memory.items() if n.startswith(THRESHOLD)}
         return weights | effective(weights | thresholds)
 
     def pull(self, round_: int, scores: Tensors) -> torch.Tensor:
         """Return the round's share of lambda, times sum exp(-tau)."""
         share = 1 / (1 + math.exp(5 - 10 * (round_ - 1) / self.warmup)) if self.warmup else 1.0
-        thresholds = [tau for name, tau in scores.items() if name.startswith(_TAU)]
+        thresholds = [tau for name, tau in scores.items() if name.startswith(THRESHOLD)]
         return self.penalty * share * torch.stack([torch.exp(-tau).sum() for tau in thresholds]).sum()
-
-
-def effective(scores: Tensors) -> dict[str, torch.Tensor]:
-    """Return the weights without the units below their thresholds, which go back to 0 where they leave no layer."""
-    found = {name: tensor for name, tensor in scores.items() if not name.startswith(_TAU)}
-    for name, weight in list(found.items()):
-        tau = scores.get(f"{_TAU}.{name}")
-        if tau is not None:
-            sizes = weight.abs().flatten(1).mean(1)
-            if float((sizes > tau).float().mean()) <= 0.01:
-                with torch.no_grad():
-                    tau.zero_()
-            mask = straight_through((sizes > tau).float(), sizes - tau)
-            found[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
-    return found
-
-
-def received(message: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:
-    """Return a client's weights after it heard how the thresholds changed."""
-    pushed = dict(weights)
-    for name, weight in weights.items():
-        change = message.get(f"{_CHANGE}.{name}")
-        if change is not None:
-            sign, spread = weight.flatten(1).sum(1).sign(), math.prod(weight.shape[2:] or weight.shape[1:])
-            pushed[name] = weight - (sign * change / spread).view(-1, *[1] * (weight.dim() - 1))
-    return pushed
 
 
 def _own(client: Client) -> dict[str, torch.Tensor]:

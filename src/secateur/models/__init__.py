@@ -1,4 +1,4 @@
-"""The networks of the papers, or your own ``module:factory``; seeded initialisation.
+"""Models: the networks of the papers or your own ``module:factory``, with seeded initial weights.
 
 A factory is called as ``factory(input_shape, outputs, **options)``: the shape of one input without the batch
 dimension, the number of classes (or 1 for regression).
@@ -58,12 +58,12 @@ def build(
 
     Args:
         name: a built-in name, or ``module:factory``.
-        input_shape: one input without the batch dimension.
-        outputs: classes, or 1 for regression.
-        init: see ``initialise``.
-        seed: the same seed gives the same bits.
-        options: keywords of the factory.
-        tokens: inputs are integers.
+        input_shape: the shape of one input without the batch dimension.
+        outputs: number of classes, or 1 for regression.
+        init: the initialisation, see ``initialise``.
+        seed: the seed of the initial weights.
+        options: keyword arguments of the factory.
+        tokens: whether inputs are integers.
 
     Raises:
         ModelError: the model is unknown, its options do not fit, or it cannot take such inputs.
@@ -76,7 +76,7 @@ def build(
             model = _module(name, factory(input_shape, outputs, **options))
             initialise(model, init)
             _try(model, input_shape, outputs, tokens=tokens)
-            guard(model)
+            keep_channels_first(model)
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
@@ -112,10 +112,10 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
 
 def fragile(layer: nn.Module) -> bool:
-    """Return whether images must not reach a layer channels last.
+    """Return whether a layer must not get images in the channels-last memory format.
 
-    On CPUs without AVX-512, torch 2.13's gradient of the weights of a pointwise convolution with a stride writes beyond
-    its buffers where few channels, not a multiple of eight, lie last: the process crashes, or trains on noise.
+    On CPUs without AVX-512, torch 2.13's gradient of the weights of a strided pointwise convolution writes beyond its
+    buffers if there are few channels, not a multiple of eight, in that format: it crashes, or trains on noise.
     """
     return isinstance(layer, nn.Conv2d) and _strided_point(layer) and bool(layer.weight.shape[1] % 8)
 
@@ -124,8 +124,8 @@ def _strided_point(layer: nn.Conv2d) -> bool:
     return set(layer.kernel_size) == {1} and set(layer.stride) != {1}
 
 
-def guard(model: nn.Module) -> None:
-    """Let ``fragile`` layers, also those that become so when they are cut, see their input with channels first."""
+def keep_channels_first(model: nn.Module) -> None:
+    """Give ``fragile`` layers, and those that become so when they are cut, their inputs with channels first."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d) and _strided_point(layer):
             layer.register_forward_pre_hook(_channels_first)

@@ -1,4 +1,4 @@
-"""Networks for graphs, a row being a node with its neighbourhood."""
+"""Networks for graphs; a row is a node with its neighbourhood."""
 
 from __future__ import annotations
 

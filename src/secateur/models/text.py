@@ -12,8 +12,8 @@ from secateur.errors import ModelError
 class CharLSTM(nn.Module):
     """Next-character model: embedding of 8, two LSTM layers of 256, the last step's state to one linear layer.
 
-    819,920 parameters for a vocabulary of 80. The vocabulary is 80, or as large as the outputs where they are
-    more: the outputs of next-character data are its symbols.
+    819,920 parameters for a vocabulary of 80. The vocabulary has 80 symbols, or as many as there are outputs if that is
+    more.
 
     Reference: LEAF, arXiv 1812.01097; as used by AutoFLIP, arXiv 2405.10271.
     """
@@ -56,7 +56,7 @@ class _Attention(nn.Module):
 
 
 class _EncoderBlock(nn.Module):
-    """Attention and a feed-forward layer, each behind a layer norm and added to what entered."""
+    """Attention and a feed-forward layer, each with a layer norm before it and a residual connection around it."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Tensor mathematics of pruning; knows no client, no round trip, no bytes."""
+"""The mathematics of pruning, on tensors alone; it knows no client, no exchange and no bytes."""

@@ -1,4 +1,4 @@
-"""Pruned activations: what a forward pass leaves for the backward pass, without the smallest entries."""
+"""Activation pruning: a forward pass keeps only the largest entries of each activation for the backward pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST = 1024  # entries; below, the bits would cost as much as is saved
 
 @dataclass(frozen=True)
 class Packed:
-    """The largest entries of an activation and, at a bit each, where they are."""
+    """The largest entries of an activation, and a bitmap of where they are."""
 
     values: torch.Tensor
     where: torch.Tensor
@@ -25,7 +25,7 @@ class Packed:
 
     @property
     def bytes(self) -> int:
-        """Return the memory that is held."""
+        """Return its size in memory."""
         return sum(t.numel() * t.element_size() for t in (self.values, self.where))
 
     def open(self) -> torch.Tensor:
@@ -38,7 +38,7 @@ class Packed:
 
 
 def pack(tensor: torch.Tensor, share: float) -> Packed:
-    """Keep the ``share`` of entries with largest magnitude."""
+    """Return the ``share`` of entries with the largest magnitudes, packed."""
     flat = tensor.detach().reshape(-1)
     keep = (~lowest(flat.abs(), pruned_count(1 - share, flat.numel()))).numpy()
     # numpy's bits and selections take a half to a fifth of the time of torch's on a CPU
@@ -48,10 +48,10 @@ def pack(tensor: torch.Tensor, share: float) -> Packed:
 
 @contextlib.contextmanager
 def keeping(share: float) -> Iterator[list[Packed]]:
-    """Have the forward passes inside the block remember but a share of each activation; yields what is remembered.
+    """Let autograd save only a ``share`` of each activation inside the block; yield the list of what it saved packed.
 
-    Weights and small tensors are remembered whole. Two layers that remember one activation share what is packed. A
-    layer such as ReLU, whose slope is read from its output, passes no slope where that output was dropped.
+    Weights and small tensors are saved whole. An activation that two layers save is packed once. A layer such as ReLU,
+    whose gradient is computed from its saved output, has a gradient of 0 where that output was dropped.
 
     Reference: scaled activation pruning of FedMef, Huang et al., CVPR 2024, without its normalised convolutions.
     """

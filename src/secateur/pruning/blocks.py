@@ -1,6 +1,6 @@
-"""Residual blocks: modules that pass on their input when all their tensors are zero, and can be dropped.
+"""Residual blocks: modules that return their input when all their tensors are zero, so that they can be removed.
 
-A second walk over the trace asks that of each module, the innermost first.
+They are found by a second walk over the trace, which checks each module, the innermost first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Tag = Literal["input", "zero"] | None
 
 
 def blocks(model: nn.Module, graph: fx.Graph) -> Iterator[Group]:
-    """Iterate the innermost modules that pass on their input when all their tensors are zero."""
+    """Iterate the innermost modules that return their input when all their tensors are zero."""
     modules, shapes = dict(model.named_modules()), {n: p.shape for n, p in model.named_parameters()}
     positive = _positive(graph, modules)
     found: list[str] = []

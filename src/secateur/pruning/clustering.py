@@ -1,4 +1,4 @@
-"""Clusters of weights: each weight of a tensor takes one of a few values, and a number of few bits stands for it."""
+"""Weight clustering: each weight of a tensor is one of a few centroids, and is sent as the index of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def nearest(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
 
 
 def settled(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> torch.Tensor:
-    """Return the centroids after some steps of Lloyd's algorithm, ascending; one to which no value is near stays."""
+    """Return ascending centroids after some steps of Lloyd's algorithm; a centroid without values stays."""
     flat, centroids = values.detach().reshape(-1).double(), centroids.detach().double().sort().values
     for _ in range(steps):
         near = nearest(flat, centroids)
@@ -38,10 +38,10 @@ def settled(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> to
 
 
 def apart(weight: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return sum_i (w_i - mu_near(i))^2, which moves weights alone, and what moves centroids alone.
+    """Return the losses sum_i (w_i - mu_near(i))^2 with a gradient for weights alone, and one for centroids alone.
 
-    The second is the mean over each centroid's weights, summed over centroids: a step of 1/2 takes each to the mean
-    of its weights.
+    The second is the mean over each centroid's weights, summed over centroids: a gradient step of 1/2 moves each
+    centroid to the mean of its weights.
     """
     flat, order = weight.reshape(-1), centroids.sort().values
     near = nearest(flat, order)
@@ -55,12 +55,12 @@ _BIT = "bit"
 
 
 def plain(scores: Tensors) -> dict[str, torch.Tensor]:
-    """Return what is no codebook."""
+    """Return the tensors that are no codebooks."""
     return {name: tensor for name, tensor in scores.items() if not name.startswith(CODEBOOK)}
 
 
 def pull(scores: Tensors, beta: float) -> torch.Tensor:
-    """Return beta sum_i (w_i - mu_near(i))^2, and what moves each mu to the mean of what is near it; see ``apart``."""
+    """Return the clustering loss of weights, times beta, plus that of centroids; see ``apart``."""
     total = torch.zeros(())
     for name, centroids in scores.items():
         if name.startswith(CODEBOOK):
@@ -70,7 +70,7 @@ def pull(scores: Tensors, beta: float) -> torch.Tensor:
 
 
 def codebooks(weights: Tensors, learnt: Tensors, room: int) -> dict[str, torch.Tensor]:
-    """Return learnt centroids, by weight, in the middle of what is near them; the last one fills up the ``room``."""
+    """Return the codebook of each weight: learnt centroids, settled, the last one repeated up to ``room`` entries."""
     found = {}
     for name, centroids in learnt.items():
         if name.startswith(CODEBOOK):
@@ -80,20 +80,20 @@ def codebooks(weights: Tensors, learnt: Tensors, room: int) -> dict[str, torch.T
 
 
 def width(count: int) -> int:
-    """Return how many bits a number below ``count`` takes."""
+    """Return the number of bits of an index below ``count``."""
     return max(1, (count - 1).bit_length())
 
 
 def planes(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the packed bits, eight weights to a byte, of clustered tensors of these shapes."""
+    """Return the names and shapes of the bit planes of clustered tensors, eight weights to a byte."""
     sizes = {name: -(-torch.Size(shape).numel() // 8) for name, shape in shapes.items()}
     return {f"{_BIT}{bit}.{name}": (size,) for name, size in sizes.items() for bit in range(bits)}
 
 
 def closed(tensors: Tensors, codebooks: Tensors, bits: int) -> dict[str, torch.Tensor]:
-    """Return tensors with those that have a codebook replaced by it and by the bits of each weight's number in it.
+    """Return tensors in which each one with a codebook is replaced by the codebook and by bit planes of indices.
 
-    ``bits`` must hold the numbers of every codebook, see ``width``.
+    ``bits`` is the number of planes, enough for the indices of every codebook; see ``width``.
     """
     found: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -109,7 +109,7 @@ def closed(tensors: Tensors, codebooks: Tensors, bits: int) -> dict[str, torch.T
 
 
 def opened(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Return what ``closed`` was made of, each weight at its centroid; a number beyond the codebook is its last."""
+    """Return the tensors that ``closed`` replaced, each weight at its centroid; an index too large is the last."""
     found = {name: tensor for name, tensor in tensors.items() if name in shapes}
     for name, codebook in tensors.items():
         if not name.startswith(CODEBOOK):

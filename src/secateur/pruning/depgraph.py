@@ -1,7 +1,7 @@
-"""Units found by torch-pruning's dependency graph, for models that a trace by ``torch.fx`` does not follow.
+"""Removable units from torch-pruning's dependency graph, for models that ``torch.fx`` cannot trace.
 
-Only the groups of coupled dimensions are taken from the library, by one unit of each; scores, masks, plans and cuts
-are our own. Each group is tried before it is believed: a unit is masked, then cut, and both models must say the same.
+The library only says which dimensions are coupled; scores, masks, plans and cuts are our own. Each group is tested: one
+unit is masked, then removed, and both models must have the same outputs.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Member = tuple[str, nn.Module, bool, list[int]]  # name, layer, whether it make
 def units(
     model: nn.Module, example: torch.Tensor, *, seconds: float = 60.0
 ) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the removable units of a model, and the layers that have none with the reason.
+    """Return the removable units of a model, and the layers without any, each with the reason.
 
     Args:
-        model: left as it was.
-        example: a model input; its values are replaced by random ones where they are floating-point.
-        seconds: limit on building the graph, which can take hours on some models.
+        model: the model, which is not changed.
+        example: an input of the model; floating-point values are replaced by random ones.
+        seconds: time limit for building the graph, which can take hours on some models.
 
     Raises:
         MissingExtraError: torch-pruning is not installed.
@@ -60,7 +60,7 @@ def units(
 
 
 def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: float) -> Any:
-    """Build the graph in a thread that is given up when its time is over."""
+    """Return the dependency graph, built in a thread that is abandoned after the time limit."""
     result: list[Any] = []
 
     def build() -> None:
@@ -83,7 +83,7 @@ def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: f
 
 
 def _coupled(graph: Any, model: nn.Module) -> Iterator[tuple[str, list[_Member]]]:
-    """Iterate, by the name of the layer that makes them, what goes with unit 1 of each group."""
+    """Iterate the groups: the name of the layer that makes a group's units, and all that is coupled to its unit 1."""
     names = {module: name for name, module in model.named_modules()}
     for group in reversed(list(graph.get_all_groups())):
         root = group[0].dep.target.module
@@ -130,17 +130,17 @@ def _weighted(module: nn.Module) -> bool:
 
 
 def _slot(name: str, part: str, dim: int, indices: list[int], width: int, units: int) -> Slot:
-    """Return where units lie, from the indices of unit 1: all in one place, or one in each tile."""
+    """Return the slot of a group in a tensor, from the indices of unit 1: consecutive ones, or one in each tile."""
     times = width // units
     if width == times * units and indices == list(range(times, 2 * times)):
         return Slot(f"{name}.{part}", dim, repeat=times)
     if width == times * units and indices == list(range(1, width, units)):
         return Slot(f"{name}.{part}", dim, tiles=times)
-    raise ModelError(f"its units lie in {name!r} beside those of other layers (a concatenation)")
+    raise ModelError(f"its units share {name!r} with those of other layers (a concatenation)")
 
 
 def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:
-    """Mask a unit, cut it, and compare; then train the slim model for a step."""
+    """Compare the model with one unit masked to the model without it, and train the latter for one step."""
     keep = torch.ones(group.units, dtype=torch.bool)
     keep[1] = False
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}

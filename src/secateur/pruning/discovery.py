@@ -1,9 +1,8 @@
 """Discovery: the roles of a model's tensors, and its removable units, by tracing the model with ``torch.fx``.
 
-The trace is walked once. Every value carries the units along its channel axis; a layer makes new units, a sum makes
-two layers' units one, and whatever mixes channels, or maps zero to something else, fixes the units that reach it. A
-second walk asks of each module what it would pass on if its tensors were all zero: a residual block passes on its
-input, and can be dropped.
+One walk over the trace follows the units along the channel axis of every value. A layer makes new units, a sum joins
+the units of two layers, and a call that mixes channels or does not keep zeros makes its input's units unremovable. A
+second walk finds residual blocks: modules that return their input when all their tensors are zero.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ How = Literal["trace", "torch_pruning", "none"]
 
 
 def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = None) -> Layout:
-    """Return the layout of a model. Integer buffers (BatchNorm's counter) are not exchanged and left out.
+    """Return the layout of a model, without integer buffers (BatchNorm's counter), which are not exchanged.
 
     Args:
         model: any network.
-        how: ``trace`` by ``units``; ``torch_pruning`` by ``depgraph.units``, which runs the model; ``none``: no units.
-        example: a model input, for ``torch_pruning``.
+        how: how units are found: ``trace`` by ``units``, ``torch_pruning`` by ``depgraph.units``, ``none`` not at all.
+        example: an input of the model, for ``torch_pruning``, which runs it.
     """
     if how == "torch_pruning" and example is not None:
         groups, whole = depgraph.units(model, example)
@@ -55,7 +54,7 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
 
 
 def tokens(model: nn.Module) -> frozenset[str]:
-    """Return the weights of embeddings, by name."""
+    """Return the names of embeddings' weights."""
     return frozenset(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
 
 
@@ -76,9 +75,9 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 
 def units(model: nn.Module) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the removable units of a model, and the layers that have none with the reason.
+    """Return the removable units of a model, and the layers without any, each with the reason.
 
-    A model that cannot be traced has none at all; the reason then stands under the empty name.
+    A model that cannot be traced has no units, with the reason under the empty name.
     """
     try:
         graph = fx.symbolic_trace(model).graph
@@ -97,7 +96,7 @@ def units(model: nn.Module) -> tuple[tuple[Group, ...], dict[str, str]]:
 
 @dataclass(eq=False)
 class _Space:
-    """The units along one channel axis; spaces that are added to each other become one."""
+    """The units along one channel axis; spaces whose values are added are joined."""
 
     name: str
     size: int
@@ -149,10 +148,10 @@ class _Space:
 
 @dataclass(frozen=True)
 class _Flow:
-    """The channel axis of a value: whose units, in which form, and how often a flattened axis repeats them.
+    """The units along the channel axis of a value: their space, their form, and how often flattening repeats them.
 
-    ``channels`` stand along dimension 1, ``features`` along the last, ``sequence`` is a recurrent layer's output
-    (batch, steps, features), ``states`` the tuple it returns, ``heads`` are features split by head.
+    The form says where units are: ``channels`` along dimension 1, ``features`` along the last, ``sequence`` in a
+    recurrent layer's output (batch, steps, features), ``states`` in the tuple it returns, ``heads`` in split features.
     """
 
     space: _Space
@@ -185,11 +184,11 @@ class _Walk:
                 self.flows[node] = flow
 
     def spaces(self) -> Iterator[_Space]:
-        """Iterate the spaces that were made, each once, in forward order."""
+        """Iterate all spaces, each once, in forward order."""
         return iter(dict.fromkeys(space.root() for space in self.made))
 
     def visit(self, node: fx.Node) -> _Flow | None:
-        """Return the flow of a node's value; None where nothing is known of its channels."""
+        """Return the flow of a node's value; None if nothing is known about its channels."""
         if node.op == "output":
             return self.fix(node, OUTPUT)
         if not node.users and called(node) == "getitem":  # what unpacking a tuple leaves unused
@@ -202,7 +201,7 @@ class _Walk:
         return None
 
     def fix(self, node: fx.Node, reason: str) -> _Flow | None:
-        """Fix the units of everything that enters a node; nothing is known of what leaves it."""
+        """Make the units that enter a node unremovable; its own value has no flow."""
         for entering in node.all_input_nodes:
             if entering in self.flows:
                 self.flows[entering].space.fix(reason)
@@ -232,7 +231,7 @@ class _Walk:
         return self.refuse(node, name)
 
     def refuse(self, node: fx.Node, name: str) -> _Flow | None:
-        """Fix what enters a module whose own units, if it has weights, cannot be removed either."""
+        """Make the units that enter a module unremovable, and those that it makes itself."""
         module = self.modules[name]
         if any(True for _ in module.parameters()) and not isinstance(module, NORMS):
             self.whole[name] = f"units of this kind of {type(module).__name__} cannot be removed"
@@ -259,7 +258,7 @@ class _Walk:
         return joined
 
     def joined(self, flows: list[_Flow | None]) -> _Flow | None:
-        """Return one flow of several that meet element by element; None where one of them is of another form."""
+        """Return the joined flow of values that are combined elementwise; None if they differ in form."""
         known = [flow for flow in flows if flow is not None]
         if len(known) < len(flows) or len({(flow.form, flow.flat) for flow in known}) > 1:
             return None
@@ -291,7 +290,7 @@ class _Walk:
         return _Flow(self.made_by(name, module.out_features, weight, _bias(name, module)), "features")
 
     def enter(self, flow: _Flow, weight: str, width: int, *, form: Form) -> None:
-        """Enter a flow into a layer that reads its units along dimension 1 of ``weight``."""
+        """Record that a layer reads a flow's units along dimension 1 of ``weight``."""
         repeat, tiles = flow.inputs(width)
         fits = repeat * tiles * flow.space.root().size == width
         if not fits or flow.form not in {form, "sequence" if form == "features" else form}:
@@ -315,7 +314,7 @@ class _Walk:
         return _Flow(cast("_Space", space), "states")
 
     def norm(self, name: str, module: nn.GroupNorm, flow: _Flow | None) -> _Flow | None:
-        """Let a norm's scale and shift go with the units; without them a dead channel would not stay zero."""
+        """Add a norm's scale and shift to the units; otherwise a dead channel would not stay zero."""
         if flow is None or flow.form not in {"channels", "features"} or flow.flat or not module.affine:
             return None
         if len(module.weight) != flow.space.root().size:
@@ -328,10 +327,10 @@ class _Walk:
 
 
 def _is_number(node: fx.Node) -> bool:
-    """Return whether a call reads a value's size, which says nothing of its channels."""
-    told = node.args[1] if len(node.args) > 1 else None
+    """Return whether a call reads the size of a value, and not its channels."""
+    call = node.args[1] if len(node.args) > 1 else None
     return called(node) in {"size", "dim"} or (
-        called(node) == "getattr" and told in {"shape", "ndim", "device", "dtype"}
+        called(node) == "getattr" and call in {"shape", "ndim", "device", "dtype"}
     )
 
 
@@ -340,31 +339,31 @@ def _bias(name: str, module: nn.Module) -> list[Slot]:
 
 
 def _passed(node: fx.Node, flow: _Flow) -> _Flow | None:  # noqa: PLR0911 -- one for each kind of call
-    """Return the flow behind a call that keeps channels apart; None for any other call."""
+    """Return the flow after a call that does not mix channels; None for any other call."""
     name = called(node)
-    told: tuple[Any, ...] = (*node.args[1:], *node.kwargs.values())
+    call: tuple[Any, ...] = (*node.args[1:], *node.kwargs.values())
     if node.target in POINTWISE_CALLS:
         return flow if flow.form != "states" else None
     if node.target in POOL_CALLS:
         return flow if flow.form == "channels" else None
     if name in {"flatten", "view", "reshape"}:
-        return _reshaped(name, told, flow)
+        return _reshaped(name, call, flow)
     if name == "getitem":
-        return _picked(told[0], flow)
+        return _picked(call[0], flow)
     if name == "mean":
-        return _averaged(told, flow)
-    if name == "unflatten" and flow.form == "features" and not flow.flat and told[0] == -1 and told[1][0] == -1:
-        flow.space.root().split(int(told[1][1]))
+        return _averaged(call, flow)
+    if name == "unflatten" and flow.form == "features" and not flow.flat and call[0] == -1 and call[1][0] == -1:
+        flow.space.root().split(int(call[1][1]))
         return replace(flow, form="heads")
-    if name == "transpose" and set(told) == {1, 2} and flow.form in {"heads", "heads_first"}:
+    if name == "transpose" and set(call) == {1, 2} and flow.form in {"heads", "heads_first"}:
         return replace(flow, form="heads_first" if flow.form == "heads" else "heads")
     return None
 
 
-def _reshaped(name: str, told: tuple[Any, ...], flow: _Flow) -> _Flow | None:
-    if name == "flatten" and flow.form == "heads" and told in {(2,), (-2,), (2, -1), (2, 3)}:
+def _reshaped(name: str, call: tuple[Any, ...], flow: _Flow) -> _Flow | None:
+    if name == "flatten" and flow.form == "heads" and call in {(2,), (-2,), (2, -1), (2, 3)}:
         return replace(flow, form="features")
-    rows_kept = told in {(1,), (1, -1)} if name == "flatten" else len(told) == 2 and told[1] == -1
+    rows_kept = call in {(1,), (1, -1)} if name == "flatten" else len(call) == 2 and call[1] == -1
     return _flattened(flow) if rows_kept else None
 
 
@@ -381,15 +380,15 @@ def _picked(index: Any, flow: _Flow) -> _Flow | None:
     return replace(flow, form="features") if flow.form == "sequence" and short else None
 
 
-def _averaged(told: tuple[Any, ...], flow: _Flow) -> _Flow | None:
-    dims = told[0] if told and isinstance(told[0], (tuple, list)) else told
+def _averaged(call: tuple[Any, ...], flow: _Flow) -> _Flow | None:
+    dims = call[0] if call and isinstance(call[0], (tuple, list)) else call
     space_only = flow.form == "channels" and tuple(dims) in {(2, 3), (-2, -1), (-1, -2), (3, 2)}
     steps_only = flow.form == "sequence" and tuple(dims) == (1,)
     return replace(flow, form="features") if space_only or steps_only else None
 
 
 def _inner_layers(name: str, module: nn.Module) -> Iterator[_Space]:
-    """Iterate the units inside a module that a trace does not enter: the feed-forward layers of torch's encoder."""
+    """Iterate the units inside modules that a trace does not enter: the feed-forward layers of torch's encoder."""
     for inner, part in module.named_modules(prefix=name):
         if isinstance(part, nn.TransformerEncoderLayer) and part.activation in {functional.relu, functional.gelu}:
             weight, bias = [Slot(f"{inner}.linear1.weight", 0)], _bias(f"{inner}.linear1", part.linear1)

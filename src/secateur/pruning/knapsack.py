@@ -1,4 +1,4 @@
-"""A knapsack: how many entries of each tensor to prune, by what each costs and a budget for all."""
+"""A knapsack: how many entries of each tensor to prune, given a distortion for each and a budget for all."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ def knapsack(
     bins: int = 2000,
     least: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Return how many entries of each tensor go so that the sum of distortions is least; ``target`` in all.
+    """Return how many entries to prune of each tensor, ``target`` in all, so that the sum of distortions is smallest.
 
-    The budget is counted in ``bins``, so the least is the least up to one of them for each tensor; what was pruned
-    beyond the budget is given back where distortion is largest. Of each tensor at least ``least`` go: they are gone.
+    The budget is counted in ``bins``, so that the result is optimal up to one bin for each tensor. Entries beyond the
+    budget are given back where distortion is largest. At least ``least`` entries of each tensor are pruned: those that
+    are pruned already.
 
     >>> knapsack({"a": 10, "b": 10}, {"a": [0.0, 1.0, 9.0], "b": [0.0, 2.0, 3.0]}, 10)
     {'a': 0, 'b': 10}

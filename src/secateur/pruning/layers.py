@@ -1,4 +1,4 @@
-"""What torch's layers and calls do to channels: tables for walks over a trace."""
+"""Tables of what torch's layers and calls do to channels, for walks over a trace."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Named masks: one boolean tensor for each prunable tensor, True where the weight is kept.
 
-A tensor that a mask does not name is dense. A mask is always an explicit object; it is never read off from
-``w == 0``, because a surviving weight may be zero.
+A tensor that a mask does not name is dense. A mask is never derived from ``w == 0``, because a surviving weight may be
+zero.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rankings: the place of each entry of a tensor among all, and how it is written in as few bytes as it needs."""
+"""Rankings: the rank of each entry of a tensor, and rankings as bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.pruning.mask import Tensors
 
 
 def ranked(scores: torch.Tensor) -> torch.Tensor:
-    """Return each entry's place among all in ascending order, from 0; ties by index; int32 of the same shape.
+    """Return the rank of each entry, from 0 for the lowest; ties by index; int32 of the same shape.
 
     >>> ranked(torch.tensor([0.5, 0.1, 0.5])).tolist()
     [1, 0, 2]
@@ -34,7 +34,7 @@ def packed(ranks: Tensors) -> dict[str, torch.Tensor]:
 
 
 def unpacked(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Return what ``packed`` was given; of planes that are no ranking, numbers within the tensor's size."""
+    """Return the rankings of ``packed`` planes; other planes give numbers within the tensor's size."""
     found = {}
     for name, shape in shapes.items():
         rank = torch.zeros(shape, dtype=torch.int32)
@@ -45,7 +45,7 @@ def unpacked(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
 
 
 def _width(shape: tuple[int, ...]) -> int:
-    """Return how many bytes hold the largest rank."""
+    """Return the number of bytes of the largest rank."""
     return max(1, -(-(torch.Size(shape).numel() - 1).bit_length() // 8))
 
 

@@ -1,4 +1,4 @@
-"""Regrowth: a few kept weights of each tensor make room for as many pruned ones; the budget stays."""
+"""Regrowth: some kept weights of each tensor are replaced by as many pruned ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.pruning.mask import Mask, Tensors
 
 
 def cosine(share: float, done: int, until: float) -> float:
-    """Return share/2 (1 + cos(pi t/T)), the part of a tensor's weights that is replaced after round t; 0 from T on.
+    """Return the share of weights that is replaced after round t: share/2 (1 + cos(pi t/T)); 0 from T on.
 
     Reference: RigL, Evci et al., arXiv 1911.11134.
     """
@@ -20,18 +20,18 @@ def cosine(share: float, done: int, until: float) -> float:
 
 
 def quota(kept: torch.Tensor, share: float) -> int:
-    """Return how many entries of a tensor are replaced: a share of those kept, at most as many as are pruned."""
+    """Return the number of entries of a tensor to replace: a share of those kept, at most those pruned."""
     return min(int(share * int(kept.sum())), int((~kept).sum()))
 
 
 def swap(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
-    """Return the mask after the smallest |w| of each tensor went and the largest |slope| of what was pruned came.
+    """Return the mask without the smallest |w| of each tensor, and with the pruned entries of the largest |slope|.
 
     Args:
-        mask: what is kept; every tensor keeps as many as before.
-        weights: their magnitudes decide what goes.
-        slopes: by name as the mask; an entry without a slope is 0 and comes last.
-        share: of a tensor's kept entries that are replaced.
+        mask: the kept entries; every tensor keeps as many as before.
+        weights: the weights, whose magnitudes decide which entries are pruned.
+        slopes: the gradients, by name; an entry without one counts as 0.
+        share: the share of a tensor's kept entries to replace.
     """
     found = {}
     for name, kept in mask.items():
@@ -43,7 +43,7 @@ def swap(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[st
 
 
 def smallest(mask: Mask, weights: Tensors, share: float) -> dict[str, torch.Tensor]:
-    """Return where the kept entries with the smallest |w| are, as many of each tensor as ``swap`` lets go."""
+    """Return flags of the kept entries with the smallest |w|, as many of each tensor as ``swap`` prunes."""
     found = {}
     for name, kept in mask.items():
         size = torch.where(kept, weights[name].abs(), torch.inf).reshape(-1)
@@ -52,7 +52,7 @@ def smallest(mask: Mask, weights: Tensors, share: float) -> dict[str, torch.Tens
 
 
 def steepest(mask: Mask, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
-    """Return where the pruned entries with the largest |slope| are, as many of each tensor as ``swap`` lets in."""
+    """Return flags of the pruned entries with the largest |slope|, as many of each tensor as ``swap`` regrows."""
     found = {}
     for name, kept in mask.items():
         slope = torch.where(kept, -1.0, slopes[name].abs()).reshape(-1)
@@ -61,7 +61,18 @@ def steepest(mask: Mask, slopes: Tensors, share: float) -> dict[str, torch.Tenso
 
 
 def block(names: Sequence[str], blocks: int, turn: int) -> list[str]:
-    """Return the tensors whose turn it is, 0, 1, ...: one of ``blocks`` stretches, from the last to the first."""
+    """Return the names of one of ``blocks`` stretches of tensors; turn 0 is the last stretch."""
     size = -(-len(names) // min(blocks, len(names)))
     parts = [names[::-1][start : start + size] for start in range(0, len(names), size)]
     return list(parts[turn % len(parts)])
+
+
+def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
+    """Return the mask after a share of each tensor's kept entries was dropped and as many grown, others or the same."""
+    found = {}
+    for name, kept in mask.items():
+        count = math.ceil(share * int(kept.sum()))
+        left = kept.reshape(-1) & ~lowest(torch.where(kept, weights[name].abs(), torch.inf).reshape(-1), count)
+        slope = torch.where(left, -1.0, slopes[name].abs().reshape(-1))
+        found[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
+    return found

@@ -1,9 +1,9 @@
-"""Structure: the removable units of a model, and the JSON plan that says which of them are physically gone.
+"""Structure: the removable units of a model, and the plan, a JSON document, of the units that are removed.
 
-A *unit* is what can be cut out of a model without changing the rest: an output filter of a convolution, a neuron of
-a linear layer, a hidden unit of a recurrent layer, an attention head, a residual block. Layers whose outputs are
-added share their units. ``discovery`` finds units in a model, ``surgery`` cuts a model; here stand the units
-themselves, their masks, the plan, and what a plan does to named tensors (weights, or an optimiser's moments).
+A *unit* can be removed from a model without changing the rest: an output filter of a convolution, a neuron of a linear
+layer, a hidden unit of a recurrent layer, an attention head, a residual block. Layers whose outputs are added share
+their units. ``discovery`` finds the units of a model and ``surgery`` removes them from it; this module has the units,
+their masks, the plan, and its effect on named tensors (weights, or an optimiser's moments).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from secateur.errors import ModelError
 from secateur.pruning.mask import Mask, Tensors
 
 OUTPUT = "it is the model's output"
-"""Why a model's last layer stays whole."""
+"""The reason why a model's last layer keeps all its units."""
 
 Role = Literal["weight", "bias", "norm", "buffer"]
 Kind = Literal["channel", "head", "block"]
@@ -27,10 +27,10 @@ Kind = Literal["channel", "head", "block"]
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a group's units lie in a tensor.
+    """The place of a group's units in a tensor.
 
-    Along ``dim`` stand ``tiles`` runs of all units, each unit with ``repeat`` consecutive indices: a flattened
-    feature map repeats each channel, an LSTM stacks four gates as tiles.
+    Dimension ``dim`` has ``tiles`` runs of all units, and each unit has ``repeat`` consecutive indices in each run: a
+    flattened feature map repeats each channel, an LSTM stacks four gates as tiles.
     """
 
     tensor: str
@@ -41,18 +41,18 @@ class Slot:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that are removed by the same cuts.
+    """A group of units that are removed by the same cuts.
 
     Attributes:
-        name: the layer whose outputs they are (the first one, where layers are added), or the block's module.
-        units: how many there are in the dense model.
-        weights: where a unit's own weights lie: what its score is made of.
-        incoming: what goes with a unit: its weights, bias, the affine parameters of a norm behind it.
-        statistics: running statistics of such a norm; cut with the unit, never masked.
-        outgoing: the matching inputs of the next layers.
-        kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit: without it the
-            model passes on what entered it.
-        family: groups of one family must keep equally many units (layers of one ``nn.LSTM``).
+        name: the layer whose outputs they are (the first of several that are added), or the block's module.
+        units: number of units in the dense model.
+        weights: slots of the units' own weights, which give their scores.
+        incoming: slots that are pruned with a unit: its weights, its bias, the scale and shift of a norm after it.
+        statistics: slots of that norm's running statistics, which are removed with a unit and never masked.
+        outgoing: slots of the matching inputs of the next layers.
+        kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit; without it the
+            model passes on the block's input.
+        family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
     """
 
     name: str
@@ -67,13 +67,13 @@ class Group:
 
 @dataclass(frozen=True)
 class Layout:
-    """What pruning has to know of a model.
+    """The parts of a model as pruning sees them.
 
     Attributes:
         roles: the role of each exchanged tensor, in state-dict order.
         groups: the removable units, in forward order; blocks last.
-        whole: layers whose units cannot be removed, and why; they are pruned weight by weight.
-        tokens: weights with a row for each entry of a vocabulary (embeddings): their rows are no units of a layer.
+        whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
+        tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
     """
 
     roles: Mapping[str, Role]
@@ -92,7 +92,7 @@ class Layout:
 
     @property
     def layers(self) -> list[Group]:
-        """Return the groups that can keep some of their units, in order; a block stays or goes."""
+        """Return the groups other than blocks, in order: those that can lose some of their units."""
         return self.of("channel", "head")
 
     def of(self, *kinds: Kind) -> list[Group]:
@@ -101,13 +101,13 @@ class Layout:
 
 
 def per_unit(tensor: torch.Tensor, slot: Slot, units: int) -> torch.Tensor:
-    """Return a tensor's entries by the unit that they belong to, shape (units, entries of each)."""
+    """Return the entries of a tensor by unit, shape (units, entries of each)."""
     front = tensor.movedim(slot.dim, 0)
     return front.reshape(slot.tiles, units, slot.repeat, -1).transpose(0, 1).reshape(units, -1)
 
 
 def spread(units: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Return one value for each index along the slot's dimension from one for each unit."""
+    """Return one value for each index along the slot's dimension, given one for each unit."""
     return units.repeat_interleave(slot.repeat).repeat(slot.tiles)
 
 
@@ -121,7 +121,7 @@ def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
 def slice_of(
     groups: Iterable[Group], shapes: Mapping[str, tuple[int, ...]], keep: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Return the mask of a smaller model: ``keep`` has a flag for each unit, by the group's name; others stay whole."""
+    """Return the mask of a smaller model. ``keep`` has a flag for each unit by group name; other groups stay whole."""
     mask: dict[str, torch.Tensor] = {}
     for group in groups:
         if group.name not in keep:
@@ -134,7 +134,7 @@ def slice_of(
 
 
 def dead_units(mask: Mask, group: Group) -> torch.Tensor:
-    """Return a flag for each unit whose incoming entries are all pruned, bias and norm included.
+    """Return a flag for each unit: whether all its incoming entries are pruned, bias and norm included.
 
     Such a unit is zero for every input, so removing it changes nothing. A unit whose bias is not masked
     still adds a constant and is not dead.
@@ -149,7 +149,7 @@ def dead_units(mask: Mask, group: Group) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Cut:
-    """One physical removal: of ``tensor`` along ``dim`` only ``kept`` (original indices) remain of ``size``."""
+    """One removal: along ``dim`` of ``tensor`` only the indices ``kept`` remain of ``size``."""
 
     tensor: str
     dim: int
@@ -159,11 +159,11 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is physically removed from a model; replays on a fresh model of the same architecture.
+    """The parts to remove from a model; a plan can be applied to any fresh model of the same architecture.
 
     Attributes:
         cuts: at most one for each tensor and dimension.
-        dropped: blocks that are gone; the model passes on what entered them.
+        dropped: the removed blocks; the model passes on their inputs.
     """
 
     cuts: tuple[Cut, ...] = ()
@@ -213,7 +213,7 @@ class Plan:
         return any(name == block or name.startswith(f"{block}.") for block in self.dropped)
 
     def then(self, later: Plan) -> Plan:
-        """Return one plan for the dense model that does this one's cuts and then ``later``'s, made for the result."""
+        """Return one plan for the dense model that equals this one followed by ``later``, which is for its result."""
         first = {(cut.tensor, cut.dim): cut for cut in self.cuts}
         for cut in later.cuts:
             before = first.get((cut.tensor, cut.dim))
@@ -233,9 +233,9 @@ def _cut(entry: Mapping[str, Any]) -> Cut:
 
 
 def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
-    """Return the plan that removes every dead unit; of each layer's units one stays.
+    """Return the plan that removes every dead unit; each layer keeps at least one unit.
 
-    Layers of one family keep as many units as the one of them that needs most: the others keep dead ones.
+    All layers of a family keep as many units as the layer with the most living ones, some of them dead.
     """
     groups = list(groups) if mask else []
     dropped = Plan((), tuple(g.name for g in groups if g.kind == "block" and bool(dead_units(mask, g).all())))
@@ -259,7 +259,7 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return the tensors with the plan's cuts made, those of dropped blocks left out.
+    """Return the tensors after the plan's cuts, without those of dropped blocks.
 
     Raises:
         ModelError: a cut names a tensor that is absent or has another size.
@@ -271,13 +271,13 @@ def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def slim_mask(mask: Mask, plan: Plan) -> dict[str, torch.Tensor]:
-    """Return a mask over the slim tensors; the plan may cut tensors that it does not cover."""
+    """Return the part of a mask that covers the slim tensors."""
     covered = Plan(tuple(cut for cut in plan.cuts if cut.tensor in mask), plan.dropped)
     return slim(mask, covered)
 
 
 def widen(tensors: Tensors, plan: Plan, base: Tensors) -> dict[str, torch.Tensor]:
-    """Return ``base`` with slim tensors written over it where the plan kept entries: the inverse of ``slim``.
+    """Return ``base`` with the entries of slim tensors where the plan kept them: the inverse of ``slim``.
 
     Raises:
         ModelError: a slim tensor is absent, or does not have the shape that the plan leaves of ``base``.
@@ -302,7 +302,7 @@ def widen(tensors: Tensors, plan: Plan, base: Tensors) -> dict[str, torch.Tensor
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], plan: Plan) -> dict[str, int]:
-    """Return how many entries each tensor has after the cuts; 0 for those of dropped blocks."""
+    """Return the number of entries of each tensor after the cuts; 0 for those of dropped blocks."""
     left = {name: list(shape) for name, shape in shapes.items()}
     for cut in plan.cuts:
         left[cut.tensor][cut.dim] = len(cut.kept)

@@ -1,4 +1,4 @@
-"""Surgery: a model physically cut by a plan, as plain torch modules."""
+"""Surgery: units are removed from a model by a plan; the result is a smaller model of plain torch modules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.pruning.structure import Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
-    """Group normalisation of some of a layer's channels, as if the removed ones were there and zero.
+    """Group normalisation of the kept channels of a layer, as if the removed ones were present and zero.
 
     Mean and variance of a group count its removed channels as zeros, so that the result is that of the masked dense
     layer. Groups may keep different numbers of channels.
@@ -30,7 +30,7 @@ class SlimGroupNorm(nn.Module):
     bias: nn.Parameter
 
     def __init__(self, norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> None:
-        """Make the layer of the ``kept`` channels (indices) of ``norm``; its affine parameters are cut."""
+        """Make the layer for the ``kept`` channels (indices) of ``norm``, with its affine parameters for them."""
         super().__init__()
         index = torch.tensor(kept)
         self.kept: tuple[int, ...] = (
@@ -45,7 +45,7 @@ class SlimGroupNorm(nn.Module):
         self.share = 1 / each
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise; in training with a backward pass of our own, which is several times faster than autograd's."""
+        """Return the normalised input; training has a backward pass of its own, much faster than autograd's."""
         member = cast("torch.Tensor", self.member)
         rows = x.reshape(x.size(0), len(self.kept), -1)
         if self.training:
@@ -60,7 +60,7 @@ class SlimGroupNorm(nn.Module):
 def _affine(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, member: torch.Tensor, share: float, eps: float
 ) -> tuple[torch.Tensor, ...]:
-    """Return scale and shift for each row and channel, and mean and 1/deviation, from sums over the dense group."""
+    """Return scale and shift of each row and channel, and mean and 1/deviation, from sums over the dense group."""
     mean = share * (rows.mean(2) @ member)
     square = share * ((torch.linalg.vector_norm(rows, dim=2).square() / rows.size(2)) @ member)
     inverse = torch.rsqrt((square - mean * mean).clamp(min=0) + eps) @ member.T
@@ -70,7 +70,7 @@ def _affine(
 
 
 class _Normalise(torch.autograd.Function):
-    """What ``SlimGroupNorm`` does in evaluation mode, with the gradient written out.
+    """The function of ``SlimGroupNorm`` with an explicit gradient.
 
     With P = sum dy x and Q = sum dy for each row and channel, and N entries in a dense group:
     dx = scale dy - inverse (A + B x^), A = sum_group weight Q / N, B = sum_group weight (P - mean Q) inverse / N.
@@ -100,9 +100,9 @@ class _Normalise(torch.autograd.Function):
 
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:
-    """Return a copy of ``model`` that is physically smaller by the plan, weights copied.
+    """Return a copy of ``model`` without the units and blocks that the plan removes.
 
-    State-dict names stay; tensors of dropped blocks are gone.
+    Names in the state dict stay; tensors of dropped blocks are gone.
 
     Raises:
         ModelError: the plan is for another model.
@@ -126,9 +126,9 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return the model as a graph of torch's own layers and calls, so that it needs no class of ours.
+    """Return the model as a graph of torch's own layers and calls, without classes of this package.
 
-    It is in evaluation mode; names and weights stay. A model that cannot be traced is returned as it is.
+    It is in evaluation mode; names and weights stay. A model that cannot be traced is returned unchanged.
     """
     model = copy.deepcopy(model).eval()
     try:
@@ -145,7 +145,7 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 
 
 def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.Module:
-    """Return torch's own layer where only whole groups are gone, which is the same and faster."""
+    """Return torch's own layer, which is faster, if only whole groups are removed."""
     each = norm.num_channels // norm.num_groups
     groups = sorted({k // each for k in kept})
     if isinstance(norm, SlimGroupNorm) or len(kept) < each * len(groups):
@@ -159,7 +159,7 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
 
 
 def _resize(module: nn.Module) -> None:
-    """Bring a layer's own figures up to date with its parameters."""
+    """Update the sizes that a layer stores to those of its parameters."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):

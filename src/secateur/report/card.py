@@ -1,4 +1,4 @@
-"""The card of an exported model: what was pruned, how good it is, what it takes."""
+"""The card of an exported model: its quality, size and speed, and which units each layer kept."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from secateur.report.terminal import amount, size
+from secateur.report.formatting import amount, size
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's units: how many of them stayed; or, with a reason, why none could go."""
+    """A layer and how many of its units were kept; or the reason why none could be removed."""
 
     name: str
     kind: str
@@ -22,16 +22,16 @@ class Layer:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a model takes.
+    """The size and the speed of a model.
 
     Attributes:
         name: ``dense``, ``masked`` or ``slim``.
-        parameters, nonzero: how many, and how many of them are not zero.
-        parameter_bytes: of parameters and buffers in memory.
-        activation_bytes: what one training step on a single row holds for its backward pass.
-        macs: of one row, by torch's counter.
-        macs_surviving: of one row, on surviving weights.
-        file_bytes: of the exported file.
+        parameters, nonzero: the number of parameters, and of those that are not zero.
+        parameter_bytes: bytes of parameters and buffers in memory.
+        activation_bytes: bytes that one training step on a single row keeps for its backward pass.
+        macs: MACs of one row, by torch's counter.
+        macs_surviving: MACs of one row, on surviving weights.
+        file_bytes: bytes of the exported file.
         seconds: median latency of one row in torch, one thread.
         runtime_seconds: the same in the format's own runtime; None: not measured.
     """
@@ -50,15 +50,15 @@ class Figures:
 
 @dataclass(frozen=True)
 class Card:
-    """What is told of an exported model.
+    """The facts about an exported model.
 
     Attributes:
-        title: method, data, study.
-        file, format: what was written.
-        checked: on which rows, how many, how far the outputs are from the masked model's, how many predictions
-            differ, and the exported file's own score.
-        layers: see ``Layer``.
-        figures: dense, masked, slim.
+        title: the method, the data and the study.
+        file, format: the name and format of the exported file.
+        checked: the comparison with the masked model: on which rows, how many, the largest deviation of the outputs,
+            how many predictions differ, and the exported file's own score.
+        layers: the layers, see ``Layer``.
+        figures: of the dense, the masked and the slim model.
     """
 
     title: str
@@ -69,13 +69,14 @@ class Card:
     figures: tuple[Figures, ...]
 
     def markdown(self) -> str:
-        """Return the card as a page."""
-        told = self.checked
-        metric, score = next((name, told[name]) for name in ("accuracy", "mae") if name in told)
+        """Return the card as Markdown."""
+        checked = self.checked
+        metric, score = next((name, checked[name]) for name in ("accuracy", "mae") if name in checked)
         intro = (
             f"`{self.file}` ({self.format}) is the physically slim model. It was compared with the masked model of the "
-            f"run on {told['count']} rows ({told['rows']}): outputs differ by at most {told['apart']:.1e} of the "
-            f"largest one, {told['differ']} predictions differ, {metric} {score:.4f}."
+            f"run on {checked['count']} rows ({checked['rows']}): outputs differ by at most "
+            f"{checked['deviation']:.1e} of the largest one, {checked['differ']} predictions differ, "
+            f"{metric} {score:.4f}."
         )
         inputs = "Inputs: batch first; images as float32 divided by the data's scale, tokens as int64."
         lines = [f"# {self.title}", "", intro, "", inputs, ""]

@@ -1,4 +1,4 @@
-"""Figures that set the lines of a comparison beside each other."""
+"""Figures of a comparison: quality by sparsity, by cost and over time, fairness, differences to controls."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from secateur.report.drawing import COLOURS, DASHES, GREY, Figure, colour, dash, figure, layout, symbol, view
+from secateur.report.formatting import size
 from secateur.report.statistics import Curve, Interval, front, interval
-from secateur.report.terminal import size
 
 AXES = {
-    "rounds": "rounds", "carried": "bytes carried, both ways", "worked": "client seconds",
-    "linked": "seconds on the link (a model)",
+    "by_round": "rounds", "by_bytes": "bytes carried, both ways", "by_seconds": "client seconds",
+    "by_link": "seconds on the link (a model)",
 }  # fmt: skip
 _CURVE = 3  # points
-_CROWD = 24  # variants: of more, figures that are not lists of them name or show at first only those on the front
-_LISTED = 12  # of a crowd, in words; in a list, what its usual height has room for
-_APART = 0.06  # decades of cost: points that are nearer have no room for two names
-_NEAR = 1.1  # times the density: variants that differ by less make no line by sparsity
+_CROWD = 24  # variants; with more, a figure names, or shows at first, only those on the Pareto front
+_LISTED = 12  # variants that a text lists of a crowd, and that fit into a figure of the usual height
+_NAME_GAP = 0.06  # decades of cost between points that can both be named
+_DENSITY_RANGE = 1.1  # ratio of densities that a family must span to have a line by sparsity
 _TICKS = [1, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001]
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A line of a comparison as figures need it; see ``standings.Line`` and ``outcomes.Outcome`` for the fields.
+class FigureLine:
+    """The part of a comparison's line that figures need; see ``verdicts.Line`` and ``outcomes.Outcome`` for the fields.
 
     Attributes:
-        curves: of each seed, by axis (``rounds``, ``carried``, ``worked``, ``linked``).
-        variant: what it is, or what it is a control of; lines of one variant share a colour.
-        control: empty, or which control it is; ``dense`` is FedAvg.
-        family: what variants that differ in their sparsity are called together.
-        better: the controls that it is shown to be better than.
-        own: it is scored on clients' own rows, with the models that they use.
+        curves: the curve of each seed by axis, one of ``AXES``.
+        variant: the variant that it is, or is a control of; lines of one variant share a colour.
+        control: empty for a variant, else the kind of control; ``dense`` is FedAvg.
+        family: the variant's name without its sparsity.
+        better: the controls that it is significantly better than.
+        own: it is scored on clients' own rows, with the models that clients use.
     """
 
     name: str
@@ -50,39 +50,39 @@ class Drawn:
     lowest: Interval
     local: Interval
     local_sparsity: Interval
-    apart: Mapping[str, Interval]
+    differences: Mapping[str, Interval]
     front: bool = False
     family: str = ""
     better: frozenset[str] = frozenset()
     own: bool = False
 
     @property
-    def told(self) -> bool:
-        """Return whether it has a name of its own in figures: a variant or FedAvg."""
+    def named(self) -> bool:
+        """Return whether figures name it: it is a variant or dense FedAvg, not another control."""
         return self.control in {"", "dense"}
 
 
-def compared(lines: Sequence[Drawn]) -> list[Figure]:
-    """Return the figures that set lines beside each other."""
-    found = [sparsities(lines), quality(lines), pareto(lines), fairness(lines), apart(lines)]
-    return [one for one in found if one]
+def all_figures(lines: Sequence[FigureLine]) -> list[Figure]:
+    """Return the figures that compare lines, without those that have nothing to show."""
+    figures = [sparsities(lines), quality(lines), pareto(lines), fairness(lines), differences(lines)]
+    return [one for one in figures if one]
 
 
 # ---- by sparsity
 
-Side = Callable[[Drawn], Interval]
+Side = Callable[[FigureLine], Interval]
 _MODELS: tuple[tuple[str, Side, Side], ...] = (
     ("the shipped model", attrgetter("sparsity"), attrgetter("quality")),
     ("clients' own models, on their own rows", attrgetter("local_sparsity"), attrgetter("local")),
 )
 
 
-def sparsities(lines: Sequence[Drawn]) -> Figure:
-    """Return quality against sparsity, a line for each family of at least three variants; nothing where there is none.
+def sparsities(lines: Sequence[FigureLine]) -> Figure:
+    """Return quality against sparsity, with a line for each family of at least three variants.
 
-    What a personal method ships may be dense while clients' own models are sparse: these have a view of their own.
+    Clients' own models have a view of their own: a personal method may ship a dense model while these are sparse.
     """
-    families: dict[str, list[Drawn]] = {}
+    families: dict[str, list[FigureLine]] = {}
     for line in lines:
         if not line.control:
             families.setdefault(line.family, []).append(line)
@@ -96,7 +96,7 @@ def sparsities(lines: Sequence[Drawn]) -> Figure:
     for name, sparsity, value in _MODELS[1 if lines[0].own else 0 :]:
         shown = {family: sorted(families[family], key=lambda line: sparsity(line).mean) for family in styles}
         shown = {family: of for family, of in shown.items()
-                 if 1 - sparsity(of[0]).mean > _NEAR * (1 - sparsity(of[-1]).mean)}  # fmt: skip
+                 if 1 - sparsity(of[0]).mean > _DENSITY_RANGE * (1 - sparsity(of[-1]).mean)}  # fmt: skip
         if not any(value(line).mean for of in shown.values() for line in of):
             continue
         views.append(_by_sparsity(lines, shown, styles, (name, sparsity, value)))
@@ -107,7 +107,7 @@ def sparsities(lines: Sequence[Drawn]) -> Figure:
 
 
 def _by_sparsity(
-    lines: Sequence[Drawn], shown: Mapping[str, Sequence[Drawn]], styles: Mapping[str, Figure],
+    lines: Sequence[FigureLine], shown: Mapping[str, Sequence[FigureLine]], styles: Mapping[str, Figure],
     of: tuple[str, Side, Side],
 ) -> Figure:  # fmt: skip
     name, sparsity, value = of
@@ -128,7 +128,7 @@ def _by_sparsity(
     return view(traces, frame, name)
 
 
-def _points(name: str, of: Sequence[Drawn], sparsity: Side, value: Side, look: Figure) -> Figure:
+def _points(name: str, of: Sequence[FigureLine], sparsity: Side, value: Side, look: Figure) -> Figure:
     return {
         "type": "scatter", "name": name, "x": [1 - sparsity(line).mean for line in of],
         "y": [value(line).mean for line in of], "text": [line.name for line in of],
@@ -136,20 +136,20 @@ def _points(name: str, of: Sequence[Drawn], sparsity: Side, value: Side, look: F
     }  # fmt: skip
 
 
-def _ends(of: Sequence[Drawn], sparsity: Side, value: Side) -> list[str]:
+def _ends(of: Sequence[FigureLine], sparsity: Side, value: Side) -> list[str]:
     return [f"{_said(value(ln).mean, ln.metric)} at {100 * sparsity(ln).mean:.1f} %" for ln in (of[0], of[-1])]
 
 
-# ---- line by line
+# ---- against cost
 
 
-def quality(lines: Sequence[Drawn]) -> Figure:
+def quality(lines: Sequence[FigureLine]) -> Figure:
     """Return quality against rounds, bytes and client seconds: means over seeds, with 95 % intervals.
 
-    Of a crowd controls are left out, and at first only FedAvg and what is on the front is shown.
+    In a crowd controls are left out, and at first only FedAvg and the Pareto front are visible.
     """
     metric, views, crowded = lines[0].metric, [], _crowded(lines)
-    drawn = [(line, look) for line, look in zip(lines, looks(lines), strict=True) if line.told or not crowded]
+    drawn = [(line, look) for line, look in zip(lines, looks(lines), strict=True) if line.named or not crowded]
     for axis, words in AXES.items():
         if not any(any(curves) for curves in (line.curves[axis] for line in lines)):
             continue
@@ -158,9 +158,9 @@ def quality(lines: Sequence[Drawn]) -> Figure:
             points = _mean(line.curves[axis])
             shown = line.control == "dense" or (not line.control and (line.front or not crowded))
             traces += _band(line, points, look, shown=shown) if points else []
-        frame = layout(words, _score(lines[0]), money=axis == "carried") | ({"height": 800} if crowded else {})
+        frame = layout(words, _score(lines[0]), in_bytes=axis == "by_bytes") | ({"height": 800} if crowded else {})
         views.append(view(traces, _bounded(frame, metric), words))
-    alt = _told(f"{ln.name} ends at {_said(ln.quality.mean, metric)}" for ln in lines if not ln.control)
+    alt = _joined(f"{ln.name} ends at {_said(ln.quality.mean, metric)}" for ln in lines if not ln.control)
     if crowded:
         alt = f"At first FedAvg and what lies on the front are drawn; a click on a name adds its line. {alt}"
     return (
@@ -177,17 +177,17 @@ _COSTS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
 )
 
 
-def pareto(lines: Sequence[Drawn]) -> Figure:
-    """Return quality for bytes, client seconds and the size of what is shipped; the front of each is joined.
+def pareto(lines: Sequence[FigureLine]) -> Figure:
+    """Return quality against bytes, client seconds and shipped size, each with its Pareto front.
 
-    Of a crowd controls are left out but on the front, only that is named, and costs are drawn by their logarithm.
+    In a crowd only controls on the front are drawn, only the front is named, and costs are on a logarithmic axis.
     """
     metric, crowded = lines[0].metric, _crowded(lines)
     views, alts = [], []
     for name, across, shown, words in _COSTS:
         cost = attrgetter(name)
         if not all(cost(line).mean for line in lines):
-            continue  # of runs that are not finished nothing was shipped
+            continue  # an unfinished run has shipped nothing
         best = _front(lines, cost)
         traces = _spots(lines, cost, best, crowded=crowded)
         traces.append(
@@ -200,7 +200,7 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
             f"On the front {words}: "
             + "; ".join(f"{ln.name} with {_said(ln.quality.mean, metric)} for {shown(cost(ln).mean)}" for ln in best)
         )
-        frame = {**layout(across, _score(lines[0]), money=shown is size), "showlegend": False}
+        frame = {**layout(across, _score(lines[0]), in_bytes=shown is size), "showlegend": False}
         if crowded:
             frame["xaxis"] |= {"type": "log", "dtick": "D2"}
             frame["margin"] |= {"t": 90, "r": 60}
@@ -209,30 +209,30 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
     return figure("pareto", "Quality for what it costs", f"{'. '.join(alts)}.", views, wide=crowded) if views else {}
 
 
-def _spots(lines: Sequence[Drawn], cost: Side, best: Sequence[Drawn], *, crowded: bool) -> list[Figure]:
-    right = 0.8 * max(cost(line).mean for line in lines)  # a name there would be cut off by the figure's edge
+def _spots(lines: Sequence[FigureLine], cost: Side, best: Sequence[FigureLine], *, crowded: bool) -> list[Figure]:
+    right = 0.8 * max(cost(line).mean for line in lines)  # further right a name would be cut off by the figure's edge
     return [
         {
-            "type": "scatter", "name": line.name, "mode": "markers+text" if line.told and not crowded else "markers",
+            "type": "scatter", "name": line.name, "mode": "markers+text" if line.named and not crowded else "markers",
             "x": [cost(line).mean], "y": [line.quality.mean], "text": [line.name],
             "textposition": "top left" if cost(line).mean > right else "top center",
             "marker": {"size": 9 if line.control else 12, "color": look["color"], "symbol": look["symbol"]},
             "error_y": _error(line.quality), "error_x": _error(cost(line)), "opacity": 0.6 if line.control else 1.0,
         }
         for line, look in zip(lines, looks(lines), strict=True)
-        if line.told or not crowded or line in best
+        if line.named or not crowded or line in best
     ]  # fmt: skip
 
 
-def _front(lines: Sequence[Drawn], cost: Side) -> list[Drawn]:
-    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, least=lines[0].metric == "mae")
+def _front(lines: Sequence[FigureLine], cost: Side) -> list[FigureLine]:
+    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, lower_is_better=lines[0].metric == "mae")
 
 
-def _slanted(lines: Sequence[Drawn], cost: Side) -> list[Figure]:
-    """Return names beside points; of points that lie too near to each other only the first is named."""
-    named: list[Drawn] = []
+def _slanted(lines: Sequence[FigureLine], cost: Side) -> list[Figure]:
+    """Return names at points; where points are too close to each other only the first is named."""
+    named: list[FigureLine] = []
     for line in lines:
-        if all(abs(math.log10(cost(line).mean / cost(other).mean)) > _APART for other in named):
+        if all(abs(math.log10(cost(line).mean / cost(other).mean)) > _NAME_GAP for other in named):
             named.append(line)
     return [
         {"text": line.name, "x": math.log10(cost(line).mean), "y": line.quality.mean, "textangle": -50,
@@ -244,9 +244,9 @@ def _slanted(lines: Sequence[Drawn], cost: Side) -> list[Figure]:
 _SHARES = (("all clients", attrgetter("local")), ("the tenth that fares worst", attrgetter("lowest")))
 
 
-def fairness(lines: Sequence[Drawn]) -> Figure:
-    """Return the mean over clients' own rows beside the tenth of clients that fare worst."""
-    shown = [line for line in lines if line.told]
+def fairness(lines: Sequence[FigureLine]) -> Figure:
+    """Return the mean score of all clients and of the worst tenth, each client on its own rows."""
+    shown = [line for line in lines if line.named]
     if not any(line.local.mean for line in shown):
         return {}
     metric, names = lines[0].metric, [line.name for line in shown]
@@ -257,25 +257,25 @@ def fairness(lines: Sequence[Drawn]) -> Figure:
         }
         for n, (name, of) in enumerate(_SHARES)
     ]  # fmt: skip
-    alt = _told(f"{ln.name}: all {_said(ln.local.mean, metric)}, worst tenth {_said(ln.lowest.mean, metric)}"
+    alt = _joined(f"{ln.name}: all {_said(ln.local.mean, metric)}, worst tenth {_said(ln.lowest.mean, metric)}"
                 for ln in shown)  # fmt: skip
     frame = _listed(layout(f"{_worded(metric)} on clients' own test rows", ""), len(shown)) | {"barmode": "group"}
     frame["xaxis"] |= {"autorangeoptions": _clip(metric)}
     return figure("fairness", "Who loses by pruning?", alt, [view(traces, frame)], wide=len(shown) > _LISTED)
 
 
-def apart(lines: Sequence[Drawn]) -> Figure:
+def differences(lines: Sequence[FigureLine]) -> Figure:
     """Return each variant's paired differences to its controls; above 0 it is better.
 
-    Each interval is for itself: of many some lie above 0 by chance, which the table's verdicts are corrected for.
+    The intervals are not corrected for multiple testing, unlike the table's verdicts.
     """
-    shown = [line for line in lines if line.apart]
+    shown = [line for line in lines if line.differences]
     if not shown:
         return {}
-    names = list(dict.fromkeys(name for line in shown for name in line.apart))
+    names = list(dict.fromkeys(name for line in shown for name in line.differences))
     traces = []
     for n, name in enumerate(names):
-        of = [(line.name, line.apart[name]) for line in shown if name in line.apart]
+        of = [(line.name, line.differences[name]) for line in shown if name in line.differences]
         traces.append(
             {
                 "type": "scatter", "mode": "markers", "name": f"against {name}", "y": [who for who, _ in of],
@@ -284,21 +284,21 @@ def apart(lines: Sequence[Drawn]) -> Figure:
                 "marker": {"size": 10, "color": colour(n), "symbol": symbol(n)},
             }
         )  # fmt: skip
-    alt = _told(
+    alt = _joined(
         f"{line.name} against {name}: {_said(value.mean, line.metric)}" + (", shown" if name in line.better else "")
         for line in shown
-        for name, value in line.apart.items()
+        for name, value in line.differences.items()
     )
     frame = _listed(layout("better by, paired by seed, each with its own 95 % interval", ""), len(shown))
     frame["xaxis"] |= {"zeroline": True, "zerolinewidth": 2}
-    return figure("apart", "Better than its controls?", alt, [view(traces, frame)], wide=True)
+    return figure("differences", "Better than its controls?", alt, [view(traces, frame)], wide=True)
 
 
 _STYLES = {"": "solid", "random": "dash", "ramped": "longdashdot", "shuffled": "dot", "narrow": "dashdot"}
 _MARKS = {"": "circle", "random": "x", "ramped": "triangle-up", "shuffled": "cross", "narrow": "square"}
 
 
-def looks(lines: Sequence[Drawn]) -> list[Figure]:
+def looks(lines: Sequence[FigureLine]) -> list[Figure]:
     """Return colour, dash and symbol of each line: a colour for each variant, FedAvg grey, a dash for each control.
 
     A second FedAvg has another dash and symbol. Of a crowd those on the front, which are drawn at first, have colours
@@ -324,8 +324,8 @@ def looks(lines: Sequence[Drawn]) -> list[Figure]:
     return found
 
 
-def _band(line: Drawn, points: Sequence[tuple[float, float, float]], look: Figure, *, shown: bool) -> list[Figure]:
-    """Return a mean with a band around it; one that is not shown at first is there for who asks for it."""
+def _band(line: FigureLine, points: Sequence[tuple[float, float, float]], look: Figure, *, shown: bool) -> list[Figure]:
+    """Return a mean curve and its 95 % band; if not ``shown`` it is hidden until its name in the legend is clicked."""
     across, visible = [x for x, _, _ in points], True if shown else "legendonly"
     width = 2.5 if line.control in {"", "dense"} else 1.5
     mean = {
@@ -345,7 +345,7 @@ def _band(line: Drawn, points: Sequence[tuple[float, float, float]], look: Figur
 
 
 def _bounded(frame: Figure, metric: str) -> Figure:
-    """Return a layout whose second axis does not go beyond what the metric can be, however wide an interval is."""
+    """Return a layout whose second axis ends where the metric does, however wide an interval is."""
     return {**frame, "yaxis": {**frame["yaxis"], "autorangeoptions": _clip(metric)}}
 
 
@@ -354,25 +354,25 @@ def _clip(metric: str) -> Figure:
 
 
 def _listed(frame: Figure, count: int) -> Figure:
-    """Return a layout with a name on each line of the second axis, from above, and room for all of them."""
+    """Return a layout with ``count`` names on the second axis, from the top, and room for all of them."""
     frame["yaxis"] |= {"automargin": True, "range": [count - 0.4, -0.6], "dtick": 1}
     frame["legend"] = {"orientation": "h", "y": 1.0, "yanchor": "bottom"}
     return frame | ({"height": 120 + 24 * count} if count > _LISTED else {})
 
 
-def _crowded(lines: Sequence[Drawn]) -> bool:
-    return sum(line.told for line in lines) > _CROWD
+def _crowded(lines: Sequence[FigureLine]) -> bool:
+    return sum(line.named for line in lines) > _CROWD
 
 
-def _told(parts: Iterable[str]) -> str:
-    """Return parts as one text, of a crowd the first ones."""
+def _joined(parts: Iterable[str]) -> str:
+    """Return parts joined to one text; of a crowd only the first ones."""
     given = list(parts)
     more = f"; and {len(given) - _LISTED} more, as the table tells" if len(given) > _CROWD else ""
     return "; ".join(given[:_LISTED] if more else given) + f"{more}."
 
 
 def _mean(curves: Sequence[Curve]) -> list[tuple[float, float, float]]:
-    """Return (mean of what was spent, mean quality, half its 95 % interval) for each evaluation that all seeds have."""
+    """Return (mean cost, mean quality, half its 95 % interval) for each evaluation that all seeds have."""
     found = []
     for points in zip(*curves, strict=False):
         value = interval([quality for _, quality in points])
@@ -392,8 +392,8 @@ def _worded(metric: str) -> str:
     return {"mae": "mean absolute error"}.get(metric, metric)
 
 
-def _score(line: Drawn) -> str:
-    """Return what the lines of a figure are scored by, and where."""
+def _score(line: FigureLine) -> str:
+    """Return the metric in words, and the rows where they are clients' own."""
     return f"{_worded(line.metric)} on clients' own rows" if line.own else _worded(line.metric)
 
 

@@ -1,4 +1,4 @@
-"""What all figures share, as plotly reads it; colours of the paper are left to the page that shows them."""
+"""Parts that all figures share, as plotly's JSON; the page itself sets the colours of background and text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 Figure = dict[str, Any]
-# Okabe and Ito's palette, told apart by colour-blind readers; dashes where colours come again
+# Okabe and Ito's palette, which colour-blind readers can tell apart; lines beyond it differ in their dashes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A900")
 DASHES = ("solid", "dash", "dot", "dashdot")
 GREY = "#7F7F7F"
@@ -19,13 +19,13 @@ def figure(name: str, title: str, alt: str, views: Sequence[Figure], *, wide: bo
 
 
 def view(data: Sequence[Figure], layout: Figure, name: str = "") -> Figure:
-    """Return one way to look at a figure."""
+    """Return one view of a figure: its traces and layout; ``name`` labels the switch between views."""
     return {"name": name, "data": list(data), "layout": layout}
 
 
-def layout(across: str, up: str, *, money: bool = False) -> Figure:
-    """Return a layout with titles at its axes; ``money``: the first axis counts bytes."""
-    ticks = {"tickformat": ".2s", "ticksuffix": "B"} if money else {}
+def layout(across: str, up: str, *, in_bytes: bool = False) -> Figure:
+    """Return a layout with titled axes; with ``in_bytes`` the first axis counts bytes."""
+    ticks = {"tickformat": ".2s", "ticksuffix": "B"} if in_bytes else {}
     return {
         "xaxis": {"title": {"text": across}, "automargin": True, **ticks},
         "yaxis": {"title": {"text": up}, "automargin": True},

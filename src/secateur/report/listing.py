@@ -1,4 +1,4 @@
-"""The listing of what can be chosen, for a terminal or as Markdown."""
+"""The catalogue of methods, slots, data and models, printed in a terminal or as Markdown."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from rich.table import Table
 
 
 class Listed(Protocol):
-    """What an entry of the listing offers."""
+    """An entry of the catalogue."""
 
     @property
     def name(self) -> str:
-        """What to type."""
+        """The name to type."""
 
     @property
     def summary(self) -> str:
-        """One line."""
+        """One line on it."""
 
     @property
     def reference(self) -> str:
@@ -35,7 +35,7 @@ def to_markdown(kinds: Mapping[str, Sequence[Listed]]) -> str:
 
 
 def show(kinds: Mapping[str, Sequence[Listed]], console: Console, *, markdown: bool) -> None:
-    """Print the listing."""
+    """Print the catalogue."""
     if markdown:
         console.file.write(to_markdown(kinds))
         return

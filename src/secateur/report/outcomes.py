@@ -1,4 +1,4 @@
-"""Outcomes: what one run ended with, and what it had spent on the way, read from its folder."""
+"""Outcomes: the quality and the cost of one run, read from its folder."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.bandwidth import Links, per_client, predicted
+from secateur.bandwidth import Bandwidth, bytes_per_client, predict_seconds
 from secateur.contract.ask import TRAIN
 from secateur.federation import checkpoint
 from secateur.federation.folder import SUMMARY, read_records, read_study, read_summary
 from secateur.federation.records import VALIDATION, check_answers
+from secateur.report.fairness import worst_tenth
 from secateur.report.statistics import Curve
-from secateur.report.worst import worst_tenth
 from secateur.wire.codec import encode
 from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What one phase of a run cost: training, scores, exploration.
+class PhaseCost:
+    """The cost of one phase of a run, such as training or exploration.
 
     Attributes:
-        asks: exchanges.
-        clients: requests to single clients.
-        rows: that they processed.
-        bytes_down, bytes_up: as carried.
-        seconds: measured at clients.
-        macs, macs_physical: of their training, on surviving weights, and on the models that were really cut.
+        asks: number of exchanges.
+        clients: number of requests to single clients.
+        rows: number of rows that clients processed.
+        bytes_down, bytes_up: bytes that were carried.
+        seconds: seconds measured at clients.
+        macs, macs_physical: MACs of training, on surviving weights and on the physically smaller models.
     """
 
     asks: int = 0
@@ -45,30 +45,31 @@ class Spent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one run ended with, and what it had spent on the way.
+    """The quality and the cost of one run.
 
     Attributes:
-        metric: ``accuracy``, in [0, 1], or ``mae``, of which less is better.
-        quality: of the shipped model, on test rows.
-        local: mean over clients' own test rows.
-        lowest: mean over the tenth of clients that fare worst.
-        bytes, seconds: of all phases: carried both ways; measured at clients.
-        macs, macs_physical: of one example, on surviving weights, and when dead units are cut out.
-        parameters: when dead units are cut out.
-        rounds, carried, worked: quality by round, by bytes and by client seconds so far.
-        wall: seconds that passed on the machine of the run.
-        linked: quality by predicted seconds on a link, where one was given; see ``report.links``.
-        client_bytes: the most that one client carried.
-        local_sparsity: mean over the models that clients themselves use.
+        metric: ``accuracy``, in [0, 1], or ``mae``, which is better the lower it is.
+        quality: the shipped model's score on test rows.
+        local: mean score over clients, each on its own test rows.
+        lowest: mean score of the worst tenth of clients.
+        sparsity: fraction pruned of the prunable weights.
+        bytes, seconds: cost of all phases: bytes carried both ways, seconds measured at clients.
+        macs, macs_physical: MACs of one example, on surviving weights and after physical removal.
+        parameters: number of parameters after physical removal.
+        by_round, by_bytes, by_seconds: curves of quality by round, by bytes and by client seconds so far.
+        wall_seconds: seconds that passed on the machine of the run.
+        by_link: curve of quality by predicted seconds on a network, where one was given; see ``bandwidth``.
+        client_bytes: the most bytes that one client carried.
+        local_sparsity: mean sparsity of the models that clients themselves use.
         size: bytes of the shipped model, with its mask, as one message; 0 while a run is not finished.
-        phases: what each phase cost, by its name; ``train`` are the rounds.
-        server_macs: of the server's own work on the model.
+        phases: the cost of each phase by its name; the rounds are ``train``.
+        server_macs: MACs of the server's own training.
         traffic: the mean training message as a share of the dense fp32 model, ``down_values``, ``down_mask``, ...
-        kept: mean bytes of what a client keeps between rounds; 0 where none keeps anything.
-        left: parameters left when dead units are cut out, as a share of all.
-        widths: of the narrower models that the shipped one holds, quality and MACs, by their width.
-        validation: quality on validation rows, by which settings, epochs and rounds may be chosen; NaN without such.
-        validated: the same by round.
+        state_bytes: mean bytes of the state that a client keeps between rounds; 0 where none keeps any.
+        parameters_left: parameters after physical removal, as a share of all.
+        widths: quality and MACs of the narrower models that the shipped one holds, by their width.
+        validation: quality on validation rows, by which settings, epochs and rounds may be chosen; NaN without any.
+        validation_by_round: curve of the same by round.
     """
 
     metric: str
@@ -81,34 +82,34 @@ class Outcome:
     macs: int
     macs_physical: int
     parameters: int
-    rounds: Curve = ()
-    carried: Curve = ()
-    worked: Curve = ()
-    wall: float = 0.0
-    linked: Curve = ()
+    by_round: Curve = ()
+    by_bytes: Curve = ()
+    by_seconds: Curve = ()
+    wall_seconds: float = 0.0
+    by_link: Curve = ()
     client_bytes: int = 0
     local_sparsity: float = 0.0
     size: int = 0
-    phases: Mapping[str, Spent] = field(default_factory=dict)
+    phases: Mapping[str, PhaseCost] = field(default_factory=dict)
     server_macs: int = 0
     traffic: Mapping[str, float] = field(default_factory=dict)
-    kept: float = 0.0
-    left: float = 1.0
+    state_bytes: float = 0.0
+    parameters_left: float = 1.0
     widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     validation: float = math.nan
-    validated: Curve = ()
+    validation_by_round: Curve = ()
 
     def spent(self, figure: str, *, train: bool) -> float:
-        """Return a figure of ``Spent``, of the rounds or of all that is not rounds, added up."""
+        """Return the sum of a field of ``PhaseCost``, over training rounds or over all other phases."""
         return sum(float(getattr(of, figure)) for phase, of in self.phases.items() if (phase == TRAIN) == train)
 
 
-def outcome(folder: Path, links: Links | None = None) -> Outcome:
-    """Read a run's folder; of a run that is not finished, what its last records say.
+def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
+    """Return the outcome of a run's folder; of an unfinished run it is read from the last records.
 
     Raises:
         CheckpointError: the folder holds no records yet.
-        NobodyTrainedError: the run went through all its rounds, and there is nothing that it could have learnt.
+        NobodyTrainedError: all rounds are over, and in some phase no client's reply ever counted.
     """
     records = read_records(folder)
     study = read_study(folder)
@@ -116,45 +117,45 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         check_answers(records)
     final = _final(folder, records)
     metric = "accuracy" if "accuracy" in final else "mae"
-    carried, worked, linked = 0, 0.0, 0.0
-    waits = predicted(records, links, study.data.clients) if links else [0.0] * len(records)
+    carried, worked, waited = 0, 0.0, 0.0
+    waits = predict_seconds(records, bandwidth, study.data.clients) if bandwidth else [0.0] * len(records)
     curves: list[list[tuple[float, float]]] = [[], [], [], []]
     for record, wait in zip(records, waits, strict=True):
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
-        linked += wait
+        waited += wait
         if metric in record:
-            for curve, spent in zip(curves, (record["round"], carried, worked, linked), strict=True):
+            for curve, spent in zip(curves, (record["round"], carried, worked, waited), strict=True):
                 curve.append((float(spent), record[metric]))
     local = final["local"]
     local_sparsity = final.get("local_sparsity", final["sparsity"])  # nobody was asked: the shipped model's
     by_round, by_bytes, by_seconds, by_link = curves
     validated = [(float(record["round"]), record[VALIDATION]) for record in records if VALIDATION in record]
     return Outcome(
-        metric, final[metric], sum(local) / max(1, len(local)), worst_tenth(local, least=metric == "mae"),
+        metric, final[metric], sum(local) / max(1, len(local)), worst_tenth(local, lower_is_better=metric == "mae"),
         final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
-        sum(record["seconds"] for record in records), by_link if links else (),
-        max(per_client(records).values(), default=0), local_sparsity, _size(folder),
+        sum(record["seconds"] for record in records), by_link if bandwidth else (),
+        max(bytes_per_client(records).values(), default=0), local_sparsity, _size(folder),
         phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
-        traffic=_traffic(records, final), kept=_kept(folder),
-        left=final["parameters_physical"] / final["parameters_dense"] if "parameters_dense" in final else 1.0,
+        traffic=_traffic(records, final), state_bytes=_state_bytes(folder),
+        parameters_left=final["parameters_physical"] / final.get("parameters_dense", final["parameters_physical"]),
         widths={name: (part[metric], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
-        validation=final.get(VALIDATION, math.nan), validated=validated,
+        validation=final.get(VALIDATION, math.nan), validation_by_round=validated,
     )  # fmt: skip
 
 
-def _phases(records: Sequence[Mapping[str, Any]]) -> dict[str, Spent]:
-    found: dict[str, Spent] = {}
+def _phases(records: Sequence[Mapping[str, Any]]) -> dict[str, PhaseCost]:
+    costs: dict[str, PhaseCost] = {}
     for record in records:
-        old = found.get(record["phase"], Spent())
-        found[record["phase"]] = Spent(
+        old = costs.get(record["phase"], PhaseCost())
+        costs[record["phase"]] = PhaseCost(
             old.asks + 1, old.clients + len(record["clients"]), old.rows + record["processed"],
             old.bytes_down + record["bytes_down"], old.bytes_up + record["bytes_up"],
             old.seconds + record["client_seconds"], old.macs + record["train_macs"],
             old.macs_physical + record["train_macs_physical"],
         )  # fmt: skip
-    return found
+    return costs
 
 
 def _traffic(records: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> dict[str, float]:
@@ -167,7 +168,7 @@ def _traffic(records: Sequence[Mapping[str, Any]], final: Mapping[str, Any]) -> 
     }
 
 
-def _kept(folder: Path) -> float:
+def _state_bytes(folder: Path) -> float:
     sizes = [path.stat().st_size for path in (folder / "clients").glob("*.state")]
     return statistics.fmean(sizes) if sizes else 0.0
 

@@ -1,4 +1,4 @@
-"""Statistics over seeds, and over what a run had spent when it was how good."""
+"""Statistics over seeds (intervals, paired tests, Holm's correction), and of curves of quality against cost."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TypeVar
 
 from scipy import stats
 
-LEVEL = 0.05
-"""The chance, of all verdicts of a kind in one table together, that any is given where nothing is."""
+SIGNIFICANCE = 0.05
+"""The family-wise error rate: the chance that any verdict of a kind in one table is a false positive."""
 
 Key = TypeVar("Key")
 Item = TypeVar("Item")
 
 Curve = Sequence[tuple[float, float]]
-"""What was spent so far, and the quality then; rising in the first."""
+"""Pairs of what was spent so far and the quality then, by rising cost."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Interval:
 def interval(values: Sequence[float]) -> Interval:
     """Return the interval of Student's t for the mean of independent values.
 
-    >>> found = interval([1.0, 2.0, 3.0])
-    >>> round(found.mean, 3), round(found.half, 3)
+    >>> value = interval([1.0, 2.0, 3.0])
+    >>> round(value.mean, 3), round(value.half, 3)
     (2.0, 2.484)
     """
     mean, count = statistics.fmean(values), len(values)
@@ -57,64 +57,70 @@ def paired(one: Mapping[int, float], other: Mapping[int, float]) -> Interval | N
     return interval([one[seed] - other[seed] for seed in both]) if both else None
 
 
-def exceeds(found: Interval, bound: float = 0.0) -> float:
-    """Return the p-value of Student's one-sided test that a mean lies above a bound; 1 of a single value.
+def p_greater(value: Interval, bound: float = 0.0) -> float:
+    """Return the p-value of Student's one-sided test that a mean lies above a bound; 1 for a single value.
 
     >>> round(exceeds(interval([1.0, 2.0, 3.0])), 4)  # t = 2 sqrt(3) with 2 degrees of freedom
     0.0371
     """
-    if found.count < 2:
+    if value.count < 2:
         return 1.0
-    if found.error == 0:
-        return 0.0 if found.mean > bound else 1.0
-    return float(stats.t.sf((found.mean - bound) / found.error, found.count - 1))
+    if value.error == 0:
+        return 0.0 if value.mean > bound else 1.0
+    return float(stats.t.sf((value.mean - bound) / value.error, value.count - 1))
 
 
-def level(found: Interval, margin: float) -> float:
-    """Return the p-value of equivalence: that a mean lies within ± margin, by two one-sided tests (TOST)."""
-    return max(exceeds(found, -margin), exceeds(Interval(-found.mean, found.half, found.count), -margin))
+def p_equivalent(value: Interval, margin: float) -> float:
+    """Return the p-value of the two one-sided tests (TOST) that a mean lies within ± margin."""
+    return max(p_greater(value, -margin), p_greater(Interval(-value.mean, value.half, value.count), -margin))
 
 
-def holm(chances: Mapping[Key, float]) -> dict[Key, float]:
-    """Return p-values corrected for how many they are, by Holm's step-down rule.
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """Return p-values corrected for multiple testing, by Holm's step-down rule.
 
     p'_(i) = max over j <= i of min(1, (m - j + 1) p_(j)), with p_(1) <= ... <= p_(m)
     """
     corrected, most = {}, 0.0
-    for position, key in enumerate(sorted(chances, key=lambda key: chances[key])):
-        most = max(most, min(1.0, (len(chances) - position) * chances[key]))
+    for position, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        most = max(most, min(1.0, (len(p_values) - position) * p_values[key]))
         corrected[key] = most
     return corrected
 
 
-def shown(chances: Mapping[Key, float]) -> set[Key]:
-    """Return what is shown by p-values of one family, corrected by Holm."""
-    return {key for key, chance in holm(chances).items() if chance < LEVEL}
+def significant(p_values: Mapping[Key, float]) -> set[Key]:
+    """Return the keys of the p-values that are significant after Holm's correction, all being one family."""
+    return {key for key, p in holm(p_values).items() if p < SIGNIFICANCE}
 
 
-def at(curve: Curve, budget: float) -> float | None:
-    """Return the last quality that was reached within a budget; None where nothing was."""
+def quality_within(curve: Curve, budget: float) -> float | None:
+    """Return the last quality that a curve has within a budget; None where its first point is beyond it."""
     within = [quality for spent, quality in curve if spent <= budget]
     return within[-1] if within else None
 
 
-def reach(curve: Curve, target: float, *, least: bool = False) -> float | None:
-    """Return what had been spent when a target was reached first; ``least``: lower qualities are better."""
-    return next((spent for spent, quality in curve if (quality <= target if least else quality >= target)), None)
+def cost_to_reach(curve: Curve, target: float, *, lower_is_better: bool = False) -> float | None:
+    """Return the cost at which a curve first reaches a target; None where it never does."""
+    return next(
+        (spent for spent, quality in curve if (quality <= target if lower_is_better else quality >= target)), None
+    )
 
 
 def front(
-    items: Sequence[Item], cost: Callable[[Item], float], quality: Callable[[Item], float], *, least: bool = False
+    items: Sequence[Item],
+    cost: Callable[[Item], float],
+    quality: Callable[[Item], float],
+    *,
+    lower_is_better: bool = False,
 ) -> list[Item]:
-    """Return the items that nothing else beats in both cost and quality, by rising cost.
+    """Return the Pareto front: the items that no other beats in both cost and quality, by rising cost.
 
     Args:
-        items: what is compared.
-        cost: of an item; lower is better.
-        quality: of an item; higher is better.
-        least: lower qualities are better too.
+        items: the candidates.
+        cost: the cost of an item; lower is better.
+        quality: the quality of an item; higher is better, unless ``lower_is_better``.
+        lower_is_better: quality is an error.
     """
-    points = [(cost(item), -quality(item) if least else quality(item)) for item in items]
+    points = [(cost(item), -quality(item) if lower_is_better else quality(item)) for item in items]
 
     def beaten(point: tuple[float, float]) -> bool:
         return any(c <= point[0] and q >= point[1] and (c, q) != point for c, q in points)

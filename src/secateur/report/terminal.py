@@ -1,4 +1,4 @@
-"""What a run shows in a terminal: a live line for each phase, and the table at the end."""
+"""Progress and results of runs in a terminal: a live line for each phase, and a table at the end."""
 
 from __future__ import annotations
 
@@ -19,38 +19,21 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from secateur.report.worst import worst_tenth
+from secateur.report.fairness import worst_tenth
+from secateur.report.formatting import amount, size
 
 Row = Mapping[str, Any]
 
 
-def size(count: float) -> str:
-    """Return bytes in decimal units: 1234567 -> ``1.23 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def amount(count: float) -> str:
-    """Return a count with k, M, G, T: 7120000 -> ``7.12 M``."""
-    for unit in ("", " k", " M", " G"):
-        if count < 1000:
-            return f"{count:.3g}{unit}"
-        count /= 1000
-    return f"{count:.3g} T"
-
-
 class _Live:
-    """Something that is drawn anew while a block runs; nothing where there is no terminal."""
+    """A display that is redrawn while a block runs; without a terminal it draws nothing."""
 
     def __init__(self, console: Console, *columns: ProgressColumn) -> None:
         self.console = console
         self.progress = Progress(*columns, console=console, disable=not console.is_terminal)
 
     def __enter__(self) -> Self:
-        """Start drawing."""
+        """Start to draw."""
         self.progress.start()
         return self
 
@@ -71,7 +54,7 @@ class Display(_Live):
         )  # fmt: skip
 
     def watch(self, name: str, rounds: int) -> Callable[[Row], None]:
-        """Return the callable that a run of ``rounds`` rounds reports to under ``name``."""
+        """Return the callback that shows the events of a run of ``rounds`` rounds under ``name``."""
         tasks: dict[str, TaskID] = {}
         sent = {"bytes": 0}
 
@@ -102,12 +85,12 @@ class Display(_Live):
             place = f"round {done}/{rounds}" if event["phase"] == "train" else event["phase"]
             self.console.print(f"{name} {place}: {facts}", highlight=False)
         for left in event["left_out"]:
-            told = f"{name} round {done}: client {left['client']} left out: {left['reason']}"
-            self.console.print(told, style="yellow", markup=False)  # a client's own words, which may hold brackets
+            text = f"{name} round {done}: client {left['client']} left out: {left['reason']}"
+            self.console.print(text, style="yellow", markup=False)  # a client's own words, which may hold brackets
 
 
 class Runs(_Live):
-    """Live progress of many runs: rounds done of all that are known; without a terminal, a line for each tenth."""
+    """Live progress of many runs, in rounds; without a terminal, one plain line for each tenth of them."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(
@@ -117,7 +100,7 @@ class Runs(_Live):
         self._task = self.progress.add_task("runs", total=None)
         self._tenth = -1
 
-    def told(self, runs: int, of: int, rounds: int, of_rounds: int) -> None:
+    def report(self, runs: int, of: int, rounds: int, of_rounds: int) -> None:
         """Show how many runs and rounds are done, of all that are known so far."""
         self.progress.update(self._task, description=f"{runs}/{of} runs", completed=rounds, total=of_rounds)
         tenth = 10 * rounds // max(1, of_rounds)
@@ -134,7 +117,7 @@ def _facts(row: Row, sent: int) -> str:
 
 
 def comparison(summary: Row, dense: Row | None) -> Table:
-    """Return the closing table of a run, beside its dense twin where there is one."""
+    """Return the table at the end of a run, with a column for its dense twin where there is one."""
     table = Table(title=f"{summary['method']}, study {summary['study']}")
     table.add_column("")
     table.add_column(summary["method"], justify="right")
@@ -173,7 +156,7 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         lines += [(f"{metric} on validation rows, to choose by", final["validation"], plain)]
     local = final["local"]
     if local:
-        worst = worst_tenth(local, least=metric == "mae")
+        worst = worst_tenth(local, lower_is_better=metric == "mae")
         lines += [(f"local {metric} on test rows, mean over clients", statistics.mean(local), plain)]
         lines += [(f"local {metric}, worst tenth", worst, plain)]
     lines += [(f"{metric}, width {name}", part[metric], plain) for name, part in final.get("widths", {}).items()]

@@ -1,1 +1,1 @@
-"""What defines a result, and what only makes it faster."""
+"""A Study defines the result of a run; a Runtime only makes it faster."""

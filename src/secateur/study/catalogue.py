@@ -1,4 +1,4 @@
-"""What can be chosen: methods, slot values, data sets and models, each with one line and its paper."""
+"""The catalogue: methods, slot values, data sources and models, each with one line and its paper."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.study.options import choices
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that can be chosen: its name, one line on it, and where it comes from."""
+    """An entry of the catalogue: its name, one line on it, and its paper."""
 
     name: str
     summary: str
@@ -22,7 +22,7 @@ class Entry:
 
 
 def catalogue() -> dict[str, list[Entry]]:
-    """Return the entries by kind, read from the docstrings of what they describe."""
+    """Return the entries by kind, read from the docstrings of methods, slots, sources and models."""
     kinds = {"methods": [_method(name) for name in methods.names()]}
     hints = typing.get_type_hints(Composition)
     for slot in fields(Composition):

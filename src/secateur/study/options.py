@@ -25,12 +25,12 @@ Option = bool | int | float | str
 
 
 def snake(name: str) -> str:
-    """Return a class name as an option value: ``ServerMomentum`` -> ``server_momentum``."""
+    """Return the option value of a class name: ``ServerMomentum`` -> ``server_momentum``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 def choices(slot: type) -> dict[str, type]:
-    """Return the classes that fit a slot's type by option value: those of its module that have its verbs, or itself.
+    """Return the classes that a slot's type allows, by option value: those of its module with its verbs, or the type.
 
     >>> from secateur.aggregation.steps import Aggregator
     >>> sorted(choices(Aggregator))
@@ -52,7 +52,7 @@ def choices(slot: type) -> dict[str, type]:
 
 
 def dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested tables of options as one table by dotted path: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
+    """Return nested mappings as one mapping by dotted path: ``{"a": {"b": 1}}`` -> ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}
     for name, value in options.items():
         flat |= dotted(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -71,8 +71,24 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     return now
 
 
+def naming(options: Mapping[str, Option]) -> dict[str, Option]:
+    """Return a method's complete options as they enter the hash: under the names that results were first named by.
+
+    >>> naming({"schedule": "geometric", "recovery": "rewind", "recovery.round": 2})
+    {'schedule': 'geometric', 'schedule.rewind': 2}
+    """
+    geometric, recovery = options.get("schedule") == "geometric", options.get("recovery")
+    if recovery == "rewind" and geometric:
+        earlier: dict[str, Option] = {"schedule.rewind": options["recovery.round"]}
+    elif recovery == "fine_tune":
+        earlier = {"schedule.rewind": -1} if geometric else {}
+    else:
+        return dict(options)
+    return {path: value for path, value in options.items() if path.split(".")[0] != "recovery"} | earlier
+
+
 def build(cls: type[Made], options: Mapping[str, Option]) -> Made:
-    """Return ``cls()`` with options set by path; slot names first, so that order does not matter."""
+    """Return ``cls()`` with its options set by path; a slot is set before the options inside it."""
     made: Made = _construct(cls, {}, cls.__name__)
     for path in sorted(options, key=lambda p: (p.count("."), p)):
         made = _replace(made, path.split("."), options[path], path)
@@ -131,7 +147,7 @@ def _slot_class(slot: type, name: str, full: str) -> type:
 
 
 def flatten(owner: Any, prefix: str = "") -> dict[str, Option]:
-    """Return every option of a method by path, slot classes included; ``build`` reads it back."""
+    """Return every option of a method by path, classes of slots included; the inverse of ``build``."""
     options: dict[str, Option] = {}
     hints = typing.get_type_hints(type(owner))
     for name, value in _values(owner).items():

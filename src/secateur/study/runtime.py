@@ -14,10 +14,9 @@ class Runtime:
 
     Attributes:
         workers: worker processes, one thread each; 0 trains inside the server process.
-        deadline: seconds that a round waits for its clients; None waits for all. Who is late is left out,
-            named and recorded (the one setting here that can be seen in a result: set it where clients can
-            fail to answer).
-        state_budget: bytes of client state kept in memory before it is spilled to disk.
+        deadline: seconds that a round waits for its clients; None waits for all. Clients that are late are left out
+            and recorded, so that this one setting can change a result: set it where clients can fail to answer.
+        state_budget: bytes of client state that are kept in memory before it is spilled to disk.
     """
 
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)

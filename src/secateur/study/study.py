@@ -20,12 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from secateur import guards, methods
 from secateur.contract.guard import Guard
 from secateur.contract.method import Method
-from secateur.data.partition import parse as parse_partition
+from secateur.data import partition
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
 from secateur.learning.training import Training
 from secateur.pruning.discovery import How
-from secateur.study.options import Option, build, dotted, flatten, renamed
+from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
@@ -36,17 +36,17 @@ class _Section(BaseModel):
 
 
 class DataSection(_Section):
-    """Which data, and how it is spread over clients.
+    """The data, and how it is split between clients.
 
     Attributes:
-        source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``.
-        clients: K.
+        source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``; see ``secateur list``.
+        clients: K, the number of clients.
         partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
         test_fraction: share of each client's rows held out as its local test split.
-        validation_fraction: share of each client's rows held out for whatever chooses a setting, an epoch or a round;
-            figures that are reported are of test rows. 0: none.
-        public: training rows that the server has and no client, drawn before the partition; for methods whose
-            server trains.
+        validation_fraction: share of each client's rows held out for choosing a setting, an epoch or a round; reported
+            figures are of test rows. 0: none.
+        public: number of training rows that only the server has, drawn before the partition; for methods whose server
+            trains.
     """
 
     source: str = "digits"
@@ -58,14 +58,14 @@ class DataSection(_Section):
 
 
 class ModelSection(_Section):
-    """Which model.
+    """The model.
 
     Attributes:
-        name: of ``secateur list``, or ``module:factory``.
-        init: initial weights; see ``models.initialise``.
-        structure: how removable units are found: ``trace`` (our own walk over torch.fx), ``torch_pruning`` (its
-            dependency graph, an extra that every client needs), or ``none``, which leaves the model's shape alone.
-        options: keywords of the factory.
+        name: a name of ``secateur list``, or ``module:factory``.
+        init: the distribution of initial weights; see ``models.initialise``.
+        structure: how removable units are found: ``trace`` walks over torch.fx's graph, ``torch_pruning`` uses that
+            package's dependency graph (an extra that every client needs), ``none`` finds no units.
+        options: keyword arguments of the factory.
     """
 
     name: str = "smallcnn"
@@ -75,18 +75,18 @@ class ModelSection(_Section):
 
 
 class Study(_Section):
-    """Everything that defines a run's result; two runs of equal studies give equal bits.
+    """Every setting that defines a run's result; two runs of equal studies give equal bits.
 
     Attributes:
         method: a name of ``secateur list``, or the dotted path of your own module.
-        seed: every random draw comes from it.
-        rounds: R (T in FedSparsify).
-        participation: C, the share of clients in each round.
-        evaluate_every: rounds between evaluations on the server's test set; the last is always evaluated.
-        compute: how clients' steps are computed; its defaults give bits that no machine's speed-up changes.
-        guards: what stands between clients' messages and the sum, by name, each with its options by path; ``bounds``
-            always does, first at the client and last at the server.
-        options: method options by path, such as ``schedule.sparsity``; a slot's own name selects its class.
+        seed: the seed of every random draw.
+        rounds: R, the number of rounds (T in FedSparsify).
+        participation: C, the share of clients that take part in a round.
+        evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
+        compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
+        guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
+            always runs, first at the client and last at the server.
+        options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
     """
 
     method: str = "autoflip"
@@ -105,7 +105,7 @@ class Study(_Section):
     @model_validator(mode="before")
     @classmethod
     def _as_recommended(cls, values: Any) -> Any:
-        """Train as the method recommends wherever the study says nothing else."""
+        """Fill in the training settings that the method recommends and the study does not set itself."""
         if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
             return values
         method = values.get("method", cls.model_fields["method"].default)
@@ -147,24 +147,22 @@ class Study(_Section):
         return self.model_copy(update={"options": flatten(self.build_method())})
 
     def hash(self) -> str:
-        """Return 8 hexadecimal digits that name the result."""
-        # what came later must not rename the runs that were made without it
-        made = self.complete()
+        """Return 8 hexadecimal digits that name the study's result."""
+        # a setting that was added later must not change the hash of studies that leave it at its default
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
         if not self.data.validation_fraction:
             later["data"] = {"validation_fraction"}
-        if made.options.get("recovery") == "fine_tune":
-            later["options"] = {"recovery"}
-        text = json.dumps(made.model_dump(mode="json", exclude=later), sort_keys=True)
+        values = self.complete().model_dump(mode="json", exclude=later)
+        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def dense(self) -> Study:
-        """Return the dense study to be trained beside: FedAvg with the same aggregator, all else equal.
+        """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
 
-        Where the method learns something other than weights, its optimiser is not for weights: what it recommends
-        goes back to the defaults.
+        The training settings that a method recommends for learning something other than weights go back to their
+        defaults, as the twin learns weights.
         """
         aggregator = {k: v for k, v in self.complete().options.items() if k.split(".")[0] == "aggregator"}
         method, training = self.build_method(), self.training
@@ -178,11 +176,11 @@ class Study(_Section):
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
 
 
-def study(values: Mapping[str, Any]) -> Study:
-    """Validate a nested mapping into a Study, its method and partition included.
+def parse_study(values: Mapping[str, Any]) -> Study:
+    """Return the study of a nested mapping of settings, validated with its method and partition.
 
     Raises:
-        ConfigError: one line that names the setting, what is wrong and the nearest known name.
+        ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
     given = dict(values)
     if isinstance(given.get("options"), Mapping):
@@ -190,8 +188,8 @@ def study(values: Mapping[str, Any]) -> Study:
     try:
         made = Study.model_validate(given)
     except ValidationError as broken:
-        raise _worded(broken) from broken
-    parse_partition(made.data.partition)
+        raise _config_error(broken) from broken
+    partition.parse(made.data.partition)
     held = made.data.test_fraction + made.data.validation_fraction
     check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()
@@ -199,8 +197,8 @@ def study(values: Mapping[str, Any]) -> Study:
     return made
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a TOML configuration file into a nested mapping.
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the nested mapping of a TOML file.
 
     Raises:
         ConfigError: there is no such file, or it is not TOML.
@@ -213,11 +211,11 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not valid TOML: {broken}") from broken
 
 
-def pair(setting: str, where: str = "--set") -> tuple[str, str]:
-    """Split ``path=value``; ``where`` it was read stands in the error.
+def split_setting(setting: str, where: str = "--set") -> tuple[str, str]:
+    """Split ``path=value`` into path and value; ``where`` names its origin in the error.
 
     Raises:
-        ConfigError: it is not written so.
+        ConfigError: there is no ``=``, or nothing before it.
     """
     path, equals, value = setting.partition("=")
     if not equals or not path:
@@ -226,11 +224,11 @@ def pair(setting: str, where: str = "--set") -> tuple[str, str]:
 
 
 def assign(values: dict[str, Any], setting: str) -> None:
-    """Enter one ``path=value`` of the command line into a nested mapping.
+    """Set one ``path=value`` in a nested mapping of a study's settings.
 
-    ``training.lr=0.1`` and ``rounds=5`` go to the study; every other path is an option of the method.
+    Paths that the study does not have, unlike ``training.lr`` or ``rounds``, are options of the method.
     """
-    path, value = pair(setting)
+    path, value = split_setting(setting)
     head, _, rest = path.partition(".")
     fields = Study.model_fields
     if head == "model" and rest and rest not in ModelSection.model_fields:
@@ -243,7 +241,7 @@ def assign(values: dict[str, Any], setting: str) -> None:
 
 
 def _literal(text: str) -> Option | tuple[int, ...]:
-    """Return a model option as number, truth value or list of integers where it reads as one."""
+    """Return a model option's text as a number, boolean or list of integers if it is one, else as text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
@@ -251,7 +249,8 @@ def _literal(text: str) -> Option | tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _worded(broken: ValidationError) -> ConfigError:
+def _config_error(broken: ValidationError) -> ConfigError:
+    """Return the first fault that pydantic found as an error of one line."""
     first = broken.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
     if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:

@@ -1,1 +1,1 @@
-"""The wire: Message <-> bytes. Knows no method."""
+"""The wire: messages as bytes, and back. It knows no method."""

@@ -1,8 +1,8 @@
-"""Codec, version 2: Message <-> bytes. No pickle; nothing that arrives is believed before it is checked.
+"""The codec, version 2: messages as bytes, and back. It uses no pickle, and checks everything that arrives.
 
-``docs/wire.md`` has the layout, byte for byte. In short: a header with a checksum and the sizes of the parts; the
-scalars; which tensors follow (their names, or a hash where the receiver knows them); the mask, in ``masks.py``; the
-surviving values, in ``values.py``. Tensors stand in the order of their names.
+``docs/wire.md`` has the layout, byte for byte. In short, a payload has these parts: a header with a checksum and the
+sizes of the others; the scalars; the names of the tensors, or a hash if the receiver knows them; the mask
+(``masks.py``); the surviving values (``values.py``). Tensors are in the order of their names.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ class _Head:
 
 
 class Outgoing:
-    """A message on its way to several receivers: its values are written once, its mask for what each holds.
+    """A message to several receivers: its values are encoded once, its mask for each receiver's known mask.
 
     Args:
-        message: what to send.
-        values: how float32 values travel; see ``values.FORMATS``.
-        template: names, shapes and dtypes that every receiver is known to expect; a message of just these names
-            none of them. None: everything is named.
-        context: what the message answers, see ``context_of``; 0: nothing.
-        seed: of stochastic rounding (int8).
+        message: the message.
+        values: the format of float32 values; see ``values.FORMATS``.
+        template: names, shapes and dtypes that every receiver expects; a message of exactly these is sent without their
+            names. None: names are always sent.
+        context: the request that the message answers, see ``context_of``; 0: none.
+        seed: the seed of stochastic rounding (int8).
 
     Raises:
         WireError: a tensor of another dtype, a mask that does not fit its tensor, a value beyond the chosen
@@ -102,14 +102,14 @@ def encode(
 
 
 def lost(request: bytes) -> bytes:
-    """Return the reply to a request whose mask refers to one that this side does not hold (any more)."""
+    """Return the reply to a request whose mask is a change of one that this side does not hold."""
     return _seal(_LOST, 0, _NO_MASK, context_of(request), 0, 0, body=[])
 
 
 def with_scalar(data: bytes, name: str, value: float) -> bytes:
-    """Return a payload in which one of its float scalars has another value; nothing else is read or written anew.
+    """Return a payload with another value of one of its float scalars; nothing else is encoded again.
 
-    So a sender can tell what it found out only when the payload was written: the time that this took.
+    A sender can so include a value that it knows only once the payload is written, such as the time that this took.
 
     Raises:
         WireError: there is no such float scalar.
@@ -138,7 +138,7 @@ def is_lost(data: bytes, context: int) -> bool:
 
 
 def context_of(request: bytes) -> int:
-    """Return what binds a reply to this request: its checksum, or 0 where there is none."""
+    """Return the number that binds a reply to this request: its checksum, or 0 without a checksum."""
     return struct.unpack_from("<I", request, _CRC_AT)[0] if len(request) >= _HEAD.size else 0
 
 
@@ -168,7 +168,10 @@ def _hash(specs: Mapping[str, Spec]) -> bytes:
 
 
 def _describe(specs: Mapping[str, Spec]) -> bytes:
-    """Return count, then each in the order of names: length of its name, name, dtype u8, dims u8, shape; varints."""
+    """Return the count, then for each tensor in the order of names: length of name, name, dtype u8, dims u8, shape.
+
+    Lengths, count and sizes are varints.
+    """
     parts = [varint(len(specs))]
     for name in sorted(specs):
         label = scalars.utf8(name, f"the name of tensor {name!r}")
@@ -183,7 +186,7 @@ def _describe(specs: Mapping[str, Spec]) -> bytes:
 
 
 def _write_values(message: Message, names: list[str], fmt: Values, seed: int) -> bytes:
-    """Return the float32 tensors' surviving values, then all others' as they are, each in the order of names."""
+    """Return the surviving values of float32 tensors, then the raw values of all others, each in the order of names."""
     floats, others = [], []
     for name in names:
         sent = _surviving(message.tensors[name], (message.mask or {}).get(name))
@@ -207,7 +210,7 @@ def _surviving(tensor: torch.Tensor, mask: torch.Tensor | None) -> NDArray[Any]:
 
 
 def _blocks(flags: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
-    """Iterate (stretch of a tensor, its surviving values), so that no step needs indices of more than a stretch."""
+    """Iterate (stretch of a tensor, its surviving values); indices never cover more than one stretch."""
     at = 0
     for start in range(0, flags.size, _BLOCK):
         block = slice(start, start + _BLOCK)
@@ -220,8 +223,8 @@ def decode(data: bytes, expected: Expected) -> Message:
     """Return the message in ``data``; float values as float32, pruned entries as +0.0.
 
     Raises:
-        WireError: and nothing else, for whatever bytes arrive that are not exactly what ``expected`` says;
-            its subclass ``MaskNotHeldError`` where all that is missing is the mask that they refer to.
+        WireError: the bytes are not exactly what ``expected`` says; no bytes raise anything else. If only the mask that
+            they refer to is missing, it is the subclass ``MaskNotHeldError``.
 
     Guarantees:
         Time and memory are bounded by the expected tensors, whatever the bytes announce.
@@ -239,15 +242,15 @@ def decode(data: bytes, expected: Expected) -> Message:
         if expected.known is None or bytes(sent) != masks.digest(expected.known):
             raise MaskNotHeldError("the payload refers to a mask that the receiver does not hold")
     wanted = expected.scalars
-    told = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
-    if wanted is not None and {n: type(v) for n, v in told.items()} != dict(wanted):
-        raise WireError(f"scalars {sorted(told)} arrived, expected {sorted(wanted)} with their types")
+    numbers = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
+    if wanted is not None and {n: type(v) for n, v in numbers.items()} != dict(wanted):
+        raise WireError(f"scalars {sorted(numbers)} arrived, expected {sorted(wanted)} with their types")
     specs = _read_specs(reader, expected, by_hash=head.by_hash)
     mask = _read_mask(reader, head, specs, expected)
     tensors = _read_values(reader, head, specs, mask or {})
     if reader.left:
         raise WireError(f"{reader.left} bytes after the last value")
-    return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, told)
+    return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, numbers)
 
 
 def _open(reader: Reader, *, verify: bool = True) -> _Head:
@@ -266,7 +269,7 @@ def _open(reader: Reader, *, verify: bool = True) -> _Head:
 
 
 def _read_specs(reader: Reader, expected: Expected, *, by_hash: bool) -> dict[str, Spec]:
-    """Return the tensors that follow, in the order of the wire."""
+    """Return the specs of the tensors that follow, in the order of the wire."""
     if by_hash:
         template = expected.tensors if expected.template is None else expected.template
         if bytes(reader.take(_TEMPLATE_HASH, "the hash of the tensors")) != _hash(template):
@@ -361,7 +364,7 @@ def _read_other(reader: Reader, name: str, count: int, dtype: torch.dtype) -> ND
 
 
 def _spread(array: NDArray[np.generic], mask: NDArray[np.bool_] | None, spec: Spec) -> torch.Tensor:
-    """Return the tensor; owned, so that it may be written to and the payload may go."""
+    """Return the dense tensor; it owns its memory, so that it is writable and the payload can be freed."""
     if mask is None:
         return torch.from_numpy(np.array(array).reshape(spec.shape))
     full, flags = np.zeros(spec.size, array.dtype), mask.reshape(-1)
@@ -379,7 +382,7 @@ def part_sizes(data: bytes, *, checked: bool = False) -> dict[str, int]:
 
     Args:
         data: the payload.
-        checked: it was written here or has been decoded, so that its checksum need not be computed again.
+        checked: the checksum is known to be right, because the payload was encoded here or has been decoded.
 
     Raises:
         WireError: the payload is damaged, or announces more than it has.

@@ -1,9 +1,8 @@
-"""Flags at the cost of their entropy: runs of bits <-> bytes, over constriction's ANS coder.
+"""Entropy coding of flags: runs of bits as bytes and back, with constriction's ANS coder.
 
-A run of n flags of which k are set travels at its density p = k/n. Eight flags make one symbol, so that the coder
-has an eighth of the work: byte b has probability p^ones(b) (1-p)^(8-ones(b)), the product of independent flags.
-In trained masks the entropy by row or by byte pattern is within 0.3 % of that (docs/wire.md), less than the
-parameters of a richer model would cost.
+A run of n flags of which k are set is coded with the density p = k/n. Eight flags are one symbol, which saves the coder
+most of its work: byte b has probability p^ones(b) (1-p)^(8-ones(b)), the product of independent flags. A model by row
+or by byte pattern would save at most 0.3 % on trained masks (docs/wire.md), less than its parameters would cost.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _SET = np.array([byte.bit_count() for byte in range(256)])
 
 
 def entropy(kept: int, count: int) -> float:
-    """Return the bytes that ``count`` independent flags cost at least, ``kept`` of them set: n H(k/n) / 8.
+    """Return the least bytes that ``count`` independent flags need, ``kept`` of them set: n H(k/n) / 8.
 
     >>> entropy(4, 8)
     1.0
@@ -42,9 +41,9 @@ def entropy(kept: int, count: int) -> float:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of flags, ``kept`` of them set; what it costs is known before it is coded.
+    """A run of flags, ``kept`` of them set. Its size is known before it is coded.
 
-    ``flags`` may stay None where all are set or none is.
+    ``flags`` may be None if all of them are set or none is.
     """
 
     flags: Flags | None
@@ -58,7 +57,7 @@ class Run:
 
     @property
     def mode(self) -> int:
-        """Return the cheapest way to send it."""
+        """Return the mode with the smallest size."""
         if self.kept == 0:
             return _ZEROS
         if self.kept == self.count:
@@ -67,7 +66,7 @@ class Run:
 
     @property
     def size(self) -> float:
-        """Return the bytes that it takes."""
+        """Return its size in bytes."""
         return 1 + {_ZEROS: 0.0, _ONES: 0.0, _RAW: (self.count + 7) // 8, _CODED: self._coded()}[self.mode]
 
     def _coded(self) -> float:
@@ -86,7 +85,7 @@ def _model(kept: int, count: int) -> Any:
 
 
 def write(heads: Sequence[bytes | Run]) -> bytes:
-    """Return runs, and other bytes between them, as one section.
+    """Return runs, with other bytes between them, as one section.
 
     Layout: length of the heads (varint) | heads | words of the coder (u32 each). A run's head is its mode (u8), then
     by mode 0 all clear and 1 all set: nothing; 2: the bitmap; 3: how many are set (varint), its symbols in the words.
@@ -111,10 +110,10 @@ def write(heads: Sequence[bytes | Run]) -> bytes:
 
 
 class RunReader:
-    """Reads what ``write`` wrote; ``heads`` is the cursor over what stands between the runs.
+    """Reads a section that ``write`` wrote; ``heads`` is a cursor over the bytes between the runs.
 
     Raises:
-        WireError: from the constructor, ``run`` and ``end``, for whatever ``write`` does not write.
+        WireError: from the constructor, ``run`` and ``end``, for anything that ``write`` would not write.
     """
 
     def __init__(self, section: memoryview, what: str) -> None:
@@ -130,7 +129,7 @@ class RunReader:
             raise WireError(f"{what}: the coded part ends in an empty word") from None
 
     def run(self, count: int) -> Flags:
-        """Return the next run, of ``count`` flags; no more than that is allocated."""
+        """Return the next run, of ``count`` flags; it allocates no more than these."""
         mode = self.heads.byte(self.what)
         if mode == _ZEROS:
             return np.zeros(count, bool)

@@ -1,8 +1,8 @@
-"""How a message's mask travels: in the cheapest of the forms that a receiver can undo, tensor by tensor.
+"""The mask of a message as bytes: each tensor in the smallest of four forms.
 
-A tensor's form is one byte. Bit 0: dead rows and columns (dimensions 0 and 1: output and input units) are named
-first and cost nothing inside. Bit 1: the mask is told as a change of the one that the receiver holds, once for what
-that one keeps and once for what it prunes. What is cheapest follows from the counts, exactly, before anything is coded.
+A tensor's form is one byte. With bit 0, dead rows and columns (dimensions 0 and 1: output and input units) are listed
+first, and their entries are left out. With bit 1, the mask is coded as a change of the one that the receiver holds: one
+run for the entries that it keeps and one for those that it prunes. Counts alone give the size of each form exactly.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def flags(mask: torch.Tensor) -> Flags:
 
 
 def same(mask: Masks, known: Masks | None) -> bool:
-    """Whether two masks name the same tensors and keep the same entries."""
+    """Return whether two masks cover the same tensors and keep the same entries."""
     return (
         known is not None
         and mask.keys() == known.keys()
@@ -50,9 +50,9 @@ def write(mask: Masks, names: Sequence[str], held: Masks | None) -> tuple[bytes,
     """Return a mask as one section, and whether it refers to ``held``.
 
     Args:
-        mask: what to send.
-        names: the names of all tensors of the message, in the order of the wire; a bit each says who is covered.
-        held: the mask that the receiver holds; None: no change can be told.
+        mask: the mask.
+        names: the names of all tensors of the message, in the order of the wire; a bit for each says if it is covered.
+        held: the mask that the receiver holds; None: the mask cannot be coded as a change.
     """
     parts: list[bytes | Run] = [Run.of(np.array([name in mask for name in names], dtype=bool))]
     changes = False
@@ -79,7 +79,7 @@ def _cheapest(mask: Flags, base: Flags | None) -> tuple[int, list[Run]]:
 
 
 def _alive(mask: Flags) -> tuple[Flags, ...]:
-    """Return which rows and which columns have anything left; nothing for tensors of fewer than two dimensions."""
+    """Return flags of the rows and of the columns with kept entries; nothing for fewer than two dimensions."""
     if mask.ndim < 2 or not mask.size:
         return ()
     rows = mask.reshape(mask.shape[0], -1)
@@ -146,7 +146,7 @@ def _fill(reader: entropy.RunReader, shape: tuple[int, ...], base: Flags | None)
 
 
 def pack(mask: Masks) -> dict[str, torch.Tensor]:
-    """Return a mask at a bit an entry: uint8 bitmaps, first entry in the lowest bit."""
+    """Return a mask as uint8 bitmaps, one bit an entry, the first entry in the lowest bit."""
     return {name: torch.from_numpy(np.packbits(flags(part), bitorder="little")) for name, part in mask.items()}
 
 

@@ -1,4 +1,4 @@
-"""Message: named tensors, an optional mask, a few scalars; and what a receiver is ready to accept."""
+"""Messages: named tensors, an optional mask and a few scalars; and descriptions of what a receiver accepts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Scalar = bool | int | float | str
 
 @dataclass(frozen=True)
 class Message:
-    """What travels in one direction between the server and one client.
+    """A message between the server and one client, in one direction.
 
     Attributes:
         tensors: by name; float32, or int64, int32, uint8, bool.
@@ -52,7 +52,7 @@ def specs_of(tensors: Tensors) -> dict[str, Spec]:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a receiver is ready to accept; every length is checked against it before anything is allocated.
+    """The description of messages that a receiver accepts; every length is checked against it before allocating.
 
     Attributes:
         tensors: the names that must come, each with its shape and dtype.
@@ -80,5 +80,5 @@ class Expected:
 
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:
-        """Return what accepts exactly these tensors' names, shapes and dtypes."""
+        """Return the description that accepts exactly the names, shapes and dtypes of these tensors."""
         return replace(cls(specs_of(tensors)), **changes)

@@ -1,4 +1,4 @@
-"""A cursor over bytes that nobody vouches for, and the few encodings that every section shares."""
+"""A cursor over untrusted bytes, and the encodings that all sections share."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def varint(number: int) -> bytes:
 
 
 class Reader:
-    """Reads forward; every read is bounded by what is there.
+    """A cursor that reads forward, and never beyond the bytes that it has.
 
     Raises:
-        WireError: from every method, where the bytes end too early or are not what they should be.
+        WireError: from every method, if the bytes end too early or are malformed.
     """
 
     def __init__(self, data: bytes | memoryview) -> None:
@@ -55,7 +55,7 @@ class Reader:
         return self.take(1, what)[0]
 
     def varint(self, what: str) -> int:
-        """Return a number written by ``varint``; only its shortest form is accepted."""
+        """Return a number that ``varint`` wrote; only the shortest form is accepted."""
         number = 0
         for place in range(_LONGEST_VARINT):
             byte = self.byte(what)

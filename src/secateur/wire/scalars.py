@@ -1,4 +1,4 @@
-"""Scalars on the wire: name, type, value. A number costs the same whatever its value."""
+"""Scalars as bytes: name, type, value. The size of a number does not depend on its value."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def utf8(text: str, what: str) -> bytes:
     """Return text as UTF-8.
 
     Raises:
-        WireError: it holds what UTF-8 cannot say.
+        WireError: it holds a character that UTF-8 does not encode.
     """
     try:
         return text.encode()
@@ -70,7 +70,7 @@ def read(reader: Reader, most: int) -> dict[str, Scalar]:
 
 
 def place(reader: Reader, name: str) -> int:
-    """Return where the value of a float scalar begins, among scalars that are read up to it.
+    """Return the offset of a float scalar's value; the reader goes over the scalars before it.
 
     Raises:
         WireError: there is none of this name.

@@ -1,4 +1,4 @@
-"""How trained weights travel: a setting of the study."""
+"""The wire settings of a study: how trained weights are sent."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from secateur.wire.values import Values
 
 @dataclass(frozen=True)
 class Wire:
-    """How trained weights travel.
+    """How trained weights are sent.
 
     Attributes:
         values: ``fp32`` (lossless), ``fp16`` and ``bf16`` (rounded to nearest), ``int8`` (a scale for each tensor,
             stochastic rounding).
-        replies: what a client sends back of its training: ``weights``; ``updates``, the differences to what it was
-            sent; ``topk``, the largest of these alone.
-        topk: share of the weights it trained whose updates a client sends; ``topk`` only.
-        feedback: what rounding or ``topk`` left out is kept by the sender and added to what it sends next.
+        replies: what a client sends after its training: ``weights``; ``updates``, the differences to the weights that
+            it received; ``topk``, the largest of the differences.
+        topk: share of its trained weights whose updates a client sends; ``topk`` only.
+        feedback: error feedback: a sender adds the residual of rounding or ``topk`` to its next message.
 
     Reference: error feedback: Seide et al., Interspeech 2014; Karimireddy et al., arXiv 1901.09847; at both ends:
     Tang et al. (DoubleSqueeze), arXiv 1905.05957. Top-k with memory: Stich et al., arXiv 1809.07599.
@@ -35,5 +35,5 @@ class Wire:
 
     @property
     def leaves_out(self) -> bool:
-        """Return whether a reply is less than what it was made of."""
+        """Return whether replies have a residual: they are rounded, or not all of the update."""
         return self.values != "fp32" or self.replies == "topk"

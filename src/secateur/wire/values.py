@@ -1,8 +1,8 @@
-"""How surviving values travel: fp32 without loss, fp16 and bf16 rounded to nearest, int8 rounded stochastically.
+"""Surviving values as bytes: fp32 without loss, fp16 and bf16 rounded to nearest, int8 rounded stochastically.
 
 All values of one width are one array, split into byte planes. A float is first rotated left by one bit, so that its
-exponent fills the top plane; trained weights need few exponents, and that plane shrinks to a fraction under zstd.
-Planes that do not shrink travel as they are.
+exponent fills the top plane. Trained weights have few different exponents, so that zstd shrinks this plane to a
+fraction. Planes that do not shrink are sent raw.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ LARGEST: dict[Values, float] = {
 
 
 def quantised(dims: int) -> bool:
-    """Return whether int8 applies to a tensor of so many dimensions.
+    """Return whether tensors of this many dimensions are quantised to int8.
 
-    Biases, scales and running statistics are too few to matter in bytes and too delicate to round: they stay fp32.
+    Biases, scales and running statistics stay fp32: they are few, and sensitive to rounding.
     """
     return dims >= 2
 
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor's share: its surviving values, flat, and its dimensions."""
+    """The surviving values of one tensor, flat, and its number of dimensions."""
 
     name: str
     dims: int
@@ -59,9 +59,9 @@ def write(parts: Sequence[Part], values: Values, seed: int) -> bytes:
     """Return the surviving values of some float tensors as bytes.
 
     Args:
-        parts: one for each tensor.
+        parts: the values of each tensor.
         values: the format.
-        seed: of the stochastic rounding; int8 only.
+        seed: the seed of stochastic rounding; int8 only.
 
     Raises:
         WireError: a value is beyond what the format can hold.
@@ -113,10 +113,10 @@ def _write_int8(parts: Sequence[Part], seed: int) -> bytes:
 
 
 def read(reader: Reader, counts: Sequence[int], dims: Sequence[int], values: Values) -> list[Floats]:
-    """Return the values of each tensor as fp32; ``counts`` of them are expected.
+    """Return the values of each tensor as fp32; ``counts`` says how many each has.
 
     Raises:
-        WireError: they are not there, or hold NaN or infinity.
+        WireError: values are missing, NaN or infinite.
     """
     if values == "int8":
         parts = _read_int8(reader, counts, dims)
@@ -162,7 +162,7 @@ def _read_int8(reader: Reader, counts: Sequence[int], dims: Sequence[int]) -> li
 def _planes(words: NDArray[Any]) -> bytes:
     """Return unsigned words as byte planes, lowest byte first, each raw or as a zstd frame, whichever is shorter.
 
-    The words are the caller's no more: their bits are moved where they are.
+    The words are overwritten.
     """
     width = words.itemsize
     if width > 1:
@@ -177,7 +177,7 @@ def _planes(words: NDArray[Any]) -> bytes:
 
 
 def _rotate(words: NDArray[Any], *, left: int) -> None:
-    """Rotate the bits of each word, in place, stretch by stretch, so that no second array of the same size is made."""
+    """Rotate the bits of each word in place, stretch by stretch, which needs no second array of the same size."""
     kind, right = words.dtype.type, 8 * words.itemsize - left
     for start in range(0, words.size, _STRETCH):
         part = words[start : start + _STRETCH]
@@ -187,7 +187,7 @@ def _rotate(words: NDArray[Any], *, left: int) -> None:
 
 
 def _shrink(plane: NDArray[np.uint8]) -> bytes | None:
-    """Return the plane as a zstd frame; None where a sample of it, or all of it, does not get shorter."""
+    """Return the plane as a zstd frame; None if that does not make a sample of it, or all of it, shorter."""
     if plane.size > 4 * _SAMPLE and len(_PACKER.compress(plane[:_SAMPLE].data)) > 0.98 * _SAMPLE:
         return None
     frame = _PACKER.compress(plane.data)

@@ -15,7 +15,8 @@ from secateur.aggregation.steps import WeightedMean
 from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep, Mean, Reduction, Reply, Sent
+from secateur.contract.reduction import Keep, Mean, Reduction
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting, State
 from secateur.learning.training import Effort
 from secateur.methods.kit.rounds import MEAN

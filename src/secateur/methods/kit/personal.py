@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,38 +23,15 @@ from secateur.wire.message import Message
 _MASK = "mask"
 
 
-class Belongings:
-    """Tensors of single clients in a state's archive: read when they are wanted, replaced when a client answers.
+def load_own(state: State, kind: str, client: int) -> Tensors | None:
+    """Read a client's tensors of a kind (``mask``, ``weights`` ...) from the archive; None where it has none."""
+    return state.archive.get(f"{kind}/{client}")
 
-    Attributes:
-        notes: the state's, and in which round each client's tensors of a kind were written; they belong into the
-            next state.
-    """
 
-    def __init__(self, state: State) -> None:
-        self._archive = state.archive
-        self.notes = dict(state.notes)
-
-    def get(self, kind: str, client: int) -> Tensors | None:
-        """Read a client's tensors of a kind (``mask``, ``weights`` ...); None where it has none."""
-        name = f"{kind}-{client}"
-        return self._archive[f"{name}-{self.notes[name]}"] if name in self.notes else None
-
-    def put(self, kind: str, client: int, round_: int, tensors: Tensors) -> None:
-        """Write a client's tensors of a round; those before stay until the next, for the ask that still reads them."""
-        name = f"{kind}-{client}"
-        older = self.notes.get(f"{name} before")
-        if older is not None:
-            del self._archive[f"{name}-{older}"]
-        if name in self.notes:
-            self.notes[f"{name} before"] = self.notes[name]
-        self._archive[f"{name}-{round_}"] = tensors
-        self.notes[name] = round_
-
-    def keep(self, kind: str, kept: Mapping[int, Tensors], round_: int) -> None:
-        """Write what several clients sent, one after the other."""
-        for client, tensors in kept.items():
-            self.put(kind, client, round_, tensors)
+def store_own(state: State, kind: str, kept: Iterable[tuple[int, Tensors]]) -> None:
+    """Write each client's tensors of a kind into the archive, in place of those before."""
+    for client, tensors in kept:
+        state.archive[f"{kind}/{client}"] = tensors
 
 
 class Each(Mapping[int, Tensors]):
@@ -115,9 +92,8 @@ class Personal(Method):
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Average over who kept a weight, and note each client's mask."""
-        own = Belongings(state)
-        own.keep(_MASK, reduced.get(_MASK, {}), reduced.ask.round)
-        return replace(merged(state, reduced), notes=own.notes)
+        store_own(state, _MASK, reduced.get(_MASK, {}).items())
+        return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
         """Score each client with its own part."""
@@ -128,9 +104,8 @@ class Personal(Method):
 
     def parts(self, state: State, clients: Collection[int]) -> Mapping[int, Mask]:
         """Return the masks of clients; before one answered for the first time, all weights."""
-        known = Belongings(state)
         full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
-        return Each(clients, lambda client: known.get(_MASK, client) or full)
+        return Each(clients, lambda client: load_own(state, _MASK, client) or full)
 
 
 def reached(mask: Mask, target: float) -> bool:

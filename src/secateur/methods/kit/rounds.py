@@ -74,6 +74,17 @@ def train_ask(
     return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, reduce or {MEAN: Mean()})
 
 
+def plain_ask(
+    state: State, message: Message, expects: Expected, reduce: Mapping[str, Reduction], *, dense: bool = False
+) -> Ask | None:
+    """Return the ask of a round in which scores, signs or the like travel and no weights; None after the last."""
+    round_ = state.round + 1
+    if round_ > state.setting.rounds:
+        return None
+    cohort = state.setting.cohort(round_)
+    return Ask(TRAIN, round_, cohort, message, expects, reduce, dense=dense, plain=True)
+
+
 def train_reply(ask: Ask, client: Client) -> Message:
     """Return the reply of an ordinary training round: trained under the mask that was sent."""
     weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)

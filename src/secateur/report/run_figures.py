@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report.drawing import Figure, colour, dash, figure, layout, view
-from secateur.report.terminal import size
+from secateur.report.formatting import size
 
 
 def layers(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Figure:
-    """Return the sparsity of each layer over a run's rounds."""
-    told = [row for row in rows if row["phase"] == "train" and row.get("layers")]
-    if not told:
+    """Return the figure of each layer's sparsity over a run's rounds."""
+    trained = [row for row in rows if row["phase"] == "train" and row.get("layers")]
+    if not trained:
         return {}
-    names = [name for name in told[-1]["layers"] if sizes.get(name)]
+    names = [name for name in trained[-1]["layers"] if sizes.get(name)]
     traces = [
         {
-            "type": "scatter", "mode": "lines", "name": name, "x": [row["round"] for row in told],
-            "y": [1 - row["layers"].get(name, sizes[name]) / sizes[name] for row in told],
+            "type": "scatter", "mode": "lines", "name": name, "x": [row["round"] for row in trained],
+            "y": [1 - row["layers"].get(name, sizes[name]) / sizes[name] for row in trained],
             "line": {"color": colour(n), "dash": dash(n)},
         }
         for n, name in enumerate(names)
@@ -29,7 +29,7 @@ def layers(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Figur
 
 
 def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return the bytes of each exchange, by direction and part."""
+    """Return the figure of the bytes of each exchange, by direction and part."""
     parts = [(way, part) for way in ("down", "up") for part in dict.fromkeys(p for row in rows for p in row[way])]
     labels = [f"{row['phase'] if row['phase'] != 'train' else ''} {row['round']}".strip() for row in rows]
     traces = [
@@ -48,7 +48,7 @@ def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def histogram(name: str, of: Mapping[str, Sequence[int]]) -> Figure:
-    """Return how a figure of each weight is spread over [0, 1], tensor by tensor."""
+    """Return the figure of how a value of each weight is distributed over [0, 1], tensor by tensor."""
     traces = []
     for n, (tensor, counts) in enumerate(of.items()):
         middles = [(k + 0.5) / len(counts) for k in range(len(counts))]
@@ -67,7 +67,7 @@ def histogram(name: str, of: Mapping[str, Sequence[int]]) -> Figure:
 
 
 def clients(local: Sequence[float], dense: Sequence[float]) -> Figure:
-    """Return how quality is spread over clients, beside the dense run's."""
+    """Return the figure of the scores of single clients, of the pruned and of the dense run."""
     given = [(name, values) for name, values in (("pruned", local), ("dense FedAvg", dense)) if values]
     if not given:
         return {}
@@ -84,7 +84,7 @@ def clients(local: Sequence[float], dense: Sequence[float]) -> Figure:
 
 
 def mask(name: str, rows: Sequence[Sequence[int]]) -> Figure:
-    """Return a layer's mask: a row for each filter, dark where a weight is kept."""
+    """Return the figure of a layer's mask, with a row for each filter; kept weights are dark."""
     if not rows:
         return {}
     kept = sum(map(sum, rows)) / max(1, sum(map(len, rows)))

@@ -1,4 +1,4 @@
-"""The table of a comparison: in a terminal, as Markdown, as LaTeX."""
+"""Numbers as text, and tables of text for a terminal, as Markdown and as LaTeX."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from rich.table import Table
 
 from secateur.report.statistics import Interval
-from secateur.report.terminal import amount, size
 
 Cells = Mapping[str, str]
 
 
 def spread(value: Interval | None, shown: Callable[[float], str], missing: str = "not reached") -> str:
-    """Return mean and half the 95 % interval; the mean alone where there is one value, or nothing varies."""
+    """Return ``mean ± half`` of a 95 % interval; the mean alone where there is one value or no spread."""
     if value is None:
         return missing
     if not math.isfinite(value.half) or value.half == 0:
@@ -22,24 +21,37 @@ def spread(value: Interval | None, shown: Callable[[float], str], missing: str =
     return f"{shown(value.mean)} ± {shown(value.half)}"
 
 
+def size(count: float) -> str:
+    """Return a number of bytes in decimal units: 1234567 -> ``1.23 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def amount(count: float) -> str:
+    """Return a count with a decimal prefix: 7120000 -> ``7.12 M``."""
+    for unit in ("", " k", " M", " G"):
+        if count < 1000:
+            return f"{count:.3g}{unit}"
+        count /= 1000
+    return f"{count:.3g} T"
+
+
 def percent(value: float) -> str:
-    """Return a share in per cent with one digit."""
+    """Return a fraction as a percentage with one decimal."""
     return f"{100 * value:.1f}"
 
 
 def plain(value: float) -> str:
-    """Return an error with two digits."""
+    """Return a number with two decimals."""
     return f"{value:.2f}"
 
 
 def seconds(value: float) -> str:
-    """Return seconds with three digits."""
+    """Return seconds with three significant digits."""
     return f"{value:.3g} s"
-
-
-SHOWN: Mapping[str, Callable[[float], str]] = {
-    "sparsity": percent, "bytes": size, "seconds": seconds, "macs": amount, "macs_physical": amount,
-}  # fmt: skip
 
 
 def show(title: str, rows: Sequence[Cells]) -> Table:

@@ -7,7 +7,7 @@ import pytest
 from helpers import play, small, tiny_shards
 from secateur.errors import CheckpointError, ConfigError
 from secateur.federation.folder import ROUNDS, read_study
-from secateur.report import journal
+from secateur.report import trackers
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def test_tensorboard_has_every_number_once(folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     place, finish = folder
-    first, ended = journal.follow(place, "tensorboard")
+    first, ended = trackers.log_records(place, "tensorboard")
     assert not ended
-    assert journal.follow(place, "tensorboard") == (0, False)
+    assert trackers.log_records(place, "tensorboard") == (0, False)
     finish()
-    more, ended = journal.follow(place, "tensorboard")
+    more, ended = trackers.log_records(place, "tensorboard")
     assert ended
     assert first + more == len((place / ROUNDS).read_text().splitlines())
     events = EventAccumulator(str(place / "tensorboard")).Reload()
@@ -76,11 +76,11 @@ def test_mlflow_has_every_number_once(folder):
     import mlflow
 
     place, finish = folder
-    journal.follow(place, "mlflow")
+    trackers.log_records(place, "mlflow")
     finish()
-    _, ended = journal.follow(place, "mlflow")
+    _, ended = trackers.log_records(place, "mlflow")
     assert ended
-    assert journal.follow(place, "mlflow") == (0, True)
+    assert trackers.log_records(place, "mlflow") == (0, True)
     client = mlflow.MlflowClient(f"sqlite:///{place.parent / 'mlflow.db'}")
     (experiment,) = [e for e in client.search_experiments() if e.name == "secateur"]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -96,10 +96,10 @@ def test_mlflow_has_every_number_once(folder):
 def test_wrong_use_is_one_line(tmp_path, folder):
     place, _ = folder
     with pytest.raises(ConfigError, match="--to wandb: write to tensorboard or mlflow"):
-        journal.follow(place, "wandb")
+        trackers.log_records(place, "wandb")
     with pytest.raises(CheckpointError, match="holds no run"):
-        journal.follow(tmp_path, "mlflow")
-    journal.follow(place, "tensorboard")
+        trackers.log_records(tmp_path, "mlflow")
+    trackers.log_records(place, "tensorboard")
     (place / ROUNDS).write_text("")
     with pytest.raises(CheckpointError, match="remove .*tensorboard.json"):
-        journal.follow(place, "tensorboard")
+        trackers.log_records(place, "tensorboard")

@@ -1,6 +1,6 @@
-"""Journal: a run's records in TensorBoard or MLflow, under the names that they have in the records.
+"""Experiment trackers: a run's records are written to TensorBoard or MLflow under their own names.
 
-What is written of a run, and how far, stands in a file of its folder, so that nothing is written twice.
+A file in the run's folder says how many records have been written, so that none is written twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from secateur.contract.ask import TRAIN
 from secateur.errors import CheckpointError, ConfigError, need
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
+from secateur.study.options import dotted
 from secateur.study.study import Study
 
 _BATCH = 1000
@@ -25,15 +26,15 @@ _BATCH = 1000
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a record: ``name`` as in the record, behind ``PHASE/`` where that is not training; at ``step``."""
+    """One number of a record at a ``step``; ``name`` is the record's, after ``PHASE/`` where that is not training."""
 
     name: str
     value: float
     step: int
 
 
-def numbers(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Figure]]:
-    """Return the figures of each record. Training counts steps by rounds, every other phase by its exchanges."""
+def figures_by_record(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Figure]]:
+    """Return the figures of each record. A step is a round in training and an exchange in every other phase."""
     asked = Counter[str]()
     for record in records:
         phase = str(record["phase"])
@@ -46,8 +47,8 @@ def numbers(records: Sequence[Mapping[str, Any]]) -> Iterator[list[Figure]]:
         ]
 
 
-class Journal(ABC):
-    """Where figures go; ``close`` makes them durable."""
+class Tracker(ABC):
+    """A place that figures are written to; ``close`` makes them durable."""
 
     @abstractmethod
     def write(self, figures: Sequence[Figure]) -> None:
@@ -55,11 +56,11 @@ class Journal(ABC):
 
     @abstractmethod
     def close(self, *, ended: bool) -> None:
-        """Write what is left; ``ended``: the run has ended."""
+        """Write what is still held back; ``ended`` says that the run has ended."""
 
 
-class TensorBoard(Journal):
-    """Event files in the run's folder: ``tensorboard --logdir RUN/tensorboard``."""
+class TensorBoard(Tracker):
+    """Event files in the run's folder; ``tensorboard --logdir RUN/tensorboard`` shows them."""
 
     def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
         del store
@@ -69,18 +70,18 @@ class TensorBoard(Journal):
             self._writer.add_text("study", "\n".join(f"    {line}" for line in study.to_toml().splitlines()))
 
     def write(self, figures: Sequence[Figure]) -> None:
-        """Add a scalar for each."""
+        """Add a scalar for each figure."""
         for figure in figures:
             self._writer.add_scalar(figure.name, figure.value, figure.step)
 
     def close(self, *, ended: bool) -> None:
-        """Flush."""
+        """Flush and close the event file."""
         del ended
         self._writer.close()
 
 
-class MLflow(Journal):
-    """A run of the experiment ``secateur`` in an MLflow store; ``kept["run"]`` is its id."""
+class MLflow(Tracker):
+    """A run of the experiment ``secateur`` in an MLflow store; its id is kept as ``kept["run"]``."""
 
     def __init__(self, folder: Path, study: Study, kept: dict[str, Any], store: str) -> None:
         self._mlflow = need("mlflow", extra="mlflow")
@@ -89,13 +90,13 @@ class MLflow(Journal):
             found = self._client.get_experiment_by_name("secateur")
             experiment = found.experiment_id if found else self._client.create_experiment("secateur")
             kept["run"] = self._client.create_run(experiment, run_name=folder.name).info.run_id
-            for name, value in _flat(study.complete().model_dump(mode="json")):
+            for name, value in dotted(study.complete().model_dump(mode="json")).items():
                 self._client.log_param(kept["run"], name, value)
             self._client.set_tag(kept["run"], "study", study.hash())
         self._run = kept["run"]
 
     def write(self, figures: Sequence[Figure]) -> None:
-        """Log metrics, in batches."""
+        """Log a metric for each figure, in batches."""
         metric = self._mlflow.entities.Metric
         now = int(time.time() * 1000)
         made = [metric(figure.name, figure.value, now, figure.step) for figure in figures]
@@ -103,24 +104,24 @@ class MLflow(Journal):
             self._client.log_batch(self._run, metrics=made[start : start + _BATCH])
 
     def close(self, *, ended: bool) -> None:
-        """End the run where it has ended."""
+        """Mark the MLflow run as finished once the run has ended."""
         if ended:
             self._client.set_terminated(self._run)
 
 
-KINDS: Mapping[str, Callable[[Path, Study, dict[str, Any], str], Journal]] = {
+KINDS: Mapping[str, Callable[[Path, Study, dict[str, Any], str], Tracker]] = {
     "tensorboard": TensorBoard,
     "mlflow": MLflow,
 }
 
 
-def follow(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
-    """Write the records of a run that the journal does not have yet; return how many, and whether the run has ended.
+def log_records(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
+    """Write those records of a run that the tracker has not yet; return their number, and whether the run has ended.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         kind: ``tensorboard`` or ``mlflow``.
-        store: MLflow's tracking store; default: the SQLite file ``mlflow.db`` beside the run's folder.
+        store: MLflow's tracking store; default: the SQLite file ``mlflow.db`` next to the run's folder.
 
     Raises:
         CheckpointError: the folder holds no run.
@@ -136,19 +137,11 @@ def follow(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
     kept: dict[str, Any] = json.loads(state.read_text("utf-8")) if state.exists() else {"logged": 0}
     if kept["logged"] > len(records):
         raise CheckpointError(f"{state} knows of {kept['logged']} records, {path} has {len(records)}; remove {state}")
-    fresh = list(numbers(records))[kept["logged"] :]
+    fresh = list(figures_by_record(records))[kept["logged"] :]
     if fresh or not state.exists():
-        journal = KINDS[kind](folder, study, kept, store)
-        journal.write([figure for figures in fresh for figure in figures])
-        journal.close(ended=ended)
+        tracker = KINDS[kind](folder, study, kept, store)
+        tracker.write([figure for figures in fresh for figure in figures])
+        tracker.close(ended=ended)
         kept["logged"] = len(records)
         checkpoint.write(state, json.dumps(kept).encode())
     return len(fresh), ended
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

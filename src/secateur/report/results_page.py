@@ -1,4 +1,4 @@
-"""Tables: a comparison's complete tables as one Markdown page, with what was run and how to run it again."""
+"""A comparison as one Markdown page: its complete tables, what was run, and the commands that run it again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 
 from secateur.compare.suite import Cell, Suite, load, names
 from secateur.federation import checkpoint
-from secateur.report.formats import markdown, percent, plain, seconds, spread
+from secateur.report.formatting import amount, markdown, percent, plain, seconds, size, spread
+from secateur.report.gather import comparison_lines, read_comparison
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import interval
-from secateur.report.tables import lines, note, parts, saved
-from secateur.report.tables import tables as tables_of
-from secateur.report.terminal import amount, size
+from secateur.report.tables import by_place, note, tables
 from secateur.report.verdicts import DENSE, SERVER, Line
 
 _COSTS: dict[str, Callable[[Outcome], tuple[float, Callable[[float], str]]]] = {
@@ -27,35 +26,37 @@ _COSTS: dict[str, Callable[[Outcome], tuple[float, Callable[[float], str]]]] = {
     "+ not in rounds": lambda one: (one.spent("macs", train=False), amount),
     "+ server": lambda one: (one.server_macs, amount),
 }  # fmt: skip
-_TAIL = "sparsity"  # with it begin the columns that tell what quality costs
+_TAIL = "sparsity"  # the first column after those of quality
 
 
 def write(out: Path, folder: Path) -> Path:
-    """Write the tables of the comparison in ``out`` as ``folder/NAME.md``, by the name of ``out``; return that file.
+    """Write the page of the comparison in ``out`` as ``folder/NAME.md``, NAME being that of ``out``; return the file.
 
     Raises:
         CheckpointError: ``out`` holds no finished comparison.
     """
-    suite, cells = saved(out)
+    suite, cells = read_comparison(out)
     name = out.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(folder / f"{name}.md", page(name, suite, cells, lines(suite, cells, out, suite.links)).encode())
+    checkpoint.write(
+        folder / f"{name}.md", page(name, suite, cells, comparison_lines(suite, cells, out, suite.bandwidth)).encode()
+    )
     return folder / f"{name}.md"
 
 
-def page(name: str, suite: Suite, cells: Sequence[Cell], found: Sequence[Line]) -> str:
-    """Return the page: a caption that says how to read it, the tables of each partition, the suite."""
+def page(name: str, suite: Suite, cells: Sequence[Cell], lines: Sequence[Line]) -> str:
+    """Return the page as text: a caption, the tables of each place, and the suite if it is not one of the package."""
     own = next((box for box in names() if load(box) == suite), "")
-    told = [f"# {suite.title or name}", caption(name, own, suite, cells)]
-    for place, here in parts(found).items():
-        told += [f"## {place}", note(here), *tables(here)]
+    parts = [f"# {suite.title or name}", caption(name, own, suite, cells)]
+    for place, here in by_place(lines).items():
+        parts += [f"## {place}", note(here), *sections(here)]
     if not own:
-        told += ["## The suite", f"What stands in `{name}.toml`:", f"```toml\n{toml(suite)}```"]
-    return "\n\n".join(part.rstrip("\n") for part in told) + "\n"
+        parts += ["## The suite", f"What stands in `{name}.toml`:", f"```toml\n{toml(suite)}```"]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
 def caption(name: str, own: str, suite: Suite, cells: Sequence[Cell]) -> str:
-    """Return what a reader has to know: seeds, what ± is, on which rows, by which commands."""
+    """Return the caption: seeds, rounds, and the commands that make the page."""
     rounds = "/".join(str(count) for count in sorted({cell.study.rounds for cell in cells}))
     data = " --data path/to/data" if cells[0].study.data.source != suite.source else ""
     return (
@@ -66,47 +67,49 @@ def caption(name: str, own: str, suite: Suite, cells: Sequence[Cell]) -> str:
     )
 
 
-def tables(here: Sequence[Line]) -> list[str]:
-    """Return the tables of one place under their headings: by sparsity, of quality, of costs, of narrower models."""
-    told, meant = [], note(here)
-    for one in tables_of(here):
-        words = " ".join(one.note.replace(meant, "").split())
+def sections(here: Sequence[Line]) -> list[str]:
+    """Return the tables of one place with their headings: by sparsity, quality, cost, phases, narrower models."""
+    parts, common = [], note(here)
+    for one in tables(here):
+        words = " ".join(one.note.replace(common, "").split())
         if one.title:
-            told += [f"### {one.title}", words, markdown(one.rows)]
+            parts += [f"### {one.title}", words, markdown(one.rows)]
             continue
         head = list(one.rows[0])
         cut = next(number for number, column in enumerate(head) if column.startswith(_TAIL))
-        told += ["### Quality, every line", f"A star: {words.removeprefix('* ')}", _columns(one.rows, head[:cut])]
-        told += ["### Size and cost, every line", _columns(one.rows, [head[0], *head[cut:]])]
-    once = [line for line in here if line.rows == SERVER or not line.central]  # others are told among the server's rows
+        parts += ["### Quality, every line", f"A star: {words.removeprefix('* ')}", _columns(one.rows, head[:cut])]
+        parts += ["### Size and cost, every line", _columns(one.rows, [head[0], *head[cut:]])]
+    once = [
+        line for line in here if line.rows == SERVER or not line.central
+    ]  # the others stand among the server's rows
     if rows := costs(once):
-        told += ["### Bytes and training MACs by direction and phase", markdown(rows)]
+        parts += ["### Bytes and training MACs by direction and phase", markdown(rows)]
     if rows := widths(once):
-        told += ["### Narrower models that the shipped one holds", markdown(rows)]
-    return told
+        parts += ["### Narrower models that the shipped one holds", markdown(rows)]
+    return parts
 
 
 def _columns(rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> str:
     return markdown([{column: row[column] for column in columns} for row in rows])
 
 
-def costs(found: Sequence[Line]) -> list[dict[str, str]]:
-    """Return a row for each variant and its FedAvg: what was carried and computed in rounds, and besides."""
+def costs(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """Return a row for each variant and dense FedAvg: bytes and MACs, in training rounds and in other phases."""
     rows = []
-    for line in found:
+    for line in lines:
         if line.control in {"", DENSE}:
             row = {"method": line.name}
             for title, of in _COSTS.items():
-                told = [of(one) for one in line.runs.values()]
-                row[title] = spread(interval([value for value, _ in told]), told[0][1])
+                values = [of(one) for one in line.runs.values()]
+                row[title] = spread(interval([value for value, _ in values]), values[0][1])
             rows.append(row)
     return rows
 
 
-def widths(found: Sequence[Line]) -> list[dict[str, str]]:
-    """Return a row for each narrower model that a variant's shipped one holds."""
+def widths(lines: Sequence[Line]) -> list[dict[str, str]]:
+    """Return a row for each narrower model that a variant's shipped model holds."""
     rows = []
-    for line in found:
+    for line in lines:
         runs = list(line.runs.values())
         shown = plain if runs[0].metric == "mae" else percent
         for width, (_, macs) in runs[0].widths.items():
@@ -116,7 +119,7 @@ def widths(found: Sequence[Line]) -> list[dict[str, str]]:
 
 
 def toml(suite: Suite) -> str:
-    """Return a suite as its file says it, a variant on each line.
+    """Return a suite as TOML, one variant a line.
 
     >>> suite = Suite(source="digits", partitions=["iid"], variants={"a 5 %": {"method": "random"}})
     >>> print(toml(suite).splitlines()[-1])
@@ -133,5 +136,5 @@ def toml(suite: Suite) -> str:
 
 
 def _value(value: object) -> str:
-    """Return a text, number, truth or list of them as TOML and JSON alike write it."""
+    """Return a string, number, boolean or list as text that is both TOML and JSON."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Tables: rows of numbers in CSV files, by site."""
+"""CSV files of numbers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import csv
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from secateur.data.hold import hold_out
+from secateur.data.sources import Source
 from secateur.errors import DataError
 
 _MISSING = {"", "?", "NA", "NaN", "nan"}
@@ -19,14 +19,14 @@ _MOST_CLASSES = 20
 
 @dataclass(frozen=True)
 class Table:
-    """A table's rows, with a test part.
+    """The rows of a table, with a test part.
 
     Attributes:
-        x_train, x_test: features, each scaled by the training rows' mean and standard deviation; a missing one is 0,
-            and a column of its own says so. float32.
+        x_train, x_test: float32 features, scaled by the training rows' mean and standard deviation; a missing value
+            is 0, and an extra column marks it.
         y_train, y_test: int64 classes, or float32 values.
-        ids: site of each training row.
-        outputs: classes; 1 for values.
+        ids: the site of each training row.
+        outputs: number of classes; 1 for values.
     """
 
     x_train: np.ndarray
@@ -37,7 +37,7 @@ class Table:
     outputs: int
 
     @property
-    def task(self) -> Literal["classification", "regression"]:
+    def task(self) -> str:
         """Return what is learnt."""
         return "classification" if self.outputs > 1 else "regression"
 
@@ -47,11 +47,20 @@ class Table:
         return self.x_train, self.y_train, self.x_test, self.y_test, self.ids
 
 
-def table(argument: str, seed: int) -> Table:
-    """Read ``FILE#TARGET#SITE``, or ``FOLDER#TARGET`` where each file is a site; see ``secateur list``.
+def load(argument: str, seed: int) -> Source:
+    """`table:FILE#TARGET#SITE`: numbers in a CSV file, sites as natural ids; or `table:FOLDER#TARGET`, a file each.
 
-    Columns go by their names, or by their numbers from 1 where files have no header. Columns that hold words are left
-    out. A target is a class where it has at most 20 values, all of them whole; ``TARGET>N`` asks whether it is above N.
+    Reference: none; a fifth of each site is the test set
+    """
+    read = _read_table(argument, seed)
+    return Source("table", *read.parts, read.outputs, "tabular", 1.0, read.task)
+
+
+def _read_table(argument: str, seed: int) -> Table:
+    """Return the table of ``FILE#TARGET#SITE``, or of ``FOLDER#TARGET`` with a file for each site.
+
+    Columns are named by the header, or by their numbers from 1 without one. Columns of words are dropped. A target with
+    at most 20 values, all of them whole, is a class; ``TARGET>N`` makes two classes of whether it is above N.
 
     Raises:
         DataError: no such file or column, or nothing that can be learnt.
@@ -82,7 +91,7 @@ def table(argument: str, seed: int) -> Table:
 
 
 def _split(features: np.ndarray, y: np.ndarray, ids: np.ndarray, seed: int) -> Table:
-    """Hold a fifth of each site out, and scale by what is left."""
+    """Return the table with a fifth of each site held out, and features scaled by the rows that are left."""
     train, test = hold_out(ids, seed)
     with np.errstate(invalid="ignore"):
         mean, spread = np.nanmean(features[train], axis=0), np.nanstd(features[train], axis=0)
@@ -98,7 +107,7 @@ def _split(features: np.ndarray, y: np.ndarray, ids: np.ndarray, seed: int) -> T
 
 
 def _read(path: Path) -> list[dict[str, str]]:
-    """Return a file's rows by column; without a header columns are numbered from 1."""
+    """Return the columns of a file by name; without a header they are numbered from 1."""
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rt", encoding="utf-8", newline="") as file:
@@ -117,7 +126,7 @@ def _read(path: Path) -> list[dict[str, str]]:
 
 
 def _numbers(cells: list[str]) -> np.ndarray | None:
-    """Return cells as numbers, missing ones as NaN; None where one of them is a word."""
+    """Return cells as numbers, missing ones as NaN; None if one of them is a word."""
     try:
         return np.array([np.nan if cell.strip() in _MISSING else float(cell) for cell in cells])
     except ValueError:

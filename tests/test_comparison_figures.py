@@ -5,9 +5,7 @@ import shutil
 
 import pytest
 
-from secateur.report import comparison_figures as beside
-from secateur.report import page
-from secateur.report import tables as standings
+from secateur.report import comparison_figures, page, tables
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Interval
 from secateur.report.verdicts import Line
@@ -23,9 +21,9 @@ def outcome(quality, sparsity=0.0, *, local=0.5, local_sparsity=None, bytes_=100
     return dataclasses.replace(made, local_sparsity=own, size=round(4000 * (1 - sparsity)))
 
 
-def line(variant, quality, sparsity=0.0, *, control="", apart=None, front=False, better=frozenset(), **more):
+def line(variant, quality, sparsity=0.0, *, control="", differences=None, front=False, better=frozenset(), **more):
     runs = {seed: outcome(quality, sparsity, **more) for seed in (0, 1)}
-    return Line("iid", variant, control, runs, apart or {}, front=front, better=better)
+    return Line("iid", variant, control, runs, differences or {}, front=front, better=better)
 
 
 def crowd():
@@ -35,8 +33,9 @@ def crowd():
         for sparsity in SPARSITIES:
             name = f"Method{n} {sparsity} %"
             size = 100_000 * (100 - sparsity) * (1 + n / 10)
-            made.append(line(name, 0.9 - sparsity / 500 - n / 100, sparsity / 100, bytes_=size, front=n == 0,
-                             apart={"dense": Interval(-0.1, 0.01, 2), "random": Interval(0.1, 0.05, 2)}))  # fmt: skip
+            differences = {"dense": Interval(-0.1, 0.01, 2), "random": Interval(0.1, 0.05, 2)}
+            quality = 0.9 - sparsity / 500 - n / 100
+            made.append(line(name, quality, sparsity / 100, bytes_=size, front=n == 0, differences=differences))
             made.append(line(name, 0.5, sparsity / 100, control="random", bytes_=size))
     return [*made, line("FedPM", 0.7, 0.4, bytes_=9_000_000)]
 
@@ -46,40 +45,38 @@ def test_variants_stand_by_sparsity_with_the_controls_they_beat():
     found = [
         line("FedAvg", 0.9, control="dense"),
         line("A 50 %", 0.8, better=frozenset({"ramped", "narrow", "random"})),
-        line("A 90 %", 0.7, apart={"random": worse}, bytes_=2000),
+        line("A 90 %", 0.7, differences={"random": worse}, bytes_=2000),
         line("A 90 %", 0.1, control="random"),
         line("B, T_p 87.5 %", 0.6),
         line("FedPM", 0.5),
     ]
-    assert standings.by_sparsity(found, "iid") == [
+    assert tables.by_sparsity(found, "iid") == [
         {"method": "FedAvg", "as it is": "90.0", "50 %": "", "87.5 %": "", "90 %": ""},
         {"method": "A", "as it is": "", "50 %": "80.0 rpn", "87.5 %": "", "90 %": "70.0"},
         {"method": "B, T_p", "as it is": "", "50 %": "", "87.5 %": "60.0", "90 %": ""},
         {"method": "FedPM", "as it is": "50.0", "50 %": "", "87.5 %": "", "90 %": ""},
     ]
-    assert standings.by_sparsity(found, "iid", "bytes")[1] == {
+    assert tables.by_sparsity(found, "iid", "bytes")[1] == {
         "method": "A", "as it is": "", "50 %": "1 kB", "87.5 %": "", "90 %": "2 kB",
     }  # fmt: skip
-    assert standings.by_sparsity(found, "iid", "local")[1]["90 %"] == "50.0"
+    assert tables.by_sparsity(found, "iid", "local")[1]["90 %"] == "50.0"
 
 
 def test_one_sparsity_makes_no_table():
-    assert (
-        standings.by_sparsity([line("FedAvg", 0.9, control="dense"), line("A 80 %", 0.8), line("B", 0.7)], "iid") == []
-    )
+    assert tables.by_sparsity([line("FedAvg", 0.9, control="dense"), line("A 80 %", 0.8), line("B", 0.7)], "iid") == []
 
 
 def test_an_error_is_no_percentage():
     found = [line("A 50 %", 4.25, metric="mae"), line("A 80 %", 4.5, metric="mae")]
-    assert standings.by_sparsity(found, "iid") == [{"method": "A", "50 %": "4.25", "80 %": "4.50"}]
+    assert tables.by_sparsity(found, "iid") == [{"method": "A", "50 %": "4.25", "80 %": "4.50"}]
 
 
 def drawn(lines):
-    return [page.drawn(line) for line in lines]
+    return [page.figure_line(line) for line in lines]
 
 
 def test_quality_by_sparsity_has_a_line_for_each_family_and_the_random_controls():
-    figure = beside.sparsities(drawn(crowd()))
+    figure = comparison_figures.sparsities(drawn(crowd()))
     data = {trace["name"]: trace for trace in figure["views"][0]["data"]}
     assert list(data) == ["random mask, the control of each", *(f"Method{n}" for n in range(8)), "FedAvg"]
     assert data["Method0"]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
@@ -93,7 +90,7 @@ def test_a_personal_method_is_drawn_where_its_clients_are():
     """What it ships is dense: it has no line in the shipped model's view, but one in that of clients' own models."""
     found = [line(f"Sub-FedAvg {s} %", 0.8, 0.0, local=s / 100, local_sparsity=s / 100) for s in SPARSITIES]
     shipped = [line(f"FedSparsify {s} %", 0.7, s / 100) for s in SPARSITIES]
-    views = beside.sparsities(drawn([*found, *shipped]))["views"]
+    views = comparison_figures.sparsities(drawn([*found, *shipped]))["views"]
     names = [[trace["name"] for trace in view["data"]] for view in views]
     assert names == [["FedSparsify"], ["Sub-FedAvg", "FedSparsify"]]
     assert views[1]["data"][0]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
@@ -101,17 +98,17 @@ def test_a_personal_method_is_drawn_where_its_clients_are():
 
 
 def test_two_sparsities_make_no_line():
-    assert beside.sparsities(drawn([line("A 50 %", 0.8, 0.5), line("A 80 %", 0.7, 0.8)])) == {}
+    assert comparison_figures.sparsities(drawn([line("A 50 %", 0.8, 0.5), line("A 80 %", 0.7, 0.8)])) == {}
 
 
 def test_a_crowd_shows_its_front_and_names_only_that():
     lines = drawn(crowd())
-    view = beside.quality(lines)["views"][0]
+    view = comparison_figures.quality(lines)["views"][0]
     shown = [trace["name"] for trace in view["data"] if trace["visible"] is True]
     assert shown == ["FedAvg", *(f"Method0 {sparsity} %" for sparsity in SPARSITIES)]
     assert not any(trace["name"].endswith(": random") for trace in view["data"])
     assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in view["data"][1:6]}) == 5
-    pareto = beside.pareto(lines)["views"][0]
+    pareto = comparison_figures.pareto(lines)["views"][0]
     assert {trace["mode"] for trace in pareto["data"]} == {"markers", "lines"}
     assert [note["text"] for note in pareto["layout"]["annotations"]] == [
         "Method0 98 %", "Method0 95 %", "Method0 90 %", "Method0 80 %", "Method0 50 %", "FedAvg",
@@ -120,9 +117,9 @@ def test_a_crowd_shows_its_front_and_names_only_that():
 
 def test_few_lines_show_all_and_name_all():
     lines = drawn([line("FedAvg", 0.9, control="dense"), line("A", 0.8), line("A", 0.1, control="random")])
-    view = beside.quality(lines)["views"][0]
+    view = comparison_figures.quality(lines)["views"][0]
     assert [trace["visible"] for trace in view["data"]] == [True, True, "legendonly"]
-    assert [trace["mode"] for trace in beside.pareto(lines)["views"][0]["data"]] == [
+    assert [trace["mode"] for trace in comparison_figures.pareto(lines)["views"][0]["data"]] == [
         "markers+text", "markers+text", "markers", "lines",
     ]  # fmt: skip
 
@@ -130,7 +127,7 @@ def test_few_lines_show_all_and_name_all():
 def test_each_cost_has_a_front_of_its_own():
     """A costs the fewest bytes, B ships the smallest model, C is the best; all take as many seconds."""
     found = [line("A", 0.7, 0.5, bytes_=500), line("B", 0.6, 0.9), line("C", 0.9, bytes_=1000)]
-    figure = beside.pareto(drawn(found))
+    figure = comparison_figures.pareto(drawn(found))
     fronts = {v["name"]: list(zip(v["data"][-1]["x"], v["data"][-1]["y"], strict=True)) for v in figure["views"]}
     assert fronts == {
         "bytes carried in all": [(500.0, 0.7), (1000.0, 0.9)],
@@ -158,7 +155,7 @@ def test_a_large_page_keeps_its_controls_back_until_they_are_asked_for(tmp_path)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.goto(index.as_uri())
-        tab.wait_for_selector("#compared-apart .main-svg")
+        tab.wait_for_selector("#compared-differences .main-svg")
         assert [head.inner_text() for head in tab.locator("#compared > div > h3").all()] == [
             "By sparsity, iid, 2 seeds", "On clients' own rows, by sparsity, iid, 2 seeds",
             "Bytes, by sparsity, iid, 2 seeds", "iid, 2 seeds",
@@ -169,7 +166,7 @@ def test_a_large_page_keeps_its_controls_back_until_they_are_asked_for(tmp_path)
         assert table.count() == 82
         tab.get_by_label("clients' own models, on their own rows").check()
         assert tab.locator("#compared-sparsities .xtitle").text_content() == "sparsity"
-        names = tab.locator("#compared-apart .ytick").count()
+        names = tab.locator("#compared-differences .ytick").count()
         assert names == 40  # each is named
         assert said == []
         found = Axe().run(tab).response["violations"]

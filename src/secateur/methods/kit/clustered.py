@@ -1,0 +1,39 @@
+"""Models whose weights are few values: what they look like on the wire, and what of them is trained."""
+
+from __future__ import annotations
+
+import torch
+
+from secateur.contract.reply import Reply, Sent
+from secateur.contract.state import Setting
+from secateur.pruning.clustering import CODEBOOK, opened, planes, settled, spread, width
+from secateur.pruning.mask import Tensors
+from secateur.wire.message import Spec
+
+
+def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
+    """Return what a model of ``count`` values a tensor looks like; codebooks have room for ``room``."""
+    names = setting.layout.names("weight")
+    tensors = {name: setting.specs[name].shape for name in names}
+    return {
+        **{name: spec for name, spec in setting.specs.items() if name not in names},
+        **{name: Spec(shape, torch.uint8) for name, shape in planes(tensors, width(count)).items()},
+        **{CODEBOOK + name: Spec((room,), torch.float32) for name in names},
+    }
+
+
+def start(weights: Tensors, count: int, setting: Setting) -> dict[str, torch.Tensor]:
+    """Return what is trained of a model: its parameters, and ``count`` centroids of each weight tensor."""
+    found = {name: weights[name] for name in setting.layout.trainable}
+    names = setting.layout.names("weight")
+    return found | {CODEBOOK + name: settled(weights[name], spread(weights[name], count)) for name in names}
+
+
+def opened_model(reply: Reply, sent: Sent) -> Tensors:
+    """Return the weights of a reply of clusters."""
+    return opened(reply.tensors, shapes(sent.setting))
+
+
+def shapes(setting: Setting) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of the model."""
+    return {name: spec.shape for name, spec in setting.specs.items()}

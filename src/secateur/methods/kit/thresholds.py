@@ -1,0 +1,38 @@
+"""Thresholds of units, over which the mean size of a unit's weights must lie; all that travels is they."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from secateur.learning.supermask import straight_through
+from secateur.pruning.mask import Tensors
+
+THRESHOLD, CHANGE = "threshold", "change"
+
+
+def effective(scores: Tensors) -> dict[str, torch.Tensor]:
+    """Return the weights without the units below their thresholds, which go back to 0 where they leave no layer."""
+    found = {name: tensor for name, tensor in scores.items() if not name.startswith(THRESHOLD)}
+    for name, weight in list(found.items()):
+        tau = scores.get(f"{THRESHOLD}.{name}")
+        if tau is not None:
+            sizes = weight.abs().flatten(1).mean(1)
+            if float((sizes > tau).float().mean()) <= 0.01:
+                with torch.no_grad():
+                    tau.zero_()
+            mask = straight_through((sizes > tau).float(), sizes - tau)
+            found[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
+    return found
+
+
+def received(message: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:
+    """Return a client's weights after it heard how the thresholds changed."""
+    pushed = dict(weights)
+    for name, weight in weights.items():
+        change = message.get(f"{CHANGE}.{name}")
+        if change is not None:
+            sign, spread = weight.flatten(1).sum(1).sign(), math.prod(weight.shape[2:] or weight.shape[1:])
+            pushed[name] = weight - (sign * change / spread).view(-1, *[1] * (weight.dim() - 1))
+    return pushed
