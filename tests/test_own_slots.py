@@ -1,6 +1,8 @@
 """Slots from outside of the package, ``own_*.py``: each at work at the server, at clients and by cohort."""
 
 import ast
+import shutil
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from secateur.methods.kit.criteria import Criterion
 from secateur.pruning import mask as masks
 from secateur.study.options import build, flatten
 from secateur.study.runtime import Runtime
+from secateur.study.study import parse_study
 from secateur.wire.message import Expected, Message
 
 PLACES = {
@@ -234,6 +237,16 @@ def test_a_guard_at_the_server_and_what_it_does_not_go_with(tmp_path, shards):
         near.arriving(Reply(0, 1, {"w": torch.tensor([0.6, 0.0])}, None, {}), sent, None)
     with pytest.raises(ConfigError, match="guard Near goes with sums alone, and phase 'explore' keeps single replies"):
         play(small("autoflip", "guards.own_guard.largest=1"), tmp_path, shards)
+
+
+def test_a_guard_in_a_package_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "theirs").mkdir()
+    shutil.copy(own_guard.__file__, tmp_path / "theirs" / "near.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = small("fedavg", "guards.theirs.near.largest=0.5", "guards.bounds.rows=7")
+    assert made.guards == {"bounds": {"rows": "7"}, "theirs.near": {"largest": "0.5"}}
+    assert [type(guard).__name__ for guard in made.build_guards()] == ["Bounds", "Near"]
+    assert parse_study(tomllib.loads(made.to_toml())).build_guards() == made.build_guards()
 
 
 # ---- all together

@@ -116,14 +116,20 @@ class Study(_Section):
     @field_validator("guards", mode="before")
     @classmethod
     def _by_guard(cls, given: Any) -> Any:
-        """Read ``bounds.rows`` as option ``rows`` of guard ``bounds``, and let the bounds always stand."""
+        """Read ``bounds.rows`` as option ``rows`` of guard ``bounds``, and let the bounds always stand.
+
+        Of ``their.module.option``, which names no guard of the package, all but the last part is the module.
+        """
         if not isinstance(given, Mapping):
             return given
         found: dict[str, dict[str, Any]] = {_BOUNDS: {}}
         for path, value in given.items():
-            own_module = isinstance(value, Mapping)
-            name, _, option = (path, "", "") if own_module else path.partition(".")
-            found.setdefault(name, {}).update(dotted(value) if own_module else {option: value})
+            if isinstance(value, Mapping):
+                found.setdefault(path, {}).update(dotted(value))
+                continue
+            ours = path.partition(".")[0] in guards.names() or path.count(".") == 1
+            name, _, option = path.partition(".") if ours else path.rpartition(".")
+            found.setdefault(name, {})[option] = value
         return found
 
     def build_guards(self) -> list[Guard]:
