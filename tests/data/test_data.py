@@ -567,6 +567,24 @@ def test_kept_shards_are_made_again_for_another_split_and_for_a_file_that_change
     assert prepare.simulated(with_, cache) != first
 
 
+def test_what_is_read_to_open_shards_does_not_grow_with_clients(tmp_path):
+    """Where a client's rows lie is mapped, and read of the clients that are asked."""
+    sizes = []
+    for clients in (10, 1000):
+        folder = tmp_path / str(clients)
+        folder.mkdir()
+        rows = source(1000)
+        parts = np.array_split(np.arange(1000), clients)
+        make_shards(rows, parts, test_fraction=0.0, seed=0, folder=folder)
+        made = open_shards(folder)
+        assert made.clients == clients
+        assert made.count(7, "train") == 1000 // clients
+        assert made.count(7, "test") == made.count(7, "validation") == 0
+        assert torch.equal(made.train(clients - 1)[0], torch.from_numpy(rows.x_train[parts[-1]]))
+        sizes.append((folder / "meta.json").stat().st_size)
+    assert sizes[0] == sizes[1]
+
+
 def test_writing_to_a_mapped_tensor_stays_in_this_process(tmp_path):
     made = make_shards(source(), [np.arange(40)], test_fraction=0.2, seed=0, folder=tmp_path)
     made.train(0)[0].fill_(7)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,10 @@ _META = "meta.json"
 _PARTS = ("train", "local", "validation", "test", "public")
 _ARRAYS = tuple(f"{kind}_{part}" for part in _PARTS for kind in "xy")
 _OF_CLIENTS = ("train", "local", "validation")
+_BOUNDS = "bounds"  # where each client's rows begin in the array of each part, and the end of the last
+_BLOCK = 2**20
+LAYOUT = 2
+"""The number of the files' layout; kept shards of another one are made again."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,6 @@ class Meta:
 
     Attributes:
         source, outputs, kind, scale, task: see ``Source``.
-        train, local, validation: the offset of each client's rows in the array, and the end of the last.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
     """
@@ -38,9 +41,6 @@ class Meta:
     kind: Kind
     scale: float
     task: str
-    train: tuple[int, ...]
-    local: tuple[int, ...]
-    validation: tuple[int, ...]
     test: int
     public: int
 
@@ -67,14 +67,15 @@ class Shards:
     Settings, epochs and rounds are chosen by validation rows; reported figures are of test rows.
     """
 
-    def __init__(self, meta: Meta, arrays: dict[str, np.ndarray]) -> None:
+    def __init__(self, meta: Meta, bounds: np.ndarray, arrays: dict[str, np.ndarray], folder: Path) -> None:
         self.meta = meta
+        self._bounds, self._folder = dict(zip(_OF_CLIENTS, bounds, strict=True)), folder
         self._tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     @property
     def clients(self) -> int:
         """Return K."""
-        return len(self.meta.train) - 1
+        return len(self._bounds["train"]) - 1
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -104,23 +105,23 @@ class Shards:
     def fingerprint(self) -> str:
         """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
         running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
-        for name in _ARRAYS:
-            array = self._tensors[name].numpy()
-            if array.size:
-                running.update(np.ascontiguousarray(array).data.cast("B"))
+        for name in (_BOUNDS, *_ARRAYS):
+            with (self._folder / f"{name}.npy").open("rb") as file:  # mapped pages would stay in this process
+                while block := file.read(_BLOCK):
+                    running.update(block)
         return running.hexdigest()
 
     def train(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's training rows and targets, as views."""
-        return self._cut("train", self.meta.train, client)
+        return self._cut("train", client)
 
     def test(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's local test rows and targets, as views."""
-        return self._cut("local", self.meta.local, client)
+        return self._cut("local", client)
 
     def validation(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's validation rows and targets, as views."""
-        return self._cut("validation", self.meta.validation, client)
+        return self._cut("validation", client)
 
     def server_validation(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the validation rows and targets of all clients, which only a simulating server has."""
@@ -136,16 +137,19 @@ class Shards:
 
     def count(self, client: int, kind: Literal["train", "test", "validation"]) -> int:
         """Return how many rows of a kind a client has."""
-        bounds = {"train": self.meta.train, "test": self.meta.local, "validation": self.meta.validation}[kind]
-        return bounds[client + 1] - bounds[client]
+        bounds = self._bounds["local" if kind == "test" else kind]
+        return int(bounds[client + 1] - bounds[client])
 
     @property
     def empty(self) -> bool:
         """Return whether no client has a row here: they lie where the clients are."""
-        return not (self.meta.train[-1] or self.meta.local[-1] or self.meta.validation[-1])
+        return not any(bounds[-1] for bounds in self._bounds.values())
 
-    def _cut(self, part: str, bounds: tuple[int, ...], client: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = slice(bounds[client], bounds[client + 1])
+    def _rows(self, part: str, client: int) -> slice:
+        return slice(int(self._bounds[part][client]), int(self._bounds[part][client + 1]))
+
+    def _cut(self, part: str, client: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self._rows(part, client)
         return self._tensors[f"x_{part}"][rows], self._tensors[f"y_{part}"][rows]
 
 
@@ -170,10 +174,10 @@ def make_shards(
     arrays = {f"x_{part}": source.x_train[rows] for part, rows in chosen.items()}
     arrays |= {f"y_{part}": source.y_train[rows] for part, rows in chosen.items()}
     arrays |= {"x_test": source.x_test, "y_test": source.y_test}
-    bounds = {part: tuple(np.cumsum([0, *map(len, taken)]).tolist()) for part, taken in found.items()}
+    arrays[_BOUNDS] = np.stack([np.cumsum([0, *map(len, found[part])]) for part in _OF_CLIENTS])
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
-        **bounds, test=len(source.x_test), public=len(chosen["public"]),
+        test=len(source.x_test), public=len(chosen["public"]),
     )  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
@@ -184,13 +188,10 @@ def make_shards(
 def _split(rows: np.ndarray, share: float, seed: int, label: str, client: int) -> tuple[np.ndarray, np.ndarray]:
     """Split rows into those that stay, of which there is at least one, and those held out; both keep their order."""
     held = max(0, min(len(rows) - 1, round(share)))
+    if not held:
+        return rows, rows[:0]
     order = torch.randperm(len(rows), generator=stream(seed, label, client)).numpy()
     return rows[np.sort(order[held:])], rows[np.sort(order[:held])]
-
-
-def _rows(name: str, meta: dict[str, Any]) -> int:
-    count = meta[name[2:]]
-    return int(count[-1] if name[2:] in _OF_CLIENTS else count)
 
 
 def open_shards(folder: Path) -> Shards:
@@ -201,13 +202,13 @@ def open_shards(folder: Path) -> Shards:
     """
     try:
         meta = json.loads((folder / _META).read_text())
-        meta |= {part: tuple(meta[part]) for part in _OF_CLIENTS}
+        bounds = np.load(folder / f"{_BOUNDS}.npy", mmap_mode="r")
+        rows = dict(zip(_OF_CLIENTS, bounds[:, -1].tolist(), strict=True)) | {k: meta[k] for k in ("test", "public")}
         arrays = {}
         for name in _ARRAYS:
-            path = folder / f"{name}.npy"
             # an array without rows cannot be mapped
-            arrays[name] = np.load(path, mmap_mode="c" if _rows(name, meta) else None)
-        return Shards(Meta(**meta), arrays)
+            arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="c" if rows[name[2:]] else None)
+        return Shards(Meta(**meta), bounds, arrays, folder)
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as broken:
         message = " ".join(str(broken).split())
         raise DataError(f"{folder} holds no complete shards ({message}): make them again from the data") from broken

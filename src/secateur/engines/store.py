@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import shutil
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import MutableMapping
 from pathlib import Path
 
+from secateur.engines.files import Files
 from secateur.errors import CheckpointError
 
 
@@ -29,9 +28,8 @@ class StateStore:
         self._names: MutableMapping[int, str] = {}
         self._memory: OrderedDict[int, bytes] = OrderedDict()
         self._dirty: set[int] = set()
-        self._old: set[str] = set()
         self._held = 0
-        self._unsynced = self._swept = False
+        self._files = self._opened()
 
     def get(self, client: int) -> bytes | None:
         """Return a client's state, None if it keeps nothing.
@@ -58,8 +56,7 @@ class StateStore:
         """Write what changed; names are those of the files."""
         for client in sorted(self._dirty):
             self._write(client)
-        if self._unsynced:
-            self._sync_folder()
+        self._files.commit()
 
     def restore(self, names: MutableMapping[int, str]) -> None:
         """Forget everything else and continue from these files.
@@ -69,20 +66,15 @@ class StateStore:
         """
         self._memory.clear()
         self._dirty.clear()
-        self._old.clear()
         self._held = 0
-        self._names, self._swept = names, False
-        if sum(map(self._wanted, self._files())) < len(names):
+        self._names, self._files = names, self._opened()
+        if self._files.count() < len(names):
             client = next(client for client in names if not (self.folder / names[client]).exists())
             raise CheckpointError(f"state of client {client}: {self.folder / names[client]} is missing")
 
     def collect(self) -> None:
-        """Delete the files of states that were replaced; the first time, also what a kill left behind."""
-        for name in self._old if self._swept else self._files():
-            if not self._wanted(name):
-                (self.folder / name).unlink(missing_ok=True)
-        self._old.clear()
-        self._swept = True
+        """Delete the files of states that were replaced."""
+        self._files.collect()
 
     def lost(self) -> list[int]:
         """Return nobody: a file that is missing or damaged stops the run."""
@@ -105,39 +97,14 @@ class StateStore:
     def _write(self, client: int) -> None:
         data = self._memory[client]
         name = f"{client}-{hashlib.sha256(data).hexdigest()[:16]}.state"
-        path = self.folder / name
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if not path.exists():
-                temporary = path.with_suffix(".tmp")
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                temporary.replace(path)
-                self._unsynced = True
-        except OSError as broken:
-            raise CheckpointError(f"cannot write client state {path}: {broken.strerror}; free some space") from broken
         before = self._names.get(client)
-        if before is not None:
-            self._old.add(before)
-        self._names[client] = name
+        if name != before:
+            self._files.write(name, data, before=before)
+            self._names[client] = name
         self._dirty.discard(client)
 
-    def _sync_folder(self) -> None:
-        # a rename survives a power cut only when its folder is written too
-        with contextlib.suppress(OSError):  # some systems cannot open a folder
-            handle = os.open(self.folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        self._unsynced = False
-
-    def _files(self) -> Iterator[str]:
-        if self.folder.exists():
-            with os.scandir(self.folder) as entries:
-                yield from (entry.name for entry in entries)
+    def _opened(self) -> Files:
+        return Files(self.folder, self._wanted, "client state")
 
     def _wanted(self, name: str) -> bool:
         client = name.partition("-")[0]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from safetensors import torch as safetensors
 
+from secateur.engines.files import Files
 from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
 from secateur.pruning.mask import Tensors
@@ -32,8 +32,7 @@ class Archive(MutableMapping[str, Tensors]):
     def __init__(self, folder: Path, digests: MutableMapping[str, str] | None = None) -> None:
         self.folder = folder
         self.digests: MutableMapping[str, str] = {} if digests is None else digests
-        self._old: set[Path] = set()
-        self._written = self._swept = False
+        self._files = Files(folder, self._wanted, "archive entry")
 
     def __setitem__(self, key: str, tensors: Tensors) -> None:
         """Write an entry, beside the one that it replaces."""
@@ -42,11 +41,8 @@ class Archive(MutableMapping[str, Tensors]):
         digest, before = hashlib.sha256(data).hexdigest(), self.digests.get(key)
         if digest == before:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.write(self._path(key, digest), data, folder=False)
-        self.digests[key], self._written = digest, True
-        if before is not None:
-            self._old.add(self._path(key, before))
+        self._files.write(_name(key, digest), data, before=None if before is None else _name(key, before))
+        self.digests[key] = digest
 
     def __getitem__(self, key: str) -> Tensors:
         """Read an entry, and check it against the digest of the time it was written.
@@ -55,7 +51,7 @@ class Archive(MutableMapping[str, Tensors]):
             CheckpointError: its file is missing or damaged.
         """
         digest = self.digests[key]
-        path = self._path(key, digest)
+        path = self.folder / _name(key, digest)
         data = checkpoint.read(path)
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"archive entry {path} is damaged; start the run again from its study.toml")
@@ -70,7 +66,7 @@ class Archive(MutableMapping[str, Tensors]):
 
     def __delitem__(self, key: str) -> None:
         """Forget an entry."""
-        self._old.add(self._path(key, self.digests[key]))
+        self._files.drop(_name(key, self.digests[key]))
         del self.digests[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -81,38 +77,28 @@ class Archive(MutableMapping[str, Tensors]):
         """Return the number of entries."""
         return len(self.digests)
 
-    def commit(self) -> None:
-        """Make what was written survive a power cut."""
-        if self._written:
-            checkpoint.sync_folder(self.folder)
-            self._written = False
-
     def check(self) -> None:
-        """Refuse to go on where a file is missing; all names are looked at.
+        """Refuse to go on where a file is missing; the names of all are looked at.
 
         Raises:
             CheckpointError: which.
         """
-        if sum(self._wanted(path) for path in self._files()) < len(self.digests):
-            lost = (self._path(key, digest) for key, digest in self.digests.items())
-            raise CheckpointError(f"archive entry {next(path for path in lost if not path.exists())} is missing")
+        if self._files.count() < len(self.digests):
+            paths = (self.folder / _name(key, digest) for key, digest in self.digests.items())
+            raise CheckpointError(f"archive entry {next(path for path in paths if not path.exists())} is missing")
+
+    def commit(self) -> None:
+        """Make what was written survive a power cut."""
+        self._files.commit()
 
     def collect(self) -> None:
-        """Delete the files of what was replaced or deleted; the first time, also what a kill left behind."""
-        for path in self._old if self._swept else self._files():
-            if not self._wanted(path):
-                path.unlink(missing_ok=True)
-        self._old.clear()
-        self._swept = True
+        """Delete the files of what was replaced or deleted."""
+        self._files.collect()
 
-    def _files(self) -> Iterator[Path]:
-        if self.folder.exists():
-            with os.scandir(self.folder) as entries:
-                yield from (Path(entry.path) for entry in entries)
+    def _wanted(self, name: str) -> bool:
+        key, _, digest = name.removesuffix(_END).rpartition(".")
+        return name.endswith(_END) and self.digests.get(unquote(key), "")[:16] == digest
 
-    def _path(self, key: str, digest: str) -> Path:
-        return self.folder / f"{quote(key, safe='')}.{digest[:16]}{_END}"
 
-    def _wanted(self, path: Path) -> bool:
-        key, _, digest = path.name.removesuffix(_END).rpartition(".")
-        return path.name.endswith(_END) and self.digests.get(unquote(key), "")[:16] == digest
+def _name(key: str, digest: str) -> str:
+    return f"{quote(key, safe='')}.{digest[:16]}{_END}"

@@ -30,14 +30,8 @@ _LOCK, _ABOUT = ".lock", "about"
 _FORMAT = 2
 
 
-def write(path: Path, data: bytes, *, folder: bool = True) -> None:
+def write(path: Path, data: bytes) -> None:
     """Replace a file atomically: a reader, or a crash, sees the old bytes or the new ones, never a mixture.
-
-    Args:
-        path: of the file.
-        data: its new bytes.
-        folder: write its folder too, without which a power cut may bring the old bytes back; who writes many files
-            calls ``sync_folder`` once.
 
     Raises:
         CheckpointError: the disk is full or not writable; the old file is untouched.
@@ -49,8 +43,7 @@ def write(path: Path, data: bytes, *, folder: bool = True) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if folder:
-            sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as broken:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -60,8 +53,7 @@ def write(path: Path, data: bytes, *, folder: bool = True) -> None:
         ) from broken
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names of new files in a folder survive a power cut."""
+def _sync_folder(folder: Path) -> None:
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -16,7 +16,7 @@ import torch
 
 from secateur.data import Source, load
 from secateur.data.partition import partition
-from secateur.data.shards import Shape, make_shards
+from secateur.data.shards import LAYOUT, Shape, make_shards
 from secateur.errors import DataError
 from secateur.streams import stream
 from secateur.study.study import Study
@@ -117,7 +117,7 @@ def _simulated(study: Study, folder: Path) -> None:
 
 
 def _once(cache: Path, key: object, make: Callable[[Path], None]) -> Path:
-    name = hashlib.sha256(json.dumps([importlib.metadata.version("secateur"), key]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([importlib.metadata.version("secateur"), LAYOUT, key]).encode()).hexdigest()[:16]
     folder = cache / name
     if folder.exists():
         return folder
