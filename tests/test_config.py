@@ -15,6 +15,8 @@ from secateur.pruning.criteria import Criterion, Exploration
 from secateur.pruning.schedule import Cubic
 from secateur.study.study import Runtime, Study, assign, build, choices, flatten, read, study
 
+LATER = {"training": {"schedule", "period", "floor"}, "data": {"task"}}  # came after the first runs
+
 
 def test_defaults_are_the_main_job():
     made = study({})
@@ -93,7 +95,7 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() != study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
     assert made.hash() != study({"method": "fedsparsify", "seed": 1}).hash()
     # a section that came later: the name of a run that was made before it, and another one where it says something
-    values = made.complete().model_dump(mode="json", exclude={"compute"})
+    values = made.complete().model_dump(mode="json", exclude={"compute": True, **LATER})
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     assert made.hash() != study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
 
@@ -102,7 +104,7 @@ def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
     without = study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
     assert study({"method": "fedsparsify"}).hash() != without.hash()
     # a run from before there was such a split has the name that it had
-    values = without.complete().model_dump(mode="json", exclude={"compute"})
+    values = without.complete().model_dump(mode="json", exclude={"compute": True, **LATER})
     del values["data"]["validation_fraction"]
     assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     with pytest.raises(ConfigError, match=r"data.test_fraction \+ data.validation_fraction = 1.1 must be below 1"):
@@ -202,3 +204,24 @@ def test_modules_that_are_no_method(source, says, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=says):
         methods.find(name)
+
+
+def test_a_schedule_goes_over_the_rounds_of_the_study_and_renames_it():
+    usual = study({"rounds": 30})
+    cosine = study({"rounds": 30, "training": {"schedule": "cosine"}})
+    assert cosine.training.period == 30
+    assert cosine.hash() != usual.hash()
+    assert study(tomllib.loads(cosine.to_toml())).hash() == cosine.hash()
+    assert study({"rounds": 30, "training": {"decay": 0.5}}).training.rate(3) == 0.1 * 0.25  # as ever
+    with pytest.raises(ConfigError, match=r"training\.period = 0 must be at least 1 with training\.schedule = step"):
+        study({"training": {"schedule": "step", "decay": 0.5}})
+
+
+def test_a_task_of_ones_own_is_found_before_anything_runs():
+    assert study({"data": {"task": "regression"}}).hash() != study({}).hash()
+    with pytest.raises(ConfigError, match=r"task 'regresion'.*regression"):
+        study({"data": {"task": "regresion"}})
+    with pytest.raises(ConfigError, match=r"task 'json:loads': TypeError"):
+        study({"data": {"task": "json:loads"}})
+    with pytest.raises(ConfigError, match="must be a class derived from"):
+        study({"data": {"task": "collections:Counter"}})

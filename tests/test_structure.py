@@ -17,6 +17,7 @@ from secateur.errors import ModelError
 from secateur.federation import client
 from secateur.federation import run as runs
 from secateur.learning import training
+from secateur.methods.kit.hooks import Feedback
 from secateur.pruning.structure import plan, sizes, slice_of
 from secateur.study.study import Runtime
 
@@ -75,7 +76,7 @@ def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False
-    view.train(tensors, mask, round_=1, feedback=True)
+    view.train(tensors, mask, round_=1, hooks=[Feedback()])
     with pytest.raises(TypeError):
         view.train(tensors, mask, round_=1)
 

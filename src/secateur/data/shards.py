@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from secateur.data.sources import Kind, Source, Task
+from secateur.data.sources import Kind, Source
 from secateur.errors import DataError
 from secateur.streams import stream
 
@@ -37,7 +37,7 @@ class Meta:
     outputs: int
     kind: Kind
     scale: float
-    task: Task
+    task: str
     train: tuple[int, ...]
     local: tuple[int, ...]
     validation: tuple[int, ...]
@@ -53,7 +53,7 @@ class Shape:
     outputs: int
     kind: Kind
     scale: float
-    task: Task
+    task: str
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
@@ -97,7 +97,7 @@ class Shards:
         return self.meta.scale
 
     @property
-    def task(self) -> Task:
+    def task(self) -> str:
         """Return what is learnt."""
         return self.meta.task
 

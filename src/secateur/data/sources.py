@@ -25,7 +25,6 @@ from secateur.data.tables import table
 from secateur.errors import DataError, SecateurError, need, unknown
 
 Kind = Literal["image", "tokens", "tabular"]
-Task = Literal["classification", "regression"]
 WINDOW = 80
 # LEAF's vocabulary of 80, in its order
 LETTERS = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -45,7 +44,7 @@ class Source:
         outputs: classes, or 1 for regression.
         kind: how a row becomes a model input.
         scale: what image values are divided by.
-        task: what is learnt.
+        task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
     """
 
     name: str
@@ -57,7 +56,7 @@ class Source:
     outputs: int
     kind: Kind = "image"
     scale: float = 255.0
-    task: Task = "classification"
+    task: str = "classification"
 
 
 @dataclass(frozen=True)

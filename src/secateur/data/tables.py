@@ -6,7 +6,6 @@ import csv
 import gzip
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -37,7 +36,7 @@ class Table:
     outputs: int
 
     @property
-    def task(self) -> Literal["classification", "regression"]:
+    def task(self) -> str:
         """Return what is learnt."""
         return "classification" if self.outputs > 1 else "regression"
 

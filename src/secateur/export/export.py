@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from secateur.data.shards import Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
 from secateur.federation import checkpoint, client
 from secateur.federation import prepare as provision
+from secateur.federation.records import METRIC
 from secateur.federation.run import PLAN, SUMMARY
 from secateur.learning import training
 from secateur.pruning.discovery import layout
@@ -212,7 +214,7 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
     """Compare predictions of the file with those of the masked model, row by row."""
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
-    apart, differ, hits = 0.0, 0, 0.0
+    task, apart, differ, outputs, targets = rows.task, 0.0, 0, list[torch.Tensor](), list[torch.Tensor]()
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))
@@ -222,14 +224,14 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
                     f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"
                 )
             apart = max(apart, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
-            if shipped.shape.task == "regression":
-                hits += float((found.squeeze(-1) - y).abs().sum())
-            else:
-                differ += int((expected.argmax(1) != found.argmax(1)).sum())
-                hits += float((found.argmax(1) == y).sum())
+            differ += int((~task.agreed(expected, found)).sum())
+            outputs.append(found)
+            targets.append(y)
     if not apart <= _CLOSE:
         raise ModelError(f"the exported model's outputs are {apart:.2g} away from those of the masked one")
-    return {"count": count, "apart": apart, "differ": differ, _metric(shipped): hits / count}
+    scores = task.scores(torch.cat(outputs), torch.cat(targets))
+    defined = {name: value for name, value in scores.items() if not math.isnan(value)}
+    return {"count": count, "apart": apart, "differ": differ, METRIC: asdict(task.metrics[0]), **defined}
 
 
 def _rows(shipped: Shipped) -> tuple[training.Data, str]:
@@ -254,10 +256,6 @@ def _rows(shipped: Shipped) -> tuple[training.Data, str]:
     x = x.float() / high if shape.kind == "tabular" else x.to(torch.uint8)
     rows = client.wrap(shape, x, torch.zeros(_SINGLES, dtype=torch.int64))
     return rows, "random rows, as the run's data is not on this machine: accuracy says nothing here"
-
-
-def _metric(shipped: Shipped) -> str:
-    return "mae" if shipped.shape.task == "regression" else "accuracy"
 
 
 def _layers(shipped: Shipped) -> tuple[Layer, ...]:

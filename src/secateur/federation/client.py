@@ -18,6 +18,7 @@ from secateur.errors import MaskNotHeldError
 from secateur.federation import link
 from secateur.federation.link import Kept
 from secateur.learning import batched as stacked
+from secateur.learning import task as tasks
 from secateur.learning import training
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
@@ -51,7 +52,7 @@ def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Ten
     """Return what the study's method may know; equal on the server and on every client."""
     found = layout(model, study.model.structure, inputs)
     state = model.state_dict()
-    specs = specs_of({name: state[name] for name in found.roles})
+    specs = specs_of({name: state[name] for name in found.travelling})
     return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
 
 
@@ -153,8 +154,9 @@ class Participant:
     def _evaluate(self, client: Client, message: Message) -> Message:
         used = self.method.uses(message, client)
         training.load(self.model, used)
-        held = (self.shards.test(client.id), self.shards.validation(client.id))
-        test, validation = (training.evaluate(self.model, wrap(self.shards, *rows)) for rows in held)
+        held = wrap(self.shards, *self.shards.test(client.id))
+        test = training.evaluate(self.model, held)
+        validation = training.evaluate(self.model, wrap(self.shards, *self.shards.validation(client.id)))
         weights = [used[name] for name in self.setting.layout.names("weight")]
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
         scores: dict[str, Scalar] = {
@@ -165,6 +167,9 @@ class Participant:
             "validation": validation.metric if validation.samples else 0.0,
             "sparsity": zeros,
         }
+        for metric in held.task.metrics[1:]:
+            scores[metric.name] = test.further.get(metric.name, 0.0)
+            scores[f"{metric.name}_samples"] = test.samples if metric.name in test.further else 0
         return Message({}, None, scores)
 
 
@@ -206,9 +211,18 @@ class _Sending:
         return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
+def further_scores(task: tasks.Task) -> dict[str, type]:
+    """Return the scalars of a reply to ``EVALUATE`` for a task's scores beside the main one.
+
+    Each has its value, and the test rows that it is of: 0 where it is not defined on a client's rows.
+    """
+    names = [metric.name for metric in task.metrics[1:]]
+    return dict.fromkeys(names, float) | {f"{name}_samples": int for name in names}
+
+
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:
     """Return rows as they are stored with how they become model inputs."""
-    return training.Data(x, y, rows.kind, rows.scale, rows.task)
+    return training.Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import logging
-import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -29,7 +28,8 @@ from secateur.federation import checkpoint, client
 from secateur.federation import prepare as provision
 from secateur.federation.exchange import Books, Exchange
 from secateur.federation.link import Links
-from secateur.federation.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.learning import task as tasks
 from secateur.learning import training
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
@@ -86,7 +86,7 @@ class Run:
         self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.metric = "accuracy" if self.shards.task == "classification" else "mae"
+        self.task = tasks.find(self.shards.task)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = training.tensors_of(self.model)
@@ -244,7 +244,8 @@ class Run:
         }
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())
-            row |= {self.metric: score.metric, "loss": score.loss}
+            main = self.task.metrics[0]
+            row |= {main.name: score.metric, "loss": score.loss, **score.further, METRIC: dataclasses.asdict(main)}
             validation = self._score(state.model(), self.shards.server_validation())
             row |= {VALIDATION: validation.metric} if validation.samples else {}
         return row
@@ -260,7 +261,8 @@ class Run:
         parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
         scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
         macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
-        return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
+        metric = self.task.metrics[0].name
+        return {"widths": {name: {metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         rows = [json.loads(line) for line in (self.folder / ROUNDS).read_text("utf-8").splitlines()]
@@ -303,9 +305,13 @@ class Run:
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
-        ask = replace(self.method.examine(state), clients=tuple(engine.clients()) if rows else ())
-        best = (0.0, 1.0) if self.metric == "accuracy" else (0.0, math.inf)
-        bounds = {"metric": best, "validation": best, "sparsity": (0.0, 1.0)}
+        ask = self.method.examine(state)
+        main, *further = self.task.metrics
+        scalars = {**(ask.expects.scalars or {}), **client.further_scores(self.task)}
+        expects = replace(ask.expects, scalars=scalars)
+        ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
+        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
+        bounds |= {metric.name: metric.bounds for metric in further}
         exchange = Exchange(ask, engine, self.study, self.books, self.runtime.deadline, bounds)
         for _ in exchange.replies():
             pass
@@ -317,7 +323,7 @@ class Run:
         Where the server has no test set, their mean, weighted by rows, is the run's score.
         """
         carried = sum(exchange.down.values()) + sum(exchange.up.values())
-        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.metric, central=self.central)}
+        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.task.metrics, central=self.central)}
 
 
 def new_folder(study: Study, out: Path | None) -> Path:

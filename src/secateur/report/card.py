@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.learning.metrics import metric_of
 from secateur.report.terminal import amount, size
 
 
@@ -56,7 +57,7 @@ class Card:
         title: method, data, study.
         file, format: what was written.
         checked: on which rows, how many, how far the outputs are from the masked model's, how many predictions
-            differ, and the exported file's own score.
+            differ, and the exported file's own scores.
         layers: see ``Layer``.
         figures: dense, masked, slim.
     """
@@ -71,11 +72,11 @@ class Card:
     def markdown(self) -> str:
         """Return the card as a page."""
         told = self.checked
-        metric, score = next((name, told[name]) for name in ("accuracy", "mae") if name in told)
+        metric = metric_of(told)
         intro = (
             f"`{self.file}` ({self.format}) is the physically slim model. It was compared with the masked model of the "
             f"run on {told['count']} rows ({told['rows']}): outputs differ by at most {told['apart']:.1e} of the "
-            f"largest one, {told['differ']} predictions differ, {metric} {score:.4f}."
+            f"largest one, {told['differ']} predictions differ, {metric.name} {told[metric.name]:.4f}."
         )
         inputs = "Inputs: batch first; images as float32 divided by the data's scale, tokens as int64."
         lines = [f"# {self.title}", "", intro, "", inputs, ""]

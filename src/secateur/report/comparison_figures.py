@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from secateur.learning.metrics import Metric
 from secateur.report.drawing import COLOURS, DASHES, GREY, Figure, colour, dash, figure, layout, symbol, view
 from secateur.report.statistics import Curve, Interval, front, interval
 from secateur.report.terminal import size
@@ -40,7 +41,7 @@ class Drawn:
     name: str
     variant: str
     control: str
-    metric: str
+    metric: Metric
     curves: Mapping[str, Sequence[Curve]]
     quality: Interval
     bytes: Interval
@@ -137,7 +138,7 @@ def _points(name: str, of: Sequence[Drawn], sparsity: Side, value: Side, look: F
 
 
 def _ends(of: Sequence[Drawn], sparsity: Side, value: Side) -> list[str]:
-    return [f"{_said(value(ln).mean, ln.metric)} at {100 * sparsity(ln).mean:.1f} %" for ln in (of[0], of[-1])]
+    return [f"{ln.metric.text(value(ln).mean)} at {100 * sparsity(ln).mean:.1f} %" for ln in (of[0], of[-1])]
 
 
 # ---- line by line
@@ -160,7 +161,7 @@ def quality(lines: Sequence[Drawn]) -> Figure:
             traces += _band(line, points, look, shown=shown) if points else []
         frame = layout(words, _score(lines[0]), money=axis == "carried") | ({"height": 800} if crowded else {})
         views.append(view(traces, _bounded(frame, metric), words))
-    alt = _told(f"{ln.name} ends at {_said(ln.quality.mean, metric)}" for ln in lines if not ln.control)
+    alt = _told(f"{ln.name} ends at {metric.text(ln.quality.mean)}" for ln in lines if not ln.control)
     if crowded:
         alt = f"At first FedAvg and what lies on the front are drawn; a click on a name adds its line. {alt}"
     return (
@@ -198,7 +199,7 @@ def pareto(lines: Sequence[Drawn]) -> Figure:
         )  # fmt: skip
         alts.append(
             f"On the front {words}: "
-            + "; ".join(f"{ln.name} with {_said(ln.quality.mean, metric)} for {shown(cost(ln).mean)}" for ln in best)
+            + "; ".join(f"{ln.name} with {metric.text(ln.quality.mean)} for {shown(cost(ln).mean)}" for ln in best)
         )
         frame = {**layout(across, _score(lines[0]), money=shown is size), "showlegend": False}
         if crowded:
@@ -225,7 +226,7 @@ def _spots(lines: Sequence[Drawn], cost: Side, best: Sequence[Drawn], *, crowded
 
 
 def _front(lines: Sequence[Drawn], cost: Side) -> list[Drawn]:
-    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, least=lines[0].metric == "mae")
+    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, least=not lines[0].metric.higher)
 
 
 def _slanted(lines: Sequence[Drawn], cost: Side) -> list[Figure]:
@@ -257,9 +258,9 @@ def fairness(lines: Sequence[Drawn]) -> Figure:
         }
         for n, (name, of) in enumerate(_SHARES)
     ]  # fmt: skip
-    alt = _told(f"{ln.name}: all {_said(ln.local.mean, metric)}, worst tenth {_said(ln.lowest.mean, metric)}"
+    alt = _told(f"{ln.name}: all {metric.text(ln.local.mean)}, worst tenth {metric.text(ln.lowest.mean)}"
                 for ln in shown)  # fmt: skip
-    frame = _listed(layout(f"{_worded(metric)} on clients' own test rows", ""), len(shown)) | {"barmode": "group"}
+    frame = _listed(layout(f"{metric.worded} on clients' own test rows", ""), len(shown)) | {"barmode": "group"}
     frame["xaxis"] |= {"autorangeoptions": _clip(metric)}
     return figure("fairness", "Who loses by pruning?", alt, [view(traces, frame)], wide=len(shown) > _LISTED)
 
@@ -285,7 +286,7 @@ def apart(lines: Sequence[Drawn]) -> Figure:
             }
         )  # fmt: skip
     alt = _told(
-        f"{line.name} against {name}: {_said(value.mean, line.metric)}" + (", shown" if name in line.better else "")
+        f"{line.name} against {name}: {line.metric.text(value.mean)}" + (", shown" if name in line.better else "")
         for line in shown
         for name, value in line.apart.items()
     )
@@ -344,13 +345,14 @@ def _band(line: Drawn, points: Sequence[tuple[float, float, float]], look: Figur
     return [band, mean]
 
 
-def _bounded(frame: Figure, metric: str) -> Figure:
+def _bounded(frame: Figure, metric: Metric) -> Figure:
     """Return a layout whose second axis does not go beyond what the metric can be, however wide an interval is."""
     return {**frame, "yaxis": {**frame["yaxis"], "autorangeoptions": _clip(metric)}}
 
 
-def _clip(metric: str) -> Figure:
-    return {"clipmin": 0} if metric == "mae" else {"clipmin": 0, "clipmax": 1}
+def _clip(metric: Metric) -> Figure:
+    ends = {"clipmin": metric.least, "clipmax": metric.most}
+    return {name: end for name, end in ends.items() if end is not None}
 
 
 def _listed(frame: Figure, count: int) -> Figure:
@@ -388,14 +390,6 @@ def _error(value: Interval) -> Figure:
     return {"type": "data", "array": [_half(value)], "thickness": 1}
 
 
-def _worded(metric: str) -> str:
-    return {"mae": "mean absolute error"}.get(metric, metric)
-
-
 def _score(line: Drawn) -> str:
     """Return what the lines of a figure are scored by, and where."""
-    return f"{_worded(line.metric)} on clients' own rows" if line.own else _worded(line.metric)
-
-
-def _said(value: float, metric: str) -> str:
-    return f"{value:.2f}" if metric == "mae" else f"{100 * value:.1f} %"
+    return f"{line.metric.worded} on clients' own rows" if line.own else line.metric.worded

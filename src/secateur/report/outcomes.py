@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from secateur.contract.method import TRAIN
 from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
 from secateur.federation import run as runs
-from secateur.federation.records import VALIDATION, check_answers
+from secateur.federation.records import METRIC, VALIDATION, check_answers
+from secateur.learning.metrics import ACCURACY, Metric, metric_of
 from secateur.report.statistics import Curve
 from secateur.report.worst import worst_tenth
 from secateur.wire.codec import encode
@@ -50,7 +51,7 @@ class Outcome:
     """What one run ended with, and what it had spent on the way.
 
     Attributes:
-        metric: ``accuracy``, in [0, 1], or ``mae``, of which less is better.
+        metric: what ``quality`` is: accuracy, mean absolute error, or a score of the task's own.
         quality: of the shipped model, on test rows.
         local: mean over clients' own test rows.
         lowest: mean over the tenth of clients that fare worst.
@@ -73,7 +74,7 @@ class Outcome:
         validated: the same by round.
     """
 
-    metric: str
+    metric: Metric
     quality: float
     local: float
     lowest: float
@@ -119,7 +120,7 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
     if any(record["phase"] == TRAIN and record["round"] == study.rounds for record in records):
         check_answers(records)
     final = _final(folder, records)
-    metric = "accuracy" if "accuracy" in final else "mae"
+    metric = metric_of(final)
     carried, worked, linked = 0, 0.0, 0.0
     waits = predicted(records, links, study.data.clients) if links else [0.0] * len(records)
     curves: list[list[tuple[float, float]]] = [[], [], [], []]
@@ -127,15 +128,15 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
         linked += wait
-        if metric in record:
+        if metric.name in record:
             for curve, spent in zip(curves, (record["round"], carried, worked, linked), strict=True):
-                curve.append((float(spent), record[metric]))
+                curve.append((float(spent), record[metric.name]))
     local = final["local"]
     local_sparsity = final.get("local_sparsity", final["sparsity"])  # nobody was asked: the shipped model's
     by_round, by_bytes, by_seconds, by_link = curves
     validated = [(float(record["round"]), record[VALIDATION]) for record in records if VALIDATION in record]
     return Outcome(
-        metric, final[metric], sum(local) / max(1, len(local)), worst_tenth(local, least=metric == "mae"),
+        metric, final[metric.name], sum(local) / max(1, len(local)), worst_tenth(local, least=not metric.higher),
         final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if links else (),
@@ -143,7 +144,7 @@ def outcome(folder: Path, links: Links | None = None) -> Outcome:
         phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
         traffic=_traffic(records, final), kept=_kept(folder),
         left=final["parameters_physical"] / final["parameters_dense"] if "parameters_dense" in final else 1.0,
-        widths={name: (part[metric], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
+        widths={name: (part[metric.name], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
         validation=final.get(VALIDATION, math.nan), validated=validated,
     )  # fmt: skip
 
@@ -187,11 +188,11 @@ def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, A
     if (folder / runs.SUMMARY).exists():
         return dict(json.loads((folder / runs.SUMMARY).read_text("utf-8"))["final"])
     last = records[-1]
-    metric = "mae" if any("mae" in record for record in records) else "accuracy"
-    scored = [record[metric] for record in records if metric in record]
+    scored = [record for record in records if metric_of(record).name in record]
+    metric = metric_of(scored[-1]) if scored else ACCURACY
     chosen = [record[VALIDATION] for record in records if VALIDATION in record]
     return {
-        metric: scored[-1] if scored else 0.0, "local": [], "central": True,
+        metric.name: scored[-1][metric.name] if scored else 0.0, METRIC: asdict(metric), "local": [], "central": True,
         VALIDATION: chosen[-1] if chosen else math.nan, "sparsity": last["sparsity"],
         "local_sparsity": last["sparsity"],
         "macs": last["macs"], "macs_physical": last["macs"], "parameters_physical": last["kept"],

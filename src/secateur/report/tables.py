@@ -166,8 +166,8 @@ def _own_rows(found: Sequence[Line]) -> list[dict[str, str]]:
 
 def _metric(found: Sequence[Line]) -> tuple[str, Callable[[float], str]]:
     """Return the name of the column of scores, and how they are written."""
-    where = " on own rows" if found[0].rows == OWN else ""
-    return (f"MAE{where}", plain) if is_error(found) else (f"accuracy{where} %", percent)
+    where, metric = " on own rows" if found[0].rows == OWN else "", found[0].metric
+    return (f"{metric.shown}{where} %", percent) if metric.share else (f"{metric.shown}{where}", plain)
 
 
 def _apart(line: Line, found: Sequence[Line], shown_: Callable[[float], str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from secateur.learning.metrics import Metric
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Curve, Interval, at, exceeds, front, interval, level, paired, reach, shown
 
@@ -78,7 +79,7 @@ class Line:
         return found[1] if found else AS_IT_IS
 
     @property
-    def metric(self) -> str:
+    def metric(self) -> Metric:
         """Return what its runs are scored by."""
         return next(iter(self.runs.values())).metric
 
@@ -159,18 +160,17 @@ def _view(partition: str, rows: str, groups: Sequence[Group], target: float, mar
 
 def is_error(found: Sequence[Line]) -> bool:
     """Return whether lines are scored by an error, of which less is better."""
-    return bool(found) and found[0].metric == "mae"
+    return bool(found) and not found[0].metric.higher
 
 
 def _scores(line: Line, of: Mapping[int, Outcome]) -> dict[int, float]:
     """Return scores by seed on a line's rows; higher is better."""
-    sign = -1 if line.metric == "mae" else 1
-    return {seed: sign * (one.local if line.rows == OWN else one.quality) for seed, one in of.items()}
+    return {seed: line.metric.sign * (one.local if line.rows == OWN else one.quality) for seed, one in of.items()}
 
 
 def _spent(line: Line, dense: Mapping[int, Outcome], target: float) -> Line:
     """Return a line with what its score cost, beside FedAvg's alone: no third line changes that."""
-    least = line.metric == "mae"
+    least = not line.metric.higher
     pairs = [(one, dense[seed]) for seed, one in line.runs.items() if seed in dense]
     usual = (1.05 if least else 0.95) * interval([_ended(other) for _, other in pairs]).mean if pairs else 0.0
     aim, equal, needed, reached = target or usual, {}, {}, {}
@@ -197,7 +197,7 @@ def _until(one: Outcome, axis: str, aim: float) -> float | None:
 
     A target says when a run might have been stopped: test rows must not.
     """
-    round_ = reach(one.validated or one.rounds, aim, least=one.metric == "mae")
+    round_ = reach(one.validated or one.rounds, aim, least=not one.metric.higher)
     spent = zip(one.rounds, _curve(one, axis), strict=True)
     return None if round_ is None else next((cost for (at_, _), (cost, _) in spent if at_ >= round_), None)
 
@@ -208,7 +208,7 @@ def _at_equal(one: Outcome, other: Outcome, axis: str) -> float | None:
     here, there = at(_curve(one, axis), budget), at(_curve(other, axis), budget)
     if here is None or there is None:
         return None
-    return there - here if one.metric == "mae" else here - there
+    return one.metric.sign * (here - there)
 
 
 def _all(found: Iterable[float | None]) -> Interval | None:
@@ -234,8 +234,9 @@ def _judged(found: Sequence[Line]) -> list[Line]:
 
 
 def _margin(found: Sequence[Line], number: int, name: str) -> float:
-    """Return how far a line may be from a control that it is level with; for errors a share of the control's."""
+    """Return how far a line may be from a control that it is level with; of errors a share of the control's."""
     line = found[number]
-    if line.margin or line.metric != "mae":
+    if line.margin or line.metric.share:
         return line.margin or MARGIN
-    return SHARE * (line.score.mean + line.apart[name].mean)  # less is better: the difference is the control's less its
+    control = line.score.mean - line.metric.sign * line.apart[name].mean
+    return SHARE * abs(control)

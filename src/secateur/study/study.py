@@ -17,18 +17,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from secateur import methods
 from secateur.contract.method import Method
 from secateur.data.partition import parse as parse_partition
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
+from secateur.learning.task import find as find_task
 from secateur.learning.training import Training
 from secateur.pruning.discovery import How
 from secateur.wire.settings import Wire
 
 Option = bool | int | float | str
+
+_LATER_DATA, _LATER_TRAINING = ("validation_fraction", "task"), ("schedule", "period", "floor")
+"""Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
 class _Section(BaseModel):
@@ -47,6 +60,8 @@ class DataSection(_Section):
             figures that are reported are of test rows. 0: none.
         public: training rows that the server has and no client, drawn before the partition; for methods whose
             server trains.
+        task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
+            ``module:Class`` of your own (``learning.task``).
     """
 
     source: str = "digits"
@@ -55,6 +70,7 @@ class DataSection(_Section):
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     public: int = Field(default=0, ge=0)
+    task: str = ""
 
 
 class ModelSection(_Section):
@@ -110,6 +126,12 @@ class Study(_Section):
             return values
         return {**values, "training": {**methods.find(method).recommended, **values.get("training", {})}}
 
+    @field_validator("training")
+    @classmethod
+    def _over_rounds(cls, training: Training, info: ValidationInfo) -> Training:
+        """Let a schedule that goes over all rounds know how many there are."""
+        return training.over(info.data.get("rounds", 1))
+
     def build_method(self) -> Method:
         """Return the method with its options set.
 
@@ -126,8 +148,10 @@ class Study(_Section):
         """Return 8 hexadecimal digits that name the result."""
         # a section that came later must not rename the runs that were made without it
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
-        if not self.data.validation_fraction:
-            later["data"] = {"validation_fraction"}
+        later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
+        later["training"] = {
+            name for name in _LATER_TRAINING if getattr(self.training, name) == getattr(Training, name)
+        }
         text = json.dumps(self.complete().model_dump(mode="json", exclude=later), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -186,6 +210,8 @@ def study(values: Mapping[str, Any]) -> Study:
     except ValidationError as broken:
         raise _worded(broken) from broken
     parse_partition(made.data.partition)
+    if made.data.task:
+        find_task(made.data.task)
     held = made.data.test_fraction + made.data.validation_fraction
     check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()

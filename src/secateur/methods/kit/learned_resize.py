@@ -138,16 +138,13 @@ class Bench:
         """Train the model itself."""
         server = self.server
         training.load(server.model, weights)
-        training.fit(server.model, server.data, how, round_=self.round, seed=server.setting.seed, client=server.id)
+        training.fit(server.model, server.data, how, server.turn(self.round))
         return training.tensors_of(server.model)
 
     def _learn(self, model: nn.Module, tensors: Tensors, learnt: Tensors, effective: Effective) -> Tensors:
         training.load(model, tensors)
         server = self.server
-        return learn(
-            model, server.data, self.how, learnt, effective,
-            round_=self.round, seed=server.setting.seed, client=server.id,
-        )[0]  # fmt: skip
+        return learn(model, server.data, self.how, learnt, effective, server.turn(self.round))[0]
 
     def _parts(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         names = self.server.setting.layout.trainable
