@@ -23,13 +23,14 @@ from torch import nn
 from secateur.aggregation.steps import Aggregator, Memory, WeightedMean
 from secateur.learning import training as local
 from secateur.learning.gradients import measure
+from secateur.learning.hook import Hook
 from secateur.learning.supermask import Effective, Penalty, learn
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Form
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Layout, Role, plan, slim_mask, widen
 from secateur.pruning.surgery import shrink
-from secateur.streams import stream
+from secateur.streams import Turn, stream
 from secateur.wire.message import Expected, Message, Scalar, Spec
 
 Archive = MutableMapping[str, Tensors]
@@ -150,7 +151,7 @@ class Client:
         training: the round's local training.
         memory: tensors that this client keeps between rounds; saved with the run.
         initial: theta_0, the weights that the federation began with; both sides make them from the seed.
-        fit: the local loop; ``training.fit``, or one that trains several clients at once.
+        fit: the local loop; ``loop.fit``, or one that trains several clients at once.
         measured: rows so far, of those processed, of which ``measure`` took gradients of all weights, pruned or not.
     """
 
@@ -165,28 +166,28 @@ class Client:
     measured: int = 0
 
     def train(
-        self, tensors: Tensors, mask: Mask | None, *, round_: int, effort: local.Effort | None = None,
-        feedback: bool = False, narrow: Sequence[Mask] = (), fading: Mask | None = None, fade: float = 0.0,
+        self, tensors: Tensors, mask: Mask | None, *,
+        round_: int, effort: local.Effort | None = None, hooks: Sequence[Hook] = (),
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:  # fmt: skip
         """Train from ``tensors`` under ``mask``; return the trained tensors, dense in shape, and what was done.
 
         Units that the mask leaves dead are cut out first, and a slim model is trained: less to compute, and the same
         weights but for the order of floating-point sums (and the draws of dropout layers that were cut).
 
-        With ``feedback`` the result is dense, and nothing is cut. ``narrow`` masks are those of narrower models, of
-        which each step trains one; see ``training.fit``.
+        Args:
+            tensors: what it begins with; all exchanged tensors.
+            mask: what is pruned; None: nothing.
+            round_: t.
+            effort: epochs, patience and share of rows where they differ from the round's setting.
+            hooks: what is done in each step besides. Where one of them is dense, the result is, and nothing is cut.
         """
-        removal = plan(mask or {}, [] if feedback else self.setting.layout.groups)
-        narrow = [slim_mask(part, removal) for part in narrow]
+        dense = any(hook.dense for hook in hooks)
+        removal = plan(mask or {}, [] if dense else self.setting.layout.groups)
+        hooks = [hook.slim(removal) for hook in hooks] if removal else hooks
         local.load(self.model, tensors)
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
-        fading = slim_mask(fading, removal) if fading and removal else fading
-        done = self.fit(
-            model, self.data, self.training,
-            round_=round_, seed=self.setting.seed, client=self.id, mask=held, effort=effort, feedback=feedback,
-            narrow=narrow, fading=fading, fade=fade,
-        )  # fmt: skip
+        done = self.fit(model, self.data, self.training, self.turn(round_), mask=held, effort=effort, hooks=hooks)
         trained = local.tensors_of(model)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
@@ -195,10 +196,7 @@ class Client:
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:
         """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
         local.load(self.model, masks.apply(tensors, mask))
-        found, done = measure(
-            self.model, self.data, self.training, form,
-            round_=round_, seed=self.setting.seed, client=self.id, batches=batches,
-        )  # fmt: skip
+        found, done = measure(self.model, self.data, self.training, form, self.turn(round_), batches=batches)
         self.measured += done.processed
         return found, done
 
@@ -207,10 +205,11 @@ class Client:
     ) -> tuple[dict[str, torch.Tensor], local.Fit]:
         """Train scores from which weights are made, in a model of ``tensors``; see ``supermask.learn``."""
         local.load(self.model, tensors)
-        return learn(
-            self.model, self.data, self.training, scores, effective,
-            round_=round_, seed=self.setting.seed, client=self.id, penalty=penalty,
-        )  # fmt: skip
+        return learn(self.model, self.data, self.training, scores, effective, self.turn(round_), penalty=penalty)
+
+    def turn(self, round_: int) -> Turn:
+        """Return what its draws in a round follow from."""
+        return Turn(self.setting.seed, round_, self.id)
 
 
 SERVER = -1

@@ -38,6 +38,7 @@ from secateur.contract.method import (
     train_reply,
 )
 from secateur.errors import check
+from secateur.methods.kit.hooks import Feedback
 from secateur.pruning.allocation import Global, on, spared
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -79,7 +80,7 @@ class DPF(Method):
             return train_reply(ask, client)
         sent = ask.message.tensors
         mask = self.mask(client.setting, sent, ask.round - 1)
-        weights, done = client.train(sent, mask, round_=ask.round, feedback=mask is not None)
+        weights, done = client.train(sent, mask, round_=ask.round, hooks=[Feedback()] if mask is not None else [])
         return Message(weights, None, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:

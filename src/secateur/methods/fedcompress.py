@@ -159,7 +159,7 @@ class FedCompress(Method):
             how = training.Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
             learnt, _ = learn(
                 server.model, outputs(weights, server, noise(server, self.proxies)), how, learnt, plain,
-                round_=state.round, seed=server.setting.seed, client=server.id, penalty=partial(pull, beta=self.beta),
+                server.turn(state.round), penalty=partial(pull, beta=self.beta),
             )  # fmt: skip
             weights |= plain(learnt)
         books = codebooks(weights, learnt, self.room)
