@@ -110,7 +110,7 @@ SLOTS = {
     "granularity": ["weight", "hybrid", "nm", "kernel", "channel"],  # heads and blocks need other models
     "schedule": ["cubic", "geometric", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],
-    "aggregator": ["mean", "server_momentum"],
+    "aggregator": ["mean", "server_momentum", "fed_adam", "fed_yogi", "fed_adagrad"],
 }
 
 
