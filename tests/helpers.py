@@ -12,15 +12,19 @@ import numpy as np
 from safetensors.torch import load_file
 
 from secateur import methods
-from secateur.contract.method import Client
+from secateur.contract.method import SCORES, Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.federation import client
 from secateur.federation import run as runs
+from secateur.learning.task import Classification
 from secateur.learning.training import tensors_of
 from secateur.study.study import Runtime, assign, flatten, study
 
 INLINE = Runtime(workers=0)
+
+SCORED = {**SCORES, **client.TOLD, **client.further_scores(Classification())}
+"""Scalars of a client's reply to EVALUATE, where classes are learnt."""
 
 
 def small(method="fedavg", *settings, **top):

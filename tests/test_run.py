@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.method import SCORES
+from helpers import INLINE, SCORED, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
-from secateur.federation import checkpoint, client
+from secateur.federation import checkpoint
 from secateur.federation import run as runs
 from secateur.report.outcomes import outcome
 from secateur.study.study import Runtime
@@ -482,7 +481,12 @@ def test_personal_models_are_validated_on_their_clients_rows(tmp_path):
         def exchange(self, requests, deadline=None):
             for who, reply in self.inner.exchange(requests, deadline):
                 if b"validation_samples" in reply[:300]:
-                    told.append(decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars)
+                    told.append(
+                        decode(
+                            reply,
+                            Expected({}, scalars=SCORED),
+                        ).scalars
+                    )
                 yield who, reply
 
     summary = play(small("dispfl"), tmp_path / "run", shards, open_engine=Heard.open)

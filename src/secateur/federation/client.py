@@ -14,12 +14,13 @@ from torch import nn
 
 from secateur.contract.method import EVALUATE, TRAIN, Ask, Client, Setting
 from secateur.data.shards import Shape, Shards, open_shards
-from secateur.errors import MaskNotHeldError
+from secateur.errors import MaskNotHeldError, ModelError
 from secateur.federation import link
 from secateur.federation.link import Kept
 from secateur.learning import batched as stacked
 from secateur.learning import task as tasks
 from secateur.learning import training
+from secateur.learning.resident import base_of, digest
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
@@ -31,6 +32,7 @@ from secateur.wire.message import Expected, Message, Scalar, specs_of
 from secateur.wire.settings import Wire
 
 PLAIN = "plain"
+BASE = "base"
 SECONDS = "seconds"
 MEASURED = "measured"
 TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
@@ -84,6 +86,7 @@ class Participant:
         self.shards = shards
         self.method = study.build_method()
         self.model = make_model(study, shards)
+        self.base = digest(base_of(self.model))
         self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
@@ -117,6 +120,7 @@ class Participant:
         if message.mask is not None:
             kept = replace(kept, held=message.mask)
         scalars = dict(message.scalars)
+        self._check_base(client, str(scalars.pop(BASE, "")))
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
         message = replace(message, scalars=scalars)
@@ -132,6 +136,18 @@ class Participant:
         data = safetensors.save(after) if after else None
         # how long the reply took to write is known when it is written
         return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
+
+    def _check_base(self, client: int, wanted: str) -> None:
+        """Refuse a request for a model whose frozen and constant tensors are not those that are here.
+
+        Raises:
+            ModelError: they differ; both digests are told.
+        """
+        if wanted != self.base:
+            raise ModelError(
+                f"client {client}: the request is for a model with frozen tensors {wanted or 'none'}, the model here "
+                f"has {self.base or 'none'}: give both sides the same model.name, pretrained file and torch"
+            )
 
     def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.

@@ -31,6 +31,7 @@ from secateur.federation.link import Links
 from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
 from secateur.learning import task as tasks
 from secateur.learning import training
+from secateur.learning.resident import base_of, digest
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
@@ -90,8 +91,9 @@ class Run:
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = training.tensors_of(self.model)
+        self.base = base_of(self.model)
         self.server: dict[str, float] = {}
-        self.books = Books(Links(self.setting.specs))
+        self.books = Books(Links(self.setting.specs), base=digest(self.base))
         self.log = logging.getLogger(f"secateur.federation.run.{folder}")
 
     def create(self) -> State:
@@ -174,7 +176,7 @@ class Run:
         rows = client.wrap(self.shards, *self.shards.public())
         view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
         state, processed = self.method.refine(state, view)
-        macs = 3 * processed * cost.macs(self.uses, state.weights, None)
+        macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
         return state
@@ -224,7 +226,7 @@ class Run:
 
     def _macs(self, mask: Mask | None) -> tuple[int, int]:
         """Return MACs of one example under a mask: on surviving weights, and after the cuts."""
-        shapes = {name: spec.shape for name, spec in self.setting.specs.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
         return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
 
@@ -240,7 +242,7 @@ class Run:
             "sparsity_all": removed / total,
             "kept": total - removed,
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
-            "macs": cost.macs(self.uses, state.weights, state.mask),
+            "macs": cost.macs(self.uses, self._whole(state.weights), state.mask),
         }
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())
@@ -254,6 +256,10 @@ class Run:
         """Score a model on some of the server's rows."""
         training.load(self.model, tensors)
         return training.evaluate(self.model, client.wrap(self.shards, *rows))
+
+    def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Return exchanged tensors with those that never travel."""
+        return {**self.base, **tensors}
 
     def _widths(self, state: State) -> Row:
         """Score the narrower models that the shipped one holds."""
@@ -274,7 +280,8 @@ class Run:
             **self._widths(state),
         }
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
-        checkpoint.ship(self.folder, state.model(), state.mask, about)
+        about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
+        checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
         if not self.central:
             check_any(EVALUATE, len(examined.ask.clients), [entry["reason"] for entry in examined.left_out])
@@ -288,7 +295,7 @@ class Run:
 
     def _structure(self, state: State) -> Row:
         """Count what is left after the dead units are really cut out of the model."""
-        dense = cost.macs(self.uses, state.weights, None)
+        dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
         training.load(self.model, state.model())
         small = shrink(self.model, removal)
@@ -307,8 +314,7 @@ class Run:
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
         ask = self.method.examine(state)
         main, *further = self.task.metrics
-        scalars = {**(ask.expects.scalars or {}), **client.further_scores(self.task)}
-        expects = replace(ask.expects, scalars=scalars)
+        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), **client.further_scores(self.task)})
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
         bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
         bounds |= {metric.name: metric.bounds for metric in further}

@@ -11,6 +11,7 @@ from secateur.learning.loop import Fit
 from secateur.learning.optimiser import Training
 from secateur.learning.task import Data
 from secateur.pruning.criteria import Form
+from secateur.pruning.roles import roles
 from secateur.streams import Turn, global_stream
 
 
@@ -76,9 +77,11 @@ def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
     """Return the flow over its largest entry: computed in float64, so that depth does not overflow, sent in less."""
     x, _ = data.batch(slice(0, 1))
     twin = copy.deepcopy(model).double().eval()
+    constant = {name for name, role in roles(twin).items() if role == "constant"}  # a mask's -inf must stay
     with torch.no_grad():
-        for tensor in twin.state_dict().values():
-            tensor.abs_()
+        for name, tensor in twin.state_dict().items():
+            if name not in constant:
+                tensor.abs_()
     ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)
     parameters = _trained(twin)
     slopes = _gradient(twin(ones).sum(), parameters)

@@ -180,8 +180,10 @@ def _kept(folder: Path) -> float:
 def _size(folder: Path) -> int:
     if not (folder / runs.SUMMARY).exists():
         return 0
-    weights, mask, _ = checkpoint.shipped(folder)
-    return len(encode(Message(weights, mask or None)))
+    tensors, mask, about = checkpoint.shipped(folder)
+    base = set(json.loads(about.get(checkpoint.BASE, "[]")))  # as it is: it may hold infinities, which no message does
+    weights = {name: tensor for name, tensor in tensors.items() if name not in base}
+    return len(encode(Message(weights, mask or None))) + sum(tensors[name].nbytes for name in base)
 
 
 def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

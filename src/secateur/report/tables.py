@@ -23,11 +23,10 @@ from secateur.report.terminal import amount, size
 from secateur.report.verdicts import AS_IT_IS, DENSE, LETTERS, MARGIN, OWN, SERVER, Group, Line, compared, is_error
 
 RESULT = "comparison.json"
-FEW = (
-    "method", "accuracy %", "MAE", "accuracy on own rows %", "MAE on own rows", "to dense", "to random", "to ramped",
-    "to shuffled", "to narrow", "bytes", "client seconds",
+_FEW = (
+    "method", "to dense", "to random", "to ramped", "to shuffled", "to narrow", "bytes", "client seconds",
 )  # fmt: skip
-"""The columns that a terminal has room for."""
+"""The columns that a terminal has room for, beside the score, which stands second."""
 
 
 def lines(suite: Suite, cells: Sequence[Cell], out: Path, links: Links | None = None) -> list[Line]:
@@ -194,12 +193,13 @@ def _linked(line: Line) -> dict[str, str]:
     }
 
 
-def brief(
-    found: Sequence[Line], partition: str, columns: Sequence[str] = FEW, rows: str = SERVER
-) -> list[dict[str, str]]:
-    """Return a partition's rows of ``table`` with these columns, where they are known; controls but FedAvg left out."""
+def brief(found: Sequence[Line], partition: str, rows: str = SERVER) -> list[dict[str, str]]:
+    """Return a partition's rows of ``table``, few columns of them; controls but FedAvg left out."""
     here = _told_lines(found, partition, rows)
-    return [{name: row[name] for name in columns if name in row} for row in table(here)] if here else []
+    if not here:
+        return []
+    columns = (*_FEW[:1], _metric(here)[0], *_FEW[1:])
+    return [{name: row[name] for name in columns if name in row} for row in table(here)]
 
 
 def _told_lines(found: Sequence[Line], partition: str, rows: str) -> list[Line]:
