@@ -35,10 +35,13 @@ class Books:
     Attributes:
         links: who holds which mask.
         error: what the last training request left out of the weights; it is added to the next one.
+        base: the digest of the model's tensors that never travel; empty: it has none. Not part of a checkpoint: the
+            study makes them.
     """
 
     links: Links
     error: Tensors = field(default_factory=dict)
+    base: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Exchange:
         scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
         if ask.plain:
             scalars[client.PLAIN] = True
+        if self.books.base:
+            scalars[client.BASE] = self.books.base
         seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
         return Outgoing(message, values=wire.values, template=self.books.links.specs, seed=seed)
