@@ -1,5 +1,6 @@
 """The local loop: against a plain PyTorch loop, and its own promises."""
 
+import contextlib
 import copy
 import math
 
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.learning.hook import Hook, Steps
 from secateur.learning.task import Regression, find
 from secateur.learning.training import Data, Effort, Training, enforce, evaluate, fit, load, tensors_of
 from secateur.streams import Turn, derive
@@ -170,3 +172,51 @@ def test_load_and_tensors_round_trip_without_counters():
 def test_bounds(bad):
     with pytest.raises(ConfigError, match=r"training\.\w+ = "):
         Training(**bad)
+
+
+class Told(Hook):
+    """A hook of one's own that notes when it is asked."""
+
+    def __init__(self, name, notes):
+        self.name, self.notes = name, notes
+
+    def begin(self, view, turn):
+        assert set(view.parameters) == {"1.weight", "1.bias", "3.weight", "3.bias"}
+        assert turn == Turn(0, 3, 2)
+        return Noting(self, view)
+
+
+class Noting(Steps):
+    def __init__(self, hook, view):
+        self.hook, self.view = hook, view
+
+    def before(self):
+        self.hook.notes.append(f"{self.hook.name} before")
+
+    @contextlib.contextmanager
+    def forward(self):
+        self.hook.notes.append(f"{self.hook.name} enters")
+        yield
+        self.hook.notes.append(f"{self.hook.name} leaves")
+
+    def gradients(self):
+        self.hook.notes.append(f"{self.hook.name} gradients")
+        self.view.parameters["3.bias"].grad.zero_()
+
+
+def test_hooks_act_in_order_around_each_step_and_on_gradients():
+    notes, net, start = [], model(), model()
+    hooks = [Told("a", notes), Told("b", notes)]
+    fit(net, data(8), Training(epochs=1, batch_size=8), Turn(0, 3, 2), hooks=hooks)
+    assert notes == [
+        "a before", "b before", "a enters", "b enters", "b leaves", "a leaves", "a gradients", "b gradients",
+    ]  # fmt: skip
+    assert torch.equal(net[3].bias, start[3].bias)  # what a hook zeroes does not move
+    assert not torch.equal(net[3].weight, start[3].weight)
+
+
+def test_a_hook_that_does_nothing_changes_no_bit():
+    one, two = model(), model()
+    fit(one, data(), Training(), Turn(0, 1, 0))
+    fit(two, data(), Training(), Turn(0, 1, 0), hooks=[Hook()])
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

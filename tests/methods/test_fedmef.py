@@ -95,7 +95,7 @@ def test_remembered_activations_change_little_and_train(folder, tmp_path):
     assert all(summary["final"]["accuracy"] > 0.6 for summary in found)
 
 
-def test_effort_says_how_much_is_remembered():
+def test_a_hook_says_how_much_is_remembered():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     data = Data(torch.randn(64, 64), torch.randn(64), kind="tabular", task=Regression())
     found = []

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 BINS = 15
@@ -102,22 +103,20 @@ def auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 
     Reference: Fawcett, "An introduction to ROC analysis", 2006; Mann and Whitney, 1947.
     """
-    shares = outputs.double().softmax(1)
-    first = 1 if shares.shape[1] == 2 else 0
-    areas = [_area(shares[:, k], targets == k) for k in range(first, shares.shape[1])]
+    shares, classes = outputs.double().softmax(1).T.contiguous().cpu().numpy(), targets.cpu().numpy()
+    first = 1 if len(shares) == 2 else 0
+    areas = [_area(shares[k], classes == k) for k in range(first, len(shares))]
     found = [area for area in areas if not math.isnan(area)]
     return sum(found) / len(found) if found else math.nan
 
 
-def _area(scores: torch.Tensor, positive: torch.Tensor) -> float:
-    """Return (R - P (P + 1) / 2) / (P N): R the ranks of the positive rows, equal scores sharing their mean rank."""
-    some = int(positive.sum())
-    others = len(positive) - some
-    if not some or not others:
+def _area(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Return the share of pairs in which the positive row has the higher score, equal scores counting half."""
+    ours, others = scores[positive], np.sort(scores[~positive])  # several times faster than torch's sort on a CPU
+    if not len(ours) or not len(others):
         return math.nan
-    _, place, counts = torch.unique(scores, return_inverse=True, return_counts=True)
-    ranks = counts.cumsum(0).double() - (counts - 1) / 2
-    return float((ranks[place[positive]].sum() - some * (some + 1) / 2) / (some * others))
+    won = sum(int(np.searchsorted(others, ours, side).sum()) for side in ("left", "right")) / 2
+    return won / (len(ours) * len(others))
 
 
 def calibration_error(outputs: torch.Tensor, targets: torch.Tensor, bins: int = BINS) -> float:

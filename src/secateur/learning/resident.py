@@ -22,8 +22,7 @@ def load(model: nn.Module, tensors: Tensors) -> None:
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the exchanged tensors: parameters and floating-point buffers that training changes."""
-    state = model.state_dict()
-    return {n: state[n].detach().clone(memory_format=torch.contiguous_format) for n in travelling(model)}
+    return _copies(travelling(model))
 
 
 def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -31,9 +30,12 @@ def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
     They never travel: both sides make them, from the study's model and seed. They are shipped with the model.
     """
-    own = set(travelling(model))
-    held = {n: t for n, t in model.state_dict().items() if n not in own and t.is_floating_point()}
-    return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in held.items()}
+    own = travelling(model)
+    return _copies({n: t for n, t in model.state_dict().items() if n not in own and t.is_floating_point()})
+
+
+def _copies(tensors: Tensors) -> dict[str, torch.Tensor]:
+    return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
 
 
 def digest(tensors: Tensors) -> str:

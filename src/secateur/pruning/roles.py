@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from secateur.pruning.layers import NORMS
@@ -23,23 +24,32 @@ def roles(model: nn.Module) -> dict[str, Role]:
     ``constant_buffers``, which ``models.build`` sets after a trial.
     """
     found: dict[str, Role] = {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in model.state_dict().items():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if name not in parameters:
-            if tensor.is_floating_point():
-                constant = name.rpartition(".")[2] in getattr(owner, "constant_buffers", ())
-                found[name] = "constant" if constant else "buffer"
-        elif not parameters[name].requires_grad:
-            if tensor.is_floating_point():
-                found[name] = "frozen"
-        elif isinstance(owner, NORMS):
+    fixed, state = _fixed(model), model.state_dict()
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name in (name for name, tensor in state.items() if tensor.is_floating_point()):
+        if name in fixed:
+            found[name] = fixed[name]
+        elif name not in parameters:
+            found[name] = "buffer"
+        elif isinstance(model.get_submodule(name.rpartition(".")[0]), NORMS):
             found[name] = "norm"
         else:
             found[name] = "bias" if "bias" in name.rpartition(".")[2] else "weight"
     return found
 
 
-def travelling(model: nn.Module) -> list[str]:
-    """Return the tensors of a model that are exchanged, in state-dict order."""
-    return [name for name, role in roles(model).items() if role not in FIXED]
+def travelling(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the tensors of a model that are exchanged, themselves, in state-dict order."""
+    fixed = _fixed(model)
+    return {n: t for n, t in model.state_dict().items() if t.is_floating_point() and n not in fixed}
+
+
+def _fixed(model: nn.Module) -> dict[str, Role]:
+    found: dict[str, Role] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            found[name] = "frozen"
+    for prefix, module in model.named_modules():
+        if module._buffers:  # noqa: SLF001 -- most modules have none, and asking all of them takes longer
+            found |= {f"{prefix}.{n}".lstrip("."): "constant" for n in getattr(module, "constant_buffers", ())}
+    return found
