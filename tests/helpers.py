@@ -17,8 +17,8 @@ from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.federation import client
 from secateur.federation import run as runs
+from secateur.learning.resident import tensors_of
 from secateur.learning.task import Classification
-from secateur.learning.training import tensors_of
 from secateur.study.study import Runtime, assign, flatten, study
 
 INLINE = Runtime(workers=0)

@@ -11,7 +11,7 @@ from secateur.contract.method import EVALUATE, REPORT
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.wire.codec import decode, encode, part_sizes
 from secateur.wire.message import Expected, Message
 

@@ -18,7 +18,7 @@ from secateur.contract.method import Ask, Replies, Setting, State, merge, train_
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.methods.fedavg import FedAvg
 from secateur.pruning import mask as masks
 from secateur.pruning.structure import Layout

@@ -8,8 +8,9 @@ from torch import nn
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.learning.gradients import measure
-from secateur.learning.task import Regression
-from secateur.learning.training import Data, Training
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import tensors_of
+from secateur.learning.task import Data, Regression
 from secateur.streams import Turn
 
 
@@ -153,7 +154,6 @@ def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
     from secateur.contract.method import Replies
     from secateur.data.shards import open_shards
     from secateur.federation import client
-    from secateur.learning.training import tensors_of
 
     study = small("oneshot", "criterion=snip", "schedule.at=0")
     held = open_shards(shards)

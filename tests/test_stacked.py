@@ -12,9 +12,12 @@ from torch import nn
 from helpers import INLINE, play, small, tiny_shards
 from secateur import models
 from secateur.errors import ConfigError, ModelError
-from secateur.learning import batched, training
+from secateur.learning import batched
 from secateur.learning.batched import Compute, answers
-from secateur.learning.training import Data, Effort, Training
+from secateur.learning.loop import Effort, fit
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import enforce, load, tensors_of
+from secateur.learning.task import Data
 from secateur.methods.kit.hooks import Fading, Feedback, Narrow, PrunedActivations
 from secateur.streams import Turn
 from secateur.study.study import Runtime
@@ -48,21 +51,21 @@ def alone(model, jobs, how):
     found = []
     for client, (data, own) in enumerate(jobs):
         net = copy.deepcopy(model)
-        training.enforce(net, own.get("mask"))
-        done = training.fit(net, data, how, Turn(5, 2, client), **own)
-        found.append((training.tensors_of(net), done))
+        enforce(net, own.get("mask"))
+        done = fit(net, data, how, Turn(5, 2, client), **own)
+        found.append((tensors_of(net), done))
     return found
 
 
 def together(model, jobs, how, compute=MOST):
     """All clients, from one resident model as in a worker."""
-    resident, start, found = copy.deepcopy(model), training.tensors_of(model), {}
+    resident, start, found = copy.deepcopy(model), tensors_of(model), {}
 
     def task(client, data, own, fit, clock):
-        training.load(resident, start)
-        training.enforce(resident, own.get("mask"))
+        load(resident, start)
+        enforce(resident, own.get("mask"))
         done = fit(resident, data, how, Turn(5, 2, client), **own)
-        found[client] = training.tensors_of(resident), done
+        found[client] = tensors_of(resident), done
         return b"", str(clock()).encode()
 
     said = answers([partial(task, client, *job) for client, job in enumerate(jobs)], compute)
@@ -172,15 +175,15 @@ def test_models_of_different_shapes_go_in_groups():
 
     def task(client, model, fit, _clock):
         own = copy.deepcopy(model)
-        found[client] = fit(own, rows(9, client), how, Turn(0, 1, client)), training.tensors_of(own)
+        found[client] = fit(own, rows(9, client), how, Turn(0, 1, client)), tensors_of(own)
         return b"", None
 
     nets = [slim, wide, slim]
     answers([partial(task, k, net) for k, net in enumerate(nets)], MOST)
     for k, net in enumerate(nets):
         own = copy.deepcopy(net)
-        training.fit(own, rows(9, k), how, Turn(0, 1, k))
-        for name, tensor in training.tensors_of(own).items():
+        fit(own, rows(9, k), how, Turn(0, 1, k))
+        for name, tensor in tensors_of(own).items():
             torch.testing.assert_close(found[k][1][name], tensor)
 
 
@@ -223,16 +226,16 @@ def test_a_frozen_layer_stays_for_all_clients():
     resident, how, found = copy.deepcopy(model), Training(epochs=2, batch_size=4), {}
 
     def task(client, fit, _clock):
-        training.load(resident, training.tensors_of(model))
+        load(resident, tensors_of(model))
         fit(resident, rows(7, client), how, Turn(0, 1, client))
-        found[client] = training.tensors_of(resident)
+        found[client] = tensors_of(resident)
         return b"", None
 
     answers([partial(task, k) for k in range(3)], MOST)
     for client, tensors in found.items():
         own = copy.deepcopy(model)
-        training.fit(own, rows(7, client), how, Turn(0, 1, client))
-        for name, tensor in training.tensors_of(own).items():
+        fit(own, rows(7, client), how, Turn(0, 1, client))
+        for name, tensor in tensors_of(own).items():
             torch.testing.assert_close(tensors[name], tensor)
     assert torch.equal(resident.fc1.weight, model.fc1.weight)
 

@@ -16,7 +16,7 @@ from secateur.data.sources import Source
 from secateur.errors import ModelError
 from secateur.federation import client
 from secateur.federation import run as runs
-from secateur.learning import training
+from secateur.learning.resident import tensors_of
 from secateur.methods.kit.hooks import Feedback
 from secateur.pruning.structure import plan, sizes, slice_of
 from secateur.study.study import Runtime
@@ -35,7 +35,7 @@ def lab(folder, study):
     model = client.make_model(study, shards)
     setting = client.make_setting(study, model, shards.clients)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
-    return view, training.tensors_of(model)
+    return view, tensors_of(model)
 
 
 @pytest.mark.parametrize(

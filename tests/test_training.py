@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
+from secateur.learning.evaluate import evaluate
 from secateur.learning.hook import Hook, Steps
-from secateur.learning.task import Regression, find
-from secateur.learning.training import Data, Effort, Training, enforce, evaluate, fit, load, tensors_of
+from secateur.learning.loop import Effort, fit
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import enforce, load, tensors_of
+from secateur.learning.task import Data, Regression, find
 from secateur.streams import Turn, derive
 
 

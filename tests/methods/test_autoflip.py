@@ -12,7 +12,7 @@ from secateur.data.shards import open_shards
 from secateur.errors import NobodyTrainedError
 from secateur.federation import checkpoint, client
 from secateur.federation import run as runs
-from secateur.learning.training import load, tensors_of
+from secateur.learning.resident import load, tensors_of
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.kit import exploration
 from secateur.pruning import mask as masks

@@ -10,7 +10,7 @@ from secateur.contract.method import Client, Replies
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.methods.feddip import FedDIP
 from secateur.methods.kit.hooks import Feedback
 from secateur.pruning import mask as masks

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from helpers import lab, model_of, play, same, small, tiny_shards
-from secateur.learning.task import Regression
-from secateur.learning.training import Data, Training, fit
+from secateur.learning.loop import fit
+from secateur.learning.optimiser import Training
+from secateur.learning.task import Data, Regression
 from secateur.methods.fedmef import FedMef
 from secateur.methods.kit.hooks import Fading, PrunedActivations
 from secateur.pruning import mask as masks

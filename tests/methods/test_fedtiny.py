@@ -6,7 +6,8 @@ import torch
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.method import SCORE, Replies, State
 from secateur.errors import ConfigError
-from secateur.learning.training import evaluate, load
+from secateur.learning.evaluate import evaluate
+from secateur.learning.resident import load
 from secateur.methods.fedtiny import FedTiny
 from secateur.methods.kit import mask_selection as selection
 from secateur.pruning import mask as masks

@@ -11,7 +11,7 @@ from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.aggregation.steps import WeightedMean
 from secateur.contract.method import SCORE, Replies, State
 from secateur.errors import ConfigError
-from secateur.learning.training import load, tensors_of
+from secateur.learning.resident import load, tensors_of
 from secateur.methods.complement import ComplementSparsification
 from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL

@@ -13,7 +13,8 @@ from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.method import SERVER, Client, Replies
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.learning.training import Data, Training
+from secateur.learning.optimiser import Training
+from secateur.learning.task import Data
 from secateur.methods.kit import learned_resize as resize
 from secateur.methods.kit.similarity import Distillation, quality
 from secateur.pruning import clustering

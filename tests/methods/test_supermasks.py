@@ -9,9 +9,9 @@ from torch import nn
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.method import Replies
 from secateur.errors import ConfigError
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import frozen, learn, straight_through
-from secateur.learning.task import Regression
-from secateur.learning.training import Data, Training
+from secateur.learning.task import Data, Regression
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, first
 from secateur.methods.hidenseek import HideNseek

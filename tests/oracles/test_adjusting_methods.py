@@ -16,7 +16,10 @@ from helpers import lab as helpers_lab
 from helpers import same, small, tiny_shards
 from secateur.contract.method import Client, Replies, State
 from secateur.learning.gradients import measure
-from secateur.learning.training import Data, Effort, Fit, Training, load, orders
+from secateur.learning.loop import Effort, Fit, orders
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import load
+from secateur.learning.task import Data
 from secateur.methods.feddip import FedDIP
 from secateur.methods.feddst import FedDST
 from secateur.methods.fedmef import FedMef

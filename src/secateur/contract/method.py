@@ -21,10 +21,13 @@ import torch
 from torch import nn
 
 from secateur.aggregation.steps import Aggregator, Memory, WeightedMean
-from secateur.learning import training as local
+from secateur.learning import loop, resident
 from secateur.learning.gradients import measure
 from secateur.learning.hook import Hook
+from secateur.learning.loop import Effort, Fit
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import Effective, Penalty, learn
+from secateur.learning.task import Data
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Form
 from secateur.pruning.mask import Mask, Tensors
@@ -158,17 +161,17 @@ class Client:
     id: int
     setting: Setting
     model: nn.Module
-    data: local.Data
-    training: local.Training
+    data: Data
+    training: Training
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     initial: Tensors = field(default_factory=dict)
-    fit: Callable[..., local.Fit] = local.fit
+    fit: Callable[..., Fit] = loop.fit
     measured: int = 0
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *,
-        round_: int, effort: local.Effort | None = None, hooks: Sequence[Hook] = (),
-    ) -> tuple[dict[str, torch.Tensor], local.Fit]:  # fmt: skip
+        round_: int, effort: Effort | None = None, hooks: Sequence[Hook] = (),
+    ) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
         """Train from ``tensors`` under ``mask``; return the trained tensors, dense in shape, and what was done.
 
         Units that the mask leaves dead are cut out first, and a slim model is trained: less to compute, and the same
@@ -184,27 +187,27 @@ class Client:
         dense = any(hook.dense for hook in hooks)
         removal = plan(mask or {}, [] if dense else self.setting.layout.groups)
         hooks = [hook.slim(removal) for hook in hooks] if removal else hooks
-        local.load(self.model, tensors)
+        resident.load(self.model, tensors)
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
         done = self.fit(model, self.data, self.training, self.turn(round_), mask=held, effort=effort, hooks=hooks)
-        trained = local.tensors_of(model)
+        trained = resident.tensors_of(model)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
     def measure(
         self, form: Form, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1
-    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
+    ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
-        local.load(self.model, masks.apply(tensors, mask))
+        resident.load(self.model, masks.apply(tensors, mask))
         found, done = measure(self.model, self.data, self.training, form, self.turn(round_), batches=batches)
         self.measured += done.processed
         return found, done
 
     def learn(
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None
-    ) -> tuple[dict[str, torch.Tensor], local.Fit]:
+    ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train scores from which weights are made, in a model of ``tensors``; see ``supermask.learn``."""
-        local.load(self.model, tensors)
+        resident.load(self.model, tensors)
         return learn(self.model, self.data, self.training, scores, effective, self.turn(round_), penalty=penalty)
 
     def turn(self, round_: int) -> Turn:
@@ -237,7 +240,7 @@ REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
 """Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
 
 
-def report(done: local.Fit) -> dict[str, Scalar]:
+def report(done: Fit) -> dict[str, Scalar]:
     """Return the scalars of ``REPORT``."""
     return {"samples": done.samples, "processed": done.processed, "loss": done.loss}
 

@@ -25,7 +25,8 @@ from secateur.federation import checkpoint, client
 from secateur.federation import prepare as provision
 from secateur.federation.records import METRIC
 from secateur.federation.run import PLAN, SUMMARY
-from secateur.learning import training
+from secateur.learning import resident
+from secateur.learning.task import Data
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import Plan
@@ -78,7 +79,7 @@ def read(folder: Path) -> Shipped:
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
         removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
         model = client.make_model(study, shape)
-        training.load(model, tensors)
+        resident.load(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:
         raise CheckpointError(f"{folder} cannot be read: {type(broken).__name__}: {broken}") from broken
     return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary)
@@ -129,7 +130,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
         torch.set_num_threads(threads)
 
 
-def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, told: str) -> Card:
+def _export(shipped: Shipped, to: str, place: Path, rows: Data, told: str) -> Card:
     path, beside = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
     example = rows.batch(slice(0, 1))[0]
     try:
@@ -197,7 +198,7 @@ def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     about = {"about": json.dumps({"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()})}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, about))
-    training.load(fresh, safetensors.load_file(path))
+    resident.load(fresh, safetensors.load_file(path))
     return fresh
 
 
@@ -210,7 +211,7 @@ def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     return lambda x: torch.as_tensor(method.execute([x])[0]).clone()
 
 
-def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: bool) -> dict[str, Any]:
+def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> dict[str, Any]:
     """Compare predictions of the file with those of the masked model, row by row."""
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
@@ -234,7 +235,7 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
     return {"count": count, "apart": apart, "differ": differ, METRIC: asdict(task.metrics[0]), **defined}
 
 
-def _rows(shipped: Shipped) -> tuple[training.Data, str]:
+def _rows(shipped: Shipped) -> tuple[Data, str]:
     """Return test rows and what they are: the server's, the clients' own, or random ones where the data is away."""
     try:
         with provision.federation(shipped.study) as folder:

@@ -18,9 +18,12 @@ from secateur.errors import MaskNotHeldError, ModelError
 from secateur.federation import link
 from secateur.federation.link import Kept
 from secateur.learning import batched as stacked
+from secateur.learning import loop, resident
 from secateur.learning import task as tasks
-from secateur.learning import training
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Fit
 from secateur.learning.resident import base_of, digest
+from secateur.learning.task import Data
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
@@ -87,7 +90,7 @@ class Participant:
         self.method = study.build_method()
         self.model = make_model(study, shards)
         self.base = digest(base_of(self.model))
-        self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
+        self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
@@ -99,7 +102,7 @@ class Participant:
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        fit = partial(training.fit, autocast=self.study.compute.autocast)
+        fit = partial(loop.fit, autocast=self.study.compute.autocast)
         return self._serve(client, request, state, fit=fit, clock=time.perf_counter)
 
     def together(
@@ -109,7 +112,7 @@ class Participant:
         return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
 
     def _serve(
-        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., training.Fit], clock: stacked.Clock
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
     ) -> tuple[bytes, bytes | None]:
         start = clock()
         kept, memory = Kept.split(safetensors.load(state) if state else {}, self.setting.specs)
@@ -163,16 +166,16 @@ class Participant:
         self._last = request, held, message, clock() - begun
         return message, 0.0
 
-    def data(self, client: int) -> training.Data:
+    def data(self, client: int) -> Data:
         """Return the client's training rows."""
         return wrap(self.shards, *self.shards.train(client))
 
     def _evaluate(self, client: Client, message: Message) -> Message:
         used = self.method.uses(message, client)
-        training.load(self.model, used)
+        resident.load(self.model, used)
         held = wrap(self.shards, *self.shards.test(client.id))
-        test = training.evaluate(self.model, held)
-        validation = training.evaluate(self.model, wrap(self.shards, *self.shards.validation(client.id)))
+        test = evaluate(self.model, held)
+        validation = evaluate(self.model, wrap(self.shards, *self.shards.validation(client.id)))
         weights = [used[name] for name in self.setting.layout.names("weight")]
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
         scores: dict[str, Scalar] = {
@@ -236,9 +239,9 @@ def further_scores(task: tasks.Task) -> dict[str, type]:
     return dict.fromkeys(names, float) | {f"{name}_samples": int for name in names}
 
 
-def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:
+def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
     """Return rows as they are stored with how they become model inputs."""
-    return training.Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
+    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -29,8 +29,9 @@ from secateur.federation import prepare as provision
 from secateur.federation.exchange import Books, Exchange
 from secateur.federation.link import Links
 from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.learning import resident
 from secateur.learning import task as tasks
-from secateur.learning import training
+from secateur.learning.evaluate import Score, evaluate
 from secateur.learning.resident import base_of, digest
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
@@ -90,7 +91,7 @@ class Run:
         self.task = tasks.find(self.shards.task)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
-        self.initial = training.tensors_of(self.model)
+        self.initial = resident.tensors_of(self.model)
         self.base = base_of(self.model)
         self.server: dict[str, float] = {}
         self.books = Books(Links(self.setting.specs), base=digest(self.base))
@@ -252,10 +253,10 @@ class Run:
             row |= {VALIDATION: validation.metric} if validation.samples else {}
         return row
 
-    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> training.Score:
+    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Score a model on some of the server's rows."""
-        training.load(self.model, tensors)
-        return training.evaluate(self.model, client.wrap(self.shards, *rows))
+        resident.load(self.model, tensors)
+        return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return exchanged tensors with those that never travel."""
@@ -297,7 +298,7 @@ class Run:
         """Count what is left after the dead units are really cut out of the model."""
         dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        training.load(self.model, state.model())
+        resident.load(self.model, state.model())
         small = shrink(self.model, removal)
         uses = cost.uses(small, self.example)
         weights = dict(small.state_dict())

@@ -42,7 +42,8 @@ from secateur.contract.method import (
     train_ask,
 )
 from secateur.errors import check
-from secateur.learning import training
+from secateur.learning import resident
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import learn
 from secateur.methods.kit.similarity import entering, noise, outputs, quality
 from secateur.pruning.clustering import (
@@ -128,7 +129,7 @@ class FedCompress(Method):
         sent, count = opened(ask.message.tensors, _shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
         scores, penalty = self.scores(sent, count, client), partial(pull, beta=self.beta)
         learnt, done = client.learn(sent, scores, plain, round_=ask.round, penalty=penalty)
-        weights = {**training.tensors_of(client.model), **plain(learnt)}
+        weights = {**resident.tensors_of(client.model), **plain(learnt)}
         features = entering(weights, client, client.data.batch(slice(0, _ROWS))[0])
         done = replace(done, processed=done.processed + len(features) // 3)  # a third: forward only
         found = closed(weights, codebooks(weights, learnt, self.room), width(count))
@@ -156,7 +157,7 @@ class FedCompress(Method):
         weights, rows = dict(state.weights), self.proxies * self.epochs if state.round else 0
         learnt: Tensors = self.scores(weights, self.count(state), server)
         if rows:
-            how = training.Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
+            how = Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
             learnt, _ = learn(
                 server.model, outputs(weights, server, noise(server, self.proxies)), how, learnt, plain,
                 server.turn(state.round), penalty=partial(pull, beta=self.beta),

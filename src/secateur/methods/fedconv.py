@@ -30,7 +30,7 @@ import torch
 from secateur.aggregation.steps import WeightedMean
 from secateur.contract.method import Ask, Client, Replies, Setting, State
 from secateur.errors import check
-from secateur.learning.training import Training
+from secateur.learning.optimiser import Training
 from secateur.methods.kit.learned_resize import Bench
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.structure import Plan, plan

@@ -39,8 +39,8 @@ from secateur.contract.method import (
     train_reply,
 )
 from secateur.errors import check
+from secateur.learning.resident import tensors_of
 from secateur.learning.supermask import straight_through
-from secateur.learning.training import tensors_of
 from secateur.methods.kit import exploration
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors

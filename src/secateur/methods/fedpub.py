@@ -27,8 +27,8 @@ import torch
 from secateur.aggregation.steps import Mean, WeightedMean
 from secateur.contract.method import Ask, Client, Method, Replies, Setting, State, merge, report, train_ask
 from secateur.errors import ModelError, check
-from secateur.learning import training
-from secateur.learning.training import Fit
+from secateur.learning import resident
+from secateur.learning.loop import Fit
 from secateur.methods.kit.personal import Belongings, Each
 from secateur.methods.kit.similarity import alike, embedding
 from secateur.pruning.mask import Tensors
@@ -108,7 +108,7 @@ class FedPUB(Method):
         penalty = partial(self.pull, sent={} if new else weights)
         learnt, done = client.learn(sent, scores, masked, round_=ask.round, penalty=penalty)
         client.memory |= {n: t for n, t in learnt.items() if n.startswith(_SOFT)}
-        return {**training.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
+        return {**resident.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
 
     def absorb(self, state: State, replies: Replies) -> State:
         """Merge for all, and for each by likeness."""

@@ -45,7 +45,7 @@ from secateur.contract.method import (
     report,
 )
 from secateur.errors import check
-from secateur.learning import training
+from secateur.learning import resident
 from secateur.learning.supermask import straight_through
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message, Spec
@@ -113,7 +113,7 @@ class SpaFL(Method):
         learnt, done = client.learn(
             weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
         )
-        client.memory |= training.tensors_of(client.model) | learnt
+        client.memory |= resident.tensors_of(client.model) | learnt
         return Message({n: learnt[n] for n in thresholds}, None, report(done))
 
     def absorb(self, state: State, replies: Replies) -> State:

@@ -33,8 +33,8 @@ from secateur.contract.method import Method
 from secateur.data.partition import parse as parse_partition
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
+from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
-from secateur.learning.training import Training
 from secateur.pruning.discovery import How
 from secateur.wire.settings import Wire
 

@@ -28,7 +28,7 @@ from secateur.contract.method import (
     train_ask,
 )
 from secateur.errors import ConfigError
-from secateur.learning.training import Fit
+from secateur.learning.loop import Fit
 from secateur.methods.kit import exploration
 from secateur.methods.kit.rate_distortion import curves
 from secateur.pruning import mask as masks

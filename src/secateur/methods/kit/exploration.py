@@ -13,7 +13,7 @@ import torch
 
 from secateur.aggregation.steps import WeightedMean
 from secateur.contract.method import REPORT, Ask, Client, Replies, Setting, State, report
-from secateur.learning.training import Effort
+from secateur.learning.loop import Effort
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream

@@ -15,8 +15,9 @@ from torch import nn
 
 from secateur.aggregation.steps import WeightedMean
 from secateur.contract.method import REPORT, Ask, Client, Replies, State, report
-from secateur.learning import training
-from secateur.learning.training import Fit
+from secateur.learning import resident
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Fit
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, pruned_count, shared
 from secateur.pruning.mask import Mask, Tensors
@@ -57,12 +58,12 @@ def candidate(state: State, number: int, sparsity: float) -> Mask:
 
 def respond(ask: Ask, client: Client) -> Message:
     """Return the statistics of the candidate's batch norms on all rows, or its loss; nothing is trained."""
-    training.load(client.model, ask.message.tensors)
+    resident.load(client.model, ask.message.tensors)
     rows = len(client.data)
     if ask.message.scalars["statistics"]:
         found = _statistics(client)
         return Message(found, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
-    score = training.evaluate(client.model, client.data)
+    score = evaluate(client.model, client.data)
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
 
@@ -105,5 +106,5 @@ def _statistics(client: Client) -> dict[str, torch.Tensor]:
             model(x)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
-    found: Tensors = training.tensors_of(model)
+    found: Tensors = resident.tensors_of(model)
     return {name: found[name] for name in client.setting.layout.names("buffer")}

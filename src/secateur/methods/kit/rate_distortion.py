@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from secateur.contract.method import Client
-from secateur.learning import training
+from secateur.learning import resident
 from secateur.methods.kit.similarity import noise
 from secateur.pruning.allocation import lowest, pruned_count
 from secateur.pruning.mask import Tensors
@@ -20,7 +20,7 @@ def curves(
 
     The distortion is the mean over inputs of the squared distance of the outputs; lowest scores go first.
     """
-    training.load(server.model, weights)
+    resident.load(server.model, weights)
     server.model.eval()
     inputs, state, found = noise(server, proxies), server.model.state_dict(), dict[str, list[float]]()
     with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from secateur.contract.method import Client
-from secateur.learning import training
+from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
 from secateur.pruning.mask import Tensors
@@ -20,7 +20,7 @@ def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Te
     seen: list[torch.Tensor] = []
     last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
     hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
-    training.load(client.model, weights)
+    resident.load(client.model, weights)
     client.model.eval()
     with torch.no_grad():
         client.model(inputs)
@@ -74,7 +74,7 @@ class Distillation(Task):
 
 def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
     """Return inputs with what a model answers to them."""
-    training.load(teacher.model, weights)
+    resident.load(teacher.model, weights)
     teacher.model.eval()
     with torch.no_grad():
         kind = "tokens" if teacher.data.kind == "tokens" else "tabular"
