@@ -22,7 +22,6 @@ from secateur.learning import loop, resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Fit
-from secateur.learning.resident import base_of, digest
 from secateur.learning.task import Data
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
@@ -89,7 +88,7 @@ class Participant:
         self.shards = shards
         self.method = study.build_method()
         self.model = make_model(study, shards)
-        self.base = digest(base_of(self.model))
+        self.base = resident.digest(resident.base_of(self.model))
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)

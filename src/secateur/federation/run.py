@@ -32,7 +32,6 @@ from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, 
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
-from secateur.learning.resident import base_of, digest
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
@@ -92,9 +91,9 @@ class Run:
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = resident.tensors_of(self.model)
-        self.base = base_of(self.model)
+        self.base = resident.base_of(self.model)
         self.server: dict[str, float] = {}
-        self.books = Books(Links(self.setting.specs), base=digest(self.base))
+        self.books = Books(Links(self.setting.specs), base=resident.digest(self.base))
         self.log = logging.getLogger(f"secateur.federation.run.{folder}")
 
     def create(self) -> State:
