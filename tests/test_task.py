@@ -113,9 +113,9 @@ def test_names_that_are_no_task_are_refused():
 def test_clients_scores_are_means_over_the_rows_they_are_defined_on():
     told = [
         {"samples": 10, "metric": 0.5, "loss": 1.0, "sparsity": 0.0, "validation_samples": 0, "validation": 0.0,
-         "auroc": 0.75, "auroc_samples": 10, "ece": 0.1, "ece_samples": 10},
+         "auroc": 0.75, "auroc_defined": True, "ece": 0.1, "ece_defined": True},
         {"samples": 30, "metric": 0.9, "loss": 2.0, "sparsity": 0.0, "validation_samples": 0, "validation": 0.0,
-         "auroc": 0.0, "auroc_samples": 0, "ece": 0.3, "ece_samples": 30},
+         "auroc": 0.0, "auroc_defined": False, "ece": 0.3, "ece_defined": True},
     ]  # fmt: skip
     row = local_scores(told, Classification().metrics, central=False)
     assert (row["accuracy"], row["auroc"], row["ece"]) == (pytest.approx(0.8), 0.75, pytest.approx(0.25))

@@ -17,6 +17,7 @@ from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import MaskNotHeldError, ModelError
 from secateur.federation import link
 from secateur.federation.link import Kept
+from secateur.federation.records import defined
 from secateur.learning import batched as stacked
 from secateur.learning import loop, resident
 from secateur.learning import task as tasks
@@ -187,7 +188,7 @@ class Participant:
         }
         for metric in held.task.metrics[1:]:
             scores[metric.name] = test.further.get(metric.name, 0.0)
-            scores[f"{metric.name}_samples"] = test.samples if metric.name in test.further else 0
+            scores[defined(metric)] = metric.name in test.further
         return Message({}, None, scores)
 
 
@@ -229,13 +230,13 @@ class _Sending:
         return reply, link.largest(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
-def further_scores(task: tasks.Task) -> dict[str, type]:
+def further_scores(task: tasks.Task) -> Mapping[str, type]:
     """Return the scalars of a reply to ``EVALUATE`` for a task's scores beside the main one.
 
-    Each has its value, and the test rows that it is of: 0 where it is not defined on a client's rows.
+    Each has its value, and whether it is defined on the client's test rows; 0 where it is not.
     """
-    names = [metric.name for metric in task.metrics[1:]]
-    return dict.fromkeys(names, float) | {f"{name}_samples": int for name in names}
+    further = task.metrics[1:]
+    return {metric.name: float for metric in further} | {defined(metric): bool for metric in further}
 
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:

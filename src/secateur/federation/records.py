@@ -47,7 +47,7 @@ def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: boo
     """Return what clients' replies to ``EVALUATE`` add up to: each one's score on test rows, and means by rows.
 
     The means, on test and on validation rows, are the run's scores where no server has one (not ``central``). Of the
-    scores beside the main one, clients count on whose rows they are defined.
+    scores beside the main one, those clients count on whose rows they are defined.
     """
     scored = [t for t in told if int(t["samples"])]
     row: Row = {"local": sorted(float(t["metric"]) for t in scored)}
@@ -57,15 +57,20 @@ def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: boo
         return row
     main, *further = metrics
     parts = [
-        (main.name, "metric", "samples"), ("loss", "loss", "samples"),
-        *((metric.name, metric.name, f"{metric.name}_samples") for metric in further),
-        (VALIDATION, "validation", "validation_samples"),
+        (main.name, "metric", "samples", told), ("loss", "loss", "samples", told),
+        *((m.name, m.name, "samples", [t for t in told if t[defined(m)]]) for m in further),
+        (VALIDATION, "validation", "validation_samples", told),
     ]  # fmt: skip
-    for name, key, rows in parts:
-        count = sum(int(t[rows]) for t in told)
+    for name, key, rows, of in parts:
+        count = sum(int(t[rows]) for t in of)
         if count:
-            row[name] = sum(float(t[key]) * int(t[rows]) for t in told) / count
+            row[name] = sum(float(t[key]) * int(t[rows]) for t in of) / count
     return row | {METRIC: dataclasses.asdict(main)}
+
+
+def defined(metric: Metric) -> str:
+    """Return the scalar by which a client says that a score beside the main one is defined on its test rows."""
+    return f"{metric.name}_defined"
 
 
 def check_answers(rows: Iterable[Row]) -> None:
