@@ -30,7 +30,11 @@ class Rule:
     decoupled: bool
 
 
-RULES: Mapping[str, Rule] = {"sgd": Rule(False, False), "adam": Rule(True, False), "adamw": Rule(True, True)}
+RULES: Mapping[str, Rule] = {
+    "sgd": Rule(adaptive=False, decoupled=False),
+    "adam": Rule(adaptive=True, decoupled=False),
+    "adamw": Rule(adaptive=True, decoupled=True),
+}
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RateSchedule:
     """A learning-rate schedule.
 
     Attributes:
@@ -148,11 +152,11 @@ def _cosine(training: Training, over: int) -> float:
     return training.floor + (training.lr - training.floor) * (1 + math.cos(math.pi * part)) / 2
 
 
-SCHEDULES: Mapping[str, Schedule] = {
-    "constant": Schedule(_constant),
-    "exponential": Schedule(_exponential, frozenset({"decay"})),
-    "cosine": Schedule(_cosine, frozenset({"period", "floor"}), spans=True),
-    "step": Schedule(_step, frozenset({"decay", "period"}), needs_period=True),
+SCHEDULES: Mapping[str, RateSchedule] = {
+    "constant": RateSchedule(_constant),
+    "exponential": RateSchedule(_exponential, frozenset({"decay"})),
+    "cosine": RateSchedule(_cosine, frozenset({"period", "floor"}), spans=True),
+    "step": RateSchedule(_step, frozenset({"decay", "period"}), needs_period=True),
 }
 
 
