@@ -154,7 +154,7 @@ def quality(of: Measured | None) -> list[str]:
     """Return quality on the server's rows and on clients' own."""
     if of is None:
         return ["not run", "not run"]
-    shown = plain if of.runs[0].metric == "mae" else percent
+    shown = percent if of.runs[0].metric.share else plain
     own, server = (spread(interval([getattr(one, name) for one in of.runs]), shown) for name in ("local", "quality"))
     return ["ships none" if of.study.build_method().personal else server, own]
 
@@ -185,7 +185,7 @@ def page(out: Path) -> str:
     suite, cells = read_comparison(out)
     found = {partition: measured(cells, partition, out) for partition in suite.partitions}
     first = found[suite.partitions[0]]
-    metric = next(iter(first.values())).runs[0].metric
+    metric = next(iter(first.values())).runs[0].metric.name
     lines = [HEAD.format(folder=f"runs/{out.resolve().name}", title=suite.title, seeds=len(suite.seeds))]
     lines += [COSTS.format(partition=suite.partitions[0]), *costs(first), "", CLAIMS.format(metric=metric)]
     heads = [f"{where}, {partition}" for partition in suite.partitions for where in ("server", "own")]

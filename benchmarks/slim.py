@@ -24,7 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from secateur import cost, models
-from secateur.learning.training import enforce
+from secateur.learning.resident import enforce
 from secateur.pruning.allocation import Uniform
 from secateur.pruning.discovery import layout
 from secateur.pruning.granularity import Channel, Head

@@ -12,17 +12,22 @@ import numpy as np
 from safetensors.torch import load_file
 
 from secateur import methods
+from secateur.contract.ask import SCORES
 from secateur.contract.client import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.federation import client, server
 from secateur.federation.folder import reserve
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
+from secateur.learning.task import Classification
 from secateur.study.options import flatten
 from secateur.study.runtime import Runtime
 from secateur.study.study import assign, parse_study
 
 INLINE = Runtime(workers=0)
+
+SCORED = {**SCORES, **client.TOLD, **client.further_scores(Classification())}
+"""Scalars of a client's reply to EVALUATE, where classes are learnt."""
 
 
 def small(method="fedavg", *settings, **top):

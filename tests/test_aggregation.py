@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.aggregation.steps import Mean, ServerMomentum, WeightedMean
+from secateur.aggregation.steps import FedAdagrad, FedAdam, FedYogi, Mean, ServerMomentum, WeightedMean
 from secateur.errors import ConfigError
 
 MASK = {"w": torch.tensor([True, False])}
@@ -80,3 +80,71 @@ def test_what_becomes_of_a_pruned_weight(pruned, second):
 def test_beta_bounds():
     with pytest.raises(ConfigError, match=r"aggregator\.beta"):
         ServerMomentum(beta=1.0)
+
+
+# Two rounds of algorithm 2 of arXiv 2003.00295 by hand, tau = 0.5 (v begins at 0.25), eta = 0.1, beta1 = beta2 = 0.5
+# where a rule has them; W = 1, means 3 and 2, so Delta_1 = 2.
+#   adam     m 1, v .5 * .25 + .5 * 4 = 2.125, W = 1 + .1 / (sqrt 2.125 + .5)
+#   yogi     v .25 - .5 * 4 * sign(.25 - 4) = 2.25, W = 1 + .1 / (1.5 + .5) = 1.05
+#            Delta .95, m .5 + .475 = .975, v 2.25 - .5 * .9025 = 1.79875
+#   adagrad  m 2 (no momentum), v .25 + 4 = 4.25, W = 1 + .2 / (sqrt 4.25 + .5)
+ADAM_1 = 1 + 0.1 / (2.125**0.5 + 0.5)
+ADAGRAD_1 = 1 + 0.2 / (4.25**0.5 + 0.5)
+BY_HAND = [
+    (
+        FedAdam, {"beta1": 0.5, "beta2": 0.5}, (1.0, 2.125, ADAM_1),
+        (0.5 + 0.5 * (2 - ADAM_1), 1.0625 + 0.5 * (2 - ADAM_1) ** 2),
+    ),
+    (FedYogi, {"beta1": 0.5, "beta2": 0.5}, (1.0, 2.25, 1.05), (0.975, 1.79875)),
+    (FedAdagrad, {}, (2.0, 4.25, ADAGRAD_1), (2 - ADAGRAD_1, 4.25 + (2 - ADAGRAD_1) ** 2)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "options", "one", "two"), BY_HAND)
+def test_adaptive_steps_by_hand(rule, options, one, two):
+    step = rule(lr=0.1, tau=0.5, **options)
+    w, memory = step.step(t(1.0), t(3.0), mask=None, memory={"other": t(9.0)})
+    assert (memory["first"]["w"].item(), memory["second"]["w"].item(), w["w"].item()) == pytest.approx(one)
+    assert memory["other"]["w"].item() == 9.0
+    second, memory = step.step(w, t(2.0), mask=None, memory=memory)
+    assert (memory["first"]["w"].item(), memory["second"]["w"].item()) == pytest.approx(two)
+    m, v = two
+    assert second["w"].item() == pytest.approx(one[2] + 0.1 * m / (v**0.5 + 0.5))
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_adaptive_steps_against_numpy(means):
+    """The three recursions written out once more, in float64."""
+    for rule in (FedAdam(), FedYogi(), FedAdagrad()):
+        w, memory = {"w": torch.zeros(3, dtype=torch.float64)}, {}
+        x, m, v = np.zeros(3), np.zeros(3), np.full(3, 1e-6)
+        for mean in means:
+            d = np.array(mean) - x
+            m = rule.beta1 * m + (1 - rule.beta1) * d
+            v = {
+                FedAdam: lambda v, d: 0.99 * v + 0.01 * d**2,
+                FedYogi: lambda v, d: v - 0.01 * d**2 * np.sign(v - d**2),
+                FedAdagrad: lambda v, d: v + d**2,
+            }[type(rule)](v, d)
+            x = x + 0.1 * m / (np.sqrt(v) + 1e-3)
+            w, memory = rule.step(w, {"w": torch.tensor(mean, dtype=torch.float64)}, mask=None, memory=memory)
+        assert w["w"].numpy() == pytest.approx(x, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("rule", [FedAdam, FedYogi, FedAdagrad])
+def test_what_becomes_of_a_pruned_weight_in_an_adaptive_step(rule):
+    """The kept weight moves the same way; the pruned one stays, is given up, or follows the client's zero."""
+    found = {
+        pruned: rule(pruned=pruned).step(t(8.0, 8.0), t(2.0, 0.0), mask=MASK, memory={})[0]["w"].tolist()
+        for pruned in ("shadow", "zero", "decay")
+    }
+    assert len({kept for kept, _ in found.values()}) == 1
+    assert found["shadow"][1] == 8.0
+    assert found["zero"][1] == 0.0
+    assert 7.0 < found["decay"][1] < 8.0
+
+
+@pytest.mark.parametrize("bad", [{"lr": 0.0}, {"tau": 0.0}, {"beta1": 1.0}, {"beta2": -0.1}])
+def test_bounds_of_adaptive_steps(bad):
+    with pytest.raises(ConfigError, match=rf"aggregator\.{next(iter(bad))}"):
+        FedAdam(**bad)

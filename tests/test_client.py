@@ -6,12 +6,12 @@ import pytest
 import torch
 from safetensors import torch as safetensors
 
-from helpers import small, tiny_shards
-from secateur.contract.ask import EVALUATE, REPORT, SCORES
+from helpers import SCORED, small, tiny_shards
+from secateur.contract.ask import EVALUATE, REPORT
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.wire.codec import decode, encode, part_sizes
 from secateur.wire.message import Expected, Message
 
@@ -71,7 +71,7 @@ def test_the_mask_is_not_sent_back(participant):
 def test_evaluation_scores_the_local_test_split(participant):
     memory = safetensors.save({"theirs": torch.ones(2)})
     reply, kept = participant(1, request(participant, EVALUATE), memory)
-    message = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD}))
+    message = decode(reply, Expected({}, scalars=SCORED))
     assert kept is None  # nothing new
     x, y = participant.shards.test(1)
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_evaluation_scores_the_local_test_split(participant):
 def test_evaluation_scores_the_validation_rows_beside_the_test(tmp_path):
     own = client.Participant(small("fedavg"), open_shards(tiny_shards(tmp_path, validation_fraction=0.2)))
     reply, _ = own(1, request(own, EVALUATE), None)
-    scores = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars
+    scores = decode(reply, Expected({}, scalars=SCORED)).scalars
     held = own.shards.test, own.shards.validation
     for rows, key, count in zip(held, ("metric", "validation"), ("samples", "validation_samples"), strict=True):
         x, y = rows(1)
@@ -104,7 +104,7 @@ def test_a_client_without_test_rows_says_so(tmp_path):
     shards = make_shards(source, [np.arange(96)], test_fraction=0.0, seed=0, folder=tmp_path)
     alone = client.Participant(small("fedavg"), shards)
     reply, _ = alone(0, request(alone, EVALUATE), None)
-    scores = decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars
+    scores = decode(reply, Expected({}, scalars=SCORED)).scalars
     assert (scores["samples"], scores["metric"]) == (0, 0.0)
     assert (scores["validation_samples"], scores["validation"]) == (0, 0.0)
 

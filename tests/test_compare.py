@@ -27,6 +27,7 @@ from secateur.compare.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY
+from secateur.learning.metrics import ACCURACY, MAE
 from secateur.report import formatting, outcomes, tables
 from secateur.report.gather import RESULT, comparison_lines, gather, read_comparison
 from secateur.report.outcomes import Outcome
@@ -449,7 +450,7 @@ def test_personal_models_without_own_rows_are_one_line(tmp_path):
 # ---- verdicts
 
 
-def ended(quality, bytes_=1000, *, before=0.5, metric="accuracy", local=0.0, seconds=10.0):
+def ended(quality, bytes_=1000, *, before=0.5, metric=ACCURACY, local=0.0, seconds=10.0):
     """Return an outcome with two evaluations: ``before`` at half of what it cost, ``quality`` at the end."""
     curve = ((bytes_ / 2, before), (float(bytes_), quality))
     by_seconds = ((seconds / 2, before), (seconds, quality))
@@ -513,7 +514,7 @@ def test_the_margin_of_an_error_is_a_share_of_the_others():
     """10.3, 10.4, 10.5 beside 10: within 5 %, which is 0.5, t = 0.1 sqrt(3) / 0.1 and p = .11; within 20 % it is."""
 
     def line(usual):
-        groups = [group("FedAvg", [usual] * 3, "dense", metric="mae"), group("A", [10.3, 10.4, 10.5], metric="mae")]
+        groups = [group("FedAvg", [usual] * 3, "dense", metric=MAE), group("A", [10.3, 10.4, 10.5], metric=MAE)]
         return compare_groups("iid", groups)[1]
 
     assert line(10.0).differences["dense"].mean == pytest.approx(-0.4)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from secateur.learning.metrics import ACCURACY, MAE
 from secateur.report import comparison_figures, page, tables
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Interval
@@ -14,7 +15,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 SPARSITIES = (50, 80, 90, 95, 98)
 
 
-def outcome(quality, sparsity=0.0, *, local=0.5, local_sparsity=None, bytes_=1000, metric="accuracy"):
+def outcome(quality, sparsity=0.0, *, local=0.5, local_sparsity=None, bytes_=1000, metric=ACCURACY):
     made = Outcome(metric, quality, local, 0.25, sparsity, bytes_, 1.5, 10, 10, 10,
                    ((1.0, quality / 2), (2.0, quality)), ((bytes_ / 2, quality / 2), (bytes_, quality)))  # fmt: skip
     own = sparsity if local_sparsity is None else local_sparsity
@@ -67,7 +68,7 @@ def test_one_sparsity_makes_no_table():
 
 
 def test_an_error_is_no_percentage():
-    found = [line("A 50 %", 4.25, metric="mae"), line("A 80 %", 4.5, metric="mae")]
+    found = [line("A 50 %", 4.25, metric=MAE), line("A 80 %", 4.5, metric=MAE)]
     assert tables.by_sparsity(found, "iid") == [{"method": "A", "50 %": "4.25", "80 %": "4.50"}]
 
 

@@ -20,7 +20,7 @@ from secateur.contract.state import Setting, State
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.methods.fedavg import FedAvg
 from secateur.methods.kit.rounds import stepped, train_ask
 from secateur.pruning import mask as masks
@@ -114,7 +114,7 @@ SLOTS = {
     "schedule": ["cubic", "geometric", "one_shot", "every_round"],
     "consensus": ["pooled", "majority", "participants"],
     "recovery": ["fine_tune", "rewind"],
-    "aggregator": ["mean", "server_momentum"],
+    "aggregator": ["mean", "server_momentum", "fed_adam", "fed_yogi", "fed_adagrad"],
 }
 
 

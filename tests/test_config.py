@@ -20,6 +20,8 @@ from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study, read_toml
 
+LATER = {"training": {"schedule", "period", "floor"}, "data": {"task"}}  # came after the first runs
+
 
 def test_defaults_are_the_main_job():
     made = parse_study({})
@@ -104,7 +106,7 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() != parse_study({"method": "fedsparsify", "options": {"schedule.sparsity": 0.8}}).hash()
     assert made.hash() != parse_study({"method": "fedsparsify", "seed": 1}).hash()
     # a section that came later: the name of a run that was made before it, and another one where it says something
-    values = made.complete().model_dump(mode="json", exclude={"compute", "guards"})
+    values = made.complete().model_dump(mode="json", exclude={"compute": True, "guards": True, **LATER})
     assert values["options"].pop("recovery") == "fine_tune"
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     assert made.hash() != parse_study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
@@ -131,7 +133,7 @@ def test_rows_held_out_for_validation_belong_to_the_name_of_a_result():
     without = parse_study({"method": "fedsparsify", "data": {"validation_fraction": 0}})
     assert parse_study({"method": "fedsparsify"}).hash() != without.hash()
     # a run from before there was such a split has the name that it had
-    values = without.complete().model_dump(mode="json", exclude={"compute", "guards"})
+    values = without.complete().model_dump(mode="json", exclude={"compute": True, "guards": True, **LATER})
     del values["options"]["recovery"]
     del values["data"]["validation_fraction"]
     assert without.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -247,3 +249,24 @@ def test_modules_that_are_no_method(source, says, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=says):
         methods.find(name)
+
+
+def test_a_schedule_goes_over_the_rounds_of_the_study_and_renames_it():
+    usual = parse_study({"rounds": 30})
+    cosine = parse_study({"rounds": 30, "training": {"schedule": "cosine"}})
+    assert cosine.training.period == 30
+    assert cosine.hash() != usual.hash()
+    assert parse_study(tomllib.loads(cosine.to_toml())).hash() == cosine.hash()
+    assert parse_study({"rounds": 30, "training": {"decay": 0.5}}).training.rate(3) == 0.1 * 0.25  # as ever
+    with pytest.raises(ConfigError, match=r"training\.period = 0 must be at least 1 with training\.schedule = step"):
+        parse_study({"training": {"schedule": "step", "decay": 0.5}})
+
+
+def test_a_task_of_ones_own_is_found_before_anything_runs():
+    assert parse_study({"data": {"task": "regression"}}).hash() != parse_study({}).hash()
+    with pytest.raises(ConfigError, match=r"task 'regresion'.*regression"):
+        parse_study({"data": {"task": "regresion"}})
+    with pytest.raises(ConfigError, match=r"task 'json:loads': TypeError"):
+        parse_study({"data": {"task": "json:loads"}})
+    with pytest.raises(ConfigError, match="must be a class derived from"):
+        parse_study({"data": {"task": "collections:Counter"}})

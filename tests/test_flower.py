@@ -592,8 +592,6 @@ import sys
 from pathlib import Path
 import secateur.flower
 from secateur.federation import client
-from secateur.federation import prepare
-from secateur.study.study import parse_study
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})

@@ -10,10 +10,12 @@ pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flow
 
 from loopgrid import LoopGrid, Node
 from secateur import data, methods, models
-from secateur.errors import ConfigError
+from secateur.data.shards import open_shards
+from secateur.errors import ConfigError, EngineError
 from secateur.flower import apps, client_app, policy
 from secateur.flower import engine as engine_of
 from secateur.study.options import choices, flatten
+from secateur.study.study import parse_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
 SETTINGS = {
@@ -112,6 +114,8 @@ NAMES = [
     {"data.source": "digits:/etc"},
     {"data.source": "/etc/passwd"},
     {"data.source": "no_such_module:f"},
+    {"data.task": "trap_module:Slot"},
+    {"set": "data.task=trap_module:Slot"},
 ]
 
 
@@ -223,3 +227,14 @@ def test_an_owners_text_that_is_no_setting_is_said_so(text, match):
     with pytest.raises(ConfigError, match=match):
         policy.allowed(text)
     assert match in greeted(SETTINGS, allow=text)["error"]
+
+
+def test_a_server_imports_no_task_that_a_node_names(trap):
+    """Rows of the nodes' own say what is learnt of them; a server takes this package's tasks, or its study's."""
+    about = {"own": True, "inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
+    made = parse_study({"data": {"clients": 2}, "model": {"name": "mlp"}})
+    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, {0: about}):
+        pass
+    assert not (trap / "imported").exists()
+    with apps._rows(made, {0: about | {"task": "regression"}}) as folder:
+        assert open_shards(folder).task == "regression"

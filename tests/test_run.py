@@ -15,12 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
-from secateur.contract.ask import SCORES
+from helpers import INLINE, SCORED, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
-from secateur.federation import checkpoint, client, prepare, server
+from secateur.federation import checkpoint, prepare, server
 from secateur.federation.folder import new_folder, read_study, reserve
 from secateur.report.outcomes import outcome
 from secateur.study.runtime import Runtime
@@ -134,10 +133,6 @@ from pathlib import Path
 if __name__ == "__main__":  # as the command line begins
     from secateur.engines.local import warm
     warm()
-from secateur.federation import prepare, server
-from secateur.federation.folder import new_folder, read_study, reserve
-from secateur.study.runtime import Runtime
-from secateur.data.shards import Shards
 
 if __name__ == "__main__":
     folder, shards = Path(sys.argv[1]), Path(sys.argv[2])
@@ -487,7 +482,12 @@ def test_personal_models_are_validated_on_their_clients_rows(tmp_path):
         def exchange(self, requests, deadline=None):
             for who, reply in self.inner.exchange(requests, deadline):
                 if b"validation_samples" in reply[:300]:
-                    told.append(decode(reply, Expected({}, scalars={**SCORES, **client.TOLD})).scalars)
+                    told.append(
+                        decode(
+                            reply,
+                            Expected({}, scalars=SCORED),
+                        ).scalars
+                    )
                 yield who, reply
 
     summary = play(small("dispfl"), tmp_path / "run", shards, open_engine=Heard.open)

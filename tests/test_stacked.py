@@ -12,9 +12,14 @@ from torch import nn
 from helpers import INLINE, play, small, tiny_shards
 from secateur import models
 from secateur.errors import ConfigError, ModelError
-from secateur.learning import training
+from secateur.learning import batched
 from secateur.learning.batched import Compute, answers
-from secateur.learning.training import Data, Effort, Training
+from secateur.learning.loop import Effort, fit
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import enforce, load, tensors_of
+from secateur.learning.task import Data
+from secateur.methods.kit.hooks import Fading, Feedback, Narrow, PrunedActivations
+from secateur.streams import Turn
 from secateur.study.runtime import Runtime
 
 MOST = Compute(together=99)
@@ -46,21 +51,21 @@ def alone(model, jobs, how):
     found = []
     for client, (data, own) in enumerate(jobs):
         net = copy.deepcopy(model)
-        training.enforce(net, own.get("mask"))
-        done = training.fit(net, data, how, round_=2, seed=5, client=client, **own)
-        found.append((training.tensors_of(net), done))
+        enforce(net, own.get("mask"))
+        done = fit(net, data, how, Turn(5, 2, client), **own)
+        found.append((tensors_of(net), done))
     return found
 
 
 def together(model, jobs, how, compute=MOST):
     """All clients, from one resident model as in a worker."""
-    resident, start, found = copy.deepcopy(model), training.tensors_of(model), {}
+    resident, start, found = copy.deepcopy(model), tensors_of(model), {}
 
     def task(client, data, own, fit, clock):
-        training.load(resident, start)
-        training.enforce(resident, own.get("mask"))
-        done = fit(resident, data, how, round_=2, seed=5, client=client, **own)
-        found[client] = training.tensors_of(resident), done
+        load(resident, start)
+        enforce(resident, own.get("mask"))
+        done = fit(resident, data, how, Turn(5, 2, client), **own)
+        found[client] = tensors_of(resident), done
         return b"", str(clock()).encode()
 
     said = answers([partial(task, client, *job) for client, job in enumerate(jobs)], compute)
@@ -85,7 +90,7 @@ def agree(found, wanted):
         Training,
         epochs=st.integers(1, 3),
         batch_size=st.integers(1, 17),
-        optimiser=st.sampled_from(["sgd", "adam"]),
+        optimiser=st.sampled_from(["sgd", "adam", "adamw"]),
         lr=st.just(0.01),
         momentum=st.sampled_from([0.0, 0.9]),
         weight_decay=st.sampled_from([0.0, 0.01]),
@@ -130,10 +135,10 @@ def test_patience_and_shares_stop_each_client_where_it_would_stop_alone():
 def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits():
     model = make("mlp", hidden=(12,))
     jobs = [
-        (rows(9, 1), {"mask": mask_of(model, 1), "feedback": True}),
-        (rows(8, 2), {"narrow": [mask_of(model, 2), mask_of(model, 3)]}),
-        (rows(7, 3), {"fading": mask_of(model, 4), "fade": 0.1}),
-        (rows(6, 4), {"effort": Effort(2, activations=0.5)}),
+        (rows(9, 1), {"mask": mask_of(model, 1), "hooks": [Feedback()]}),
+        (rows(8, 2), {"hooks": [Narrow((mask_of(model, 2), mask_of(model, 3)))]}),
+        (rows(7, 3), {"hooks": [Fading(mask_of(model, 4), 0.1)]}),
+        (rows(6, 4), {"hooks": [PrunedActivations(0.5)]}),
     ]
     how = Training(epochs=2, batch_size=4)
     for (found, _), (expected, _) in zip(together(model, jobs, how), alone(model, jobs, how), strict=True):
@@ -141,20 +146,44 @@ def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits():
             assert torch.equal(found[name], tensor), name
 
 
+def test_what_cannot_be_stacked_is_said_once(caplog):
+    batched._tell.cache_clear()
+    model = make("mlp", hidden=(12,))
+    together(model, [(rows(9, k), {"hooks": [Feedback()]}) for k in range(3)], Training(epochs=1, batch_size=4))
+    told = [record.message for record in caplog.records if record.name == batched.__name__]
+    assert told == ["Feedback acts on single clients' steps: clients that train with it go one by one"]
+
+
+def test_a_model_whose_buffers_training_changes_is_refused():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 10)
+            self.register_buffer("seen", torch.zeros(1))
+
+        def forward(self, x):
+            if self.training:
+                self.seen += len(x)
+            return self.fc(x)
+
+    with pytest.raises(ModelError, match="Counting '' cannot be trained for several clients at once"):
+        MOST.check(Counting(), torch.zeros(1, 4))
+
+
 def test_models_of_different_shapes_go_in_groups():
     slim, wide, how, found = make("mlp", hidden=(5,)), make("mlp", hidden=(9,)), Training(epochs=1, batch_size=4), {}
 
     def task(client, model, fit, _clock):
         own = copy.deepcopy(model)
-        found[client] = fit(own, rows(9, client), how, round_=1, seed=0, client=client), training.tensors_of(own)
+        found[client] = fit(own, rows(9, client), how, Turn(0, 1, client)), tensors_of(own)
         return b"", None
 
     nets = [slim, wide, slim]
     answers([partial(task, k, net) for k, net in enumerate(nets)], MOST)
     for k, net in enumerate(nets):
         own = copy.deepcopy(net)
-        training.fit(own, rows(9, k), how, round_=1, seed=0, client=k)
-        for name, tensor in training.tensors_of(own).items():
+        fit(own, rows(9, k), how, Turn(0, 1, k))
+        for name, tensor in tensors_of(own).items():
             torch.testing.assert_close(found[k][1][name], tensor)
 
 
@@ -164,9 +193,9 @@ def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
     def task(client, fit, clock):
         if client == 1:
             raise ValueError("mine alone")
-        fit(copy.deepcopy(model), rows(10 * client + 10, client), how, round_=1, seed=0, client=client)
+        fit(copy.deepcopy(model), rows(10 * client + 10, client), how, Turn(0, 1, client))
         if client == 2:
-            fit(copy.deepcopy(model), rows(5), how, round_=1, seed=0, client=client)
+            fit(copy.deepcopy(model), rows(5), how, Turn(0, 1, client))
             raise RuntimeError("later")
         told[client] = clock()
         return b"%d" % client, None
@@ -181,34 +210,34 @@ def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
 def test_a_training_that_fails_costs_those_alone_who_are_in_it():
     model, how, slim = make("mlp", hidden=(12,)), Training(epochs=1, batch_size=4), make("mlp", hidden=(5,))
     wrong = Data(rows(4).x, torch.full((4,), 99), kind="tabular")  # no such class
-    jobs = [(model, rows(9), {}), (slim, wrong, {}), (model, wrong, {"feedback": True}), (model, rows(5), {})]
+    jobs = [(model, rows(9), {}), (slim, wrong, {}), (model, wrong, {"hooks": [Feedback()]}), (model, rows(5), {})]
 
     def task(client, net, data, own, fit, _clock):
-        fit(copy.deepcopy(net), data, how, round_=1, seed=0, client=client, **own)
+        fit(copy.deepcopy(net), data, how, Turn(0, 1, client), **own)
         return b"", None
 
     said = answers([partial(task, k, *job) for k, job in enumerate(jobs)], MOST)
     assert [isinstance(answer, Exception) for answer in said] == [False, True, True, False]
 
 
-def test_tensors_that_are_not_trained_stay_each_clients_own():
+def test_a_frozen_layer_stays_for_all_clients():
     model = make("mlp", hidden=(12,))
     model.fc1.weight.requires_grad_(False)
     resident, how, found = copy.deepcopy(model), Training(epochs=2, batch_size=4), {}
 
     def task(client, fit, _clock):
-        training.load(resident, {**training.tensors_of(model), "fc1.weight": model.fc1.weight * (client + 1)})
-        fit(resident, rows(7, client), how, round_=1, seed=0, client=client)
-        found[client] = training.tensors_of(resident)
+        load(resident, tensors_of(model))
+        fit(resident, rows(7, client), how, Turn(0, 1, client))
+        found[client] = tensors_of(resident)
         return b"", None
 
     answers([partial(task, k) for k in range(3)], MOST)
     for client, tensors in found.items():
         own = copy.deepcopy(model)
-        training.load(own, {"fc1.weight": model.fc1.weight * (client + 1)})
-        training.fit(own, rows(7, client), how, round_=1, seed=0, client=client)
-        for name, tensor in training.tensors_of(own).items():
+        fit(own, rows(7, client), how, Turn(0, 1, client))
+        for name, tensor in tensors_of(own).items():
             torch.testing.assert_close(tensors[name], tensor)
+    assert torch.equal(resident.fc1.weight, model.fc1.weight)
 
 
 @pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4)])

@@ -15,7 +15,8 @@ from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError
 from secateur.federation import client, server
-from secateur.learning import training
+from secateur.learning.resident import tensors_of
+from secateur.methods.kit.hooks import Feedback
 from secateur.pruning.structure import plan, sizes, slice_of
 from secateur.study.runtime import Runtime
 
@@ -33,7 +34,7 @@ def lab(folder, study):
     model = client.make_model(study, shards)
     setting = client.make_setting(study, model, shards.clients)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
-    return view, training.tensors_of(model)
+    return view, tensors_of(model)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +75,7 @@ def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False
-    view.train(tensors, mask, round_=1, feedback=True)
+    view.train(tensors, mask, round_=1, hooks=[Feedback()])
     with pytest.raises(TypeError):
         view.train(tensors, mask, round_=1)
 

@@ -1,5 +1,6 @@
 """The local loop: against a plain PyTorch loop, and its own promises."""
 
+import contextlib
 import copy
 import math
 
@@ -8,8 +9,13 @@ import torch
 from torch import nn
 
 from secateur.errors import ConfigError
-from secateur.learning.training import Data, Effort, Training, enforce, evaluate, fit, load, tensors_of
-from secateur.streams import derive
+from secateur.learning.evaluate import evaluate
+from secateur.learning.hook import Hook, Steps
+from secateur.learning.loop import Effort, fit
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import enforce, load, tensors_of
+from secateur.learning.task import Data, Regression, find
+from secateur.streams import Turn, derive
 
 
 def model(seed=0):
@@ -21,7 +27,7 @@ def data(n=20, task="classification", kind="tabular"):
     g = torch.Generator().manual_seed(7)
     x = torch.randn(n, 6, generator=g)
     y = torch.randint(0, 3, (n,), generator=g) if task == "classification" else torch.randn(n, generator=g)
-    return Data(x, y, kind=kind, scale=1.0, task=task)
+    return Data(x, y, kind=kind, scale=1.0, task=find(task))
 
 
 def moved(one, other):
@@ -34,7 +40,7 @@ def moved(one, other):
 def test_equals_a_plain_loop(optimiser):
     settings = Training(epochs=3, batch_size=8, optimiser=optimiser, lr=0.05, decay=0.5)
     ours, plain = model(), model()
-    done = fit(ours, data(), settings, round_=2, seed=3, client=4)
+    done = fit(ours, data(), settings, Turn(3, 2, 4))
     make = torch.optim.SGD if optimiser == "sgd" else torch.optim.Adam
     steps = make(plain.parameters(), lr=0.025)  # eta_2 = lr * decay
     shuffle = torch.Generator().manual_seed(derive(3, "batches", 2, 4))
@@ -54,13 +60,11 @@ def test_pruned_weights_are_zero_after_every_step_even_with_momentum(optimiser):
         "1.weight": torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) > 0.5,
         "3.bias": torch.ones(3, dtype=torch.bool),
     }
-    fit(net, data(), Training(epochs=2), round_=1, seed=0, client=0)  # momentum has somewhere to come from
+    fit(net, data(), Training(epochs=2), Turn(0, 1, 0))  # momentum has somewhere to come from
     enforce(net, mask)
     seen = []
     net[1].register_forward_pre_hook(lambda module, _: seen.append(module.weight.detach().clone()))
-    fit(
-        net, data(), Training(epochs=2, batch_size=4, **{"lr": 0.1, **optimiser}), round_=1, seed=0, client=0, mask=mask
-    )
+    fit(net, data(), Training(epochs=2, batch_size=4, **{"lr": 0.1, **optimiser}), Turn(0, 1, 0), mask=mask)
     assert len(seen) == 10
     assert all((w[~mask["1.weight"]] == 0).all() for w in [*seen, net[1].weight])
     assert not torch.signbit(net[1].weight[~mask["1.weight"]]).any()
@@ -69,15 +73,15 @@ def test_pruned_weights_are_zero_after_every_step_even_with_momentum(optimiser):
 
 def test_a_full_mask_changes_no_bit():
     one, other = model(), model()
-    fit(one, data(), Training(), round_=1, seed=0, client=0)
-    fit(other, data(), Training(), round_=1, seed=0, client=0, mask={"1.weight": torch.ones(5, 6, dtype=torch.bool)})
+    fit(one, data(), Training(), Turn(0, 1, 0))
+    fit(other, data(), Training(), Turn(0, 1, 0), mask={"1.weight": torch.ones(5, 6, dtype=torch.bool)})
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def test_streams_differ_by_round_and_client_and_global_state_is_untouched():
     def trained(round_, client):
         net = nn.Sequential(model(), nn.Dropout(0.5))
-        fit(net, data(), Training(epochs=1), round_=round_, seed=0, client=client)
+        fit(net, data(), Training(epochs=1), Turn(0, round_, client))
         return tensors_of(net)["0.1.weight"]
 
     before = torch.random.get_rng_state()
@@ -88,7 +92,7 @@ def test_streams_differ_by_round_and_client_and_global_state_is_untouched():
     torch.random.set_rng_state(before)
     state = torch.random.get_rng_state()
     net = nn.Dropout(0.5)
-    fit(nn.Sequential(copy.deepcopy(model()), net), data(), Training(epochs=1), round_=1, seed=0, client=0)
+    fit(nn.Sequential(copy.deepcopy(model()), net), data(), Training(epochs=1), Turn(0, 1, 0))
     torch.random.set_rng_state(state)
     assert torch.equal(torch.random.get_rng_state(), before)
 
@@ -96,7 +100,7 @@ def test_streams_differ_by_round_and_client_and_global_state_is_untouched():
 def test_prox_pulls_towards_the_start():
     def distance(mu):
         net, start = model(), model()
-        fit(net, data(), Training(epochs=20, lr=0.1, prox=mu), round_=1, seed=0, client=0)
+        fit(net, data(), Training(epochs=20, lr=0.1, prox=mu), Turn(0, 1, 0))
         return moved(net, start)
 
     assert distance(0.0) > 2 * distance(1.0)
@@ -107,8 +111,8 @@ def test_prox_gradient_by_hand():
     net = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         net.weight.fill_(1.0)
-    rows = Data(torch.ones(2, 1), torch.tensor([3.0, 3.0]), "tabular", 1.0, "regression")
-    fit(net, rows, Training(epochs=1, batch_size=1, lr=0.1, prox=2.0), round_=1, seed=0, client=0)
+    rows = Data(torch.ones(2, 1), torch.tensor([3.0, 3.0]), "tabular", 1.0, Regression())
+    fit(net, rows, Training(epochs=1, batch_size=1, lr=0.1, prox=2.0), Turn(0, 1, 0))
     # step 1: grad 2(1-3) = -4, prox 0      -> w = 1.4
     # step 2: grad 2(1.4-3) = -3.2, prox 2(1.4-1) = .8 -> w = 1.4 + .1 * 2.4 = 1.64
     assert net.weight.item() == pytest.approx(1.64)
@@ -116,18 +120,18 @@ def test_prox_gradient_by_hand():
 
 def test_clipping_bounds_the_step():
     net, start = model(), model()
-    fit(net, data(), Training(epochs=1, batch_size=20, lr=1.0, clip=0.01), round_=1, seed=0, client=0)
+    fit(net, data(), Training(epochs=1, batch_size=20, lr=1.0, clip=0.01), Turn(0, 1, 0))
     assert moved(net, start) == pytest.approx(0.01, rel=1e-3)
 
 
 def test_patience_stops_and_share_uses_fewer_rows():
-    flat = Data(torch.zeros(10, 6), torch.zeros(10), "tabular", 1.0, "regression")
+    flat = Data(torch.zeros(10, 6), torch.zeros(10), "tabular", 1.0, Regression())
     net = nn.Linear(6, 1)
     with torch.no_grad():
         net.bias.zero_()
-    done = fit(net, flat, Training(), round_=0, seed=0, client=0, effort=Effort(50, patience=3))
+    done = fit(net, flat, Training(), Turn(0, 0, 0), effort=Effort(50, patience=3))
     assert done.epochs == 4  # the first epoch is the best; three more do not improve on a loss of 0
-    part = fit(model(), data(), Training(batch_size=5), round_=0, seed=0, client=0, effort=Effort(1, share=0.3))
+    part = fit(model(), data(), Training(batch_size=5), Turn(0, 0, 0), effort=Effort(1, share=0.3))
     assert (part.samples, part.processed) == (20, 6)
 
 
@@ -143,7 +147,7 @@ def test_evaluate_by_hand():
     line = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         line.weight.fill_(1.0)
-    errors = evaluate(line, Data(torch.tensor([[1.0], [2.0]]), torch.tensor([2.0, 5.0]), "tabular", 1.0, "regression"))
+    errors = evaluate(line, Data(torch.tensor([[1.0], [2.0]]), torch.tensor([2.0, 5.0]), "tabular", 1.0, Regression()))
     assert (errors.metric, errors.loss) == (2.0, 5.0)
     assert evaluate(net, Data(torch.zeros(0, 2), torch.zeros(0))).samples == 0
 
@@ -171,3 +175,51 @@ def test_load_and_tensors_round_trip_without_counters():
 def test_bounds(bad):
     with pytest.raises(ConfigError, match=r"training\.\w+ = "):
         Training(**bad)
+
+
+class Told(Hook):
+    """A hook of one's own that notes when it is asked."""
+
+    def __init__(self, name, notes):
+        self.name, self.notes = name, notes
+
+    def begin(self, view, turn):
+        assert set(view.parameters) == {"1.weight", "1.bias", "3.weight", "3.bias"}
+        assert turn == Turn(0, 3, 2)
+        return Noting(self, view)
+
+
+class Noting(Steps):
+    def __init__(self, hook, view):
+        self.hook, self.view = hook, view
+
+    def before(self):
+        self.hook.notes.append(f"{self.hook.name} before")
+
+    @contextlib.contextmanager
+    def forward(self):
+        self.hook.notes.append(f"{self.hook.name} enters")
+        yield
+        self.hook.notes.append(f"{self.hook.name} leaves")
+
+    def gradients(self):
+        self.hook.notes.append(f"{self.hook.name} gradients")
+        self.view.parameters["3.bias"].grad.zero_()
+
+
+def test_hooks_act_in_order_around_each_step_and_on_gradients():
+    notes, net, start = [], model(), model()
+    hooks = [Told("a", notes), Told("b", notes)]
+    fit(net, data(8), Training(epochs=1, batch_size=8), Turn(0, 3, 2), hooks=hooks)
+    assert notes == [
+        "a before", "b before", "a enters", "b enters", "b leaves", "a leaves", "a gradients", "b gradients",
+    ]  # fmt: skip
+    assert torch.equal(net[3].bias, start[3].bias)  # what a hook zeroes does not move
+    assert not torch.equal(net[3].weight, start[3].weight)
+
+
+def test_a_hook_that_does_nothing_changes_no_bit():
+    one, two = model(), model()
+    fit(one, data(), Training(), Turn(0, 1, 0))
+    fit(two, data(), Training(), Turn(0, 1, 0), hooks=[Hook()])
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

@@ -9,8 +9,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Whose work it is, and in which round: all that a local training draws follows from it.
+
+    Attributes:
+        seed: of the run.
+        round: t; 0 is before the first, where clients explore or are scored.
+        client: its number.
+    """
+
+    seed: int
+    round: int
+    client: int
+
+    def derive(self, label: str) -> int:
+        """Return the seed of a draw of this turn."""
+        return derive(self.seed, label, self.round, self.client)
 
 
 def derive(seed: int, *label: int | str) -> int:

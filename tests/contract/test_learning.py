@@ -12,7 +12,8 @@ from secateur import methods
 from secateur.data.shards import open_shards
 from secateur.federation import prepare, server
 from secateur.federation.client import wrap
-from secateur.learning import training
+from secateur.learning.evaluate import evaluate
+from secateur.learning.resident import load
 from secateur.study.options import flatten
 from secateur.study.study import assign, parse_study
 
@@ -64,8 +65,8 @@ def test_a_method_learns(name, sparsity, tmp_path):
     with prepare.federation(made) as folder:
         state, view = lab(folder, made)
         rows, model = open_shards(folder), view(0).model
-        training.load(model, state.model())
-        start = training.evaluate(model, wrap(rows, *rows.server_test())).metric
+        load(model, state.model())
+        start = evaluate(model, wrap(rows, *rows.server_test())).metric
         final = server.start(made, INLINE, tmp_path / "run", shards=folder)["final"]
     assert final["accuracy"] > CLEARLY, f"{name} at {sparsity}: {final['accuracy']:.3f}, chance is {CHANCE}"
     assert final["accuracy"] > start + 0.2, f"{name} at {sparsity}: {final['accuracy']:.3f}, began at {start:.3f}"

@@ -12,7 +12,7 @@ from secateur.contract.state import State
 from secateur.data.shards import open_shards
 from secateur.errors import NobodyTrainedError
 from secateur.federation import checkpoint, client, server
-from secateur.learning.training import load, tensors_of
+from secateur.learning.resident import load, tensors_of
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.kit import exploration
 from secateur.pruning import mask as masks

@@ -11,8 +11,9 @@ from secateur.contract.reducer import reduce
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.federation import client
-from secateur.learning.training import tensors_of
+from secateur.learning.resident import tensors_of
 from secateur.methods.feddip import FedDIP
+from secateur.methods.kit.hooks import Feedback
 from secateur.pruning import mask as masks
 
 
@@ -44,7 +45,7 @@ def test_feedback_takes_gradients_under_the_mask_and_moves_every_weight(folder, 
     start = tensors_of(model)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     mask = {"fc1.weight": torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.5}
-    found, _ = view.train(start, mask, round_=1, feedback=True)
+    found, _ = view.train(start, mask, round_=1, hooks=[Feedback()])
     # one batch an epoch, so the order of rows cannot matter beyond the last bits
     other = client.make_model(study, shards)
     other.load_state_dict(start)
@@ -72,7 +73,7 @@ def test_with_a_mask_that_keeps_everything_feedback_changes_no_bit(folder):
     start = tensors_of(model)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     full = {"fc1.weight": torch.ones(12, 16, dtype=torch.bool)}
-    one, _ = view.train(start, full, round_=1, feedback=True)
+    one, _ = view.train(start, full, round_=1, hooks=[Feedback()])
     other, _ = view.train(start, None, round_=1)
     assert same(one, other)
 
@@ -115,7 +116,7 @@ def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folde
     assert ask.message.mask is None
     assert same(ask.message.tensors, state.weights)  # what is pruned goes down too
     reply = method.respond(ask, view)
-    expected, _ = view.train(state.weights, state.mask, round_=3, feedback=True)
+    expected, _ = view.train(state.weights, state.mask, round_=3, hooks=[Feedback()])
     assert same(reply.tensors, expected)
     pruned = ~state.mask["fc1.weight"]
     after = method.absorb(state, reduce(ask, state, [(0, reply)]))

@@ -5,10 +5,14 @@ import torch
 from torch import nn
 
 from helpers import lab, model_of, play, same, small, tiny_shards
-from secateur.learning.training import Data, Effort, Training, fit
+from secateur.learning.loop import fit
+from secateur.learning.optimiser import Training
+from secateur.learning.task import Data, Regression
 from secateur.methods.fedmef import FedMef
+from secateur.methods.kit.hooks import Fading, PrunedActivations
 from secateur.pruning import mask as masks
 from secateur.pruning.activations import keeping, pack
+from secateur.streams import Turn
 from secateur.wire.message import Message
 
 
@@ -47,9 +51,9 @@ def test_a_pull_is_added_to_the_slope_of_chosen_weights():
     model = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0]]))
-    data = Data(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]), kind="tabular", task="regression")
+    data = Data(torch.tensor([[1.0, 1.0]]), torch.tensor([2.0]), kind="tabular", task=Regression())
     fading = {"weight": torch.tensor([[True, False]])}
-    fit(model, data, Training(epochs=1, batch_size=1, lr=0.1), round_=1, seed=0, client=0, fading=fading, fade=0.5)
+    fit(model, data, Training(epochs=1, batch_size=1, lr=0.1), Turn(0, 1, 0), hooks=[Fading(fading, 0.5)])
     # residual 1, slope 2 x = (2, 2); the first is pulled by 0.5 times the slope of |w| = 1
     assert model.weight.tolist()[0] == pytest.approx([1 - 0.1 * 2.5, 2 - 0.1 * 2])
 
@@ -92,17 +96,17 @@ def test_remembered_activations_change_little_and_train(folder, tmp_path):
     assert all(summary["final"]["accuracy"] > 0.6 for summary in found)
 
 
-def test_effort_says_how_much_is_remembered():
+def test_a_hook_says_how_much_is_remembered():
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    data = Data(torch.randn(64, 64), torch.randn(64), kind="tabular", task="regression")
+    data = Data(torch.randn(64, 64), torch.randn(64), kind="tabular", task=Regression())
     found = []
     for share in (1.0, 0.3):
         torch.manual_seed(1)
         for p in model.parameters():
             nn.init.normal_(p, std=0.1)
         done = fit(
-            model, data, Training(epochs=1, batch_size=32, lr=0.1), round_=1, seed=0, client=0,
-            effort=Effort(1, activations=share),
+            model, data, Training(epochs=1, batch_size=32, lr=0.1), Turn(0, 1, 0),
+            hooks=[PrunedActivations(share)],
         )  # fmt: skip
         found.append((done.processed, model[0].weight.detach().clone()))
     assert found[0][0] == found[1][0] == 64

@@ -8,7 +8,8 @@ from secateur.contract.ask import SCORE
 from secateur.contract.reducer import reduce
 from secateur.contract.state import State
 from secateur.errors import ConfigError
-from secateur.learning.training import evaluate, load
+from secateur.learning.evaluate import evaluate
+from secateur.learning.resident import load
 from secateur.methods.fedtiny import FedTiny
 from secateur.methods.kit import mask_selection as selection
 from secateur.pruning import mask as masks

@@ -13,7 +13,7 @@ from secateur.contract.ask import SCORE
 from secateur.contract.reducer import reduce
 from secateur.contract.state import State
 from secateur.errors import ConfigError
-from secateur.learning.training import load, tensors_of
+from secateur.learning.resident import load, tensors_of
 from secateur.methods.complement import ComplementSparsification
 from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL

@@ -15,10 +15,11 @@ from secateur.contract.client import Client
 from secateur.contract.reducer import reduce
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
-from secateur.learning.training import Training
+from secateur.learning.optimiser import Training
+from secateur.learning.task import Data
 from secateur.methods.kit import learned_resize as resize
 from secateur.methods.kit.clustered import start
-from secateur.methods.kit.similarity import Soft, quality
+from secateur.methods.kit.similarity import Distillation, quality
 from secateur.pruning import clustering
 from secateur.wire.message import Message
 
@@ -112,7 +113,7 @@ def test_the_server_learns_a_better_small_model(folder):
         assert any(name.startswith("kernel.") for name in learnt)
         with torch.no_grad():
             x, y = server.data.batch(slice(0, len(server.data)))
-            losses.append(float(server.data.loss(torch.func.functional_call(server.model, made, (x,)), y)))
+            losses.append(float(server.data.task.loss(torch.func.functional_call(server.model, made, (x,)), y)))
     assert losses[0] > losses[1] > losses[2]
 
 
@@ -197,12 +198,12 @@ def test_features_of_full_rank_have_the_best_quality():
 
 
 def test_what_one_teaches_itself_has_no_loss():
-    data = Soft(torch.zeros(2, 1), torch.tensor([[0.0, 0.0], [1.0, 3.0]]), "tabular")
+    data = Data(torch.zeros(2, 1), torch.tensor([[0.0, 0.0], [1.0, 3.0]]), "tabular", task=Distillation())
     x, y = data.batch(slice(0, 2))
-    assert data.loss(y, y).item() == pytest.approx(0.0, abs=1e-7)
+    assert data.task.loss(y, y).item() == pytest.approx(0.0, abs=1e-7)
     half = torch.tensor([[0.0, 0.0]])
     certain = torch.tensor([[0.0, 40.0]])
-    assert data.loss(half, certain).item() == pytest.approx(np.log(2), abs=1e-5)
+    assert data.task.loss(half, certain).item() == pytest.approx(np.log(2), abs=1e-5)
     assert len(x) == 2
 
 

@@ -15,7 +15,8 @@ from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ModelError
 from secateur.federation import client, prepare
-from secateur.learning.training import evaluate, load, tensors_of
+from secateur.learning.evaluate import evaluate
+from secateur.learning.resident import load, tensors_of
 from secateur.methods.federated_dropout import FederatedDropout
 from secateur.methods.fjord import FjORD
 from secateur.methods.heterofl import HeteroFL

@@ -9,15 +9,16 @@ from torch import nn
 from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.reducer import reduce
 from secateur.errors import ConfigError
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import frozen, learn, straight_through
-from secateur.learning.training import Data, Training
+from secateur.learning.task import Data, Regression
 from secateur.methods.fedpm import FedPM
 from secateur.methods.frl import FRL, first
 from secateur.methods.hidenseek import HideNseek
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
-from secateur.streams import stream
+from secateur.streams import Turn, stream
 from secateur.wire.codec import encode, part_sizes
 from secateur.wire.message import Message
 
@@ -54,11 +55,11 @@ def test_frozen_weights_are_signs_times_a_gain_over_the_root_of_the_fan_in():
 def test_scores_move_by_the_gradient_through_the_weights_made_of_them():
     """One step on y = u x with u = 2 s, mean squared error: ds = 2 * mean(2 (u x - y) x)."""
     model = nn.Linear(1, 1, bias=False)
-    data = Data(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]), kind="tabular", task="regression")
+    data = Data(torch.tensor([[1.0], [3.0]]), torch.tensor([0.0, 1.0]), kind="tabular", task=Regression())
     before = model.weight.detach().clone()
     found, done = learn(
         model, data, Training(epochs=1, batch_size=2, lr=0.01), {"weight": torch.tensor([[0.5]])},
-        lambda scores: {n: 2 * s for n, s in scores.items()}, round_=1, seed=0, client=0,
+        lambda scores: {n: 2 * s for n, s in scores.items()}, Turn(0, 1, 0),
     )  # fmt: skip
     # u = 1: residuals 1 and 2, slopes of u: mean(2 * 1 * 1, 2 * 2 * 3) = 7
     assert found["weight"].item() == pytest.approx(0.5 - 0.01 * 2 * 7)

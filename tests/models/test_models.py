@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from secateur import models
 from secateur.errors import MissingExtraError, ModelError
-from secateur.learning.training import lay_out, tensors_of
+from secateur.learning.resident import lay_out, tensors_of
 
 COUNTS = [
     ("twocnn", (1, 24, 24), 10, {}, 1_663_370),

@@ -18,7 +18,10 @@ from secateur.contract.client import Client
 from secateur.contract.reducer import reduce
 from secateur.contract.state import State
 from secateur.learning.gradients import measure
-from secateur.learning.training import Data, Effort, Fit, Training, load, orders
+from secateur.learning.loop import Effort, Fit, orders
+from secateur.learning.optimiser import Training
+from secateur.learning.resident import load
+from secateur.learning.task import Data
 from secateur.methods.feddip import FedDIP
 from secateur.methods.feddst import FedDST
 from secateur.methods.fedmef import FedMef
@@ -27,6 +30,7 @@ from secateur.methods.kit.criteria import SNIP, Grasp, Synflow
 from secateur.methods.prunefl import PruneFL
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global, erk
+from secateur.streams import Turn
 from secateur.wire.message import Message
 
 WIDE = {"name": "mlp", "options": {"hidden": (40, 30)}}
@@ -291,7 +295,7 @@ def test_a_client_of_feddip_steps_dense_weights_by_the_masked_models_slope_and_i
     ask = replace(method.plan(replace(state, round=20)), round=21)
     found = method.respond(ask, one).tensors
     weights = {n: t.clone() for n, t in ask.message.tensors.items()}
-    for rows in orders(len(one.data), Effort(2), round_=21, seed=state.setting.seed, client=0):
+    for rows in orders(len(one.data), Effort(2), Turn(state.setting.seed, 21, 0)):
         for index in torch.split(rows, 8):
             x, y = one.data.batch(index)
             pruned = {n: (t * state.mask[n] if n in state.mask else t).requires_grad_() for n, t in weights.items()}
@@ -392,7 +396,7 @@ def test_iterative_synflow_is_the_published_one():
         scores = {n: (size[n].grad * size[n]).detach().abs() for n in names}
         theirs = _kept(scores, left) if int((1 - left) * 164) else theirs
         load(model, masks.apply(weights, ours))
-        found, _ = measure(model, data, Training(), "flow", round_=0, seed=0, client=0)
+        found, _ = measure(model, data, Training(), "flow", Turn(0, 0, 0))
         load(model, weights)
         flow = Synflow().scores({n: weights[n] for n in names}, [{n: found[n] for n in names}], seed=0)
         if step:
@@ -409,7 +413,7 @@ def batch_of(model, data):
 
 def scores_by(criterion):
     model, data = net()
-    found, _ = measure(model, data, Training(batch_size=24), criterion.form, round_=0, seed=0, client=0)
+    found, _ = measure(model, data, Training(batch_size=24), criterion.form, Turn(0, 0, 0))
     weights = {n: p.detach() for n, p in model.named_parameters()}
     return criterion.scores(weights, [found], seed=0)
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from helpers import lab, small, tiny_shards
 from secateur.contract.reducer import reduce
-from secateur.learning.training import Effort
+from secateur.learning.loop import Effort
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedlex import FedLEx
 from secateur.methods.fedpub import FedPUB

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -131,3 +132,115 @@ class ServerMomentum:
         if self.pruned == "zero":
             stepped = apply(stepped, mask)
         return dict(stepped), {**memory, "velocity": velocity}
+
+
+@dataclass(frozen=True)
+class _Adaptive(ABC):
+    """An adaptive server step: W <- W + eta m / (sqrt(v) + tau), with Delta = mean_k w_k - W, entry by entry.
+
+    m <- beta1 m + (1 - beta1) Delta, from 0; v by each rule, from tau^2. Neither is corrected for its start. Both are
+    kept in the memory, under the keys ``first`` and ``second``.
+
+    Attributes:
+        lr: eta, how far a round moves a weight whose Delta keeps its sign; the paper tunes it for each task, and this
+            default is ours.
+        beta1: of the mean of Delta.
+        tau: keeps the divisor from 0; the larger, the less adaptive.
+        pruned, coverage: as of ``ServerMomentum``.
+    """
+
+    lr: float = 0.1
+    beta1: float = 0.9
+    tau: float = 1e-3
+    pruned: Pruned = "shadow"
+    coverage: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.lr > 0, name="aggregator.lr", value=self.lr, must="be above 0")
+        check(self.tau > 0, name="aggregator.tau", value=self.tau, must="be above 0")
+        check(0 <= self.beta1 < 1, name="aggregator.beta1", value=self.beta1, must="be in [0, 1)")
+
+    @abstractmethod
+    def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return the next v from the last one and Delta."""
+
+    def step(
+        self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
+    ) -> tuple[dict[str, torch.Tensor], Memory]:
+        """Return the next weights, and m and v."""
+        delta: Tensors = {name: m - weights[name] for name, m in mean.items()}
+        if self.pruned == "shadow":
+            delta = apply(delta, mask)
+        old, spread = memory.get("first", {}), memory.get("second", {})
+        first, second = dict[str, torch.Tensor](), dict[str, torch.Tensor]()
+        for name, d in delta.items():
+            first[name] = self.beta1 * old.get(name, torch.zeros_like(d)) + (1 - self.beta1) * d
+            second[name] = self.second(spread.get(name, torch.full_like(d, self.tau**2)), d)
+        stepped: Tensors = {
+            name: weights[name] + self.lr * m / (second[name].sqrt() + self.tau) for name, m in first.items()
+        }
+        if self.pruned == "zero":
+            stepped = apply(stepped, mask)
+        return dict(stepped), {**memory, "first": first, "second": second}
+
+
+@dataclass(frozen=True)
+class FedAdam(_Adaptive):
+    """Adam on the server: v <- beta2 v + (1 - beta2) Delta^2.
+
+    Attributes:
+        lr, beta1, tau, pruned, coverage: see ``_Adaptive``.
+        beta2: of v.
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
+    """
+
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.beta2 < 1, name="aggregator.beta2", value=self.beta2, must="be in [0, 1)")
+
+    def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return beta2 v + (1 - beta2) Delta^2."""
+        return self.beta2 * before + (1 - self.beta2) * delta.square()
+
+
+@dataclass(frozen=True)
+class FedYogi(_Adaptive):
+    """Yogi on the server: v <- v - (1 - beta2) Delta^2 sign(v - Delta^2), which falls more slowly than Adam's.
+
+    Attributes:
+        lr, beta1, tau, pruned, coverage: see ``_Adaptive``.
+        beta2: of v.
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
+    """
+
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.beta2 < 1, name="aggregator.beta2", value=self.beta2, must="be in [0, 1)")
+
+    def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return v - (1 - beta2) Delta^2 sign(v - Delta^2)."""
+        square = delta.square()
+        return before - (1 - self.beta2) * square * torch.sign(before - square)
+
+
+@dataclass(frozen=True)
+class FedAdagrad(_Adaptive):
+    """Adagrad on the server: v <- v + Delta^2; without momentum, as in the paper's experiments, beta1 is 0.
+
+    Attributes:
+        lr, beta1, tau, pruned, coverage: see ``_Adaptive``.
+
+    Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
+    """
+
+    beta1: float = 0.0
+
+    def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+        """Return v + Delta^2."""
+        return before + delta.square()

@@ -386,7 +386,7 @@ def _network(section: str, shape: Shape) -> _Network:
     made = Study(model=ModelSection.model_validate_json(section))
     model, inputs = make_model(made, shape), example(shape)
     setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)
-    shapes = {name: spec.shape for name, spec in setting.specs.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
     def macs(width: float) -> int:
         narrow = Narrow(width)

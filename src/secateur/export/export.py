@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import logging
+import math
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,7 +23,9 @@ from secateur.data.shards import Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
 from secateur.federation import checkpoint, client, prepare
 from secateur.federation.folder import PLAN, SUMMARY
-from secateur.learning import training
+from secateur.federation.records import METRIC
+from secateur.learning import resident
+from secateur.learning.task import Data
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import Plan
@@ -74,7 +77,7 @@ def read(folder: Path) -> Shipped:
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
         removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
         model = client.make_model(study, shape)
-        training.load(model, tensors)
+        resident.load(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:
         raise CheckpointError(f"{folder} cannot be read: {type(broken).__name__}: {broken}") from broken
     return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary)
@@ -125,7 +128,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
         torch.set_num_threads(threads)
 
 
-def _export(shipped: Shipped, to: str, place: Path, rows: training.Data, origin: str) -> Card:
+def _export(shipped: Shipped, to: str, place: Path, rows: Data, origin: str) -> Card:
     path, dense_path = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
     example = rows.batch(slice(0, 1))[0]
     try:
@@ -193,7 +196,7 @@ def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     about = {"about": json.dumps({"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()})}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, about))
-    training.load(fresh, safetensors.load_file(path))
+    resident.load(fresh, safetensors.load_file(path))
     return fresh
 
 
@@ -206,11 +209,11 @@ def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     return lambda x: torch.as_tensor(method.execute([x])[0]).clone()
 
 
-def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: bool) -> dict[str, Any]:
+def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> dict[str, Any]:
     """Compare predictions of the file with those of the masked model, row by row."""
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
-    deviation, differ, hits = 0.0, 0, 0.0
+    task, deviation, differ, outputs, targets = rows.task, 0.0, 0, list[torch.Tensor](), list[torch.Tensor]()
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))
@@ -220,17 +223,17 @@ def _check(shipped: Shipped, predict: Predict, rows: training.Data, *, single: b
                     f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"
                 )
             deviation = max(deviation, float((expected - found).abs().max()) / max(1.0, float(expected.abs().max())))
-            if shipped.shape.task == "regression":
-                hits += float((found.squeeze(-1) - y).abs().sum())
-            else:
-                differ += int((expected.argmax(1) != found.argmax(1)).sum())
-                hits += float((found.argmax(1) == y).sum())
+            differ += int((~task.agreed(expected, found)).sum())
+            outputs.append(found)
+            targets.append(y)
     if not deviation <= _CLOSE:
         raise ModelError(f"the exported model's outputs are {deviation:.2g} away from those of the masked one")
-    return {"count": count, "deviation": deviation, "differ": differ, _metric(shipped): hits / count}
+    scores = task.scores(torch.cat(outputs), torch.cat(targets))
+    defined = {name: value for name, value in scores.items() if not math.isnan(value)}
+    return {"count": count, "deviation": deviation, "differ": differ, METRIC: asdict(task.metrics[0]), **defined}
 
 
-def _rows(shipped: Shipped) -> tuple[training.Data, str]:
+def _rows(shipped: Shipped) -> tuple[Data, str]:
     """Return rows to check with, and where they are from: the server, the clients, or random draws without the data."""
     try:
         with prepare.federation(shipped.study) as folder:
@@ -252,10 +255,6 @@ def _rows(shipped: Shipped) -> tuple[training.Data, str]:
     x = x.float() / high if shape.kind == "tabular" else x.to(torch.uint8)
     rows = client.wrap(shape, x, torch.zeros(_SINGLES, dtype=torch.int64))
     return rows, "random rows, as the run's data is not on this machine: accuracy says nothing here"
-
-
-def _metric(shipped: Shipped) -> str:
-    return "mae" if shipped.shape.task == "regression" else "accuracy"
 
 
 def _layers(shipped: Shipped) -> tuple[Layer, ...]:

@@ -26,16 +26,19 @@ class Books:
         folder: of the run.
         specs: of the model's tensors.
         known: says how many rows a client has, where the server knows.
+        base: the digest of the model's tensors that never travel; empty: it has none. The study makes them.
 
     Attributes:
         store: facts about single clients.
         archive: tensors of single clients, for the method's state.
         masks: who holds which mask.
         claims: how many rows each client has.
+        base: as given.
         residual: what the last training request left out of the weights; it is added to the next one.
     """
 
-    def __init__(self, folder: Path, specs: Mapping[str, Spec], known: Known = unknown) -> None:
+    def __init__(self, folder: Path, specs: Mapping[str, Spec], known: Known = unknown, *, base: str = "") -> None:
+        self.base = base
         self._folder, self._specs = folder, specs
         self.store = Store(folder / store.NAME)
         self.archive = Archive(folder / _ARCHIVE, self.store.facts(_ARCHIVE))

@@ -162,6 +162,10 @@ def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] |
     return Saved(state, head["extra"], beside)
 
 
+BASE = "base"
+"""The header's entry with the names of the shipped tensors that were never trained, as a JSON list; absent: none."""
+
+
 def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, str]) -> None:
     """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header.
 

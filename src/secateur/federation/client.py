@@ -18,11 +18,16 @@ from secateur.contract.client import Client
 from secateur.contract.guard import Passage
 from secateur.contract.state import Setting
 from secateur.data.shards import Shape, Shards, open_shards
-from secateur.errors import MaskNotHeldError
+from secateur.errors import MaskNotHeldError, ModelError
 from secateur.federation import feedback
 from secateur.federation.feedback import WireMemory
+from secateur.federation.records import defined
 from secateur.learning import batched as stacked
-from secateur.learning import training
+from secateur.learning import loop, resident
+from secateur.learning import task as tasks
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Fit
+from secateur.learning.task import Data
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
@@ -34,6 +39,7 @@ from secateur.wire.message import Expected, Message, Scalar, specs_of
 from secateur.wire.settings import Wire
 
 PLAIN = "plain"
+BASE = "base"
 SECONDS = "seconds"
 MEASURED = "measured"
 TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
@@ -55,7 +61,7 @@ def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Ten
     """Return what the study's method may know; equal on the server and on every client."""
     found = layout(model, study.model.structure, inputs)
     state = model.state_dict()
-    specs = specs_of({name: state[name] for name in found.roles})
+    specs = specs_of({name: state[name] for name in found.travelling})
     return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
 
 
@@ -88,7 +94,8 @@ class Participant:
         self.method = study.build_method()
         self.guards = study.build_guards()
         self.model = make_model(study, shards)
-        self.initial = _Initial(lambda: training.tensors_of(make_model(study, shards)))
+        self.base = resident.digest(resident.base_of(self.model))
+        self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
@@ -100,7 +107,7 @@ class Participant:
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        fit = partial(training.fit, autocast=self.study.compute.autocast)
+        fit = partial(loop.fit, autocast=self.study.compute.autocast)
         return self._serve(client, request, state, fit=fit, clock=time.perf_counter)
 
     def together(
@@ -110,7 +117,7 @@ class Participant:
         return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
 
     def _serve(
-        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., training.Fit], clock: stacked.Clock
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
     ) -> tuple[bytes, bytes | None]:
         start = clock()
         kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
@@ -119,6 +126,7 @@ class Participant:
         except MaskNotHeldError:
             return lost(request), None
         scalars = dict(message.scalars)
+        self._check_base(client, str(scalars.pop(BASE, "")))
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
         message = replace(message, scalars=scalars)
@@ -147,6 +155,18 @@ class Participant:
                 return self._read(request, held, clock)
         return self._read(request, last, clock)
 
+    def _check_base(self, client: int, wanted: str) -> None:
+        """Refuse a request for a model whose frozen and constant tensors are not those that are here.
+
+        Raises:
+            ModelError: they differ; both digests are told.
+        """
+        if wanted != self.base:
+            raise ModelError(
+                f"client {client}: the request is for a model with frozen tensors {wanted or 'none'}, the model here "
+                f"has {self.base or 'none'}: give both sides the same model.name, pretrained file and torch"
+            )
+
     def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
 
@@ -161,15 +181,16 @@ class Participant:
         self._last = request, held, message, clock() - begun
         return message, 0.0
 
-    def data(self, client: int) -> training.Data:
+    def data(self, client: int) -> Data:
         """Return the client's training rows."""
         return wrap(self.shards, *self.shards.train(client))
 
     def _evaluate(self, client: Client, message: Message) -> Message:
         used = self.method.uses(message, client)
-        training.load(self.model, used)
-        held = (self.shards.test(client.id), self.shards.validation(client.id))
-        test, validation = (training.evaluate(self.model, wrap(self.shards, *rows)) for rows in held)
+        resident.load(self.model, used)
+        held = wrap(self.shards, *self.shards.test(client.id))
+        test = evaluate(self.model, held)
+        validation = evaluate(self.model, wrap(self.shards, *self.shards.validation(client.id)))
         weights = [used[name] for name in self.setting.layout.names("weight")]
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
         scores: dict[str, Scalar] = {
@@ -180,6 +201,9 @@ class Participant:
             "validation": validation.metric if validation.samples else 0.0,
             "sparsity": zeros,
         }
+        for metric in held.task.metrics[1:]:
+            scores[metric.name] = test.further.get(metric.name, 0.0)
+            scores[defined(metric)] = metric.name in test.further
         return Message({}, None, scores)
 
 
@@ -221,9 +245,18 @@ class _Sending:
         return reply, feedback.top_k(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
-def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> training.Data:
+def further_scores(task: tasks.Task) -> Mapping[str, type]:
+    """Return the scalars of a reply to ``EVALUATE`` for a task's scores beside the main one.
+
+    Each has its value, and whether it is defined on the client's test rows; 0 where it is not.
+    """
+    further = task.metrics[1:]
+    return {metric.name: float for metric in further} | {defined(metric): bool for metric in further}
+
+
+def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
     """Return rows as they are stored with how they become model inputs."""
-    return training.Data(x, y, rows.kind, rows.scale, rows.task)
+    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -146,6 +146,8 @@ class Exchange:
         scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
         if ask.plain:
             scalars[client.PLAIN] = True
+        if self.books.base:
+            scalars[client.BASE] = self.books.base
         seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
         return Outgoing(message, values=wire.values, template=self.books.masks.specs, seed=seed)

@@ -9,6 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from secateur.data import Source, load
 from secateur.data.partition import partition
 from secateur.data.shards import LAYOUT, Shape, make_shards
 from secateur.errors import DataError
+from secateur.learning.task import find
 from secateur.streams import stream
 from secateur.study.study import Study
 
@@ -62,7 +64,7 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
     key = [study.data.model_dump(mode="json"), study.seed, client, marks]
 
     def make(into: Path) -> None:
-        source = load(f"{study.data.source}:{place}", seed=study.seed, whole=False)
+        source = _learnt(study, load(f"{study.data.source}:{place}", seed=study.seed, whole=False))
         rows = np.arange(len(source.y_train))
         parts = [rows if k == client else rows[:0] for k in range(study.data.clients)]
         make_shards(
@@ -76,7 +78,7 @@ def own(study: Study, client: int, folder: str, cache: Path) -> Path:
 def bare(study: Study, shape: Shape, folder: Path) -> Path:
     """Write shards without any rows into ``folder``, for a server whose clients hold the data."""
     x = np.zeros((0, *shape.input_shape), np.float32 if shape.kind == "tabular" else np.uint8)
-    y = np.zeros(0, np.float32 if shape.task == "regression" else np.int64)
+    y = torch.zeros(0, dtype=find(shape.task).dtype).numpy()
     source = Source(
         "the nodes' own", x, y, x, y, None, shape.outputs, kind=shape.kind, scale=shape.scale, task=shape.task
     )
@@ -84,6 +86,11 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     empty = [np.arange(0)] * study.data.clients
     _write(lambda: make_shards(source, empty, test_fraction=0.0, seed=study.seed, folder=folder), folder)
     return folder
+
+
+def _learnt(study: Study, source: Source) -> Source:
+    """Return the source with what is learnt of it, where the study says so."""
+    return replace(source, task=study.data.task) if study.data.task else source
 
 
 def _places(source: str) -> list[Path]:
@@ -99,7 +106,7 @@ def _marks(*places: Path) -> list[tuple[str, int, int]]:
 
 
 def _simulated(study: Study, folder: Path) -> None:
-    source = load(study.data.source, seed=study.seed)
+    source = _learnt(study, load(study.data.source, seed=study.seed))
     section, count = study.data, len(source.y_train)
     if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from secateur.errors import NobodyTrainedError
+from secateur.learning.metrics import Metric, metric_of
 from secateur.study.study import Study
 
 Row = dict[str, Any]
 
 VALIDATION = "validation"
-"""The metric on validation rows, in a record; that on test rows stands under the metric's own name."""
+"""The main score on validation rows, in a record; scores on test rows stand under their own names."""
+
+METRIC = "metric"
+"""Where a record says which score is the main one, and which way is better; see ``metrics.metric_of``."""
 
 _LONGEST = 500  # characters of a reason
 
@@ -38,21 +43,34 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     return {**whole, "phases": phases, "left_out": named, "final": final}
 
 
-def local_scores(told: Sequence[Row], metric: str, *, central: bool) -> Row:
+def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
     """Return what clients' replies to ``EVALUATE`` add up to: each one's score on test rows, and means by rows.
 
-    The means, on test and on validation rows, are the run's scores where no server has one (not ``central``).
+    The means, on test and on validation rows, are the run's scores where no server has one (not ``central``). Of the
+    scores beside the main one, those clients count on whose rows they are defined.
     """
     scored = [t for t in told if int(t["samples"])]
     row: Row = {"local": sorted(float(t["metric"]) for t in scored)}
     if told:
         row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or told) / len(scored or told)
-    parts = (metric, "metric", "samples"), ("loss", "loss", "samples"), (VALIDATION, "validation", "validation_samples")
-    for name, key, rows in parts if not central else ():
-        count = sum(int(t[rows]) for t in told)
+    if central:
+        return row
+    main, *further = metrics
+    parts = [
+        (main.name, "metric", "samples", told), ("loss", "loss", "samples", told),
+        *((m.name, m.name, "samples", [t for t in told if t[defined(m)]]) for m in further),
+        (VALIDATION, "validation", "validation_samples", told),
+    ]  # fmt: skip
+    for name, key, rows, of in parts:
+        count = sum(int(t[rows]) for t in of)
         if count:
-            row[name] = sum(float(t[key]) * int(t[rows]) for t in told) / count
-    return row
+            row[name] = sum(float(t[key]) * int(t[rows]) for t in of) / count
+    return row | {METRIC: dataclasses.asdict(main)}
+
+
+def defined(metric: Metric) -> str:
+    """Return the scalar by which a client says that a score beside the main one is defined on its test rows."""
+    return f"{metric.name}_defined"
 
 
 def check_answers(rows: Iterable[Row]) -> None:
@@ -92,7 +110,8 @@ def short(reason: str) -> str:
 
 def line(row: Row) -> str:
     """Return a record in one line, for logs."""
-    shown = (("accuracy", "accuracy"), ("mae", "MAE"), (VALIDATION, "validation"))
+    metric = metric_of(row)
+    shown = ((metric.name, metric.shown), (VALIDATION, "validation"))
     quality = "".join(f"{label} {row[name]:.4f} " for name, label in shown if name in row)
     text = (
         f"{row['phase']} {row['round']}: {quality}sparsity {row['sparsity']:.4f} "

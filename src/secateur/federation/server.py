@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 import os
 import time
 from collections import Counter
@@ -46,8 +45,10 @@ from secateur.federation.folder import (
     read_summary,
     reserve,
 )
-from secateur.federation.records import VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
-from secateur.learning import training
+from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.learning import resident
+from secateur.learning import task as tasks
+from secateur.learning.evaluate import Score, evaluate
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, sizes
@@ -96,14 +97,16 @@ class Run:
         self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.metric = "accuracy" if self.shards.task == "classification" else "mae"
+        self.task = tasks.find(self.shards.task)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
-        self.initial = training.tensors_of(self.model)
+        self.initial = resident.tensors_of(self.model)
+        self.base = resident.base_of(self.model)
         self.server: dict[str, float] = {}
         self.records = 0
         self.guards = self.study.build_guards()
-        self.books = Books(folder, self.setting.specs, unknown if self.shards.empty else self.shards.count)
+        known = unknown if self.shards.empty else self.shards.count
+        self.books = Books(folder, self.setting.specs, known, base=resident.digest(self.base))
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
@@ -188,7 +191,7 @@ class Run:
         rows = client.wrap(self.shards, *self.shards.public())
         view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
         state, processed = self.method.refine(state, view)
-        macs = 3 * processed * cost.macs(self.uses, state.weights, None)
+        macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
         return state
@@ -238,7 +241,7 @@ class Run:
 
     def _macs(self, mask: Mask | None) -> tuple[int, int]:
         """Return MACs of one example under a mask: on surviving weights, and after the cuts."""
-        shapes = {name: spec.shape for name, spec in self.setting.specs.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
         return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
 
@@ -254,19 +257,24 @@ class Run:
             "sparsity_all": removed / total,
             "kept": total - removed,
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
-            "macs": cost.macs(self.uses, state.weights, state.mask),
+            "macs": cost.macs(self.uses, self._whole(state.weights), state.mask),
         }
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())
-            row |= {self.metric: score.metric, "loss": score.loss}
+            main = self.task.metrics[0]
+            row |= {main.name: score.metric, "loss": score.loss, **score.further, METRIC: dataclasses.asdict(main)}
             validation = self._score(state.model(), self.shards.server_validation())
             row |= {VALIDATION: validation.metric} if validation.samples else {}
         return row
 
-    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> training.Score:
+    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Score a model on some of the server's rows."""
-        training.load(self.model, tensors)
-        return training.evaluate(self.model, client.wrap(self.shards, *rows))
+        resident.load(self.model, tensors)
+        return evaluate(self.model, client.wrap(self.shards, *rows))
+
+    def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
+        """Return exchanged tensors with those that never travel."""
+        return {**self.base, **tensors}
 
     def _widths(self, state: State) -> Row:
         """Score the narrower models that the shipped one holds."""
@@ -274,7 +282,8 @@ class Run:
         parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
         scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
         macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
-        return {"widths": {name: {self.metric: scores[name], "macs_physical": macs[name]} for name in widths}}
+        metric = self.task.metrics[0].name
+        return {"widths": {name: {metric: scores[name], "macs_physical": macs[name]} for name in widths}}
 
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         rows = read_records(self.folder)
@@ -286,7 +295,8 @@ class Run:
             **self._widths(state),
         }
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
-        checkpoint.ship(self.folder, state.model(), state.mask, about)
+        about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
+        checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
         if not self.central:
             check_any(EVALUATE, len(examined.ask.clients), [entry["reason"] for entry in examined.left_out])
@@ -300,9 +310,9 @@ class Run:
 
     def _structure(self, state: State) -> Row:
         """Count what is left after the dead units are really cut out of the model."""
-        dense = cost.macs(self.uses, state.weights, None)
+        dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        training.load(self.model, state.model())
+        resident.load(self.model, state.model())
         small = shrink(self.model, removal)
         uses = cost.uses(small, self.example)
         weights = dict(small.state_dict())
@@ -317,9 +327,12 @@ class Run:
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
-        ask = replace(self.method.examine(state), clients=tuple(engine.clients()) if rows else ())
-        best = (0.0, 1.0) if self.metric == "accuracy" else (0.0, math.inf)
-        bounds = {"metric": best, "validation": best, "sparsity": (0.0, 1.0)}
+        ask = self.method.examine(state)
+        main, *further = self.task.metrics
+        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), **client.further_scores(self.task)})
+        ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
+        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
+        bounds |= {metric.name: metric.bounds for metric in further}
         exchange = self._exchange(ask, engine, bounds=bounds)
         for _ in exchange.replies():
             pass
@@ -331,7 +344,7 @@ class Run:
         Where the server has no test set, their mean, weighted by rows, is the run's score.
         """
         carried = sum(exchange.down.values()) + sum(exchange.up.values())
-        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.metric, central=self.central)}
+        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.task.metrics, central=self.central)}
 
 
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:

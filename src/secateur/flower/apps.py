@@ -46,6 +46,7 @@ from secateur.flower.engine import (
     pack,
     unpack,
 )
+from secateur.learning.task import TASKS
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study
 from secateur.wire import codec
@@ -163,6 +164,8 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
         yield prepare.simulated(study, _cache())
         return
     first = members[min(members)]
+    if first["task"] not in {*TASKS, study.data.task}:  # a node must not name code that this server imports
+        raise EngineError(f"the nodes' rows are of task {first['task']!r}: if you trust it, set data.task to it")
     inputs = tuple(int(size) for size in first["inputs"])
     shape = Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:

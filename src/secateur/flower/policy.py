@@ -15,6 +15,7 @@ from typing import Any
 from secateur import data, methods, models
 from secateur.data.sources import embedded
 from secateur.errors import ConfigError
+from secateur.learning.task import TASKS
 from secateur.study.study import assign, split_setting
 
 ALLOW = "allow"
@@ -58,7 +59,7 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
     """Yield the settings whose value can name code or files."""
     if "method" in values:
         yield "method", str(values["method"])
-    for section, name in (("model", "name"), ("data", "source")):
+    for section, name in (("model", "name"), ("data", "source"), ("data", "task")):
         held = values.get(section)
         if isinstance(held, Mapping) and name in held:
             yield f"{section}.{name}", str(held[name])
@@ -74,4 +75,6 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
         return value in models.names()
     if path == "data.source":
         return value in (data.names() if own else embedded())
+    if path == "data.task":
+        return not value or value in TASKS
     return ":" not in value  # a slot's class of anyone's own is module:Class

@@ -1,10 +1,12 @@
 """Local training of several clients at once: their weights stacked, one batched step for all of them.
 
-The algorithm is that of ``training.fit``, with the same batches; only the order of floating-point sums differs.
+The algorithm is that of ``loop.fit``, with the same batches; only the order of floating-point sums differs.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,16 +17,22 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 from torch.func import functional_call, vmap
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import pad_sequence
 
 from secateur.errors import ConfigError, ModelError, check, need
-from secateur.learning.training import Data, Effort, Fit, Training, fit, forward, load, orders, tensors_of
+from secateur.learning.loop import Effort, Fit, fit, forward, orders
+from secateur.learning.optimiser import BETAS, EPSILON, Training
+from secateur.learning.resident import load, tensors_of
+from secateur.learning.task import Data
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.roles import roles
+from secateur.streams import Turn
 
 Answer = tuple[bytes, bytes | None]
 Clock = Callable[[], float]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ class Compute:
 
     @property
     def stacks(self) -> bool:
-        """Return whether clients are trained here and not by ``training.fit``."""
+        """Return whether clients are trained here and not by ``loop.fit``."""
         return self.together > 1 or self.device != "cpu"
 
     def check(self, model: nn.Module, inputs: torch.Tensor) -> None:
@@ -66,8 +74,9 @@ class Compute:
             return
         if self.device != "cpu" and not torch.cuda.is_available():
             raise ConfigError(f"compute.device = {self.device!r}: torch finds no such device here; use cpu")
+        keeps = {name.rpartition(".")[0] for name, role in roles(model).items() if role == "buffer"}
         for name, layer in model.named_modules():
-            if isinstance(layer, _BatchNorm) or (isinstance(layer, _DropoutNd) and layer.p > 0):
+            if name in keeps or (isinstance(layer, _DropoutNd) and layer.p > 0):
                 raise ModelError(
                     f"{type(layer).__name__} {name!r} cannot be trained for several clients at once: it draws at "
                     "random or keeps statistics; set compute.together = 1 and compute.device = cpu"
@@ -83,14 +92,14 @@ class Compute:
             ) from broken
 
 
-class Task(Protocol):
+class Work(Protocol):
     """A client's whole answer; it trains with the ``fit`` it is given, and reads its time from ``clock``."""
 
     def __call__(self, fit: Callable[..., Fit], clock: Clock) -> Answer:
         """Return reply and new state."""
 
 
-def answers(tasks: Sequence[Task], compute: Compute) -> list[Answer | Exception]:
+def answers(tasks: Sequence[Work], compute: Compute) -> list[Answer | Exception]:
     """Run tasks side by side, one at a time; whenever all of them wait for a training, train them in one.
 
     A task that raises costs itself its place only. A clock counts a task's own time and its share, by rows, of what
@@ -113,6 +122,7 @@ class _Job:
     model: nn.Module
     data: Data
     training: Training
+    turn: Turn
     how: Mapping[str, Any]
     start: dict[str, torch.Tensor]
     trained: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -133,12 +143,20 @@ class _Job:
 
     def kind(self) -> object:
         """Return what jobs must have in common to be trained in one; None: it must be trained alone."""
-        usual = not (self.how.get("feedback") or self.how.get("narrow") or self.how.get("fading"))
-        if not usual or self.effort.activations < 1 or not len(self.data):
+        hooks = self.how.get("hooks") or ()
+        for hook in hooks:
+            _tell(f"{type(hook).__name__} acts on single clients' steps: clients that train with it go one by one")
+        if hooks or not len(self.data):
             return None
         shapes = tuple((name, tuple(t.shape)) for name, t in self.moves.items())
         effort = self.effort
         return type(self.model), shapes, self.training, effort.epochs, effort.patience, self.data.x.shape[1:]
+
+
+@functools.cache
+def _tell(remark: str) -> None:
+    """Log a remark once in a process."""
+    _LOG.warning(remark)
 
 
 def _greenlet() -> ModuleType:
@@ -148,7 +166,7 @@ def _greenlet() -> ModuleType:
 class _Turn:
     """A task that is left where it wants a training, and gone on with when that is done."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Work) -> None:
         greenlet = _greenlet()
         self._task, self._since = task, 0.0
         self._mine, self._caller = greenlet.greenlet(self._run), greenlet.getcurrent()
@@ -175,8 +193,8 @@ class _Turn:
         except Exception as error:  # noqa: BLE001 -- stands in the place of its answer
             self.outcome = error
 
-    def _fit(self, model: nn.Module, data: Data, training: Training, **how: Any) -> Fit:
-        job = self.job = _Job(model, data, training, how, tensors_of(model))
+    def _fit(self, model: nn.Module, data: Data, training: Training, turn: Turn, **how: Any) -> Fit:
+        job = self.job = _Job(model, data, training, turn, how, tensors_of(model))
         self._caller.switch()
         if isinstance(job.done, Exception):
             raise job.done
@@ -200,7 +218,7 @@ def _train(jobs: Sequence[_Job], compute: Compute) -> None:
 
 def _alone(job: _Job, compute: Compute) -> None:
     load(job.model, job.start)
-    job.done = fit(job.model, job.data, job.training, **job.how, autocast=compute.autocast)
+    job.done = fit(job.model, job.data, job.training, job.turn, **job.how, autocast=compute.autocast)
     job.trained = tensors_of(job.model)
 
 
@@ -225,9 +243,9 @@ class _Stack:
         for name, keep in self._keep.items():
             self._weights[name].masked_fill_(keep == 0, 0.0)
         self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
-        self._steps = _Steps(self._weights, first.training, max(1, int(first.how["round_"])))
-        still = [name for name in first.start if name not in self._weights]
-        self._still = {n: torch.stack([job.start[n] for job in jobs]).to(self._device) for n in still}
+        self._steps = _Steps(self._weights, first.training, max(1, first.turn.round))
+        held = self._model.state_dict()
+        self._fixed = {n: t.to(self._device) for n, t in held.items() if n not in self._weights}
         x, y = torch.cat([job.data.x for job in jobs]), torch.cat([job.data.y for job in jobs])
         self._data = replace(first.data, x=x.to(self._device), y=y.to(self._device))
         sizes = torch.tensor([len(job.data) for job in jobs])
@@ -247,8 +265,7 @@ class _Stack:
     def train(self) -> None:
         """Train all jobs, and enter what came of it."""
         effort = self._effort
-        seeds = [{name: int(job.how[name]) for name in ("round_", "seed", "client")} for job in self._jobs]
-        drawn = [orders(len(job.data), job.effort, **seed) for job, seed in zip(self._jobs, seeds, strict=True)]
+        drawn = [orders(len(job.data), job.effort, job.turn) for job in self._jobs]
         use = torch.tensor([_use(job) for job in self._jobs])
         active = torch.arange(len(self._jobs))
         best = torch.full((len(self._jobs),), torch.inf, dtype=torch.float64)
@@ -291,15 +308,15 @@ class _Stack:
     def _step(self, chosen: slice | torch.Tensor, index: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
         """Take one step of those chosen; return their batches' mean losses."""
         weights = {n: t[chosen].detach().requires_grad_() for n, t in self._weights.items()}
-        still = {n: t[chosen] for n, t in self._still.items()}
         x, y = self._data.batch(index)
         there = torch.arange(index.shape[1], device=self._device) < length[:, None]
 
-        def loss(own: Tensors, rest: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-            output = forward(lambda x: functional_call(self._model, {**rest, **own}, (x,)), x, self._compute.autocast)
-            return (self._data.losses(output, y) * there).sum() / there.sum()
+        def loss(own: Tensors, x: torch.Tensor, y: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+            tensors = {**self._fixed, **own}
+            output = forward(lambda x: functional_call(self._model, tensors, (x,)), x, self._compute.autocast)
+            return (self._data.task.losses(output, y) * there).sum() / there.sum()
 
-        losses = vmap(loss)(weights, still, x, y, there)
+        losses = vmap(loss)(weights, x, y, there)
         slopes = dict(zip(weights, torch.autograd.grad(losses.sum(), list(weights.values())), strict=True))
         with torch.no_grad():
             for name, slope in slopes.items():
@@ -333,20 +350,22 @@ def _along(factor: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Steps:
-    """SGD or Adam on stacked weights, with the moments of each client."""
+    """SGD, Adam or AdamW on stacked weights, with the moments of each client."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], training: Training, round_: int) -> None:
         self._training, self._rate = training, training.rate(round_)
-        adam = training.optimiser == "adam"
-        moments = 2 if adam else int(training.momentum > 0)
+        moments = 2 if training.rule.adaptive else int(training.momentum > 0)
         self._moments = {name: [torch.zeros_like(t) for _ in range(moments)] for name, t in weights.items()}
         self._taken = {name: torch.zeros(len(t), dtype=torch.float64, device=t.device) for name, t in weights.items()}
 
     def move(self, name: str, weights: torch.Tensor, slope: torch.Tensor, chosen: slice | torch.Tensor) -> None:
         """Move ``weights``, the entries ``chosen`` of a stack, in place."""
-        if self._training.weight_decay:
-            slope = slope.add(weights, alpha=self._training.weight_decay)
-        if self._training.optimiser == "adam":
+        rule, decay = self._training.rule, self._training.weight_decay
+        if decay and rule.decoupled:
+            weights.mul_(1 - self._rate * decay)
+        elif decay:
+            slope = slope.add(weights, alpha=decay)
+        if rule.adaptive:
             slope = self._adam(name, slope, chosen)
         elif self._training.momentum:
             velocity = self._moments[name][0]
@@ -356,9 +375,9 @@ class _Steps:
 
     def _adam(self, name: str, slope: torch.Tensor, chosen: slice | torch.Tensor) -> torch.Tensor:
         first, second = self._moments[name]
-        first[chosen] = first[chosen].lerp(slope, 1 - 0.9)
-        second[chosen] = second[chosen] * 0.999 + slope.square() * (1 - 0.999)
+        first[chosen] = first[chosen].lerp(slope, 1 - BETAS[0])
+        second[chosen] = second[chosen] * BETAS[1] + slope.square() * (1 - BETAS[1])
         self._taken[name][chosen] += 1
         taken = self._taken[name][chosen]
-        far, near = (_along(1 - beta**taken, slope).to(slope.dtype) for beta in (0.9, 0.999))
-        return first[chosen] / far / ((second[chosen] / near).sqrt() + 1e-8)
+        far, near = (_along(1 - beta**taken, slope).to(slope.dtype) for beta in BETAS)
+        return first[chosen] / far / ((second[chosen] / near).sqrt() + EPSILON)

@@ -7,21 +7,23 @@ import copy
 import torch
 from torch import nn
 
-from secateur.learning.training import Data, Fit, Training
+from secateur.learning.loop import Fit
+from secateur.learning.optimiser import Training
+from secateur.learning.task import Data
 from secateur.pruning.criteria import Form
-from secateur.streams import derive, global_stream
+from secateur.pruning.roles import roles
+from secateur.streams import Turn, global_stream
 
 
 def measure(
-    model: nn.Module, data: Data, training: Training, form: Form, *,
-    round_: int, seed: int, client: int, batches: int = 1,
-) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
-    """Return one statistic for every parameter, the mean over some batches; train nothing.
+    model: nn.Module, data: Data, training: Training, form: Form, turn: Turn, *, batches: int = 1
+) -> tuple[dict[str, torch.Tensor], Fit]:
+    """Return one statistic for every parameter that is trained, the mean over some batches; train nothing.
 
     ``gradient`` g, ``square`` g^2, ``saliency`` |w g|, ``curvature`` H g (the Hessian's product with the gradient), and
     ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|, over the largest.
 
-    The batches are drawn from (seed, round, client), without replacement, at most all there are. ``Fit`` counts rows by
+    The batches are drawn by the turn, without replacement, at most all there are. ``Fit`` counts rows by
     the work of a training row: two for ``curvature``, which goes back twice; one in all for ``flow``.
 
     Reference: SNIP, Lee et al., arXiv 1810.02340; GraSP, Wang et al., arXiv 2002.07376; SynFlow, Tanaka et al.,
@@ -29,15 +31,15 @@ def measure(
     """
     if form == "flow":
         return _flow(model, data), Fit(len(data), 1, 0, 0, 0.0)
-    shuffle = torch.Generator().manual_seed(derive(seed, "gradients", round_, client))
+    shuffle = torch.Generator().manual_seed(turn.derive("gradients"))
     chosen = torch.split(torch.randperm(len(data), generator=shuffle), training.batch_size)[:batches]
-    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    sums = {name: torch.zeros_like(p) for name, p in _trained(model).items()}
     total, rows = 0.0, sum(len(index) for index in chosen)
     model.train()
-    with global_stream(seed, "dropout", round_, client):
+    with global_stream(turn.seed, "dropout", turn.round, turn.client):
         for index in chosen:
             x, y = data.batch(index)
-            loss = data.loss(model(x), y)
+            loss = data.task.loss(model(x), y)
             total += loss.item() * len(index)
             for name, part in _of_batch(model, loss, form).items():
                 sums[name] += part
@@ -46,8 +48,12 @@ def measure(
     return mean, Fit(len(data), passes * rows, 0, 0, total / max(1, rows))
 
 
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def _of_batch(model: nn.Module, loss: torch.Tensor, form: Form) -> dict[str, torch.Tensor]:
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     found = _gradient(loss, parameters, again=form == "curvature")
     if form == "square":
         return {name: g.square() for name, g in found.items()}
@@ -71,12 +77,14 @@ def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
     """Return the flow over its largest entry: computed in float64, so that depth does not overflow, sent in less."""
     x, _ = data.batch(slice(0, 1))
     twin = copy.deepcopy(model).double().eval()
+    constant = {name for name, role in roles(twin).items() if role == "constant"}  # a mask's -inf must stay
     with torch.no_grad():
-        for tensor in twin.state_dict().values():
-            tensor.abs_()
+        for name, tensor in twin.state_dict().items():
+            if name not in constant:
+                tensor.abs_()
     ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)
-    parameters = dict(twin.named_parameters())
+    parameters = _trained(twin)
     slopes = _gradient(twin(ones).sum(), parameters)
     flows = {name: p.detach() * slopes[name] for name, p in parameters.items()}
     largest = max(float(flow.max()) for flow in flows.values()) or 1.0
-    return {name: (flows[name] / largest).to(p.dtype) for name, p in model.named_parameters()}
+    return {name: (flows[name] / largest).to(p.dtype) for name, p in _trained(model).items()}

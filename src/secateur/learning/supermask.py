@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.learning.training import Data, Effort, Fit, Optimiser, Training, loop
+from secateur.learning.loop import Effort, Fit, loop
+from secateur.learning.optimiser import Optimiser, Training
+from secateur.learning.task import Data
 from secateur.pruning.mask import Tensors
+from secateur.streams import Turn
 
 Effective = Callable[[Tensors], dict[str, torch.Tensor]]
 Penalty = Callable[[Tensors], torch.Tensor]
 
 
-def learn(  # noqa: PLR0913 -- one for each thing that a training is told
-    model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, *,
-    round_: int, seed: int, client: int, penalty: Penalty | None = None,
+def learn(
+    model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, turn: Turn, *,
+    penalty: Penalty | None = None,
 ) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
     """Train scores by the loss of a model whose weights are made of them; return the trained scores.
 
@@ -25,22 +28,22 @@ def learn(  # noqa: PLR0913 -- one for each thing that a training is told
         model: resident; weights that are not made of scores are used as they are; running statistics move.
         scores: what is trained, by name.
         effective: scores to weights by name, differentiable by the scores (straight through where it jumps).
-        round_, seed, client: as in ``training.fit``, whose batches these are.
+        turn: as in ``loop.fit``, whose batches these are.
         penalty: of the scores, added to the loss; the loss that is told is without it.
     """
     held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
-    optimiser = Optimiser(held.values(), training, max(1, round_))
+    optimiser = Optimiser(held.values(), training, max(1, turn.round))
 
     def step(index: torch.Tensor) -> float:
         x, y = data.batch(index)
         optimiser.clear()
-        loss = data.loss(torch.func.functional_call(model, effective(held), (x,)), y)
+        loss = data.task.loss(torch.func.functional_call(model, effective(held), (x,)), y)
         (loss if penalty is None else loss + penalty(held)).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         return loss.item()
 
     model.train()
-    done = loop(step, data, training, Effort(training.epochs), round_=round_, seed=seed, client=client)
+    done = loop(step, data, training, Effort(training.epochs), turn)
     return {name: tensor.detach() for name, tensor in held.items()}, done
 
 

@@ -27,6 +27,7 @@ from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
+from secateur.methods.kit.hooks import Feedback
 from secateur.methods.kit.rounds import merged, train_ask, train_reply
 from secateur.pruning.allocation import Global, spared
 from secateur.pruning.mask import Mask, Tensors
@@ -69,7 +70,7 @@ class DPF(Method):
             return train_reply(ask, client)
         sent = ask.message.tensors
         mask = self.mask(client.setting, sent, ask.round - 1)
-        weights, done = client.train(sent, mask, round_=ask.round, feedback=mask is not None)
+        weights, done = client.train(sent, mask, round_=ask.round, hooks=[Feedback()] if mask is not None else [])
         return Message(weights, None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:

@@ -32,7 +32,8 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Scalars
 from secateur.contract.state import Setting, State
 from secateur.errors import check
-from secateur.learning import training
+from secateur.learning import resident
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import learn
 from secateur.methods.kit.clustered import opened_model, shapes, specs, start
 from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask
@@ -116,7 +117,7 @@ class FedCompress(Method):
         sent, count = opened(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
         scores, penalty = start(sent, count, client.setting), partial(pull, beta=self.beta)
         learnt, done = client.learn(sent, scores, plain, round_=ask.round, penalty=penalty)
-        weights = {**training.tensors_of(client.model), **plain(learnt)}
+        weights = {**resident.tensors_of(client.model), **plain(learnt)}
         features = entering(weights, client, client.data.batch(slice(0, _ROWS))[0])
         done = replace(done, processed=done.processed + len(features) // 3)  # a third: forward only
         found = closed(weights, codebooks(weights, learnt, self.room), width(count))
@@ -140,10 +141,10 @@ class FedCompress(Method):
         weights, rows = dict(state.weights), self.proxies * self.epochs if state.round else 0
         learnt: Tensors = start(weights, self.count(state), server.setting)
         if rows:
-            how = training.Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
+            how = Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
             learnt, _ = learn(
                 server.model, outputs(weights, server, noise(server, self.proxies)), how, learnt, plain,
-                round_=state.round, seed=server.setting.seed, client=server.id, penalty=partial(pull, beta=self.beta),
+                server.turn(state.round), penalty=partial(pull, beta=self.beta),
             )  # fmt: skip
             weights |= plain(learnt)
         books = codebooks(weights, learnt, self.room)

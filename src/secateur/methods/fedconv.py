@@ -34,7 +34,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Grouped, Mean
 from secateur.contract.state import Setting, State
 from secateur.errors import check
-from secateur.learning.training import Training
+from secateur.learning.optimiser import Training
 from secateur.methods.kit.learned_resize import Bench
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.structure import Plan, plan

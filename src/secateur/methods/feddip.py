@@ -29,6 +29,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.criteria import Random
+from secateur.methods.kit.hooks import Fading, Feedback
 from secateur.methods.kit.rounds import merged, train_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK, Global
@@ -83,9 +84,8 @@ class FedDIP(Method):
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train with feedback, and with the pull."""
         mask, pull = ask.message.mask, self.pull(ask.round - 1, client.setting.rounds)
-        weights, done = client.train(
-            ask.message.tensors, mask, round_=ask.round, feedback=True, fading=mask if pull else None, fade=pull
-        )
+        hooks = [Feedback(), *([Fading(mask, pull)] if mask and pull else [])]
+        weights, done = client.train(ask.message.tensors, mask, round_=ask.round, hooks=hooks)
         return Message(weights, None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:

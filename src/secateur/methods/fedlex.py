@@ -31,8 +31,8 @@ from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.state import Setting, State
 from secateur.errors import check
+from secateur.learning.resident import tensors_of
 from secateur.learning.supermask import straight_through
-from secateur.learning.training import tensors_of
 from secateur.methods.kit import exploration
 from secateur.methods.kit.rounds import merged, train_ask, train_reply
 from secateur.pruning.criteria import Exploration

@@ -24,9 +24,9 @@ from secateur.contract.ask import TRAIN, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.learning.training import Effort
 from secateur.methods.fedtiny import FedTiny
 from secateur.methods.kit import mask_selection as selection
+from secateur.methods.kit.hooks import Fading, PrunedActivations
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Tensors
 from secateur.pruning.regrowth import smallest
@@ -67,8 +67,6 @@ class FedMef(FedTiny):
             return super().respond(ask, client)
         sent, due = ask.message.tensors, self.due(client.setting, ask.round)
         going = smallest({n: mask[n] for n in due}, sent, self.share(client.setting, ask.round))
-        effort = Effort(client.training.epochs, activations=1 - self.gamma)
-        weights, done = client.train(
-            sent, mask, round_=ask.round, effort=effort, fading=going or None, fade=self.extrusion
-        )
+        hooks = [Fading(going, self.extrusion), PrunedActivations(1 - self.gamma)]
+        weights, done = client.train(sent, mask, round_=ask.round, hooks=hooks)
         return Message(weights, mask, report(done))

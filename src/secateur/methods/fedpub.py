@@ -31,8 +31,8 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, Mean
 from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
-from secateur.learning import training
-from secateur.learning.training import Fit
+from secateur.learning import resident
+from secateur.learning.loop import Fit
 from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.similarity import EMBEDDING, alike, embedding, embedding_of, mixtures, weights_of
@@ -114,7 +114,7 @@ class FedPUB(Method):
         penalty = partial(self.pull, sent={} if new else weights)
         learnt, done = client.learn(sent, scores, masked, round_=ask.round, penalty=penalty)
         client.memory |= {n: t for n, t in learnt.items() if n.startswith(_SOFT)}
-        return {**training.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
+        return {**resident.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge for all, and for each by likeness."""

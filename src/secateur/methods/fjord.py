@@ -26,6 +26,7 @@ from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.state import Setting, State
 from secateur.errors import check
+from secateur.methods.kit.hooks import Narrow
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.mask import Mask
 from secateur.wire.message import Message
@@ -55,8 +56,8 @@ class FjORD(Sliced):
             self.mask(setting, self.leading(setting, level / self.levels))
             for level in range(1, self._most(client.id) + 1)
         ]
-        narrow = widths if self.levels > 1 else []
-        weights, done = client.train(ask.message.tensors, mask, round_=ask.round, narrow=narrow)
+        hooks = [Narrow(tuple(widths))] if self.levels > 1 else []
+        weights, done = client.train(ask.message.tensors, mask, round_=ask.round, hooks=hooks)
         return Message(weights, mask, report(done))
 
     def widths(self, state: State) -> Mapping[str, Mask]:

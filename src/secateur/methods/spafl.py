@@ -39,7 +39,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.learning import training
+from secateur.learning import resident
 from secateur.methods.kit.rounds import MEAN, plain_ask
 from secateur.methods.kit.thresholds import CHANGE, THRESHOLD, effective, received
 from secateur.pruning.mask import Tensors
@@ -103,7 +103,7 @@ class SpaFL(Method):
         learnt, done = client.learn(
             weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
         )
-        client.memory |= training.tensors_of(client.model) | learnt
+        client.memory |= resident.tensors_of(client.model) | learnt
         return Message({n: learnt[n] for n in thresholds}, None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:

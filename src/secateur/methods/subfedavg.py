@@ -23,7 +23,9 @@ from dataclasses import dataclass, replace
 
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
-from secateur.learning.training import Effort, evaluate, load
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Effort
+from secateur.learning.resident import load
 from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors

@@ -30,7 +30,8 @@ from secateur.pruning.layers import (
     SUMS,
     called,
 )
-from secateur.pruning.structure import OUTPUT, Group, Kind, Layout, Role, Slot
+from secateur.pruning.roles import FIXED, roles, tokens
+from secateur.pruning.structure import OUTPUT, Group, Kind, Layout, Slot
 
 Form = Literal["channels", "features", "sequence", "states", "heads", "heads_first"]
 
@@ -41,6 +42,8 @@ How = Literal["trace", "torch_pruning", "none"]
 def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = None) -> Layout:
     """Return the layout of a model, without integer buffers (BatchNorm's counter), which are not exchanged.
 
+    Units of which a part is never trained (a frozen layer reads or makes them) cannot be removed.
+
     Args:
         model: any network.
         how: how units are found: ``trace`` by ``units``, ``torch_pruning`` by ``depgraph.units``, ``none`` not at all.
@@ -50,28 +53,22 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         groups, whole = depgraph.units(model, example)
     else:
         groups, whole = units(model) if how == "trace" else ((), {})
-    return Layout(roles(model), groups, whole, tokens(model))
+    found = roles(model)
+    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED})
+    return Layout(found, groups, {**whole, **fixed}, tokens(model))
 
 
-def tokens(model: nn.Module) -> frozenset[str]:
-    """Return the names of embeddings' weights."""
-    return frozenset(f"{n}.weight" for n, m in model.named_modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
-
-
-def roles(model: nn.Module) -> dict[str, Role]:
-    """Return the role of each exchanged tensor, in state-dict order."""
-    found: dict[str, Role] = {}
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, tensor in model.state_dict().items():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if name not in parameters:
-            if tensor.is_floating_point():
-                found[name] = "buffer"
-        elif isinstance(owner, NORMS):
-            found[name] = "norm"
-        else:
-            found[name] = "bias" if "bias" in name.rpartition(".")[2] else "weight"
-    return found
+def _movable(groups: tuple[Group, ...], fixed: set[str]) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why."""
+    held: dict[str, str] = {}
+    for group in groups:
+        slots = (*group.weights, *group.incoming, *group.statistics, *group.outgoing)
+        tensor = next((slot.tensor for slot in slots if slot.tensor in fixed), None)
+        if tensor is not None:
+            held[group.name] = f"{tensor!r} is never trained, and would have to be cut with its units"
+    families = {group.family: group.name for group in groups if group.family and group.name in held}
+    held |= {g.name: held[families[g.family]] for g in groups if g.family in families and g.name not in held}
+    return tuple(group for group in groups if group.name not in held), held
 
 
 def units(model: nn.Module) -> tuple[tuple[Group, ...], dict[str, str]]:

@@ -21,7 +21,10 @@ from secateur.pruning.mask import Mask, Tensors
 OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
 
-Role = Literal["weight", "bias", "norm", "buffer"]
+Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
+"""What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
+neither travels, and neither is pruned. A ``buffer`` is one that training changes: running statistics."""
+
 Kind = Literal["channel", "head", "block"]
 
 
@@ -70,7 +73,7 @@ class Layout:
     """The parts of a model as pruning sees them.
 
     Attributes:
-        roles: the role of each exchanged tensor, in state-dict order.
+        roles: the role of each floating-point tensor, in state-dict order.
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
@@ -84,6 +87,11 @@ class Layout:
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""
         return [name for name, role in self.roles.items() if role in roles]
+
+    @property
+    def travelling(self) -> list[str]:
+        """Return the tensors that are exchanged, in order: all but those that training leaves alone."""
+        return self.names("weight", "bias", "norm", "buffer")
 
     @property
     def trainable(self) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from secateur.learning.metrics import metric_of
 from secateur.report.formatting import amount, size
 
 
@@ -71,12 +72,12 @@ class Card:
     def markdown(self) -> str:
         """Return the card as Markdown."""
         checked = self.checked
-        metric, score = next((name, checked[name]) for name in ("accuracy", "mae") if name in checked)
+        metric = metric_of(checked)
         intro = (
             f"`{self.file}` ({self.format}) is the physically slim model. It was compared with the masked model of the "
             f"run on {checked['count']} rows ({checked['rows']}): outputs differ by at most "
             f"{checked['deviation']:.1e} of the largest one, {checked['differ']} predictions differ, "
-            f"{metric} {score:.4f}."
+            f"{metric.name} {checked[metric.name]:.4f}."
         )
         inputs = "Inputs: batch first; images as float32 divided by the data's scale, tokens as int64."
         lines = [f"# {self.title}", "", intro, "", inputs, ""]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from secateur.learning.metrics import Metric
 from secateur.report.drawing import COLOURS, DASHES, GREY, Figure, colour, dash, figure, layout, symbol, view
 from secateur.report.formatting import size
 from secateur.report.statistics import Curve, Interval, front, interval
@@ -40,7 +41,7 @@ class FigureLine:
     name: str
     variant: str
     control: str
-    metric: str
+    metric: Metric
     curves: Mapping[str, Sequence[Curve]]
     quality: Interval
     bytes: Interval
@@ -137,7 +138,7 @@ def _points(name: str, of: Sequence[FigureLine], sparsity: Side, value: Side, lo
 
 
 def _ends(of: Sequence[FigureLine], sparsity: Side, value: Side) -> list[str]:
-    return [f"{_said(value(ln).mean, ln.metric)} at {100 * sparsity(ln).mean:.1f} %" for ln in (of[0], of[-1])]
+    return [f"{ln.metric.text(value(ln).mean)} at {100 * sparsity(ln).mean:.1f} %" for ln in (of[0], of[-1])]
 
 
 # ---- against cost
@@ -160,7 +161,7 @@ def quality(lines: Sequence[FigureLine]) -> Figure:
             traces += _band(line, points, look, shown=shown) if points else []
         frame = layout(words, _score(lines[0]), in_bytes=axis == "by_bytes") | ({"height": 800} if crowded else {})
         views.append(view(traces, _bounded(frame, metric), words))
-    alt = _joined(f"{ln.name} ends at {_said(ln.quality.mean, metric)}" for ln in lines if not ln.control)
+    alt = _joined(f"{ln.name} ends at {metric.text(ln.quality.mean)}" for ln in lines if not ln.control)
     if crowded:
         alt = f"At first FedAvg and what lies on the front are drawn; a click on a name adds its line. {alt}"
     return (
@@ -198,7 +199,7 @@ def pareto(lines: Sequence[FigureLine]) -> Figure:
         )  # fmt: skip
         alts.append(
             f"On the front {words}: "
-            + "; ".join(f"{ln.name} with {_said(ln.quality.mean, metric)} for {shown(cost(ln).mean)}" for ln in best)
+            + "; ".join(f"{ln.name} with {metric.text(ln.quality.mean)} for {shown(cost(ln).mean)}" for ln in best)
         )
         frame = {**layout(across, _score(lines[0]), in_bytes=shown is size), "showlegend": False}
         if crowded:
@@ -225,7 +226,8 @@ def _spots(lines: Sequence[FigureLine], cost: Side, best: Sequence[FigureLine], 
 
 
 def _front(lines: Sequence[FigureLine], cost: Side) -> list[FigureLine]:
-    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, lower_is_better=lines[0].metric == "mae")
+    lower = not lines[0].metric.higher
+    return front(lines, lambda ln: cost(ln).mean, lambda ln: ln.quality.mean, lower_is_better=lower)
 
 
 def _slanted(lines: Sequence[FigureLine], cost: Side) -> list[Figure]:
@@ -257,9 +259,9 @@ def fairness(lines: Sequence[FigureLine]) -> Figure:
         }
         for n, (name, of) in enumerate(_SHARES)
     ]  # fmt: skip
-    alt = _joined(f"{ln.name}: all {_said(ln.local.mean, metric)}, worst tenth {_said(ln.lowest.mean, metric)}"
+    alt = _joined(f"{ln.name}: all {metric.text(ln.local.mean)}, worst tenth {metric.text(ln.lowest.mean)}"
                 for ln in shown)  # fmt: skip
-    frame = _listed(layout(f"{_worded(metric)} on clients' own test rows", ""), len(shown)) | {"barmode": "group"}
+    frame = _listed(layout(f"{metric.worded} on clients' own test rows", ""), len(shown)) | {"barmode": "group"}
     frame["xaxis"] |= {"autorangeoptions": _clip(metric)}
     return figure("fairness", "Who loses by pruning?", alt, [view(traces, frame)], wide=len(shown) > _LISTED)
 
@@ -285,7 +287,7 @@ def differences(lines: Sequence[FigureLine]) -> Figure:
             }
         )  # fmt: skip
     alt = _joined(
-        f"{line.name} against {name}: {_said(value.mean, line.metric)}" + (", shown" if name in line.better else "")
+        f"{line.name} against {name}: {line.metric.text(value.mean)}" + (", shown" if name in line.better else "")
         for line in shown
         for name, value in line.differences.items()
     )
@@ -344,13 +346,14 @@ def _band(line: FigureLine, points: Sequence[tuple[float, float, float]], look: 
     return [band, mean]
 
 
-def _bounded(frame: Figure, metric: str) -> Figure:
+def _bounded(frame: Figure, metric: Metric) -> Figure:
     """Return a layout whose second axis ends where the metric does, however wide an interval is."""
     return {**frame, "yaxis": {**frame["yaxis"], "autorangeoptions": _clip(metric)}}
 
 
-def _clip(metric: str) -> Figure:
-    return {"clipmin": 0} if metric == "mae" else {"clipmin": 0, "clipmax": 1}
+def _clip(metric: Metric) -> Figure:
+    ends = {"clipmin": metric.least, "clipmax": metric.most}
+    return {name: end for name, end in ends.items() if end is not None}
 
 
 def _listed(frame: Figure, count: int) -> Figure:
@@ -388,14 +391,6 @@ def _error(value: Interval) -> Figure:
     return {"type": "data", "array": [_half(value)], "thickness": 1}
 
 
-def _worded(metric: str) -> str:
-    return {"mae": "mean absolute error"}.get(metric, metric)
-
-
 def _score(line: FigureLine) -> str:
     """Return the metric in words, and the rows where they are clients' own."""
-    return f"{_worded(line.metric)} on clients' own rows" if line.own else _worded(line.metric)
-
-
-def _said(value: float, metric: str) -> str:
-    return f"{value:.2f}" if metric == "mae" else f"{100 * value:.1f} %"
+    return f"{line.metric.worded} on clients' own rows" if line.own else line.metric.worded

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from secateur.bandwidth import Bandwidth, bytes_per_client, predict_seconds
 from secateur.contract.ask import TRAIN
 from secateur.federation import checkpoint
 from secateur.federation.folder import SUMMARY, read_records, read_study, read_summary
-from secateur.federation.records import VALIDATION, check_answers
+from secateur.federation.records import METRIC, VALIDATION, check_answers
+from secateur.learning.metrics import ACCURACY, Metric, metric_of
 from secateur.report.fairness import worst_tenth
 from secateur.report.statistics import Curve
 from secateur.wire.codec import encode
@@ -48,7 +50,7 @@ class Outcome:
     """The quality and the cost of one run.
 
     Attributes:
-        metric: ``accuracy``, in [0, 1], or ``mae``, which is better the lower it is.
+        metric: what ``quality`` is: accuracy, mean absolute error, or a score of the task's own.
         quality: the shipped model's score on test rows.
         local: mean score over clients, each on its own test rows.
         lowest: mean score of the worst tenth of clients.
@@ -72,7 +74,7 @@ class Outcome:
         validation_by_round: curve of the same by round.
     """
 
-    metric: str
+    metric: Metric
     quality: float
     local: float
     lowest: float
@@ -116,7 +118,7 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
     if any(record["phase"] == TRAIN and record["round"] == study.rounds for record in records):
         check_answers(records)
     final = _final(folder, records)
-    metric = "accuracy" if "accuracy" in final else "mae"
+    metric = metric_of(final)
     carried, worked, waited = 0, 0.0, 0.0
     waits = predict_seconds(records, bandwidth, study.data.clients) if bandwidth else [0.0] * len(records)
     curves: list[list[tuple[float, float]]] = [[], [], [], []]
@@ -124,15 +126,16 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
         waited += wait
-        if metric in record:
+        if metric.name in record:
             for curve, spent in zip(curves, (record["round"], carried, worked, waited), strict=True):
-                curve.append((float(spent), record[metric]))
+                curve.append((float(spent), record[metric.name]))
     local = final["local"]
     local_sparsity = final.get("local_sparsity", final["sparsity"])  # nobody was asked: the shipped model's
     by_round, by_bytes, by_seconds, by_link = curves
     validated = [(float(record["round"]), record[VALIDATION]) for record in records if VALIDATION in record]
     return Outcome(
-        metric, final[metric], sum(local) / max(1, len(local)), worst_tenth(local, lower_is_better=metric == "mae"),
+        metric, final[metric.name], sum(local) / max(1, len(local)),
+        worst_tenth(local, lower_is_better=not metric.higher),
         final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if bandwidth else (),
@@ -140,7 +143,7 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
         traffic=_traffic(records, final), state_bytes=_state_bytes(folder),
         parameters_left=final["parameters_physical"] / final.get("parameters_dense", final["parameters_physical"]),
-        widths={name: (part[metric], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
+        widths={name: (part[metric.name], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
         validation=final.get(VALIDATION, math.nan), validation_by_round=validated,
     )  # fmt: skip
 
@@ -176,19 +179,21 @@ def _state_bytes(folder: Path) -> float:
 def _size(folder: Path) -> int:
     if not (folder / SUMMARY).exists():
         return 0
-    weights, mask, _ = checkpoint.shipped(folder)
-    return len(encode(Message(weights, mask or None)))
+    tensors, mask, about = checkpoint.shipped(folder)
+    base = set(json.loads(about.get(checkpoint.BASE, "[]")))  # as it is: it may hold infinities, which no message does
+    weights = {name: tensor for name, tensor in tensors.items() if name not in base}
+    return len(encode(Message(weights, mask or None))) + sum(tensors[name].nbytes for name in base)
 
 
 def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     if (summary := read_summary(folder)) is not None:
         return dict(summary["final"])
     last = records[-1]
-    metric = "mae" if any("mae" in record for record in records) else "accuracy"
-    scored = [record[metric] for record in records if metric in record]
+    scored = [record for record in records if metric_of(record).name in record]
+    metric = metric_of(scored[-1]) if scored else ACCURACY
     chosen = [record[VALIDATION] for record in records if VALIDATION in record]
     return {
-        metric: scored[-1] if scored else 0.0, "local": [], "central": True,
+        metric.name: scored[-1][metric.name] if scored else 0.0, METRIC: asdict(metric), "local": [], "central": True,
         VALIDATION: chosen[-1] if chosen else math.nan, "sparsity": last["sparsity"],
         "local_sparsity": last["sparsity"],
         "macs": last["macs"], "macs_physical": last["macs"], "parameters_physical": last["kept"],

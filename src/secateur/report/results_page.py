@@ -111,10 +111,12 @@ def widths(lines: Sequence[Line]) -> list[dict[str, str]]:
     rows = []
     for line in lines:
         runs = list(line.runs.values())
-        shown = plain if runs[0].metric == "mae" else percent
+        shown = percent if runs[0].metric.share else plain
         for width, (_, macs) in runs[0].widths.items():
             of = interval([one.widths[width][0] for one in runs])
-            rows.append({"method": line.name, "width": width, runs[0].metric: spread(of, shown), "MACs": amount(macs)})
+            rows.append(
+                {"method": line.name, "width": width, runs[0].metric.name: spread(of, shown), "MACs": amount(macs)}
+            )
     return rows
 
 

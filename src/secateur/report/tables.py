@@ -19,10 +19,9 @@ from secateur.report.statistics import SIGNIFICANCE, Interval, interval
 from secateur.report.verdicts import AS_IT_IS, DENSE, LETTERS, MARGIN, OWN, SERVER, Line, is_error
 
 FEW = (
-    "method", "accuracy %", "MAE", "accuracy on own rows %", "MAE on own rows", "to dense", "to random", "to ramped",
-    "to shuffled", "to narrow", "bytes", "client seconds",
+    "method", "to dense", "to random", "to ramped", "to shuffled", "to narrow", "bytes", "client seconds",
 )  # fmt: skip
-"""The columns that a terminal has room for."""
+"""The columns that a terminal has room for, beside the score, which stands second."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +121,8 @@ def _own_rows(lines: Sequence[Line]) -> list[dict[str, str]]:
 
 def _metric(lines: Sequence[Line]) -> tuple[str, Callable[[float], str]]:
     """Return the name of the column of scores, and the function that writes a score."""
-    where = " on own rows" if lines[0].rows == OWN else ""
-    return (f"MAE{where}", plain) if is_error(lines) else (f"accuracy{where} %", percent)
+    where, metric = " on own rows" if lines[0].rows == OWN else "", lines[0].metric
+    return (f"{metric.shown}{where} %", percent) if metric.share else (f"{metric.shown}{where}", plain)
 
 
 def _differences(line: Line, lines: Sequence[Line], shown_: Callable[[float], str]) -> dict[str, str]:
@@ -154,9 +153,12 @@ def _link_seconds(line: Line) -> dict[str, str]:
 def brief(
     lines: Sequence[Line], partition: str, columns: Sequence[str] = FEW, rows: str = SERVER
 ) -> list[dict[str, str]]:
-    """Return the rows of ``table`` for the variants and FedAvg of one partition, cut down to these columns."""
+    """Return the rows of ``table`` for the variants and FedAvg of one partition: scores, and these columns."""
     here = _main_lines(lines, partition, rows)
-    return [{name: row[name] for name in columns if name in row} for row in table(here)] if here else []
+    if not here:
+        return []
+    columns = (*columns[:1], _metric(here)[0], *columns[1:])
+    return [{name: row[name] for name in columns if name in row} for row in table(here)]
 
 
 def _main_lines(lines: Sequence[Line], partition: str, rows: str) -> list[Line]:

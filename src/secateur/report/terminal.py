@@ -19,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from secateur.learning.metrics import metric_of
 from secateur.report.fairness import worst_tenth
 from secateur.report.formatting import amount, size
 
@@ -110,8 +111,8 @@ class Runs(_Live):
 
 
 def _facts(row: Row, sent: int) -> str:
-    quality = f"accuracy {row['accuracy']:.3f} " if "accuracy" in row else ""
-    quality = f"MAE {row['mae']:.3f} " if "mae" in row else quality
+    metric = metric_of(row)
+    quality = f"{metric.shown} {row[metric.name]:.3f} " if metric.name in row else ""
     quality += f"validation {row['validation']:.3f} " if "validation" in row else ""
     return f"{quality}sparsity {row['sparsity']:.2f} {size(sent)}"
 
@@ -124,6 +125,7 @@ def comparison(summary: Row, dense: Row | None) -> Table:
     if dense is not None:
         table.add_column("dense FedAvg", justify="right")
         table.add_column("ratio", justify="right")
+    worst = _WORST.format(metric_of(summary["final"]).name)
     for label, value, shown in _lines(summary):
         other = {name: number for name, number, _ in _lines(dense)} if dense is not None else {}
         cells = [label, shown(value)]
@@ -131,13 +133,12 @@ def comparison(summary: Row, dense: Row | None) -> Table:
             twin = other.get(label)
             cells.append("" if twin is None else shown(twin))
             cells.append(f"{value / twin:.3f}" if twin else "")
-        table.add_row(*cells, end_section=label in _SECTIONS)
+        table.add_row(*cells, end_section=label in {worst, *_SECTIONS})
     return table
 
 
+_WORST = "local {}, worst tenth"
 _SECTIONS = {
-    "local accuracy, worst tenth",
-    "local mae, worst tenth",
     "sparsity of all parameters",
     "MACs, units removed",
     "bytes down, total",
@@ -149,16 +150,16 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
     final, phases = summary["final"], summary["phases"]
     plain: Callable[[float], str] = "{:.4f}".format
     seconds: Callable[[float], str] = "{:.1f} s".format
-    metric = "accuracy" if "accuracy" in final else "mae"
+    higher, metric = (main := metric_of(final)).higher, main.name
     where = "the server's test set" if final.get("central", True) else "clients' test rows"
     lines = [(f"{metric} on {where}", final[metric], plain)] if metric in final else []
     if "validation" in final:
         lines += [(f"{metric} on validation rows, to choose by", final["validation"], plain)]
     local = final["local"]
     if local:
-        worst = worst_tenth(local, lower_is_better=metric == "mae")
+        worst = worst_tenth(local, lower_is_better=not higher)
         lines += [(f"local {metric} on test rows, mean over clients", statistics.mean(local), plain)]
-        lines += [(f"local {metric}, worst tenth", worst, plain)]
+        lines += [(_WORST.format(metric), worst, plain)]
     lines += [(f"{metric}, width {name}", part[metric], plain) for name, part in final.get("widths", {}).items()]
     lines += [("sparsity of clients' own models", final["local_sparsity"], plain)] if "local_sparsity" in final else []
     lines += [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from secateur.learning.metrics import Metric
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import (
     Curve,
@@ -91,8 +92,8 @@ class Line:
         return found[1] if found else AS_IT_IS
 
     @property
-    def metric(self) -> str:
-        """Return the metric of its runs."""
+    def metric(self) -> Metric:
+        """Return what its runs are scored by."""
         return next(iter(self.runs.values())).metric
 
     @property
@@ -172,18 +173,17 @@ def _view(partition: str, rows: str, groups: Sequence[Group], target: float, mar
 
 def is_error(lines: Sequence[Line]) -> bool:
     """Return whether lines are scored by an error, which is better the lower it is."""
-    return bool(lines) and lines[0].metric == "mae"
+    return bool(lines) and not lines[0].metric.higher
 
 
 def _scores(line: Line, of: Mapping[int, Outcome]) -> dict[int, float]:
     """Return scores by seed on a line's rows; an error is negated, so that higher is better."""
-    sign = -1 if line.metric == "mae" else 1
-    return {seed: sign * (one.local if line.rows == OWN else one.quality) for seed, one in of.items()}
+    return {seed: line.metric.sign * (one.local if line.rows == OWN else one.quality) for seed, one in of.items()}
 
 
 def _spent(line: Line, dense: Mapping[int, Outcome], target: float) -> Line:
     """Return a line with what its quality cost, compared with its own baseline alone."""
-    least = line.metric == "mae"
+    least = not line.metric.higher
     pairs = [(one, dense[seed]) for seed, one in line.runs.items() if seed in dense]
     usual = (1.05 if least else 0.95) * interval([_ended(other) for _, other in pairs]).mean if pairs else 0.0
     aim, equal, needed, reached = target or usual, {}, {}, {}
@@ -212,7 +212,7 @@ def _until(one: Outcome, axis: str, aim: float) -> float | None:
 
     A target says when a run might have been stopped, and test rows must not decide that.
     """
-    round_ = cost_to_reach(one.validation_by_round or one.by_round, aim, lower_is_better=one.metric == "mae")
+    round_ = cost_to_reach(one.validation_by_round or one.by_round, aim, lower_is_better=not one.metric.higher)
     spent = zip(one.by_round, _curve(one, axis), strict=True)
     return None if round_ is None else next((cost for (at_, _), (cost, _) in spent if at_ >= round_), None)
 
@@ -223,7 +223,7 @@ def _at_equal(one: Outcome, other: Outcome, axis: str) -> float | None:
     here, there = quality_within(_curve(one, axis), budget), quality_within(_curve(other, axis), budget)
     if here is None or there is None:
         return None
-    return there - here if one.metric == "mae" else here - there
+    return one.metric.sign * (here - there)
 
 
 def _interval_of_all(values: Iterable[float | None]) -> Interval | None:
@@ -250,8 +250,7 @@ def _judged(lines: Sequence[Line]) -> list[Line]:
 
 def _margin(line: Line, name: str) -> float:
     """Return the margin of equivalence to a control; of errors it is a share of the control's error."""
-    if line.margin or line.metric != "mae":
+    if line.margin or line.metric.share:
         return line.margin or MARGIN
-    return SHARE * (
-        line.score.mean + line.differences[name].mean
-    )  # the control's error: its own plus what it is better
+    control = line.score.mean - line.metric.sign * line.differences[name].mean
+    return SHARE * abs(control)

@@ -34,7 +34,7 @@ def choices(slot: type) -> dict[str, type]:
 
     >>> from secateur.aggregation.steps import Aggregator
     >>> sorted(choices(Aggregator))
-    ['mean', 'server_momentum']
+    ['fed_adagrad', 'fed_adam', 'fed_yogi', 'mean', 'server_momentum']
     """
     if dataclasses.is_dataclass(slot):
         return {snake(slot.__name__): slot}

@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from secateur import guards, methods
 from secateur.contract.guard import Guard
@@ -23,12 +31,16 @@ from secateur.contract.method import Method
 from secateur.data import partition
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
-from secateur.learning.training import Training
+from secateur.learning.optimiser import Training
+from secateur.learning.task import find as find_task
 from secateur.pruning.discovery import How
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
+
+_LATER_DATA, _LATER_TRAINING = ("validation_fraction", "task"), ("schedule", "period", "floor")
+"""Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
 class _Section(BaseModel):
@@ -47,6 +59,8 @@ class DataSection(_Section):
             figures are of test rows. 0: none.
         public: number of training rows that only the server has, drawn before the partition; for methods whose server
             trains.
+        task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
+            ``module:Class`` of your own (``learning.task``).
     """
 
     source: str = "digits"
@@ -55,6 +69,7 @@ class DataSection(_Section):
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     public: int = Field(default=0, ge=0)
+    task: str = ""
 
 
 class ModelSection(_Section):
@@ -140,6 +155,12 @@ class Study(_Section):
         """
         return [build(guards.find(name), options) for name, options in self.guards.items()]
 
+    @field_validator("training")
+    @classmethod
+    def _over_rounds(cls, training: Training, info: ValidationInfo) -> Training:
+        """Let a schedule that goes over all rounds know how many there are."""
+        return training.over(info.data.get("rounds", 1))
+
     def build_method(self) -> Method:
         """Return the method with its options set.
 
@@ -158,8 +179,10 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
-        if not self.data.validation_fraction:
-            later["data"] = {"validation_fraction"}
+        later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
+        later["training"] = {
+            name for name in _LATER_TRAINING if getattr(self.training, name) == getattr(Training, name)
+        }
         values = self.complete().model_dump(mode="json", exclude=later)
         text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -196,6 +219,8 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     except ValidationError as broken:
         raise _config_error(broken) from broken
     partition.parse(made.data.partition)
+    if made.data.task:
+        find_task(made.data.task)
     held = made.data.test_fraction + made.data.validation_fraction
     check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
     made.build_method()

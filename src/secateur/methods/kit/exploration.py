@@ -18,7 +18,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, Mean, Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting, State
-from secateur.learning.training import Effort
+from secateur.learning.loop import Effort
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors

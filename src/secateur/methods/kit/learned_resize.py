@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from secateur.contract.client import Client
-from secateur.learning import training
+from secateur.learning import loop, resident
+from secateur.learning.optimiser import Training
 from secateur.learning.supermask import Effective, learn
 from secateur.pruning.mask import Tensors
 from secateur.pruning.structure import Plan, slim, widen
@@ -85,7 +86,7 @@ class Bench:
     """
 
     server: Client
-    how: training.Training
+    how: Training
     round: int
 
     def compress(self, weights: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
@@ -134,20 +135,17 @@ class Bench:
         )
         return {**start, **made(learnt)}
 
-    def tune(self, weights: Tensors, how: training.Training) -> dict[str, torch.Tensor]:
+    def tune(self, weights: Tensors, how: Training) -> dict[str, torch.Tensor]:
         """Train the model itself."""
         server = self.server
-        training.load(server.model, weights)
-        training.fit(server.model, server.data, how, round_=self.round, seed=server.setting.seed, client=server.id)
-        return training.tensors_of(server.model)
+        resident.load(server.model, weights)
+        loop.fit(server.model, server.data, how, server.turn(self.round))
+        return resident.tensors_of(server.model)
 
     def _learn(self, model: nn.Module, tensors: Tensors, learnt: Tensors, effective: Effective) -> Tensors:
-        training.load(model, tensors)
+        resident.load(model, tensors)
         server = self.server
-        return learn(
-            model, server.data, self.how, learnt, effective,
-            round_=self.round, seed=server.setting.seed, client=server.id,
-        )[0]  # fmt: skip
+        return learn(model, server.data, self.how, learnt, effective, server.turn(self.round))[0]
 
     def _parts(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         names = self.server.setting.layout.trainable

@@ -18,8 +18,9 @@ from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Scalars
 from secateur.contract.state import State
-from secateur.learning import training
-from secateur.learning.training import Fit
+from secateur.learning import resident
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Fit
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, pruned_count, shared
@@ -62,12 +63,12 @@ def candidate(state: State, number: int, sparsity: float) -> Mask:
 
 def respond(ask: Ask, client: Client) -> Message:
     """Return the statistics of the candidate's batch norms on all rows, or its loss; nothing is trained."""
-    training.load(client.model, ask.message.tensors)
+    resident.load(client.model, ask.message.tensors)
     rows = len(client.data)
     if ask.message.scalars["statistics"]:
         found = _statistics(client)
         return Message(found, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
-    score = training.evaluate(client.model, client.data)
+    score = evaluate(client.model, client.data)
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
 
@@ -107,5 +108,5 @@ def _statistics(client: Client) -> dict[str, torch.Tensor]:
             model(x)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
-    found: Tensors = training.tensors_of(model)
+    found: Tensors = resident.tensors_of(model)
     return {name: found[name] for name in client.setting.layout.names("buffer")}

@@ -11,7 +11,9 @@ from torch import nn
 from secateur.contract.client import Client
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
-from secateur.learning import training
+from secateur.learning import resident
+from secateur.learning.metrics import Metric
+from secateur.learning.task import Data, Task
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
 
@@ -21,7 +23,7 @@ def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Te
     seen: list[torch.Tensor] = []
     last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
     hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
-    training.load(client.model, weights)
+    resident.load(client.model, weights)
     client.model.eval()
     with torch.no_grad():
         client.model(inputs)
@@ -49,26 +51,42 @@ EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
-class Soft(training.Data):
-    """Inputs with a teacher's outputs as targets; the loss is the divergence of its classes, or of its values."""
+class Distillation(Task):
+    """A teacher's outputs as targets; the loss is the divergence of its classes, or of its values."""
 
-    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs and the teacher's outputs for these rows."""
-        return super().batch(index)[0], self.y[index]
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Return the divergence."""
+        return (Metric("divergence", higher=False, most=None),)
+
+    def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, float]:
+        """Return the mean divergence over all rows."""
+        return {"divergence": float(self.losses(outputs, targets).mean())}
+
+    def targets(self, stored: torch.Tensor) -> torch.Tensor:
+        """Return the teacher's outputs as they are."""
+        return stored
+
+    def losses(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return each row's KL divergence from the teacher's classes; for a single output the squared error."""
+        if target.shape[-1] == 1:
+            return (output - target).square().squeeze(-1)
+        return nn.functional.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="none").sum(-1)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the mean KL divergence from the teacher's classes; for a single output the mean squared error."""
+        """Return the mean of ``losses``."""
         if target.shape[-1] == 1:
             return nn.functional.mse_loss(output, target)
         return nn.functional.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean")
 
 
-def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Soft:
+def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
     """Return inputs with what a model answers to them."""
-    training.load(teacher.model, weights)
+    resident.load(teacher.model, weights)
     teacher.model.eval()
     with torch.no_grad():
-        return Soft(inputs, teacher.model(inputs), "tokens" if teacher.data.kind == "tokens" else "tabular")
+        kind = "tokens" if teacher.data.kind == "tokens" else "tabular"
+        return Data(inputs, teacher.model(inputs), kind, task=Distillation())
 
 
 def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from secateur.contract.client import Client
-from secateur.learning import training
+from secateur.learning import resident
 from secateur.methods.kit.similarity import noise
 from secateur.pruning.mask import Tensors
 
@@ -25,7 +25,7 @@ class ServerTrial:
         self.processed = 0
         self._server, self._weights = server, weights
         self._inputs: dict[int, torch.Tensor] = {}
-        training.load(server.model, weights)
+        resident.load(server.model, weights)
         server.model.eval()
 
     def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:

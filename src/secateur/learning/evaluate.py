@@ -1,0 +1,49 @@
+"""Evaluation: a model's loss and scores on a set of rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from secateur.learning.resident import lay_out
+from secateur.learning.task import Data
+
+
+@dataclass(frozen=True)
+class Score:
+    """Quality on a set of rows.
+
+    Attributes:
+        metric: the task's main score: accuracy in [0, 1], or for regression the mean absolute error; NaN without rows.
+        loss: mean over rows; NaN without rows.
+        samples: rows scored.
+        further: the task's other scores, by name; those that are not defined on these rows are left out.
+    """
+
+    metric: float
+    loss: float
+    samples: int
+    further: Mapping[str, float] = field(default_factory=dict)
+
+
+def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
+    """Score the resident model; fixed batches, so that the figures do not depend on who computes them."""
+    if not len(data):
+        return Score(math.nan, math.nan, 0)
+    model.eval()
+    lay_out(model)
+    total, outputs, targets = 0.0, list[torch.Tensor](), list[torch.Tensor]()
+    with torch.no_grad():
+        for start in range(0, len(data), batch_size):
+            x, y = data.batch(slice(start, start + batch_size))
+            outputs.append(model(x))
+            targets.append(y)
+            total += float(data.task.loss(outputs[-1], y)) * len(y)
+        scores = data.task.scores(torch.cat(outputs), torch.cat(targets))
+    main, *others = (metric.name for metric in data.task.metrics)
+    further = {name: scores[name] for name in others if not math.isnan(scores[name])}
+    return Score(scores[main], total / len(data), len(data), further)
