@@ -138,6 +138,12 @@ def test_a_consensus_without_a_vote_says_so():
     with pytest.raises(ConfigError, match="consensus Strange has a ballot, and lacks 'vote' of Consensus"):
         FedSparsify(consensus=Strange()).check(setting())
 
+    class Taken(Majority):
+        ballot = {"mean": Sum(masks_of)}  # noqa: RUF012 -- a property of its base
+
+    with pytest.raises(ConfigError, match="consensus Taken has a reduction called 'mean' in its ballot"):
+        FedSparsify(consensus=Taken()).check(setting())
+
 
 def test_random_mask_is_persistent_exact_and_ignores_the_weights(tmp_path, shards):
     play(small("random", "schedule.sparsity=0.75"), tmp_path / "a", shards)

@@ -78,8 +78,13 @@ class Composition(Method):
         """Refuse a model without the units that are to be pruned, and slots that do not go together."""
         if not self._prunes(setting):
             return
+        name = type(self.consensus).__name__
         if self.consensus.ballot and type(self.consensus).vote is Consensus.vote:
-            raise ConfigError(f"consensus {type(self.consensus).__name__} has a ballot, and lacks 'vote' of Consensus")
+            raise ConfigError(f"consensus {name} has a ballot, and lacks 'vote' of Consensus")
+        if MEAN in self.consensus.ballot:
+            raise ConfigError(
+                f"consensus {name} has a reduction called {MEAN!r} in its ballot, which is the aggregator's"
+            )
         self.granularity.prunable(setting.layout)
         if not self.allocation.measures:
             return
@@ -130,7 +135,9 @@ class Composition(Method):
         ask = train_ask(state, round_, mask, votes=votes, reduce=reduce)
         if not loose:
             return ask
-        return replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
+        if votes is None:
+            ask = replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False))
+        return replace(ask, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Answer the criterion, or train under the mask; with a vote, prune the result and send the own mask."""
