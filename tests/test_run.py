@@ -468,7 +468,7 @@ def test_records_tell_validation_and_test_rows_apart(tmp_path):
     assert rows[-1]["validation"] == final["validation"]
     found = outcome(tmp_path / "run")
     assert found.validation == final["validation"]
-    assert found.validated == [(2.0, rows[1]["validation"]), (4.0, rows[3]["validation"])]
+    assert found.validation_by_round == [(2.0, rows[1]["validation"]), (4.0, rows[3]["validation"])]
     assert f"validation {final['validation']:.4f}" in (tmp_path / "run" / "run.log").read_text()
 
 
@@ -477,7 +477,7 @@ def test_without_validation_rows_nothing_is_said_of_them(tmp_path, shards):
     assert "validation" not in summary["final"]
     assert not any("validation" in row for row in rows_of(tmp_path / "run"))
     assert math.isnan(outcome(tmp_path / "run").validation)
-    assert outcome(tmp_path / "run").validated == []
+    assert outcome(tmp_path / "run").validation_by_round == []
 
 
 def test_personal_models_are_validated_on_their_clients_rows(tmp_path):

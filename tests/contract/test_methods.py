@@ -4,7 +4,6 @@ import ast
 import inspect
 import itertools
 import random
-import statistics
 import sys
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur import methods
 from secateur.engines import Failure
-from secateur.errors import NobodyTrainedError
+from secateur.errors import ConfigError, NobodyTrainedError
 from secateur.federation import checkpoint, server
 from secateur.federation.folder import reserve
 from secateur.study.options import flatten
@@ -260,7 +259,7 @@ def test_without_any_reply_the_model_is_kept_and_the_end_is_an_error(name, tmp_p
         play(study, tmp_path / "run", shards, open_engine=Deaf.open)
     assert {row["round"] for row in rows_of(tmp_path / "run")} >= {1, 2, 3, 4}
     held = server.Run(study, INLINE, tmp_path / "run", shards)
-    state, _ = held.restore()
+    state = held.restore()
     assert all(torch.isfinite(t.float()).all() for t in state.weights.values())
     assert not {"summary.json", "model.safetensors"} & {path.name for path in (tmp_path / "run").iterdir()}
 
@@ -303,12 +302,24 @@ def code_lines(source):
 
 
 def test_a_method_file_is_small_and_shares_little():
-    """At most 100 code lines in the median, and no two files share more than 15 lines in a row."""
+    """At most 100 code lines, and no two files share more than 15 lines in a row."""
     files = {n: inspect.getsource(sys.modules[methods.find(n).__module__]).splitlines() for n in methods.names()}
     sizes = [code_lines("\n".join(lines)) for lines in files.values()]
-    assert statistics.median(sizes) <= 100
-    assert max(sizes) <= 120
+    assert max(sizes) <= 100
     for one, other in itertools.combinations(files.values(), 2):
         blocks = {"\n".join(one[i : i + 16]) for i in range(max(0, len(one) - 15))}
         assert not any("\n".join(other[i : i + 16]) in blocks for i in range(len(other) - 15))
     assert len(inspect.getsource(sys.modules[methods.find("toy_method").__module__]).splitlines()) <= 40
+
+
+def test_a_method_for_the_contract_of_before_is_told_what_to_change(tmp_path, monkeypatch):
+    head = '"""Old.\n\nReference: none\n"""\nfrom dataclasses import dataclass\n'
+    body = "@dataclass(frozen=True)\nclass Old(Composition):\n    def absorb(self, state, replies):\n        pass\n"
+    imports = "from secateur import Composition\n"
+    (tmp_path / "their_old.py").write_text(head + imports + body)
+    (tmp_path / "their_older.py").write_text(head + "from secateur.method import Method\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"absorb\(state, replies\) is absorb\(state, reduced\) now.*migration"):
+        small("their_old")
+    with pytest.raises(ConfigError, match=r"No module named 'secateur.method'; docs/migration.md says where"):
+        small("their_older")

@@ -17,6 +17,7 @@ from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
 from secateur.learning.training import Training
 from secateur.methods.kit import learned_resize as resize
+from secateur.methods.kit.clustered import start
 from secateur.methods.kit.similarity import Soft, quality
 from secateur.pruning import clustering
 from secateur.wire.message import Message
@@ -252,8 +253,8 @@ def test_a_heavier_beta_brings_weights_to_their_centroids(folder):
     for beta in (1e-6, 0.1, 1.0):
         study = small("fedcompress", f"beta={beta}", "clusters=4", "most=4")
         state, view = helpers_lab(folder, study)
-        method, client = study.build_method(), view(0)
-        scores = method.scores(state.weights, 4, client)
+        client = view(0)
+        scores = start(state.weights, 4, client.setting)
         learnt, _ = client.learn(
             state.weights, scores, clustering.plain, round_=1, penalty=lambda s, b=beta: clustering.pull(s, b)
         )

@@ -31,7 +31,7 @@ class StateStore:
         self._dirty: set[int] = set()
         self._old: set[str] = set()
         self._held = 0
-        self._unsynced = False
+        self._unsynced = self._swept = False
 
     def get(self, client: int) -> bytes | None:
         """Return a client's state, None if it keeps nothing.
@@ -62,7 +62,7 @@ class StateStore:
             self._sync_folder()
 
     def restore(self, names: MutableMapping[int, str]) -> None:
-        """Forget everything else and continue from these files; others, which a kill left behind, are deleted.
+        """Forget everything else and continue from these files.
 
         Raises:
             CheckpointError: a file is missing.
@@ -71,17 +71,18 @@ class StateStore:
         self._dirty.clear()
         self._old.clear()
         self._held = 0
-        self._names = names
-        if sum(self._swept()) < len(names):
+        self._names, self._swept = names, False
+        if sum(map(self._wanted, self._files())) < len(names):
             client = next(client for client in names if not (self.folder / names[client]).exists())
             raise CheckpointError(f"state of client {client}: {self.folder / names[client]} is missing")
 
     def collect(self) -> None:
-        """Delete the files of states that were replaced; only theirs are looked at."""
-        for name in self._old:
+        """Delete the files of states that were replaced; the first time, also what a kill left behind."""
+        for name in self._old if self._swept else self._files():
             if not self._wanted(name):
                 (self.folder / name).unlink(missing_ok=True)
         self._old.clear()
+        self._swept = True
 
     def lost(self) -> list[int]:
         """Return nobody: a file that is missing or damaged stops the run."""
@@ -133,15 +134,10 @@ class StateStore:
                 os.close(handle)
         self._unsynced = False
 
-    def _swept(self) -> Iterator[bool]:
-        """Delete each file that nobody needs; yield of each whether it stays."""
+    def _files(self) -> Iterator[str]:
         if self.folder.exists():
             with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    wanted = self._wanted(entry.name)
-                    if not wanted:
-                        Path(entry.path).unlink(missing_ok=True)
-                    yield wanted
+                yield from (entry.name for entry in entries)
 
     def _wanted(self, name: str) -> bool:
         client = name.partition("-")[0]

@@ -33,7 +33,7 @@ class Archive(MutableMapping[str, Tensors]):
         self.folder = folder
         self.digests: MutableMapping[str, str] = {} if digests is None else digests
         self._old: set[Path] = set()
-        self._written = False
+        self._written = self._swept = False
 
     def __setitem__(self, key: str, tensors: Tensors) -> None:
         """Write an entry, beside the one that it replaces."""
@@ -87,20 +87,28 @@ class Archive(MutableMapping[str, Tensors]):
             checkpoint.sync_folder(self.folder)
             self._written = False
 
+    def check(self) -> None:
+        """Refuse to go on where a file is missing; all names are looked at.
+
+        Raises:
+            CheckpointError: which.
+        """
+        if sum(self._wanted(path) for path in self._files()) < len(self.digests):
+            lost = (self._path(key, digest) for key, digest in self.digests.items())
+            raise CheckpointError(f"archive entry {next(path for path in lost if not path.exists())} is missing")
+
     def collect(self) -> None:
-        """Delete the files of what was replaced or deleted; only theirs are looked at."""
-        for path in self._old:
+        """Delete the files of what was replaced or deleted; the first time, also what a kill left behind."""
+        for path in self._old if self._swept else self._files():
             if not self._wanted(path):
                 path.unlink(missing_ok=True)
         self._old.clear()
+        self._swept = True
 
-    def sweep(self) -> None:
-        """Delete files that a kill left behind; all are looked at."""
+    def _files(self) -> Iterator[Path]:
         if self.folder.exists():
             with os.scandir(self.folder) as entries:
-                for entry in entries:
-                    if not self._wanted(path := Path(entry.path)):
-                        path.unlink(missing_ok=True)
+                yield from (Path(entry.path) for entry in entries)
 
     def _path(self, key: str, digest: str) -> Path:
         return self.folder / f"{quote(key, safe='')}.{digest[:16]}{_END}"

@@ -64,8 +64,8 @@ class Books:
     def _open(self, mark: Mapping[str, int | str] | None, order: list[str]) -> None:
         self.store.open(mark)
         self.masks = HeldMasks(self._specs, self.store.facts("mask"), self._versions, order)
-        self.archive.sweep()
-        self._versions.sweep()
+        self.archive.check()
+        self._versions.check()
 
     def attach(self, states: States) -> None:
         """Let what clients keep go on from here."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -100,6 +101,7 @@ class Run:
         self.uses = cost.uses(self.model, self.example)
         self.initial = training.tensors_of(self.model)
         self.server: dict[str, float] = {}
+        self.records = 0
         self.guards = self.study.build_guards()
         self.books = Books(folder, self.setting.specs, unknown if self.shards.empty else self.shards.count)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
@@ -110,7 +112,11 @@ class Run:
         return self.method.start(self.setting, self.initial, self.books.archive)
 
     def restore(self) -> State:
-        """Return the state of the last checkpoint, with the records cut back to it."""
+        """Return the state of the last checkpoint.
+
+        Raises:
+            CheckpointError: the run cannot go on from there; nothing in its folder was changed.
+        """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
         if saved.extra["data"] != self.shards.fingerprint():
             raise CheckpointError(
@@ -120,9 +126,8 @@ class Run:
         rows = self.folder / ROUNDS
         if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
             raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
-        with rows.open("r+b") as file:
-            file.truncate(saved.extra["records"])
         self.books.restore(saved)
+        self.records = saved.extra["records"]
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
@@ -135,6 +140,8 @@ class Run:
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
+                if (self.folder / ROUNDS).exists():  # what came after the checkpoint is done again
+                    os.truncate(self.folder / ROUNDS, self.records)
                 return self._loop(state, engine, watch)
         finally:
             torch.set_num_threads(threads)
@@ -349,10 +356,6 @@ def resume(
 
 
 def _resume(run: Run, watch: Watch) -> Row:
-    folder = run.folder
     with contextlib.closing(run.books):
-        if (folder / checkpoint.NAME).exists():
-            return run.play(run.restore(), watch)
-        state = run.create()
-        (folder / ROUNDS).unlink(missing_ok=True)  # stopped before the first exchange was complete
-        return run.play(state, watch)
+        begun = (run.folder / checkpoint.NAME).exists()
+        return run.play(run.restore() if begun else run.create(), watch)

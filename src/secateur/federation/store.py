@@ -161,7 +161,8 @@ class Store:
         return [] if self.path is None else [self.path.with_name(self.path.name + end) for end in ("", "-wal", "-shm")]
 
     def _connect(self) -> None:
-        self._database = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None)
+        with self._errors_named():
+            self._database = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None)
         with self._named() as database:
             database.executescript(_SETTINGS + _TABLES)
             self._exchange = database.execute("SELECT exchange FROM done").fetchone()[0]
@@ -180,14 +181,12 @@ class Store:
             )
 
     def _return_to(self, exchange: int) -> None:
-        """Undo the last exchange if its checkpoint was never written."""
+        """Undo the last exchange if its checkpoint was never written; the next commit makes that durable."""
         if self._exchange == exchange + 1:
             self._run("BEGIN")
             for key, kind, value in self._run("SELECT key, kind, value FROM undo"):
                 self._write(key, kind, self.get(kind, key), value)
             self._run("DELETE FROM undo")
-            self._run("UPDATE done SET exchange = ?", exchange)
-            self._run("COMMIT")
             self._exchange = exchange
         if self._exchange != exchange:
             raise CheckpointError(
@@ -222,11 +221,16 @@ class Store:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[sqlite3.Connection]:
-        """Name the file in whatever goes wrong inside the block."""
         if self._database is None:
             raise RuntimeError(f"the store {self.path} is not open")
-        try:
+        with self._errors_named():
             yield self._database
+
+    @contextlib.contextmanager
+    def _errors_named(self) -> Iterator[None]:
+        """Name the file in whatever goes wrong inside the block."""
+        try:
+            yield
         except sqlite3.OperationalError as broken:
             raise CheckpointError(
                 f"cannot read or write {self.path}: {broken}; free some space or mend its permissions, then resume"

@@ -26,8 +26,8 @@ def find(name: str) -> type[Method]:
     """Return the method class of a module: a name of this package, or a dotted path of anyone's.
 
     Raises:
-        ConfigError: there is no such module, it cannot be imported, or it does not define exactly one
-            frozen dataclass derived from ``Method``.
+        ConfigError: there is no such module, it cannot be imported, it does not define exactly one frozen dataclass
+            derived from ``Method``, or it was written for the contract of before.
     """
     if name in names():
         path = f"{__name__}.{name}"
@@ -38,7 +38,8 @@ def find(name: str) -> type[Method]:
     try:
         module = importlib.import_module(path)
     except ImportError as broken:
-        raise ConfigError(f"method {name!r} cannot be imported: {broken}") from broken
+        moved = "; docs/migration.md says where it lies now" if str(broken.name).startswith("secateur") else ""
+        raise ConfigError(f"method {name!r} cannot be imported: {broken}{moved}") from broken
     found = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)
@@ -48,5 +49,10 @@ def find(name: str) -> type[Method]:
         raise ConfigError(
             f"method {name!r}: its module must define exactly one frozen dataclass derived from "
             f"secateur.Method or secateur.Composition, found {[c.__name__ for c in found]}"
+        )
+    if "replies" in inspect.signature(found[0].absorb).parameters:
+        raise ConfigError(
+            f"method {name!r} was written for the contract of before: absorb(state, replies) is absorb(state, reduced) "
+            "now, and the ask says what its replies are reduced to; docs/migration.md shows the change"
         )
     return found[0]

@@ -22,7 +22,6 @@ Not reproduced: 85.1 % at 50 % sparsity (CIFAR-10, ResNet-18) stands in SSFL; we
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,9 +39,9 @@ from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import ERK, lowest
+from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.regrowth import cosine
+from secateur.pruning.regrowth import adjusted, cosine
 from secateur.streams import stream
 from secateur.wire.message import Message
 
@@ -162,14 +161,3 @@ def trained_of(reply: Reply, sent: Sent) -> Tensors:
     """Return which weights the client of a reply has trained."""
     del sent
     return trained(reply.tensors, reply.mask or {})
-
-
-def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
-    """Return the mask after a share of each tensor's kept entries was dropped and as many grown, others or the same."""
-    found = {}
-    for name, kept in mask.items():
-        count = math.ceil(share * int(kept.sum()))
-        left = kept.reshape(-1) & ~lowest(torch.where(kept, weights[name].abs(), torch.inf).reshape(-1), count)
-        slope = torch.where(left, -1.0, slopes[name].abs().reshape(-1))
-        found[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
-    return found

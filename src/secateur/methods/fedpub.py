@@ -29,18 +29,17 @@ from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, Mean
-from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import training
 from secateur.learning.training import Fit
 from secateur.methods.kit.personal import Each, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
-from secateur.methods.kit.similarity import alike, embedding, mixtures
+from secateur.methods.kit.similarity import EMBEDDING, alike, embedding, embedding_of, mixtures, weights_of
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
-_SOFT, _EMBEDDING, _MODEL = "soft.", "embedding", "model"
+_SOFT, _MODEL = "soft.", "model"
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,8 @@ class FedPUB(Method):
             return ask
         last = setting.layout.names("weight")[-1]
         width = Spec((setting.specs[last].shape[1],), torch.float32)
-        expects = replace(ask.expects, tensors={**setting.specs, _EMBEDDING: width})
-        reduce = {MEAN: Mean(of=weights), "weights": Keep(weights), _EMBEDDING: Keep(embedded)}
+        expects = replace(ask.expects, tensors={**setting.specs, EMBEDDING: width})
+        reduce = {MEAN: Mean(of=weights_of), "weights": Keep(weights_of), EMBEDDING: Keep(embedding_of)}
         return replace(ask, expects=expects, reduce=reduce, own=self.models(state, ask.clients))
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -105,7 +104,7 @@ class FedPUB(Method):
             return Message(weights, None, report(done))
         found = embedding(self.uses(Message(weights), client), client, self.proxies)
         done = replace(done, processed=done.processed + self.proxies // 3)  # a third: forward only
-        return Message({**weights, _EMBEDDING: found}, None, report(done))
+        return Message({**weights, EMBEDDING: found}, None, report(done))
 
     def trained(self, ask: Ask, client: Client) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train weights and the private mask; keep the mask."""
@@ -121,7 +120,7 @@ class FedPUB(Method):
         """Merge for all, and for each by likeness."""
         if not self.tau:
             return merged(state, reduced)
-        embeddings = {k: kept[_EMBEDDING] for k, kept in reduced[_EMBEDDING].items()}
+        embeddings = {k: kept[EMBEDDING] for k, kept in reduced[EMBEDDING].items()}
         store_own(state, _MODEL, mixtures(reduced["weights"], alike(embeddings, self.tau)))
         return merged(state, reduced)
 
@@ -152,18 +151,6 @@ class FedPUB(Method):
         return total + self.prox * sum(
             (torch.linalg.vector_norm(scores[n] - t) for n, t in sent.items()), torch.zeros(())
         )
-
-
-def weights(reply: Reply, sent: Sent) -> Tensors:
-    """Return a reply without its embedding."""
-    del sent
-    return {name: tensor for name, tensor in reply.tensors.items() if name != _EMBEDDING}
-
-
-def embedded(reply: Reply, sent: Sent) -> Tensors:
-    """Return a reply's embedding."""
-    del sent
-    return {_EMBEDDING: reply.tensors[_EMBEDDING]}
 
 
 def masked(scores: Tensors) -> dict[str, torch.Tensor]:

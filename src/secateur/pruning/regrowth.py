@@ -65,3 +65,14 @@ def block(names: Sequence[str], blocks: int, turn: int) -> list[str]:
     size = -(-len(names) // min(blocks, len(names)))
     parts = [names[::-1][start : start + size] for start in range(0, len(names), size)]
     return list(parts[turn % len(parts)])
+
+
+def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
+    """Return the mask after a share of each tensor's kept entries was dropped and as many grown, others or the same."""
+    found = {}
+    for name, kept in mask.items():
+        count = math.ceil(share * int(kept.sum()))
+        left = kept.reshape(-1) & ~lowest(torch.where(kept, weights[name].abs(), torch.inf).reshape(-1), count)
+        slope = torch.where(left, -1.0, slopes[name].abs().reshape(-1))
+        found[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
+    return found

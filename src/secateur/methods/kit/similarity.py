@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from secateur.contract.client import Client
+from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
 from secateur.learning import training
 from secateur.pruning.mask import Tensors
@@ -43,6 +44,10 @@ def quality(features: torch.Tensor) -> float:
     return float(torch.exp(torch.special.entr(shares).sum()))
 
 
+EMBEDDING = "embedding"
+"""The name of a model's embedding in a reply."""
+
+
 @dataclass(frozen=True)
 class Soft(training.Data):
     """Inputs with a teacher's outputs as targets; the loss is the divergence of its classes, or of its values."""
@@ -73,6 +78,18 @@ def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[
     unit = nn.functional.normalize(torch.stack(list(embeddings.values())).double(), dim=1)
     shares = torch.softmax(tau * unit @ unit.T, dim=1).tolist()
     return {i: dict(zip(embeddings, row, strict=True)) for i, row in zip(embeddings, shares, strict=True)}
+
+
+def weights_of(reply: Reply, sent: Sent) -> Tensors:
+    """Return a reply without its embedding."""
+    del sent
+    return {name: tensor for name, tensor in reply.tensors.items() if name != EMBEDDING}
+
+
+def embedding_of(reply: Reply, sent: Sent) -> Tensors:
+    """Return a reply's embedding."""
+    del sent
+    return {EMBEDDING: reply.tensors[EMBEDDING]}
 
 
 def mixtures(
