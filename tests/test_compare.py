@@ -585,7 +585,7 @@ def test_tables_are_written_and_say_the_same(compared):
     assert read_comparison(out) == (suite, found)
     rows = tables.table(made)
     text = (out / "table.md").read_text()
-    assert text.startswith("**iid**, 2 seeds\n\n* on the front")
+    assert text.startswith("**iid**, 2 seeds\n\n* on the Pareto front")
     assert "95 % interval (Student's t) over 2 seeds" in text
     assert "the 7 of this table corrected together by Holm" in text  # 3 and 4 controls but FedAvg
     assert "\n\n| method | accuracy % |" in text

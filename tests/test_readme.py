@@ -43,7 +43,7 @@ suite = Suite.model_validate({
     "source": "digits", "seeds": [0], "partitions": ["iid"], "common": common, "controls": [],
     "variants": {"plain": {"method": "fedavg"}},
 })
-print(len(grid.play(suite, Path("out"), jobs=1)))
+print(len(grid.run_suite(suite, Path("out"), jobs=1)))
 """
     )
     path = os.pathsep.join(p for p in sys.path if p)

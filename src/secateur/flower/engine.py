@@ -106,14 +106,14 @@ class Versions:
         self.missed: list[int] = []
 
     def restore(self, names: MutableMapping[int, str]) -> None:
-        """Go on from these; a node that has lost one says so when it is asked."""
+        """Set the versions to resume from; a node that has lost its state reports that when it is asked."""
         self.held = names
 
     def commit(self) -> None:
         """Do nothing: the nodes wrote it when they answered, and its names were noted then."""
 
     def collect(self) -> None:
-        """Do nothing: a node itself drops what is older than what it is asked to go on from."""
+        """Do nothing: a node itself drops states that are older than the one it is asked to continue from."""
 
     def lost(self) -> list[int]:
         """Return the clients that said so, each once."""

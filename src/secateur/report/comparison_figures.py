@@ -164,11 +164,7 @@ def quality(lines: Sequence[FigureLine]) -> Figure:
     alt = _joined(f"{ln.name} ends at {metric.text(ln.quality.mean)}" for ln in lines if not ln.control)
     if crowded:
         alt = f"At first FedAvg and what lies on the front are drawn; a click on a name adds its line. {alt}"
-    return (
-        figure("quality", f"{_score(lines[0]).capitalize()} against what it cost", alt, views, wide=True)
-        if views
-        else {}
-    )
+    return figure("quality", f"{_score(lines[0]).capitalize()} during training", alt, views, wide=True) if views else {}
 
 
 _COSTS: tuple[tuple[str, str, Callable[[float], str], str], ...] = (
@@ -207,7 +203,7 @@ def pareto(lines: Sequence[FigureLine]) -> Figure:
             frame["margin"] |= {"t": 90, "r": 60}
             frame["annotations"] = _slanted([*best, *(line for line in lines if line.control == "dense")], cost)
         views.append(view(traces, _bounded(frame, metric), across))
-    return figure("pareto", "Quality for what it costs", f"{'. '.join(alts)}.", views, wide=crowded) if views else {}
+    return figure("pareto", "Final quality against cost", f"{'. '.join(alts)}.", views, wide=crowded) if views else {}
 
 
 def _spots(lines: Sequence[FigureLine], cost: Side, best: Sequence[FigureLine], *, crowded: bool) -> list[Figure]:
@@ -243,7 +239,7 @@ def _slanted(lines: Sequence[FigureLine], cost: Side) -> list[Figure]:
     ]  # fmt: skip
 
 
-_SHARES = (("all clients", attrgetter("local")), ("the tenth that fares worst", attrgetter("lowest")))
+_SHARES = (("all clients", attrgetter("local")), ("worst tenth", attrgetter("lowest")))
 
 
 def fairness(lines: Sequence[FigureLine]) -> Figure:

@@ -44,7 +44,7 @@ def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
     frame = {**layout("exchanges", "bytes"), "barmode": "stack"}
     alt = f"{len(rows)} exchanges carried {size(total)}: the first {size(_carried(rows[0]))}, the last "
     alt += f"{size(_carried(rows[-1]))}."
-    return figure("traffic", "What was carried", alt, [view(traces, frame)])
+    return figure("traffic", "Bytes of each exchange", alt, [view(traces, frame)])
 
 
 def histogram(name: str, of: Mapping[str, Sequence[int]]) -> Figure:

@@ -207,7 +207,7 @@ def tables(here: Sequence[Line]) -> list[Table]:
     shown = [(title, words, by_sparsity(here, partition, figure, rows))
              for figure, title, words in GRIDS if figure != "local" or rows == SERVER]  # fmt: skip
     grids = [Table(title, f"{words} {note(here)}", grid) for title, words, grid in shown if grid]
-    whole = f"* on the front of quality for bytes. {note(here)}{_cost_note(here)}"
+    whole = f"* on the Pareto front of quality and bytes. {note(here)}{_cost_note(here)}"
     return [*grids, Table("", whole, table(here), here)]
 
 
@@ -240,7 +240,7 @@ def budget_table(lines: Sequence[Line]) -> list[dict[str, str]]:
     return [
         {
             "partition": line.place, "method": line.name, "quality": spread(line.score, shown_),
-            "the most of a client": size(max(one.client_bytes for one in line.runs.values())),
+            "most bytes of a client": size(max(one.client_bytes for one in line.runs.values())),
             "sparsity %": spread(line.of("sparsity"), percent), **_link_seconds(line),
         }
         for line in lines

@@ -21,10 +21,9 @@ class Message:
     """A message between the server and one client, in one direction.
 
     Attributes:
-        tensors: by name; float32, or int64, int32, uint8, bool.
-        mask: boolean tensors for some of ``tensors``; where False the value is 0 and is not sent. None: no
-            mask at all.
-        scalars: by name; a number costs the same whatever its value.
+        tensors: tensors by name, of float32, int64, int32, uint8 or bool.
+        mask: boolean tensors for some of ``tensors``; where False, the value is 0 and is not sent. None: no mask.
+        scalars: scalars by name; the size of a number does not depend on its value.
     """
 
     tensors: Tensors
@@ -55,14 +54,14 @@ class Expected:
     """The description of messages that a receiver accepts; every length is checked against it before allocating.
 
     Attributes:
-        tensors: the names that must come, each with its shape and dtype.
+        tensors: the tensors that a message must have, by name.
         mask: ``none`` may come; a fresh one is ``optional`` or ``required``; or exactly the ``same`` as known.
         maskable: names that a fresh mask may cover (None: any), and must all cover when it is ``required``.
         known: the mask that the receiver holds already; a mask may come as a change of it.
-        within: a fresh mask must not keep anything that ``known`` prunes; what it does not cover, it keeps.
+        within: a fresh mask must not keep anything that ``known`` prunes; tensors that it does not cover are kept.
         scalars: exactly these names and types; None: any, at most 64.
         optional: some or all of the tensors may be missing.
-        template: the tensors that a hash in their place stands for; None: all.
+        template: the tensors that a message names by a hash; None: all of ``tensors``.
         context: the request that must be answered, see ``codec.context_of``; None: any.
         values: the format in which float values must come, see ``values.FORMATS``; None: any.
     """

@@ -125,12 +125,12 @@
     const figures = run.figures.map((facts) => figure(facts, "looked"));
     const children = [make("div", { class: "grid" }, ...figures.map(([element]) => element))];
     for (const remark of run.remarks) children.push(make("p", {}, remark));
-    children.push(make("h3", {}, "Who was left out, and why"));
+    children.push(make("h3", {}, "Clients that were left out, and why"));
     if (run.left_out.length) {
       children.push(tabled(["round", "phase", "client", "reason"], run.left_out, "Who was left out"));
-    } else children.push(make("p", {}, "Nobody."));
+    } else children.push(make("p", {}, "None."));
     if (run.lost.length) {
-      children.push(make("h3", {}, "Who had lost what it kept"), tabled(["round", "client"], run.lost, "Lost states"));
+      children.push(make("h3", {}, "Clients that had lost their state"), tabled(["round", "client"], run.lost, "Lost states"));
     }
     children.push(make("h3", {}, "The study"),
       make("pre", { tabindex: "0", role: "region", "aria-label": "The study as TOML" }, run.study));
@@ -148,7 +148,7 @@
 
   document.title = `${DATA.title} · secateur`;
   document.querySelector("#title").textContent = DATA.title;
-  document.querySelector("#facts").textContent = DATA.live ? "Still running; the page loads itself anew." : "";
+  document.querySelector("#facts").textContent = DATA.live ? "Still running; the page reloads itself." : "";
   choose("Partition", DATA.parts, compare);
   choose("Run", DATA.runs, look);
   if (!DATA.runs.length) document.querySelector("#looked").remove();
