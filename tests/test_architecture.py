@@ -160,8 +160,6 @@ def code_lines(lines, node):
 MANY = {
     "cli.run": "one for each flag of the command line",
     "cli.compare": "one for each flag of the command line",
-    "learning.training.fit": "switches of single methods are to leave it",
-    "learning.supermask.learn": "is to take one bundle of what training needs",
 }
 
 
