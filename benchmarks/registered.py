@@ -6,10 +6,10 @@
 
 All registered clients were heard of before: the store has the name of a mask and a number of rows of each. For each
 number of clients and each method a process of its own plays some rounds. *Seconds*: median of a round, from one record
-to the next, with the checkpoint. *Memory*: of the server when it ends, workers apart. *Checkpoint*: the file that is
-written anew after each exchange. *Store*: what an exchange adds to the store's log. *Disk*: what the server gave to the
-disk in a round, in blocks of the system: checkpoint, store, and what clients keep. ``apart`` is the largest over the
-least over all numbers of clients, less 1.
+to the next, with the checkpoint; *of the server's processor*: what the server computes in it. *Memory*: of the server
+when it ends, workers apart. *Checkpoint*: the file that is written anew after each exchange. *Store*: what an exchange
+adds to the store's log. *Disk*: what the server gave to the disk in a round, in blocks of the system: checkpoint,
+store, and what clients keep. *apart* is the largest over the least over all numbers of clients, less 1.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 COHORT, ROWS, WARM = 100, 4, 3
 COLUMNS = {
     "seconds": ("seconds a round", 1, "{:.3f}"),
+    "server": ("of the server's processor", 1, "{:.3f}"),
     "memory": ("server, MiB", 2**20, "{:.0f}"),
     "checkpoint": ("checkpoint, kB", 1e3, "{:.1f}"),
     "store": ("store, kB an exchange", 1e3, "{:.1f}"),
@@ -86,12 +87,12 @@ def rounds(method: str, count: int, measured: int, shards: Path, folder: Path) -
             "training": {"epochs": 2, "batch_size": 4, "lr": 0.05}, "options": OPTIONS[method],
         }
     )  # fmt: skip
-    ends: list[tuple[float, int, int]] = []
+    ends: list[tuple[float, float, int, int]] = []
     log = folder / f"{store.NAME}-wal"
 
     def watch(row: dict[str, Any]) -> None:
         if row["event"] == "row":
-            ends.append((time.perf_counter(), log.stat().st_size, _given_to_disk()))
+            ends.append((time.perf_counter(), time.process_time(), log.stat().st_size, _given_to_disk()))
             if len(ends) == WARM + measured:
                 raise _Enough
 
@@ -102,10 +103,10 @@ def rounds(method: str, count: int, measured: int, shards: Path, folder: Path) -
         heard_of(run, count)
         run.play(state, watch)
     steps = [[after - before for before, after in zip(a, b, strict=True)] for a, b in itertools.pairwise(ends)]
-    seconds, logged, disk = zip(*steps[WARM - 1 :], strict=True)
+    seconds, server_seconds, logged, disk = zip(*steps[WARM - 1 :], strict=True)
     return {
         "method": method, "clients": count, "seconds": statistics.median(seconds),
-        "spread": [min(seconds), max(seconds)], "memory": _memory(),
+        "spread": [min(seconds), max(seconds)], "server": statistics.median(server_seconds), "memory": _memory(),
         "checkpoint": (folder / checkpoint.NAME).stat().st_size, "store": statistics.median(logged),
         "disk": statistics.mean(disk), "file": (folder / store.NAME).stat().st_size,
     }  # fmt: skip

@@ -48,6 +48,20 @@ def test_slim_rows_say_what_was_cut_and_agree_with_the_masked_model(monkeypatch)
     assert macs[1] < macs[8]  # kept units rounded up
 
 
+def test_registered_clients_are_counted_on_files_that_are_there(monkeypatch, tmp_path):
+    registered = script("registered", monkeypatch)
+    monkeypatch.setattr(registered, "COHORT", 4)
+    (tmp_path / "shards").mkdir()
+    registered.rows(40, tmp_path / "shards")
+    row = registered.rounds("subfedavg", 40, 2, tmp_path / "shards", tmp_path / "run")
+    assert row["checkpoint"] == (tmp_path / "run" / "checkpoint.safetensors").stat().st_size
+    assert 0 < row["store"] < row["file"]
+    assert row["seconds"] > row["server"] / 2 > 0
+    lines = registered.table([row, {**row, "clients": 80, "checkpoint": 3 * row["checkpoint"]}]).splitlines()
+    assert lines[2].startswith("| subfedavg | 40 |")
+    assert "| 200 % |" in lines[4]
+
+
 SUITES = [*names(), *(str(path) for path in sorted((ROOT / "benchmarks").rglob("*.toml")))]
 
 

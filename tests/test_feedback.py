@@ -41,7 +41,8 @@ def test_what_a_client_keeps_stands_beside_its_methods_memory():
 def test_the_mask_of_a_reply_is_remembered_where_it_is_another():
     first = WireMemory().after(mask(1), mask(2))
     assert [same(known, mask(seed)) for known, seed in zip(first.known(), (2, 1), strict=True)] == [True, True]
-    assert first.after(None, mask(3)) == first  # nothing came that could be held
+    assert first.after(None, mask(3)) is first  # nothing came that could be held
+    assert first.after(mask(2), None) is first  # scored under its own mask, which it holds
     for reply in (None, mask(4)):
         (only,) = first.after(mask(4), reply).known()
         assert same(only, mask(4))

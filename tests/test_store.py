@@ -412,3 +412,27 @@ def test_a_clients_own_mask_is_sent_once_however_many_clients(method, tmp_path):
     first, *later = [row["down"]["mask"] for row in rows_of(tmp_path / "run")]
     assert first > 0
     assert later == [16 * 40] * 3
+
+
+def test_a_clients_mask_is_read_once_an_exchange(tmp_path, shards, monkeypatch):
+    """For the request, the check of the reply, who holds it, and the MACs together."""
+    read, asked = Archive.__getitem__, []
+
+    def counted(archive, key):
+        found = read(archive, key)
+        asked.append(key)
+        return found
+
+    exchanges = []
+
+    def watch(event):
+        if event["event"] == "row":
+            exchanges.append(sorted(asked))
+            asked.clear()
+
+    monkeypatch.setattr(Archive, "__getitem__", counted)
+    study = small("subfedavg", "accuracy=0.1", participation=1.0, rounds=4, evaluate_every=4)
+    reserve(tmp_path / "run", study)
+    server.resume(tmp_path / "run", INLINE, shards=shards, watch=watch)
+    assert exchanges == [[], *[[f"mask/{client}" for client in range(4)]] * 3]
+    assert all(row["train_macs"] > row["train_macs_physical"] / 3 > 0 for row in rows_of(tmp_path / "run"))

@@ -47,8 +47,11 @@ class WireMemory:
         return found | {_RESIDUAL + n: t for n, t in self.residual.items()}
 
     def after(self, request: Masks | None, reply: Masks | None) -> WireMemory:
-        """Return what is remembered once a request under a mask (None: there was none) was answered under another."""
-        if request is None:
+        """Return what is remembered once a request under a mask was answered under another; None: under none.
+
+        Scoring the own model changes nothing, so that no client's memory need be written for it.
+        """
+        if request is None or (reply is None and masks.same(request, self.own)):
             return self
         return replace(self, held=request, own=None if reply is None or masks.same(reply, request) else reply)
 
