@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.aggregation.steps import FedAdagrad, FedAdam, FedYogi, Mean, ServerMomentum, WeightedMean
+from secateur.aggregation.steps import FedAdagrad, FedAdam, FedYogi, Mean, ServerMomentum
+from secateur.aggregation.weighted import WeightedMean
 from secateur.errors import ConfigError
 
 MASK = {"w": torch.tensor([True, False])}

@@ -6,6 +6,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -268,6 +269,16 @@ def test_own_slots_together_do_not_depend_on_workers(place, tmp_path, shards):
     assert not any(row["left_out"] for row in rows_of(tmp_path / "two"))
 
 
+def test_a_robust_rule_is_an_aggregator_with_a_reduction_of_its_own(tmp_path, shards):
+    """One round: the shipped weights are numpy's median of what the clients trained, under the mask."""
+    settings = ("schedule=one_shot", "schedule.at=1", "schedule.sparsity=0.5", "criterion=random")
+    weights, mask = shipped(tmp_path, shards, *settings, "aggregator=own_median:Median")
+    _, models = trained(shards, mask=None)
+    stacks = {n: np.stack([model[n].numpy() for model in models]) for n in weights}
+    middle = {n: torch.from_numpy(np.sort(s, axis=0)[(len(s) - 1) // 2]) for n, s in stacks.items()}
+    close(weights, masks.apply(middle, mask))
+
+
 # ---- what is written for a slot and lacks something
 
 
@@ -284,7 +295,7 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
         "schedule": "'due', 'level' of Schedule",
         "consensus": "'ballot', .*'vote' of Consensus",
         "recovery": "'recover', 'remember' of Recovery",
-        "aggregator": "'coverage', 'pruned', 'step' of Aggregator",
+        "aggregator": "'coverage', 'pruned', 'reduction', 'step' of Aggregator",
     }
     for slot, verbs in says.items():
         with pytest.raises(ConfigError, match=f"^{slot}: Nothing lacks {verbs}"):

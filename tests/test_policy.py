@@ -197,7 +197,7 @@ def test_all_that_is_the_packages_own_is_allowed():
     for name in data.names():
         assert policy.refused({"data": {"source": name}}, (), own=True) == []
     assert policy.refused({}, (), own=False) == []
-    from secateur.aggregation.steps import Aggregator
+    from secateur.aggregation import Aggregator
 
     assert not any(":" in name for name in choices(Aggregator))
 

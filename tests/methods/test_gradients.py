@@ -8,7 +8,7 @@ import torch
 
 from helpers import lab as helpers_lab
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.aggregation.steps import WeightedMean
+from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import SCORE
 from secateur.contract.reducer import reduce
 from secateur.contract.state import State

@@ -1,76 +1,21 @@
-"""Aggregation: a stream of client models -> the next server model, in a fixed order and O(model) memory."""
+"""Server steps: from the mean of a round to the next weights."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
+from secateur.aggregation import Aggregator, Pruned
+from secateur.contract.state import Memory
 from secateur.errors import check
 from secateur.pruning.mask import Mask, Tensors, apply
 
-Memory = Mapping[str, Tensors]
-Pruned = Literal["zero", "shadow", "decay"]
-
-
-class WeightedMean:
-    """Running sum_k n_k w_k / sum_k n_k, summed in float64 in the order of ``add``.
-
-    With ``coverage`` each coordinate is divided by the weight of those clients that kept it (FedSparsify's
-    normalised masked average, FedAvgNNZ): 0 where nobody did.
-    """
-
-    def __init__(self, *, coverage: bool = False) -> None:
-        self.coverage = coverage
-        self.total = 0.0
-        self._sums: dict[str, torch.Tensor] = {}
-        self._covered: dict[str, torch.Tensor] = {}
-
-    def add(self, tensors: Tensors, weight: float, mask: Mask | None = None) -> None:
-        """Add one client's tensors with its weight n_k."""
-        self.total += weight
-        for name, tensor in tensors.items():
-            part = tensor.to(torch.float64, copy=True).mul_(weight)
-            self._sums[name] = self._sums[name].add_(part) if name in self._sums else part
-            if self.coverage:
-                held = mask[name] if mask is not None and name in mask else torch.ones_like(tensor, dtype=torch.bool)
-                gain = held.double() * weight
-                self._covered[name] = self._covered[name].add_(gain) if name in self._covered else gain
-
-    def mean(self) -> dict[str, torch.Tensor]:
-        """Return the mean in float32; empty when nothing of any weight was added."""
-        if not self.total:
-            return {}
-        if self.coverage:
-            return {
-                name: torch.where(c > 0, self._sums[name] / c.clamp(min=1e-300), 0.0).float()
-                for name, c in self._covered.items()
-            }
-        return {name: (s / self.total).float() for name, s in self._sums.items()}
-
-
-class Aggregator(Protocol):
-    """What an aggregator offers; ``coverage`` selects the divisor of the mean (see ``WeightedMean``)."""
-
-    @property
-    def coverage(self) -> bool:
-        """Whether each coordinate counts only the clients that kept it."""
-
-    @property
-    def pruned(self) -> Pruned:
-        """What happens to the server's own value of a pruned weight."""
-
-    def step(
-        self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
-    ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """Return the next weights and the next memory from this round's mean."""
-
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Aggregator):
     """FedAvg: W <- sum_k (n_k / sum n) w_k.
 
     Attributes:
@@ -93,7 +38,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class ServerMomentum:
+class ServerMomentum(Aggregator):
     """FedAvg with server momentum: v <- beta v + (1 - beta) Delta, W <- W - v, Delta = W - mean_k w_k.
 
     The factor (1 - beta) is explicit and there is no server learning rate in the step, as in AutoFLIP's
@@ -135,7 +80,7 @@ class ServerMomentum:
 
 
 @dataclass(frozen=True)
-class _Adaptive(ABC):
+class _Adaptive(Aggregator):
     """An adaptive server step: W <- W + eta m / (sqrt(v) + tau), with Delta = mean_k w_k - W, entry by entry.
 
     m <- beta1 m + (1 - beta1) Delta, from 0; v by each rule, from tau^2. Neither is corrected for its start. Both are

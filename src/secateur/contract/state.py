@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from secateur.aggregation.steps import Memory
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Layout
@@ -16,6 +15,7 @@ from secateur.streams import stream
 from secateur.wire.message import Scalar, Spec
 
 Archive = MutableMapping[str, Tensors]
+Memory = Mapping[str, Tensors]
 
 
 @dataclass(frozen=True)

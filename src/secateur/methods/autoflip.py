@@ -23,7 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from secateur.aggregation.steps import Aggregator, ServerMomentum
+from secateur.aggregation import Aggregator
+from secateur.aggregation.steps import ServerMomentum
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.consensus import Consensus, Participants
 from secateur.methods.kit.criteria import Criterion, Deviation

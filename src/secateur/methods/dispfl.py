@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.aggregation.steps import WeightedMean
+from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method

@@ -24,7 +24,9 @@ from functools import partial
 
 import torch
 
-from secateur.aggregation.steps import Aggregator, ServerMomentum, WeightedMean
+from secateur.aggregation import Aggregator
+from secateur.aggregation.steps import ServerMomentum
+from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 import typing
@@ -32,20 +33,25 @@ def snake(name: str) -> str:
 def choices(slot: type) -> dict[str, type]:
     """Return the classes that a slot's type allows, by option value: those of its module with its verbs, or the type.
 
-    >>> from secateur.aggregation.steps import Aggregator
+    Where a slot's type stands at the head of a room, as ``Aggregator`` does, those of all files of the room.
+
+    >>> from secateur.aggregation import Aggregator
     >>> sorted(choices(Aggregator))
     ['fed_adagrad', 'fed_adam', 'fed_yogi', 'mean', 'server_momentum']
     """
     if dataclasses.is_dataclass(slot):
         return {snake(slot.__name__): slot}
     wanted = verbs(slot)
-    found = inspect.getmembers(sys.modules[slot.__module__], inspect.isclass)
+    home = sys.modules[slot.__module__]
+    room = [f"{home.__name__}.{info.name}" for info in pkgutil.iter_modules(getattr(home, "__path__", ()))]
+    modules = [home, *map(importlib.import_module, room)]
     return {
         snake(name): thing
-        for name, thing in found
+        for module in modules
+        for name, thing in inspect.getmembers(module, inspect.isclass)
         if dataclasses.is_dataclass(thing)
         and not name.startswith("_")
-        and thing.__module__ == slot.__module__
+        and thing.__module__ == module.__name__
         and wanted <= set(dir(thing))
         and not inspect.isabstract(thing)
     }

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 
-from secateur.aggregation.steps import Aggregator
+from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import GUARDED, TRAIN, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Mean, Reduction, masks_of
+from secateur.contract.reduction import Reduction
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import ConfigError, check_verbs
 from secateur.methods.kit.consensus import Consensus, Pooled, Prune
@@ -129,9 +129,10 @@ class Composition(Method):
         votes = self.granularity.prunable(setting.layout) if self._votes(setting, round_) else None
         loose = mask is not None and self.consensus.enforced(mask) is None
         masked = votes is not None or (mask is not None and not loose)
-        # where a mask differs from client to client, a weight's mean may be over those that kept it
-        mean = Mean(holders=masks_of if self.aggregator.coverage and masked else None)
-        reduce: dict[str, Reduction] = {MEAN: mean, **(self.consensus.ballot if votes else {})}
+        reduce: dict[str, Reduction] = {
+            MEAN: self.aggregator.reduction(masked=masked),
+            **(self.consensus.ballot if votes else {}),
+        }
         ask = train_ask(state, round_, mask, votes=votes, reduce=reduce)
         if not loose:
             return ask

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from secateur.aggregation.steps import WeightedMean
+from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced

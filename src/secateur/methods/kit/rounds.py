@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from secateur.aggregation.steps import Aggregator
+from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import REPORT, SCORE, TRAIN, Ask
 from secateur.contract.client import Client, report
