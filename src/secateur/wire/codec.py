@@ -7,7 +7,6 @@ sizes of the others; the scalars; the names of the tensors, or a hash if the rec
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -20,8 +19,9 @@ from numpy.typing import NDArray
 
 from secateur.errors import MaskNotHeldError, WireError
 from secateur.wire import masks, scalars, values
+from secateur.wire import specs as listing
 from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
-from secateur.wire.reader import Reader, varint
+from secateur.wire.reader import Reader
 from secateur.wire.values import FORMATS, Values
 
 _HEAD = struct.Struct("<4sBBBBIIIQ")
@@ -31,11 +31,8 @@ VERSION = 2
 _MESSAGE, _LOST = 0, 1
 _NO_MASK, _KNOWN, _FRESH, _CHANGE = range(4)
 _BY_HASH = 4  # added to the mask's form where the tensors are named by their hash
-_TEMPLATE_HASH = 8
 _MOST_SCALARS = 64
 _BLOCK = 1 << 20
-_LONGEST_NAME = 65535
-_DTYPES = (torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool)
 _NUMPY = {torch.float32: "<f4", torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1"}
 
 
@@ -77,7 +74,9 @@ class Outgoing:
         _check(message)
         specs = specs_of(message.tensors)
         self._by_hash = template is not None and specs == dict(template)
-        self._opening = scalars.write(message.scalars) + (_hash(specs) if self._by_hash else _describe(specs))
+        self._opening = scalars.write(message.scalars) + (
+            listing.digest(specs) if self._by_hash else listing.describe(specs)
+        )
         self._values = _write_values(message, self._names, values, seed)
 
     def bytes(self, known: Masks | None = None) -> bytes:
@@ -153,7 +152,7 @@ def _seal(kind: int, fmt: int, form: int, context: int, mask: int, vals: int, *,
 
 def _check(message: Message) -> None:
     for name, tensor in message.tensors.items():
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in listing.DTYPES:
             raise WireError(f"tensor {name!r} has dtype {tensor.dtype}; float32, int64, int32, uint8, bool can be sent")
     for name, mask in (message.mask or {}).items():
         if name not in message.tensors:
@@ -161,28 +160,6 @@ def _check(message: Message) -> None:
         shape = tuple(message.tensors[name].shape)
         if tuple(mask.shape) != shape or mask.dtype != torch.bool:
             raise WireError(f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {shape}")
-
-
-def _hash(specs: Mapping[str, Spec]) -> bytes:
-    return hashlib.blake2b(_describe(specs), digest_size=_TEMPLATE_HASH).digest()
-
-
-def _describe(specs: Mapping[str, Spec]) -> bytes:
-    """Return the count, then for each tensor in the order of names: length of name, name, dtype u8, dims u8, shape.
-
-    Lengths, count and sizes are varints.
-    """
-    parts = [varint(len(specs))]
-    for name in sorted(specs):
-        label = scalars.utf8(name, f"the name of tensor {name!r}")
-        if len(label) > _LONGEST_NAME:
-            raise WireError(
-                f"tensor {name[:40]!r}...: a name of {len(label)} bytes, at most {_LONGEST_NAME} can be sent"
-            )
-        shape = specs[name].shape
-        parts += [varint(len(label)), label, bytes([_DTYPES.index(specs[name].dtype), len(shape)])]
-        parts += map(varint, shape)
-    return b"".join(parts)
 
 
 def _write_values(message: Message, names: list[str], fmt: Values, seed: int) -> bytes:
@@ -245,7 +222,7 @@ def decode(data: bytes, expected: Expected) -> Message:
     numbers = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
     if wanted is not None and {n: type(v) for n, v in numbers.items()} != dict(wanted):
         raise WireError(f"scalars {sorted(numbers)} arrived, expected {sorted(wanted)} with their types")
-    specs = _read_specs(reader, expected, by_hash=head.by_hash)
+    specs = listing.read(reader, expected, by_hash=head.by_hash)
     mask = _read_mask(reader, head, specs, expected)
     tensors = _read_values(reader, head, specs, mask or {})
     if reader.left:
@@ -266,39 +243,6 @@ def _open(reader: Reader, *, verify: bool = True) -> _Head:
     if kind > _LOST or form & ~_BY_HASH > _CHANGE or fmt >= len(FORMATS):
         raise WireError("unknown kind of payload, mask form or value format")
     return _Head(kind, form & ~_BY_HASH, bool(form & _BY_HASH), FORMATS[fmt], context, mask, vals)
-
-
-def _read_specs(reader: Reader, expected: Expected, *, by_hash: bool) -> dict[str, Spec]:
-    """Return the specs of the tensors that follow, in the order of the wire."""
-    if by_hash:
-        template = expected.tensors if expected.template is None else expected.template
-        if bytes(reader.take(_TEMPLATE_HASH, "the hash of the tensors")) != _hash(template):
-            raise WireError("the sender's tensors are not those expected (another model, or other shapes)")
-        return {name: template[name] for name in sorted(template)}
-    count = reader.varint("the number of tensors")
-    if count > len(expected.tensors):
-        raise WireError(f"{count} tensors announced, {len(expected.tensors)} expected")
-    specs: dict[str, Spec] = {}
-    for _ in range(count):
-        name = reader.text(reader.varint("a tensor's name"), "a tensor's name")
-        if name not in expected.tensors or name in specs:
-            raise WireError(f"tensor {name!r} comes twice" if name in specs else f"tensor {name!r} is not expected")
-        if specs and name < next(reversed(specs)):
-            raise WireError(f"tensor {name!r} is out of order")
-        specs[name] = _read_spec(reader, name, expected.tensors[name])
-    missing = [name for name in expected.tensors if name not in specs]
-    if missing and not expected.optional:
-        raise WireError(f"tensor {missing[0]!r} is missing")
-    return specs
-
-
-def _read_spec(reader: Reader, name: str, spec: Spec) -> Spec:
-    dtype, dims = reader.numbers("BB", f"tensor {name!r}")
-    shape = tuple(reader.varint(f"tensor {name!r}") for _ in range(dims))
-    if shape != spec.shape or dtype >= len(_DTYPES) or _DTYPES[dtype] != spec.dtype:
-        found = _DTYPES[dtype] if dtype < len(_DTYPES) else "unknown dtype"
-        raise WireError(f"tensor {name!r}: {found} {shape} arrived, {spec.dtype} {spec.shape} expected")
-    return spec
 
 
 def _read_mask(reader: Reader, head: _Head, specs: Mapping[str, Spec], expected: Expected) -> Masks | None:
