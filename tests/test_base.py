@@ -17,13 +17,14 @@ from secateur.federation import client
 from secateur.federation.checkpoint import shipped
 from secateur.learning.gradients import measure
 from secateur.learning.optimiser import Training
-from secateur.learning.resident import base_of, digest, tensors_of
+from secateur.learning.resident import base_of, tensors_of
 from secateur.learning.task import Data
 from secateur.pruning.discovery import layout
 from secateur.pruning.roles import roles
 from secateur.report.outcomes import outcome
 from secateur.streams import Turn
 from secateur.study.runtime import Runtime
+from secateur.wire.known import digest
 
 
 class Frozen(nn.Module):
@@ -211,7 +212,7 @@ def test_a_client_with_another_base_refuses_in_one_line(folder, tmp_path):
                 except ModelError as refused:
                     yield who, Failure(who, str(refused))
 
-    with pytest.raises(NobodyTrainedError, match=r"frozen tensors \w{16}, the model here has \w{16}"):
+    with pytest.raises(NobodyTrainedError, match=r"frozen tensors \w{32}, the model here has \w{32}"):
         play(small(model={"name": "test_base:frozen"}), tmp_path / "run", folder, open_engine=Elsewhere.open)
 
 
@@ -226,7 +227,7 @@ def test_the_flow_through_a_causal_mask_is_finite():
 
 def test_a_digest_names_names_shapes_and_bits():
     one = {"a": torch.tensor([1.0, -math.inf])}
-    assert len(digest(one)) == 16
+    assert len(digest(one)) == 32
     assert digest({}) == ""
     changed = [{"b": one["a"]}, {"a": one["a"][None]}, {"a": one["a"].double()}, {"a": torch.tensor([1.0, math.inf])}]
     assert len({digest(d) for d in [one, *changed]}) == 5

@@ -43,6 +43,10 @@ class MaskNotHeldError(WireError):
     """A payload refers to a mask that its receiver does not hold; the sender must send the whole mask."""
 
 
+class TensorsNotHeldError(WireError):
+    """A payload names tensors that its receiver does not hold; the sender must send them in the message."""
+
+
 class CheckpointError(SecateurError):
     """A checkpoint or run folder is missing, damaged, or could not be written."""
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
 from secateur.contract.state import State
 from secateur.engines import States
-from secateur.federation import checkpoint, store
+from secateur.federation import checkpoint, claims, store
 from secateur.federation.archive import Archive
 from secateur.federation.checkpoint import Saved
-from secateur.federation.claims import KINDS, Claims, Known, unknown
+from secateur.federation.claims import KINDS, Claims, unknown
 from secateur.federation.held_masks import HeldMasks
 from secateur.federation.store import Store
+from secateur.wire.carried import Group
+from secateur.wire.known import Known
 from secateur.wire.message import Spec, Tensors
 
 _ARCHIVE, _MASKS, _STATES = "archive", "masks", "clients"
@@ -26,25 +28,30 @@ class Books:
         folder: of the run.
         specs: of the model's tensors.
         known: says how many rows a client has, where the server knows.
-        base: the digest of the model's tensors that never travel; empty: it has none. The study makes them.
+        base: the model's frozen and constant tensors; each client makes them too, or is sent them once.
 
     Attributes:
         store: facts about single clients.
         archive: tensors of single clients, for the method's state.
         masks: who holds which mask.
         claims: how many rows each client has.
-        base: as given.
+        base: as given, for those that lack them.
+        bases: the digest of the base that each client holds; empty where it said that it lacks it and was not heard of
+            since.
         residual: what the last training request left out of the weights; it is added to the next one.
     """
 
-    def __init__(self, folder: Path, specs: Mapping[str, Spec], known: Known = unknown, *, base: str = "") -> None:
-        self.base = base
+    def __init__(
+        self, folder: Path, specs: Mapping[str, Spec], known: claims.Known = unknown, *, base: Tensors | None = None
+    ) -> None:
+        self.base = Group(base or {})
         self._folder, self._specs = folder, specs
         self.store = Store(folder / store.NAME)
         self.archive = Archive(folder / _ARCHIVE, self.store.facts(_ARCHIVE))
         self._versions = Archive(folder / _MASKS, self.store.facts("version"))
         self.masks = HeldMasks(specs)
         self.claims = Claims(known, {kind: self.store.facts(f"{kind} rows") for kind in KINDS})
+        self.bases: MutableMapping[int, str] = self.store.facts("base")
         self.residual: Tensors = {}
 
     def begin(self) -> None:
@@ -73,6 +80,16 @@ class Books:
     def attach(self, states: States) -> None:
         """Let what clients keep go on from here."""
         states.restore(self.store.facts(_STATES))
+
+    def named(self, client: int) -> Known | None:
+        """Return what a request says of the base: its digest, and all of it to a client that lacks it."""
+        held = self.bases.get(client) if self.base.digest else None
+        return self.base.named(carried=held is not None and held != self.base.digest)
+
+    def confirm_base(self, client: int) -> None:
+        """Note that a client holds the base: it has answered a request that named it."""
+        if self.base.digest:
+            self.bases[client] = self.base.digest
 
     def save(self, state: State, extra: dict[str, Any], states: States) -> None:
         """Make an exchange durable: what lies beside the checkpoint, then the checkpoint; then drop what it replaced.

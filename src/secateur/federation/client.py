@@ -18,8 +18,9 @@ from secateur.contract.client import Client
 from secateur.contract.guard import Passage
 from secateur.contract.state import Setting
 from secateur.data.shards import Shape, Shards, open_shards
-from secateur.errors import MaskNotHeldError, ModelError
+from secateur.errors import MaskNotHeldError
 from secateur.federation import feedback
+from secateur.federation.base import Base, Kept, KeptInFolder
 from secateur.federation.feedback import WireMemory
 from secateur.federation.records import defined
 from secateur.learning import batched as stacked
@@ -39,7 +40,6 @@ from secateur.wire.message import Expected, Message, Scalar, specs_of
 from secateur.wire.settings import Wire
 
 PLAIN = "plain"
-BASE = "base"
 SECONDS = "seconds"
 MEASURED = "measured"
 TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
@@ -86,15 +86,23 @@ class _Initial(Mapping[str, torch.Tensor]):
 
 
 class Participant:
-    """Serves any client of a study from one resident model; one of these lives in each worker."""
+    """Serves any client of a study from one resident model; one of these lives in each worker.
 
-    def __init__(self, study: Study, shards: Shards) -> None:
+    Args:
+        study: the study.
+        shards: the rows of its clients.
+        kept: where frozen and constant tensors that come are kept; None: none but those made here are taken. It may be
+            replaced between calls.
+    """
+
+    def __init__(self, study: Study, shards: Shards, kept: Kept | None = None) -> None:
         self.study = study
+        self.kept = kept
         self.shards = shards
         self.method = study.build_method()
         self.guards = study.build_guards()
         self.model = make_model(study, shards)
-        self.base = resident.digest(resident.base_of(self.model))
+        self.base = Base(self.model, partial(make_model, study, shards))
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
@@ -121,12 +129,13 @@ class Participant:
     ) -> tuple[bytes, bytes | None]:
         start = clock()
         kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
+        if not self.base.load(client, request, kept.base, self.kept):
+            return lost(request, tensors=True), None
         try:
             message, spared = self._read_any(request, kept, clock)
         except MaskNotHeldError:
             return lost(request), None
         scalars = dict(message.scalars)
-        self._check_base(client, str(scalars.pop(BASE, "")))
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
         message = replace(message, scalars=scalars)
@@ -139,7 +148,7 @@ class Participant:
             reply = guard.leaving(reply, message, passage)
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
-        kept = kept.after(message.mask, reply.mask)
+        kept = replace(kept.after(message.mask, reply.mask), base=self.base.came)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
         answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
@@ -155,18 +164,6 @@ class Participant:
                 return self._read(request, held, clock)
         return self._read(request, last, clock)
 
-    def _check_base(self, client: int, wanted: str) -> None:
-        """Refuse a request for a model whose frozen and constant tensors are not those that are here.
-
-        Raises:
-            ModelError: they differ; both digests are told.
-        """
-        if wanted != self.base:
-            raise ModelError(
-                f"client {client}: the request is for a model with frozen tensors {wanted or 'none'}, the model here "
-                f"has {self.base or 'none'}: give both sides the same model.name, pretrained file and torch"
-            )
-
     def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
 
@@ -177,7 +174,8 @@ class Participant:
         if message is not None and again:
             return message, taken
         begun = clock()
-        message = decode(request, replace(self.accepts, known=held, values=self.study.wire.values))
+        accepts = replace(self.accepts, known=held, values=self.study.wire.values, holds=frozenset([self.base.loaded]))
+        message = decode(request, accepts)
         self._last = request, held, message, clock() - begun
         return message, 0.0
 
@@ -265,10 +263,16 @@ def example(rows: Shards | Shape) -> torch.Tensor:
     return x
 
 
-def build(study: str, folder: str) -> Participant:
-    """Return a participant in a worker process, from the study's JSON and the folder of its shards.
+def build(study: str, folder: str, kept: str = "") -> Participant:
+    """Return a participant in a worker process.
+
+    Args:
+        study: its JSON.
+        folder: of its shards.
+        kept: a folder that all workers share, for frozen and constant tensors that come; empty: none are taken.
 
     One torch thread: the split of a reduction over threads would change its last bits.
     """
     torch.set_num_threads(1)
-    return Participant(Study.model_validate_json(study), open_shards(Path(folder)))
+    shared = KeptInFolder(Path(kept), own=False) if kept else None
+    return Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared)

@@ -36,14 +36,15 @@ _COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.
 _TRAINED: Mapping[str, Kind] = {"samples": "train"}
 _HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
 _WRITTEN = 64 * 2**20
-_LATE = "asked for the full mask, too late to send it within the deadline"
+_LATE = "asked for {}, too late to send it within the deadline"
+_MASK, _TENSORS = "the full mask", "the frozen tensors"
 
 
 @dataclass(frozen=True)
 class _Sent:
     context: int
     parts: Mapping[str, int]
-    refers: bool
+    refers: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Exchange:
         self._slices: dict[int, _Slice] = {}
         self._name = "" if self.ask.message.mask is None else name_of(self.ask.message.mask)
         self._outgoing: Outgoing | None = None
-        self._written: OrderedDict[str | None, bytes] = OrderedDict()
+        self._written: OrderedDict[tuple[str | None, bool], bytes] = OrderedDict()
         self._base: Tensors = {}
         if self.ask.slices is None and not self.ask.own:
             self._outgoing, self._base = self._prepare()
@@ -146,8 +147,6 @@ class Exchange:
         scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
         if ask.plain:
             scalars[client.PLAIN] = True
-        if self.books.base:
-            scalars[client.BASE] = self.books.base
         seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
         return Outgoing(message, values=wire.values, template=self.books.masks.specs, seed=seed)
@@ -204,22 +203,33 @@ class Exchange:
         return reducer.finish(state)
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
-        """Yield each client's answer; who has lost the mask that the request refers to is asked once more."""
+        """Yield each client's answer; who lacks what the request refers to is asked once more, and sent it."""
         begun = time.monotonic()
-        again: list[int] = []
+        again: dict[int, str] = {}
         for who, reply in self._carry(self.ask.clients, self.deadline):
-            sent = self._sent.get(who)
-            if sent and sent.refers and isinstance(reply, bytes) and is_lost(reply, sent.context):
-                self.up.update(part_sizes(reply))
-                self.books.masks.note(who, None)
-                again.append(who)
+            lacking = self._lacking(who, reply)
+            if lacking:
+                again[who] = lacking
             else:
                 yield who, reply
         left = None if self.deadline is None else self.deadline - (time.monotonic() - begun)
         if left is not None and left <= 0:
-            yield from ((who, Failure(who, _LATE)) for who in again)
+            yield from ((who, Failure(who, _LATE.format(lacking))) for who, lacking in again.items())
         elif again:
             yield from self._carry(tuple(again), left)
+
+    def _lacking(self, who: int, reply: bytes | Failure) -> str:
+        """Return what a client says that it lacks of what its request referred to, and note it; empty: nothing."""
+        sent = self._sent.get(who)
+        if sent is None or not isinstance(reply, bytes):
+            return ""
+        found = next((w for w in sent.refers if is_lost(reply, sent.context, tensors=w == _TENSORS)), "")
+        if found:
+            self.up.update(part_sizes(reply))
+            self.books.masks.note(who, None)
+        if found == _TENSORS:
+            self.books.bases[who] = ""
+        return found
 
     def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
         for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
@@ -235,19 +245,23 @@ class Exchange:
         shared = self._outgoing
         outgoing, mask, name = (shared, self.ask.message.mask, self._name) if shared else self._slice(who)
         held = None if mask is None else self.books.masks.name(who, at_hand=name)
+        base = self.books.named(who)
+        carries = base is not None and len(base.carried) > 0
         # clients that hold the same mask are sent the very same bytes, which an engine need not carry twice
-        request = self._written.get(held) if shared else None
+        request = self._written.get((held, carries)) if shared else None
         if request is None:
             known = None if held is None else mask if held == name else self.books.masks.mask(held)
-            request = outgoing.bytes(known)
-            self._remember(held, request)
-        self._sent[who] = _Sent(context_of(request), part_sizes(request, checked=True), held is not None)
+            request = outgoing.bytes(known, base)
+            self._remember((held, carries), request)
+        refers = {_MASK: held is not None, _TENSORS: base is not None and not carries}
+        parts = part_sizes(request, checked=True)
+        self._sent[who] = _Sent(context_of(request), parts, frozenset(what for what, does in refers.items() if does))
         return request
 
-    def _remember(self, held: str | None, request: bytes) -> None:
+    def _remember(self, to: tuple[str | None, bool], request: bytes) -> None:
         """Keep the last requests that were written, within a budget."""
         if self._outgoing is not None:
-            self._written[held] = request
+            self._written[to] = request
             while len(self._written) > 1 and len(self._written) * len(request) > _WRITTEN:
                 self._written.popitem(last=False)
 
@@ -270,6 +284,7 @@ class Exchange:
             return None
         self.up.update(part_sizes(reply, checked=True))
         self._answered[who] = True
+        self.books.confirm_base(who)
         if part is not None:
             self.macs[who] = self.macs_of(known)
             own = message.mask is not None and message.mask is not known

@@ -16,7 +16,7 @@ from secateur.pruning.mask import apply
 from secateur.wire import masks
 from secateur.wire.message import Masks, Message, Spec, Tensors
 
-_HELD, _OWN, _RESIDUAL = "wire.held/", "wire.own/", "wire.residual/"
+_HELD, _OWN, _RESIDUAL, _BASE = "wire.held/", "wire.own/", "wire.residual/", "wire.base/"
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,27 @@ class WireMemory:
         held: the mask of the last request that had one.
         own: the mask of its reply, where it was another: a server that got it need only name it.
         residual: what did not arrive of its replies so far, by rounding and by choosing the largest entries.
+        base: the digest of the frozen and constant tensors that came to it; empty: it made them itself.
     """
 
     held: Masks | None = None
     own: Masks | None = None
     residual: Tensors = field(default_factory=dict)
+    base: str = ""
 
     @classmethod
     def split(cls, memory: Tensors, specs: Mapping[str, Spec]) -> tuple[WireMemory, dict[str, torch.Tensor]]:
         """Return what ``tensors`` wrote into a client's memory, and the rest of the memory."""
         residual = {n: t for n, t in _group(memory, _RESIDUAL).items() if n in specs and _shape(t) == specs[n].shape}
-        rest = {n: t for n, t in memory.items() if not n.startswith((_HELD, _OWN, _RESIDUAL))}
-        return cls(_mask(memory, _HELD, specs), _mask(memory, _OWN, specs), residual), rest
+        rest = {n: t for n, t in memory.items() if not n.startswith((_HELD, _OWN, _RESIDUAL, _BASE))}
+        base = next(iter(_group(memory, _BASE)), "")
+        return cls(_mask(memory, _HELD, specs), _mask(memory, _OWN, specs), residual, base), rest
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return it as named tensors, beside which a method's memory may stand."""
         found = {_HELD + n: t for n, t in masks.pack(self.held or {}).items()}
         found |= {_OWN + n: t for n, t in masks.pack(self.own or {}).items()}
+        found |= {_BASE + self.base: torch.zeros(0)} if self.base else {}
         return found | {_RESIDUAL + n: t for n, t in self.residual.items()}
 
     def after(self, request: Masks | None, reply: Masks | None) -> WireMemory:

@@ -29,7 +29,7 @@ from secateur.engines import Engine, Serve
 from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import checkpoint, client
+from secateur.federation import base, checkpoint, client
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -106,7 +106,7 @@ class Run:
         self.records = 0
         self.guards = self.study.build_guards()
         known = unknown if self.shards.empty else self.shards.count
-        self.books = Books(folder, self.setting.specs, known, base=resident.digest(self.base))
+        self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
@@ -139,7 +139,8 @@ class Run:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder))
+            came = str((self.folder / base.NAME).absolute())
+            serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder), came)
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
@@ -273,7 +274,7 @@ class Run:
         return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return exchanged tensors with those that never travel."""
+        """Return exchanged tensors with those that training leaves alone."""
         return {**self.base, **tensors}
 
     def _widths(self, state: State) -> Row:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import nn
 
@@ -28,7 +26,8 @@ def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
 def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return copies of the floating-point tensors that training leaves alone: frozen parameters, constant buffers.
 
-    They never travel: both sides make them, from the study's model and seed. They are shipped with the model.
+    Both sides make them, from the study's model and seed; they travel once, to who made others. They are shipped with
+    the model.
     """
     own = travelling(model)
     return _copies({n: t for n, t in model.state_dict().items() if n not in own and t.is_floating_point()})
@@ -36,18 +35,6 @@ def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _copies(tensors: Tensors) -> dict[str, torch.Tensor]:
     return {n: t.detach().clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-
-
-def digest(tensors: Tensors) -> str:
-    """Return 16 hexadecimal digits that name these tensors: names, shapes, dtypes and bits; empty of none."""
-    if not tensors:
-        return ""
-    running = hashlib.blake2b(digest_size=8)
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        running.update(f"{name} {tuple(tensor.shape)} {tensor.dtype};".encode())
-        running.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return running.hexdigest()
 
 
 def lay_out(model: nn.Module) -> None:

@@ -1,8 +1,9 @@
 """The codec, version 2: messages as bytes, and back. It uses no pickle, and checks everything that arrives.
 
 ``docs/wire.md`` has the layout, byte for byte. In short, a payload has these parts: a header with a checksum and the
-sizes of the others; the scalars; the names of the tensors, or a hash if the receiver knows them; the mask
-(``masks.py``); the surviving values (``values.py``). Tensors are in the order of their names.
+sizes of the others; tensors that are named by their digest (``known.py``); the scalars; the names of the tensors, or a
+hash if the receiver knows them; the mask (``masks.py``); the surviving values (``values.py``). Tensors are in the order
+of their names.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from secateur.errors import MaskNotHeldError, WireError
+from secateur.errors import MaskNotHeldError, TensorsNotHeldError, WireError
 from secateur.wire import masks, scalars, values
 from secateur.wire import specs as listing
+from secateur.wire.known import Known
 from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
 from secateur.wire.reader import Reader
 from secateur.wire.values import FORMATS, Values
@@ -28,9 +30,11 @@ _HEAD = struct.Struct("<4sBBBBIIIQ")
 _CRC_AT = 8
 _MAGIC = b"SCTR"
 VERSION = 2
-_MESSAGE, _LOST = 0, 1
+_MESSAGE, _LOST, _LACKING = range(3)
+_WANTS = {_LOST: "the full mask", _LACKING: "tensors that were named"}
 _NO_MASK, _KNOWN, _FRESH, _CHANGE = range(4)
 _BY_HASH = 4  # added to the mask's form where the tensors are named by their hash
+_KNOWING = 8  # added to the mask's form where a group of known tensors is named
 _MOST_SCALARS = 64
 _BLOCK = 1 << 20
 _NUMPY = {torch.float32: "<f4", torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1"}
@@ -41,6 +45,7 @@ class _Head:
     kind: int
     form: int
     by_hash: bool
+    knowing: bool
     values: Values
     context: int
     mask_size: int
@@ -79,8 +84,13 @@ class Outgoing:
         )
         self._values = _write_values(message, self._names, values, seed)
 
-    def bytes(self, known: Masks | None = None) -> bytes:
-        """Return the payload for a receiver that holds the mask ``known``; equal messages give equal bytes."""
+    def bytes(self, known: Masks | None = None, group: Known | None = None) -> bytes:
+        """Return the payload for a receiver that holds the mask ``known``; equal messages give equal bytes.
+
+        Args:
+            known: the mask; None: it holds none.
+            group: the group of tensors that the payload names, and may carry; None: none.
+        """
         mask, form, name = b"", _NO_MASK, b""
         if self._mask is not None and masks.same(self._mask, known):
             form, name = _KNOWN, masks.digest(self._mask)
@@ -88,21 +98,39 @@ class Outgoing:
             mask, changes = masks.write(self._mask, self._names, known)
             form = _CHANGE if changes else _FRESH
             name = masks.digest(known or {}) if changes else b""
-        head = [form | (_BY_HASH if self._by_hash else 0), self._context, len(name) + len(mask), len(self._values)]
-        return _seal(_MESSAGE, self._format, *head, body=[name, self._opening, mask, self._values])
+        form |= (_BY_HASH if self._by_hash else 0) | (_KNOWING if group else 0)
+        named = group.write() if group else b""
+        head = [form, self._context, len(name) + len(mask), len(self._values)]
+        return _seal(_MESSAGE, self._format, *head, body=[name, named, self._opening, mask, self._values])
 
 
 def encode(
     message: Message, *, values: Values = "fp32", known: Masks | None = None,
-    template: Mapping[str, Spec] | None = None, context: int = 0, seed: int = 0,
+    template: Mapping[str, Spec] | None = None, context: int = 0, seed: int = 0, group: Known | None = None,
 ) -> bytes:  # fmt: skip
     """Return the message as bytes, for a receiver that holds the mask ``known``; see ``Outgoing``."""
-    return Outgoing(message, values=values, template=template, context=context, seed=seed).bytes(known)
+    return Outgoing(message, values=values, template=template, context=context, seed=seed).bytes(known, group)
 
 
-def lost(request: bytes) -> bytes:
-    """Return the reply to a request whose mask is a change of one that this side does not hold."""
-    return _seal(_LOST, 0, _NO_MASK, context_of(request), 0, 0, body=[])
+def lost(request: bytes, *, tensors: bool = False) -> bytes:
+    """Return the reply to a request that refers to what this side does not hold.
+
+    Args:
+        request: the request.
+        tensors: this side lacks the tensors that are named by their digest, and perhaps the mask too; False: it lacks
+            the mask only.
+    """
+    return _seal(_LACKING if tensors else _LOST, 0, _NO_MASK, context_of(request), 0, 0, body=[])
+
+
+def known_in(data: bytes) -> Known | None:
+    """Return the group of tensors that a payload names; None where it names none. No checksum is looked at.
+
+    Raises:
+        WireError: the payload is none of this version, or ends within the group.
+    """
+    reader = Reader(data)
+    return _past_known(reader, _open(reader, verify=False))
 
 
 def with_scalar(data: bytes, name: str, value: float) -> bytes:
@@ -115,8 +143,7 @@ def with_scalar(data: bytes, name: str, value: float) -> bytes:
     """
     reader = Reader(data)
     head = _open(reader, verify=False)
-    if head.form in {_KNOWN, _CHANGE}:
-        reader.take(masks.HASH, "the mask's hash")
+    _past_known(reader, head)
     at = scalars.place(reader, name)
     parts: list[bytes | memoryview] = [data[_CRC_AT + 4 : at], struct.pack("<d", value), memoryview(data)[at + 8 :]]
     crc = zlib.crc32(data[:_CRC_AT])
@@ -125,15 +152,15 @@ def with_scalar(data: bytes, name: str, value: float) -> bytes:
     return b"".join([data[:_CRC_AT], struct.pack("<I", crc), *parts])
 
 
-def is_lost(data: bytes, context: int) -> bool:
-    """Return whether a reply asks for the full mask; ``context`` as in ``Expected``."""
+def is_lost(data: bytes, context: int, *, tensors: bool = False) -> bool:
+    """Return whether a reply is what ``lost`` writes; ``context`` as in ``Expected``."""
     if len(data) != _HEAD.size:
         return False
     try:
         head = _open(Reader(data))
     except WireError:
         return False
-    return head.kind == _LOST and head.context == context
+    return head.kind == (_LACKING if tensors else _LOST) and head.context == context
 
 
 def context_of(request: bytes) -> int:
@@ -196,12 +223,13 @@ def _blocks(flags: NDArray[np.bool_]) -> Iterator[tuple[slice, slice]]:
         at += kept
 
 
-def decode(data: bytes, expected: Expected) -> Message:
+def decode(data: bytes | memoryview, expected: Expected) -> Message:
     """Return the message in ``data``; float values as float32, pruned entries as +0.0.
 
     Raises:
-        WireError: the bytes are not exactly what ``expected`` says; no bytes raise anything else. If only the mask that
-            they refer to is missing, it is the subclass ``MaskNotHeldError``.
+        WireError: the bytes are not exactly what ``expected`` says; no bytes raise anything else. If only the mask, or
+            the group of tensors, that they refer to is missing, it is the subclass ``MaskNotHeldError``, or
+            ``TensorsNotHeldError``. A group that they carry is not looked at: see ``carried.read``.
 
     Guarantees:
         Time and memory are bounded by the expected tensors, whatever the bytes announce.
@@ -209,7 +237,7 @@ def decode(data: bytes, expected: Expected) -> Message:
     reader = Reader(data)
     head = _open(reader)
     if head.kind != _MESSAGE:
-        raise WireError("the sender asks for the full mask, here where nothing was referred to")
+        raise WireError(f"the sender asks for {_WANTS[head.kind]}, here where nothing was referred to")
     if expected.context is not None and head.context != expected.context:
         raise WireError("the payload answers another request than the one that was sent")
     if expected.values is not None and head.values != expected.values:
@@ -218,13 +246,16 @@ def decode(data: bytes, expected: Expected) -> Message:
         sent = reader.take(masks.HASH, "the mask's hash")
         if expected.known is None or bytes(sent) != masks.digest(expected.known):
             raise MaskNotHeldError("the payload refers to a mask that the receiver does not hold")
+    group = Known.read(reader) if head.knowing else None
+    if group is not None and group.digest not in expected.holds:
+        raise TensorsNotHeldError(f"the payload names tensors {group.digest}, which the receiver does not hold")
     wanted = expected.scalars
     numbers = scalars.read(reader, _MOST_SCALARS if wanted is None else len(wanted))
     if wanted is not None and {n: type(v) for n, v in numbers.items()} != dict(wanted):
         raise WireError(f"scalars {sorted(numbers)} arrived, expected {sorted(wanted)} with their types")
     specs = listing.read(reader, expected, by_hash=head.by_hash)
     mask = _read_mask(reader, head, specs, expected)
-    tensors = _read_values(reader, head, specs, mask or {})
+    tensors = _read_values(reader, head, specs, mask or {}, expected.infinite)
     if reader.left:
         raise WireError(f"{reader.left} bytes after the last value")
     return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, numbers)
@@ -240,9 +271,17 @@ def _open(reader: Reader, *, verify: bool = True) -> _Head:
     opening = zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT]))
     if verify and crc != zlib.crc32(reader.view[_HEAD.size :], opening):
         raise WireError("payload is damaged (its checksum differs)")
-    if kind > _LOST or form & ~_BY_HASH > _CHANGE or fmt >= len(FORMATS):
+    plain = form & ~(_BY_HASH | _KNOWING)
+    if kind > _LACKING or plain > _CHANGE or fmt >= len(FORMATS):
         raise WireError("unknown kind of payload, mask form or value format")
-    return _Head(kind, form & ~_BY_HASH, bool(form & _BY_HASH), FORMATS[fmt], context, mask, vals)
+    return _Head(kind, plain, bool(form & _BY_HASH), bool(form & _KNOWING), FORMATS[fmt], context, mask, vals)
+
+
+def _past_known(reader: Reader, head: _Head) -> Known | None:
+    """Read on to the scalars; return the group of tensors that is named on the way."""
+    if head.form in {_KNOWN, _CHANGE}:
+        reader.take(masks.HASH, "the mask's hash")
+    return Known.read(reader) if head.knowing else None
 
 
 def _read_mask(reader: Reader, head: _Head, specs: Mapping[str, Spec], expected: Expected) -> Masks | None:
@@ -282,13 +321,16 @@ def _check_mask(mask: Masks, specs: Mapping[str, Spec], expected: Expected) -> N
             raise WireError(f"the mask of {name!r} keeps what is pruned already")
 
 
-def _read_values(reader: Reader, head: _Head, specs: Mapping[str, Spec], mask: Masks) -> dict[str, torch.Tensor]:
+def _read_values(
+    reader: Reader, head: _Head, specs: Mapping[str, Spec], mask: Masks, infinite: frozenset[str]
+) -> dict[str, torch.Tensor]:
     if reader.left != head.values_size:
         raise WireError(f"{head.values_size} bytes of values announced, {reader.left} are there")
     flat = {name: None if name not in mask else masks.flags(mask[name]) for name in specs}
     counts = {n: specs[n].size if f is None else int(np.count_nonzero(f)) for n, f in flat.items()}
     floats = [name for name in specs if specs[name].dtype == torch.float32]
-    parts = values.read(reader, [counts[n] for n in floats], [len(specs[n].shape) for n in floats], head.values)
+    dims, unbounded = [len(specs[n].shape) for n in floats], [n in infinite for n in floats]
+    parts = values.read(reader, [counts[n] for n in floats], dims, head.values, unbounded)
     arrays: dict[str, NDArray[np.generic]] = dict(zip(floats, parts, strict=True))
     tensors = {}
     for name, spec in specs.items():
@@ -322,7 +364,9 @@ def _spread(array: NDArray[np.generic], mask: NDArray[np.bool_] | None, spec: Sp
 
 
 def part_sizes(data: bytes, *, checked: bool = False) -> dict[str, int]:
-    """Return how many bytes of a payload are values, mask and framing; they add up to its length.
+    """Return how many bytes of a payload are values, mask, framing and, where tensors are named, ``base``.
+
+    They add up to its length; ``base`` counts the digest of known tensors, and the tensors where they are carried.
 
     Args:
         data: the payload.
@@ -331,8 +375,11 @@ def part_sizes(data: bytes, *, checked: bool = False) -> dict[str, int]:
     Raises:
         WireError: the payload is damaged, or announces more than it has.
     """
-    head = _open(Reader(data), verify=not checked)
-    framing = len(data) - head.values_size - head.mask_size
+    reader = Reader(data)
+    head = _open(reader, verify=not checked)
+    group = _past_known(reader, head) if head.knowing else None
+    parts = {"values": head.values_size, "mask": head.mask_size} | ({"base": group.size} if group else {})
+    framing = len(data) - sum(parts.values())
     if framing < _HEAD.size:
         raise WireError("the payload announces more than it has")
-    return {"values": head.values_size, "mask": head.mask_size, "framing": framing}
+    return {**parts, "framing": framing}

@@ -64,6 +64,8 @@ class Expected:
         template: the tensors that a message names by a hash; None: all of ``tensors``.
         context: the request that must be answered, see ``codec.context_of``; None: any.
         values: the format in which float values must come, see ``values.FORMATS``; None: any.
+        holds: digests of the groups of tensors that the receiver knows, see ``known``; a message may name these only.
+        infinite: names of tensors whose values may be infinite, where they come as fp32; no value may be NaN.
     """
 
     tensors: Mapping[str, Spec]
@@ -76,6 +78,8 @@ class Expected:
     template: Mapping[str, Spec] | None = None
     context: int | None = None
     values: Values | None = None
+    holds: frozenset[str] = frozenset()
+    infinite: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:

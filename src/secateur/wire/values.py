@@ -112,8 +112,17 @@ def _write_int8(parts: Sequence[Part], seed: int) -> bytes:
     )
 
 
-def read(reader: Reader, counts: Sequence[int], dims: Sequence[int], values: Values) -> list[Floats]:
-    """Return the values of each tensor as fp32; ``counts`` says how many each has.
+def read(
+    reader: Reader, counts: Sequence[int], dims: Sequence[int], values: Values, infinite: Sequence[bool] = ()
+) -> list[Floats]:
+    """Return the values of each tensor as fp32.
+
+    Args:
+        reader: where they begin.
+        counts: how many each tensor has.
+        dims: of each tensor.
+        values: the format.
+        infinite: whether each tensor's values may be infinite; fp32 only. Empty: none's.
 
     Raises:
         WireError: values are missing, NaN or infinite.
@@ -121,20 +130,28 @@ def read(reader: Reader, counts: Sequence[int], dims: Sequence[int], values: Val
     if values == "int8":
         parts = _read_int8(reader, counts, dims)
     else:
-        flat = _floats(reader, sum(counts), values)
+        checked = values != "fp32" or not any(infinite)
+        flat = _floats(reader, sum(counts), values, checked=checked)
         parts = np.split(flat, np.cumsum(counts)[:-1]) if counts else []
+        for part, unbounded in zip(parts, infinite, strict=True) if not checked else ():
+            _check(part, infinite=unbounded)
     return parts
 
 
-def _floats(reader: Reader, count: int, values: Values) -> Floats:
+def _floats(reader: Reader, count: int, values: Values, *, checked: bool = True) -> Floats:
     if values == "fp32":
         flat = _unplanes(reader, count, np.uint32).view(np.float32)
     else:
         halves = torch.from_numpy(_unplanes(reader, count, np.uint16).view(np.int16))
         flat = halves.view(_HALVES[values]).float().numpy()
-    if not np.isfinite(flat).all():
-        raise WireError("the values hold NaN or infinity")
+    if checked:
+        _check(flat)
     return flat
+
+
+def _check(flat: Floats, *, infinite: bool = False) -> None:
+    if np.isnan(flat).any() if infinite else not np.isfinite(flat).all():
+        raise WireError("the values hold NaN or infinity")
 
 
 def _read_int8(reader: Reader, counts: Sequence[int], dims: Sequence[int]) -> list[Floats]:
