@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.errors import WireError
+from secateur.wire.carried import Group
 from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
 from secateur.wire.message import Expected, Masks, Message, Spec
 from secateur.wire.values import FORMATS
@@ -36,6 +37,7 @@ ADDRESS_SPACE = 8 << 30
 SHAPES = {"conv": (8, 4, 3, 3), "fc": (10, 24), "bias": (10,), "count": (), "none": (0, 5), "flags": (7,)}
 DTYPES = {"count": torch.int64, "flags": torch.bool}
 SPECS = {name: Spec(shape, DTYPES.get(name, torch.float32)) for name, shape in SHAPES.items()}
+BASE = Group({"frozen": torch.linspace(-1, 1, 40).reshape(8, 5)})
 SCALARS = {"phase": "train", "round": 7, "loss": 0.25, "done": True}
 
 
@@ -83,7 +85,13 @@ def corpus() -> list[Case]:
                 cases.append(Case(data, Expected(SPECS, "optional", known=held, within=True, optional=True)))
             data = encode(dense, values=values, template=template, context=77)
             cases.append(Case(data, Expected(SPECS, context=77, scalars=scalars)))
-        cases.append(Case(lost(data), Expected(SPECS, "same", known=mask, context=context_of(data))))
+            holds = Expected(SPECS, context=77, scalars=scalars, holds=frozenset([BASE.digest]))
+            for carried in (False, True):
+                group = BASE.named(carried=carried)
+                cases.append(Case(encode(dense, values=values, template=template, context=77, group=group), holds))
+        for tensors in (False, True):
+            answer = lost(data, tensors=tensors)
+            cases.append(Case(answer, Expected(SPECS, "same", known=mask, context=context_of(data))))
     long = {"w": torch.arange(70_000.0)}  # long enough for zstd and its sample
     cases.append(Case(encode(Message(long)), Expected({"w": Spec((70_000,))})))
     return cases

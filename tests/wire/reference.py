@@ -192,6 +192,33 @@ def read_specs(cursor):
     return specs
 
 
+TYPES = {"f": "torch.float32", "q": "torch.int64", "i": "torch.int32", "B": "torch.uint8", "?": "torch.bool"}
+
+
+def known(data, specs):
+    """Return the digest of the tensors that a message names, and their values (by name a dict of cells) if it has them.
+
+    ``specs``: by name (dtype letter, shape).
+    """
+    cursor = Cursor(data)
+    form = cursor.numbers("4sBBBBIIIQ")[3]
+    assert form & 8
+    if form & 3 in (1, 3):
+        cursor.take(16)
+    name, size = cursor.take(16), cursor.varint()
+    if not size:
+        return name, None
+    _, mask, tensors = decode(cursor.take(size))
+    assert mask is None
+    text = b""
+    for tensor in sorted(specs):
+        letter, shape = specs[tensor]
+        values = [tensors[tensor][cell] for cell in cells(shape)]
+        text += f"{tensor} {shape} {TYPES[letter]};".encode() + struct.pack(f"<{len(values)}{letter}", *values)
+    assert hashlib.blake2b(text, digest_size=16).digest() == name
+    return name, tensors
+
+
 def decode(data, template=None, held=None):
     """Return scalars, masks (None or by name a dict of cells) and values (by name a dict of cells).
 
@@ -201,9 +228,12 @@ def decode(data, template=None, held=None):
     magic, version, kind, form, fmt, crc, _, mask_size, values_size = cursor.numbers("4sBBBBIIIQ")
     assert (magic, version, kind) == (b"SCTR", 2, 0)
     assert crc == zlib.crc32(data[:8] + data[12:])
-    by_hash, form = form & 4, form & 3
+    known, by_hash, form = form & 8, form & 4, form & 3
     referred = cursor.take(16) if form in (1, 3) else None
     assert referred is None or referred == digest(held)
+    if known:
+        cursor.take(16)
+        cursor.take(cursor.varint())
     scalars = read_scalars(cursor)
     if by_hash:
         cursor.take(8)

@@ -1,5 +1,6 @@
 """Our payloads, read by a second implementation written from docs/wire.md; and the vectors of that page."""
 
+import math
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secateur.wire.carried import Group
 from secateur.wire.codec import decode, encode
 from secateur.wire.message import Expected, Message, Spec
 from secateur.wire.values import FORMATS
@@ -52,6 +54,9 @@ BLOCK[2, 1] = BLOCK[2, 3] = BLOCK[5, 1] = True
 SPARSE = torch.arange(600).remainder(50) == 7
 DENSE = {"b": torch.tensor([0.5, -1.5]), "n": torch.tensor(3)}
 
+PAST = {"past": torch.tensor([[0.0, -math.inf], [0.0, 0.0]])}
+NAMING = Message({"b": torch.tensor([0.5])}, None, {"round": 1})
+
 
 def ramp(mask):
     return torch.where(mask, torch.arange(1.0, mask.numel() + 1).reshape(mask.shape), 0.0)
@@ -69,6 +74,8 @@ EXAMPLES = {
     ),
     "bfloat16": (Message({"w": torch.tensor([1.0, -2.0, 3.140625])}), {"values": "bf16"}),
     "int8": (Message({"b": torch.tensor([0.25]), "w": torch.tensor([[127.0, -64.0, 0.0]])}), {"values": "int8"}),
+    "Known tensors, named": (NAMING, {"group": Group(PAST).named(carried=False)}),
+    "Known tensors, carried": (NAMING, {"group": Group(PAST).named(carried=True)}),
 }  # fmt: skip
 
 
@@ -82,7 +89,8 @@ def test_the_vectors_of_the_page_are_what_is_written_and_read(title):
     vector = bytes.fromhex("".join(dict(VECTORS)[title].split()))
     assert encode(message, **how).hex(" ") == vector.hex(" ")
     known = how.get("known")
-    back = decode(vector, Expected.of(message.tensors, mask="optional", known=known))
+    holds = frozenset([how["group"].digest]) if "group" in how else frozenset()
+    back = decode(vector, Expected.of(message.tensors, mask="optional", known=known, holds=holds))
     assert all(torch.equal(back.tensors[n], t) for n, t in message.tensors.items())
     held = None if known is None else {n: (tuple(m.shape), cells(m)) for n, m in known.items()}
     template = {n: (LETTERS[t.dtype], tuple(t.shape)) for n, t in message.tensors.items()}
@@ -90,3 +98,11 @@ def test_the_vectors_of_the_page_are_what_is_written_and_read(title):
     assert scalars == message.scalars
     assert (mask or {}) == {n: cells(m) for n, m in (message.mask or {}).items()}
     assert tensors == {n: cells(t) for n, t in message.tensors.items()}
+
+
+@pytest.mark.parametrize("title", [title for title, (_, how) in EXAMPLES.items() if "group" in how])
+def test_a_second_implementation_finds_the_tensors_that_are_named(title):
+    vector = bytes.fromhex("".join(dict(VECTORS)[title].split()))
+    name, tensors = reference.known(vector, {"past": ("f", (2, 2))})
+    assert name.hex() == EXAMPLES[title][1]["group"].digest
+    assert tensors == ({"past": cells(PAST["past"])} if title.endswith("carried") else None)

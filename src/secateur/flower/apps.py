@@ -4,7 +4,8 @@ The run configuration of a Flower app holds a study's settings by their paths (`
 ``schedule.sparsity``). Flower overrides only settings that an app declares, so that ``set`` holds more of them in one
 text. Three settings are for the server: ``out``, ``deadline``, ``wait``. A node's own configuration has the number of
 its client as ``partition-id``, the folder of its own data as ``data``, the folder of state that outlives a restart as
-``state``, and what a run may name beyond this package as ``allow`` (see ``policy``).
+``state``, what a run may name beyond this package as ``allow`` (see ``policy``), and whether the node takes frozen
+tensors from the server as ``base`` (see ``bases``).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurE
 from secateur.federation import checkpoint, prepare, records, server
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
-from secateur.flower import policy
+from secateur.flower import bases, policy
 from secateur.flower.engine import (
     HELLO,
     LOG,
@@ -285,7 +286,9 @@ def _serve(message: Message, context: Context) -> Any:
     memory = _Memory(context, str(about["run"]), client)
     wanted = str(about["kept"])
     state = memory.get(wanted)
-    reply, kept = _participant(study.model_dump_json(), str(shards))(client, request, state)
+    participant = _participant(study.model_dump_json(), str(shards))
+    participant.kept = bases.kept(context)
+    reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
     if kept is not None:
         answer["kept"] = memory.put(kept, after=wanted)

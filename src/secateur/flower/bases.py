@@ -1,0 +1,55 @@
+"""A node keeps frozen and constant tensors that a server sent it, so that they come once.
+
+They lie in the folder ``state`` of the node's configuration, for all its runs, or in Flower's Context, which ends with
+the Flower run. With ``base="own"`` in its configuration a node takes none but those that its own model makes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from secateur.errors import ConfigError
+from secateur.federation.base import NAME, Kept, KeptInFolder
+from secateur.flower.engine import Array, ArrayRecord, Context
+
+SETTING = "base"
+_TAKEN, _OWN = "taken", "own"
+_KEY, _STYPE = "secateur-base", "secateur.base"
+
+
+class KeptInContext:
+    """The last base that came, in Flower's Context; see ``Kept``."""
+
+    own = True
+
+    def __init__(self, context: Context) -> None:
+        self._records = context.state
+
+    def __contains__(self, digest: str) -> bool:
+        """Return whether it is kept."""
+        held = self._records.get(_KEY)
+        return isinstance(held, ArrayRecord) and digest in held
+
+    def get(self, digest: str) -> bytes | None:
+        """Return what was kept."""
+        held = self._records.get(_KEY)
+        array = held.get(digest) if isinstance(held, ArrayRecord) else None
+        return None if array is None else array.data
+
+    def put(self, digest: str, data: bytes | memoryview) -> None:
+        """Keep it in place of what was kept before."""
+        self._records[_KEY] = ArrayRecord({digest: Array("uint8", (len(data),), _STYPE, bytes(data))})
+
+
+def kept(context: Context) -> Kept | None:
+    """Return where a node keeps what comes; None: its owner takes nothing.
+
+    Raises:
+        ConfigError: the owner's setting is none of the two.
+    """
+    setting, place = context.node_config.get(SETTING, _TAKEN), context.node_config.get("state")
+    if setting not in {_TAKEN, _OWN}:
+        raise ConfigError(f"{SETTING} = {setting!r} in --node-config: {_TAKEN} or {_OWN} is expected")
+    if setting == _OWN:
+        return None
+    return KeptInContext(context) if place is None else KeptInFolder(Path(str(place)).expanduser() / NAME, own=True)
