@@ -9,7 +9,7 @@ from secateur.pruning.layers import NORMS
 from secateur.pruning.structure import Role
 
 FIXED: frozenset[Role] = frozenset({"frozen", "constant"})
-"""The roles of tensors that training leaves alone, and that never travel."""
+"""The roles of tensors that training leaves alone, and that do not travel with the weights."""
 
 
 def tokens(model: nn.Module) -> frozenset[str]:
