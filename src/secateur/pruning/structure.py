@@ -23,7 +23,8 @@ OUTPUT = "it is the model's output"
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
 """What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
-neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is one that training changes: running statistics."""
+neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is one that training
+changes: running statistics."""
 
 Kind = Literal["channel", "head", "block"]
 
