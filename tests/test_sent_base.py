@@ -21,6 +21,7 @@ from secateur.federation.base import KeptInFolder
 from secateur.federation.folder import reserve
 from secateur.federation.store import Store
 from secateur.learning import resident
+from secateur.report.run_figures import traffic
 from secateur.study.runtime import Runtime
 from secateur.wire import carried
 from secateur.wire.carried import Group
@@ -163,6 +164,9 @@ def test_every_byte_that_was_carried_stands_in_the_ledger(folder, tmp_path, file
         assert row["bytes_up"] == sum(row["up"].values())
         assert sum(d + u for _, d, u in row["each"]) == row["bytes_down"] + row["bytes_up"]
     assert summary["phases"]["train"]["bytes_down"] == sum(row["bytes_down"] for row in rows)
+    (view,) = traffic(rows)["views"]
+    shown = {trace["name"]: trace["y"] for trace in view["data"]}
+    assert shown["down, base"] == [row["down"]["base"] for row in rows]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

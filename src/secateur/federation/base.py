@@ -160,6 +160,7 @@ class Base:
         if given.carried:
             self._take(client, request, given, kept)
             return True
+        self._came = None  # as large as the base
         if wanted not in kept or (noted != wanted and not kept.own):
             return False
         return self.loaded == wanted or self._load_kept(wanted, kept)
