@@ -384,6 +384,28 @@ def test_the_engine_alone(tmp_path):
     assert "payload ends within the header" in found[0].reason
 
 
+def test_no_more_replies_than_a_window_are_in_memory(monkeypatch):
+    """Four nodes have answered before anybody looks: their replies are pulled a few at a time."""
+    pulled = []
+
+    class Counting(LoopGrid):
+        def pull_messages(self, message_ids):
+            found = list(super().pull_messages(message_ids))
+            pulled.append(len(found))
+            return found
+
+    settings = {**SETTINGS}
+    monkeypatch.setattr("secateur.flower.engine._WINDOW", 3)
+    grid = Counting(grid_of(settings, clients=4).nodes)
+    with FlowerEngine(grid, clients=4, run="r", wait=0.01) as engine:
+        list(engine.exchange([(0, b"junk")]))  # greetings first: they are small, and come together
+        pulled.clear()
+        found = dict(engine.exchange([(k, b"junk") for k in range(4)]))
+    assert sorted(found) == list(range(4))
+    assert max(pulled) == 3
+    assert sum(pulled) == 4
+
+
 # ---- the strategy and the mod, for apps that exist already
 
 

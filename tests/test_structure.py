@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-import secateur.contract.method
+import secateur.contract.client
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
 from secateur.contract.client import Client
@@ -71,7 +71,7 @@ def test_weights_that_only_dead_units_read_come_back_as_they_were_sent(folder):
 
 def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     view, tensors = lab(folder, small("fedavg", model=CNN))
-    monkeypatch.setattr(secateur.contract.method, "shrink", None)
+    monkeypatch.setattr(secateur.contract.client, "shrink", None)
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False

@@ -249,6 +249,7 @@ def test_a_script_without_a_main_guard_is_run_once(tmp_path, stdin):
 
 
 OF_ITS_OWN = """
+from secateur.engines.local import LocalEngine
 def make():
     return lambda client, request, state: (b"own " + request, None)
 {guard}

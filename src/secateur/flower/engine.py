@@ -46,6 +46,7 @@ About = dict[str, Any]
 _ABOUT, _PAYLOAD = "about", "payload"
 _STYPE = "secateur.wire"
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
+_WINDOW = 16  # replies that are in memory at a time, at most
 
 
 def _wrapped(payload: bytes) -> ArrayRecord:
@@ -290,10 +291,14 @@ class _Exchange:
                 time.sleep(_PULL_EVERY)
 
     def _pull(self) -> Iterator[tuple[int, bytes | Failure]]:
-        for reply in self.engine.grid.pull_messages(list(self.waiting)):
-            found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
-            if found is not None:
-                yield found[0], self._accept(found[0], reply)
+        asked = list(self.waiting)
+        for start in range(
+            0, len(asked), _WINDOW
+        ):  # what is not pulled yet lies with the SuperLink, not in memory here
+            for reply in self.engine.grid.pull_messages(asked[start : start + _WINDOW]):
+                found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
+                if found is not None:
+                    yield found[0], self._accept(found[0], reply)
 
     def _accept(self, client: int, reply: Message) -> bytes | Failure:
         if reply.has_error():
