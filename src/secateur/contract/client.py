@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.contract.state import Setting
 from secateur.learning import loop, resident
-from secateur.learning.gradients import measure
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.hook import Hook
 from secateur.learning.loop import Effort, Fit
 from secateur.learning.optimiser import Training
@@ -77,14 +77,16 @@ class Client:
         trained = resident.tensors_of(model)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
-    def measure(
+    def gradient_statistic(
         self, form: Form, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1
     ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
         resident.load(self.model, masks.apply(tensors, mask))
-        found, done = measure(self.model, self.data, self.training, form, self.turn(round_), batches=batches)
+        statistic, done = gradient_statistic(
+            self.model, self.data, self.training, form, self.turn(round_), batches=batches
+        )
         self.measured += done.processed
-        return found, done
+        return statistic, done
 
     def learn(
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None

@@ -140,12 +140,12 @@ class Mean(Reduction):
         sums = {name.removeprefix("sum "): part for name, part in accumulator.items() if name.startswith("sum ")}
         if self.holders is None:
             return {name: (part / weight).float() for name, part in sums.items()}
-        found = {}
+        mean = {}
         for name, part in sums.items():
             held = accumulator[f"held {name}"]
             otherwise = state.weights[name].double() if self.fallback == "state" else torch.zeros((), dtype=part.dtype)
-            found[name] = torch.where(held > 0, part / held.clamp(min=1e-300), otherwise).float()
-        return found
+            mean[name] = torch.where(held > 0, part / held.clamp(min=1e-300), otherwise).float()
+        return mean
 
 
 @dataclass(frozen=True)

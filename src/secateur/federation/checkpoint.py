@@ -197,13 +197,13 @@ def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
 
 def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
     """Return tensors none of which shares memory with another: safetensors refuses views."""
-    found: dict[str, torch.Tensor] = {}
+    separate: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.contiguous()
-        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
-        seen.add(found[name].untyped_storage().data_ptr())
-    return found
+        separate[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(separate[name].untyped_storage().data_ptr())
+    return separate
 
 
 def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:

@@ -42,9 +42,9 @@ class WireMemory:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return it as named tensors, beside which a method's memory may stand."""
-        found = {_HELD + n: t for n, t in masks.pack(self.held or {}).items()}
-        found |= {_OWN + n: t for n, t in masks.pack(self.own or {}).items()}
-        return found | {_RESIDUAL + n: t for n, t in self.residual.items()}
+        tensors = {_HELD + n: t for n, t in masks.pack(self.held or {}).items()}
+        tensors |= {_OWN + n: t for n, t in masks.pack(self.own or {}).items()}
+        return tensors | {_RESIDUAL + n: t for n, t in self.residual.items()}
 
     def after(self, request: Masks | None, reply: Masks | None) -> WireMemory:
         """Return what is remembered once a request under a mask was answered under another; None: under none.

@@ -43,23 +43,23 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     return {**whole, "phases": phases, "left_out": named, "final": final}
 
 
-def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
+def local_scores(replies: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
     """Return what clients' replies to ``EVALUATE`` add up to: each one's score on test rows, and means by rows.
 
     The means, on test and on validation rows, are the run's scores where no server has one (not ``central``). Of the
     scores beside the main one, those clients count on whose rows they are defined.
     """
-    scored = [t for t in told if int(t["samples"])]
+    scored = [t for t in replies if int(t["samples"])]
     row: Row = {"local": sorted(float(t["metric"]) for t in scored)}
-    if told:
-        row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or told) / len(scored or told)
+    if replies:
+        row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or replies) / len(scored or replies)
     if central:
         return row
     main, *further = metrics
     parts = [
-        (main.name, "metric", "samples", told), ("loss", "loss", "samples", told),
-        *((m.name, m.name, "samples", [t for t in told if t[defined(m)]]) for m in further),
-        (VALIDATION, "validation", "validation_samples", told),
+        (main.name, "metric", "samples", replies), ("loss", "loss", "samples", replies),
+        *((m.name, m.name, "samples", [t for t in replies if t[defined(m)]]) for m in further),
+        (VALIDATION, "validation", "validation_samples", replies),
     ]  # fmt: skip
     for name, key, rows, of in parts:
         count = sum(int(t[rows]) for t in of)

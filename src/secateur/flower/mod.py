@@ -52,28 +52,28 @@ class Prune:
         if request is None:
             return call_next(message, context)
         try:
-            found = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
+            sparse = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
         except MaskNotHeldError:
             return Message(with_payload(message.content, lost(request)), reply_to=message)
-        if found.mask is not None:
-            _hold(context, found.mask)
-        token = _mask.set(found.mask)
+        if sparse.mask is not None:
+            _hold(context, sparse.mask)
+        token = _mask.set(sparse.mask)
         try:
-            reply = _trained(message, context, call_next, found)
+            reply = _trained(message, context, call_next, sparse)
         finally:
             _mask.reset(token)
         if not reply.has_error():
-            answer = self._answer(found, reply)
-            payload = encode(answer, known=found.mask, template=self.specs, context=context_of(request))
+            answer = self._answer(sparse, reply)
+            payload = encode(answer, known=sparse.mask, template=self.specs, context=context_of(request))
             reply.content = with_payload(reply.content, payload)
         return reply
 
-    def _answer(self, found: Sparse, reply: Message) -> Sparse:
+    def _answer(self, request: Sparse, reply: Message) -> Sparse:
         key, _ = payload_of(reply.content)
         tensors = dict(reply.content.array_records[key].to_torch_state_dict())
-        if found.scalars[PHASE] == TRAIN:
-            return Sparse(apply(tensors, found.mask), found.mask)
-        return Sparse({n: (found.tensors[n] - tensors[n]).square() for n in self.trained})
+        if request.scalars[PHASE] == TRAIN:
+            return Sparse(apply(tensors, request.mask), request.mask)
+        return Sparse({n: (request.tensors[n] - tensors[n]).square() for n in self.trained})
 
 
 def keep_pruned(model: nn.Module) -> None:
@@ -88,10 +88,10 @@ def keep_pruned(model: nn.Module) -> None:
                 parameter.masked_fill_(~mask[name].to(parameter.device), 0.0)
 
 
-def _trained(message: Message, context: Context, call_next: CallNext, found: Sparse) -> Message:
+def _trained(message: Message, context: Context, call_next: CallNext, request: Sparse) -> Message:
     """Run the app's own training; an exploration repeats it, each time from the weights of the last."""
-    arrays, content = ArrayRecord(torch_state_dict=dict(found.tensors)), message.content
-    for _ in range(int(found.scalars.get(EPOCHS, 1))):
+    arrays, content = ArrayRecord(torch_state_dict=dict(request.tensors)), message.content
+    for _ in range(int(request.scalars.get(EPOCHS, 1))):
         message.content = with_arrays(content, arrays)
         reply = call_next(message, context)
         if reply.has_error():

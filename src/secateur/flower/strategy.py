@@ -62,7 +62,7 @@ class _Drawn(Setting):
 
 
 @dataclass
-class _Turn:
+class _Exchange:
     """One exchange under way: what is asked, what went to whom, what came back."""
 
     ask: Ask
@@ -111,7 +111,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.state: State | None = None
         self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
         self._nodes: list[int] = []
-        self._turn: _Turn | None = None
+        self._turn: _Exchange | None = None
 
     def summary(self) -> None:
         """Log what prunes, then what the wrapped strategy logs."""
@@ -163,7 +163,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             ask = self.method.plan(state)
         if ask is None:
             raise ConfigError(f"round {server_round} is beyond the {state.setting.rounds} that were announced")
-        self.state, self._turn = state, _Turn(ask, grid, messages)
+        self.state, self._turn = state, _Exchange(ask, grid, messages)
         return [self._send(self._turn, node) for node in messages]
 
     def aggregate_train(
@@ -173,7 +173,9 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         state, turn = self._started(), self._turn
         if turn is None:
             return self.strategy.aggregate_train(server_round, replies)
-        dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
+        dense = [
+            received for reply in self._served(turn, replies) if (received := self._receive(turn, reply)) is not None
+        ]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
         merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
@@ -211,7 +213,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
         return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
 
-    def _send(self, turn: _Turn, node: int, **scalars: Scalar) -> FlowerMessage:
+    def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]
         name = self.held.name(node) if ours.mask is not None else None
         held = None if name is None else self.held.mask(name)
@@ -222,18 +224,18 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         meta = theirs.metadata
         return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
 
-    def _served(self, turn: _Turn, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
+    def _served(self, turn: _Exchange, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
         """Return the replies, once the nodes that lost their mask were sent it again."""
-        found = {reply.metadata.src_node_id: reply for reply in replies}
-        again = [node for node, reply in found.items() if not reply.has_error() and self._lost(turn, node, reply)]
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        again = [node for node, reply in by_node.items() if not reply.has_error() and self._lost(turn, node, reply)]
         for node in again:
             self.held.note(node, None)
         if again:
             answers = turn.grid.send_and_receive([self._send(turn, node) for node in again])
-            found |= {reply.metadata.src_node_id: reply for reply in answers}
-        return list(found.values())
+            by_node |= {reply.metadata.src_node_id: reply for reply in answers}
+        return list(by_node.values())
 
-    def _lost(self, turn: _Turn, node: int, reply: FlowerMessage) -> bool:
+    def _lost(self, turn: _Exchange, node: int, reply: FlowerMessage) -> bool:
         _, payload = payload_of(reply.content)
         referred = turn.ask.message.mask is not None and self.held.name(node) is not None
         if payload is None or not referred or not is_lost(payload, context_of(turn.sent.get(node, b""))):
@@ -241,7 +243,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         turn.up.update(part_sizes(payload))
         return True
 
-    def _read(self, turn: _Turn, reply: FlowerMessage) -> Message | None:
+    def _read(self, turn: _Exchange, reply: FlowerMessage) -> Message | None:
         """Return the message in a reply; None, and why in the ledger, where it is not what was asked for."""
         node = reply.metadata.src_node_id
         if reply.has_error():
@@ -260,7 +262,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         turn.answered[node] = True
         return message
 
-    def _receive(self, turn: _Turn, reply: FlowerMessage) -> FlowerMessage | None:
+    def _receive(self, turn: _Exchange, reply: FlowerMessage) -> FlowerMessage | None:
         """Return a reply as the wrapped strategy wants it: dense, with the server's own values where pruned."""
         message, state = self._read(turn, reply), self._started()
         if message is None:
@@ -273,22 +275,22 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:
         """Ask explorers for their deviations after the app's own training, repeated for the method's epochs."""
         nodes = {self._nodes[client]: like for client in ask.clients}
-        turn, epochs = _Turn(ask, grid, nodes), self.method.criterion.by_training
+        turn, epochs = _Exchange(ask, grid, nodes), self.method.criterion.by_training
         if not epochs:
             raise ConfigError(
                 f"criterion {type(self.method.criterion).__name__} asks for {ask.phase!r}, which no app has"
             )
-        told = []
+        answers = []
         for reply in grid.send_and_receive([self._send(turn, node, **{EPOCHS: epochs}) for node in nodes]):
             message = self._read(turn, reply)
             if message is not None:
                 scalars = {"samples": 1, "processed": 0, "loss": 0.0}
-                told.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
-        self.state = self.method.absorb(state, reduce(ask, state, told))
+                answers.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
+        self.state = self.method.absorb(state, reduce(ask, state, answers))
         self._enter(turn, 0)
         return self.state
 
-    def _enter(self, turn: _Turn, round_: int) -> None:
+    def _enter(self, turn: _Exchange, round_: int) -> None:
         row = {
             "phase": turn.ask.phase, "round": round_, "down": turn.down, "up": turn.up,
             "sparsity": masks.sparsity(self._started().mask), "left_out": turn.left_out,

@@ -105,7 +105,7 @@ def answers(tasks: Sequence[Work], compute: Compute) -> list[Answer | Exception]
     A task that raises costs itself its place only. A clock counts a task's own time and its share, by rows, of what
     was trained with others.
     """
-    turns = [_Turn(task) for task in tasks]
+    turns = [_Coroutine(task) for task in tasks]
     while waiting := [turn for turn in turns if turn.goes_on()]:
         begun = time.perf_counter()
         _train([turn.job for turn in waiting if turn.job], compute)
@@ -145,7 +145,7 @@ class _Job:
         """Return what jobs must have in common to be trained in one; None: it must be trained alone."""
         hooks = self.how.get("hooks") or ()
         for hook in hooks:
-            _tell(f"{type(hook).__name__} acts on single clients' steps: clients that train with it go one by one")
+            _warn_once(f"{type(hook).__name__} acts on single clients' steps: clients that train with it go one by one")
         if hooks or not len(self.data):
             return None
         shapes = tuple((name, tuple(t.shape)) for name, t in self.moves.items())
@@ -154,7 +154,7 @@ class _Job:
 
 
 @functools.cache
-def _tell(remark: str) -> None:
+def _warn_once(remark: str) -> None:
     """Log a remark once in a process."""
     _LOG.warning(remark)
 
@@ -163,7 +163,7 @@ def _greenlet() -> ModuleType:
     return need("greenlet", extra="together")
 
 
-class _Turn:
+class _Coroutine:
     """A task that is left where it wants a training, and gone on with when that is done."""
 
     def __init__(self, task: Work) -> None:

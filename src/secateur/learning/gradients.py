@@ -15,7 +15,7 @@ from secateur.pruning.roles import roles
 from secateur.streams import Turn, global_stream
 
 
-def measure(
+def gradient_statistic(
     model: nn.Module, data: Data, training: Training, form: Form, turn: Turn, *, batches: int = 1
 ) -> tuple[dict[str, torch.Tensor], Fit]:
     """Return one statistic for every parameter that is trained, the mean over some batches; train nothing.
@@ -54,22 +54,22 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _of_batch(model: nn.Module, loss: torch.Tensor, form: Form) -> dict[str, torch.Tensor]:
     parameters = _trained(model)
-    found = _gradient(loss, parameters, again=form == "curvature")
+    gradients = _gradient(loss, parameters, again=form == "curvature")
     if form == "square":
-        return {name: g.square() for name, g in found.items()}
+        return {name: g.square() for name, g in gradients.items()}
     if form == "saliency":
-        return {name: (parameters[name].detach() * g).abs() for name, g in found.items()}
+        return {name: (parameters[name].detach() * g).abs() for name, g in gradients.items()}
     if form == "curvature":
-        inner = torch.stack([(g * g.detach()).sum() for g in found.values() if g.requires_grad]).sum()
+        inner = torch.stack([(g * g.detach()).sum() for g in gradients.values() if g.requires_grad]).sum()
         return _gradient(inner, parameters)
-    return found
+    return gradients
 
 
 def _gradient(
     value: torch.Tensor, parameters: dict[str, nn.Parameter], *, again: bool = False
 ) -> dict[str, torch.Tensor]:
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, create_graph=again)
-    pairs = zip(parameters.items(), found, strict=True)
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, create_graph=again)
+    pairs = zip(parameters.items(), gradients, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 

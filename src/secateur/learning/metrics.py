@@ -106,8 +106,8 @@ def auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     shares, classes = outputs.double().softmax(1).T.contiguous().cpu().numpy(), targets.cpu().numpy()
     first = 1 if len(shares) == 2 else 0
     areas = [_area(shares[k], classes == k) for k in range(first, len(shares))]
-    found = [area for area in areas if not math.isnan(area)]
-    return sum(found) / len(found) if found else math.nan
+    defined = [area for area in areas if not math.isnan(area)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _area(scores: np.ndarray, positive: np.ndarray) -> float:

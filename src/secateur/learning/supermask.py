@@ -47,7 +47,7 @@ def learn(
     return {name: tensor.detach() for name, tensor in held.items()}, done
 
 
-def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
+def signed_constants(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
     """Return signed constants: the sign of each weight times gain/sqrt(fan-in) of its layer; other tensors stay.
 
     Reference: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", arXiv 1911.13299.
@@ -62,11 +62,11 @@ def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.T
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
     """Return ``hard``, to the last bit, with the gradient of ``soft``."""
-    passed: torch.Tensor = _Through.apply(hard, soft)  # type: ignore[no-untyped-call]
+    passed: torch.Tensor = _StraightThrough.apply(hard, soft)  # type: ignore[no-untyped-call]
     return passed
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: object, hard: torch.Tensor, _soft: torch.Tensor) -> torch.Tensor:
         return hard.clone()

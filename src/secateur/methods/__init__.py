@@ -40,19 +40,19 @@ def find(name: str) -> type[Method]:
     except ImportError as broken:
         moved = "; docs/migration.md says where it lies now" if str(broken.name).startswith("secateur") else ""
         raise ConfigError(f"method {name!r} cannot be imported: {broken}{moved}") from broken
-    found = [
+    classes = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)
         if issubclass(thing, Method) and thing.__module__ == module.__name__
     ]
-    if len(found) != 1 or not dataclasses.is_dataclass(found[0]):
+    if len(classes) != 1 or not dataclasses.is_dataclass(classes[0]):
         raise ConfigError(
             f"method {name!r}: its module must define exactly one frozen dataclass derived from "
-            f"secateur.Method or secateur.Composition, found {[c.__name__ for c in found]}"
+            f"secateur.Method or secateur.Composition, found {[c.__name__ for c in classes]}"
         )
-    if "replies" in inspect.signature(found[0].absorb).parameters:
+    if "replies" in inspect.signature(classes[0].absorb).parameters:
         raise ConfigError(
             f"method {name!r} was written for the contract of before: absorb(state, replies) is absorb(state, reduced) "
             "now, and the ask says what its replies are reduced to; docs/migration.md shows the change"
         )
-    return found[0]
+    return classes[0]

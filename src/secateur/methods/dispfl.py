@@ -35,7 +35,7 @@ from secateur.contract.reduction import Keep, Mean, masks_of
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.methods.kit.personal import Each, load_own, store_own
+from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
@@ -96,18 +96,18 @@ class DisPFL(Method):
         if not self.target:
             return train_ask(state, round_, None)
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
-        ask = slice_ask(state, round_, Each(cohort, lambda i: self.mask(state, i)))
+        ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
         expects = replace(ask.expects, mask="required", maskable=names, within=False)
         single = {"weights": Keep(), "mask": Keep(masks_of)}
         ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
-        return replace(ask, own=Each(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
+        return replace(ask, own=LazyTensors(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train, then change the own mask."""
         if ask.message.mask is None:
             return train_reply(ask, client)
         weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
-        slopes, more = client.measure("gradient", weights, ask.message.mask, round_=ask.round)
+        slopes, more = client.gradient_statistic("gradient", weights, ask.message.mask, round_=ask.round)
         mask = adjusted(ask.message.mask, weights, slopes, cosine(self.alpha, ask.round - 1, client.setting.rounds))
         done = replace(done, processed=done.processed + more.processed)
         return Message(masks.apply(weights, mask), mask, report(done))
@@ -125,8 +125,10 @@ class DisPFL(Method):
         ask = super().examine(state)
         if not self.target:
             return ask
-        own = Each(ask.clients, lambda i: self.weights(state, i))
-        return replace(ask, message=Message({}), slices=Each(ask.clients, lambda i: self.mask(state, i)), own=own)
+        own = LazyTensors(ask.clients, lambda i: self.weights(state, i))
+        return replace(
+            ask, message=Message({}), slices=LazyTensors(ask.clients, lambda i: self.mask(state, i)), own=own
+        )
 
     def mask(self, state: State, client: int) -> Mask:
         """Return M_i; before the client answered for the first time, a random one."""

@@ -29,7 +29,7 @@ from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.hooks import Feedback
 from secateur.methods.kit.rounds import merged, train_ask, train_reply
-from secateur.pruning.allocation import Global, spared
+from secateur.pruning.allocation import Global, kept_by_guard
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 
@@ -80,7 +80,7 @@ class DPF(Method):
             return state
         setting, weights, done = state.setting, state.weights, state.round
         mask = self.mask(setting, weights, done)
-        by_guard = spared(mask or {}, self.mask(setting, weights, done, guard=False) or {})
+        by_guard = kept_by_guard(mask or {}, self.mask(setting, weights, done, guard=False) or {})
         return replace(state, mask=mask, notes={**state.notes, GUARDED: by_guard})
 
     @staticmethod

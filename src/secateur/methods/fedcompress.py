@@ -35,16 +35,16 @@ from secateur.errors import check
 from secateur.learning import resident
 from secateur.learning.optimiser import Training
 from secateur.learning.supermask import learn
-from secateur.methods.kit.clustered import opened_model, shapes, specs, start
+from secateur.methods.kit.clustered import dequantised_model, shapes, specs, start
 from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask
-from secateur.methods.kit.similarity import entering, noise, outputs, quality
+from secateur.methods.kit.similarity import distillation_data, effective_rank, last_layer_inputs, random_inputs
 from secateur.pruning.clustering import (
-    closed,
+    clustering_penalty,
     codebooks,
-    opened,
-    plain,
-    pull,
+    dequantised,
+    quantised,
     width,
+    without_codebooks,
 )
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
@@ -105,8 +105,8 @@ class FedCompress(Method):
             return train_ask(state, state.round + 1, None) if state.round < state.setting.rounds else None
         count = self.count(state)
         expects = Expected(specs(state.setting, count, self.room), scalars={**REPORT, _BEST: float})
-        message = Message(closed(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
-        reduce = {MEAN: Mean(of=opened_model), _BEST: Scalars(_BEST)}
+        message = Message(quantised(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
+        reduce = {MEAN: Mean(of=dequantised_model), _BEST: Scalars(_BEST)}
         return plain_ask(state, message, expects, reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -114,24 +114,24 @@ class FedCompress(Method):
         if not self.clusters:
             weights, done = client.train(ask.message.tensors, None, round_=ask.round)
             return Message(weights, None, report(done))
-        sent, count = opened(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
-        scores, penalty = start(sent, count, client.setting), partial(pull, beta=self.beta)
-        learnt, done = client.learn(sent, scores, plain, round_=ask.round, penalty=penalty)
-        weights = {**resident.tensors_of(client.model), **plain(learnt)}
-        features = entering(weights, client, client.data.batch(slice(0, _ROWS))[0])
+        sent, count = dequantised(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
+        scores, penalty = start(sent, count, client.setting), partial(clustering_penalty, beta=self.beta)
+        learnt, done = client.learn(sent, scores, without_codebooks, round_=ask.round, penalty=penalty)
+        weights = {**resident.tensors_of(client.model), **without_codebooks(learnt)}
+        features = last_layer_inputs(weights, client, client.data.batch(slice(0, _ROWS))[0])
         done = replace(done, processed=done.processed + len(features) // 3)  # a third: forward only
-        found = closed(weights, codebooks(weights, learnt, self.room), width(count))
-        return Message(found, None, {**report(done), _BEST: quality(features)})
+        tensors = quantised(weights, codebooks(weights, learnt, self.room), width(count))
+        return Message(tensors, None, {**report(done), _BEST: effective_rank(features)})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Merge; note whether features got better."""
         state = merged(state, reduced)
-        found, best = reduced.get(_BEST), float(state.notes.get(_BEST, 0.0))
-        if found is None:
+        rank, best = reduced.get(_BEST), float(state.notes.get(_BEST, 0.0))
+        if rank is None:
             return state
         notes = dict(state.notes)
-        stale = 0 if found > best else int(notes.get(_STALE, 0)) + 1
-        notes |= {_BEST: max(found, best), _STALE: stale % self.patience}
+        stale = 0 if rank > best else int(notes.get(_STALE, 0)) + 1
+        notes |= {_BEST: max(rank, best), _STALE: stale % self.patience}
         if stale == self.patience:
             notes[_CLUSTERS] = min(2 * self.count(state), self.room)
         return replace(state, notes=notes)
@@ -142,13 +142,14 @@ class FedCompress(Method):
         learnt: Tensors = start(weights, self.count(state), server.setting)
         if rows:
             how = Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
+            data = distillation_data(weights, server, random_inputs(server, self.proxies))
             learnt, _ = learn(
-                server.model, outputs(weights, server, noise(server, self.proxies)), how, learnt, plain,
-                server.turn(state.round), penalty=partial(pull, beta=self.beta),
+                server.model, data, how, learnt, without_codebooks,
+                server.turn(state.round), penalty=partial(clustering_penalty, beta=self.beta),
             )  # fmt: skip
-            weights |= plain(learnt)
+            weights |= without_codebooks(learnt)
         books = codebooks(weights, learnt, self.room)
-        weights = opened(closed(weights, books, width(self.room)), shapes(state.setting))
+        weights = dequantised(quantised(weights, books, width(self.room)), shapes(state.setting))
         return replace(state, weights=weights, memory={**state.memory, _MU: books}), rows
 
     def count(self, state: State) -> int:

@@ -35,7 +35,7 @@ from secateur.contract.reduction import Grouped, Mean
 from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning.optimiser import Training
-from secateur.methods.kit.learned_resize import Bench
+from secateur.methods.kit.learned_resize import ServerResizing
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.structure import Plan, plan
 
@@ -75,7 +75,7 @@ class FedConv(Sliced):
         """Return whether the server learns."""
         return self.refines
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the leading units of each layer, as many as each client's width has."""
         return {k: self.leading(setting, self.ratio ** (k % self.levels)) for k in setting.cohort(round_)}
 
@@ -85,37 +85,37 @@ class FedConv(Sliced):
         if ask is None or self.levels == 1:
             return ask
         made = {level: state.memory[f"model {level}"] for level in range(1, self.levels)}
-        ask = replace(ask, reduce={"told": Grouped(Mean(), {k: k % self.levels for k in ask.clients})})
+        ask = replace(ask, reduce={"means": Grouped(Mean(), {k: k % self.levels for k in ask.clients})})
         return replace(ask, own={k: made[k % self.levels] for k in ask.clients if k % self.levels})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Average over each width."""
         if self.levels == 1:
             return super().absorb(state, reduced)
-        told = {f"told {level}": mean for level, mean in reduced["told"].items() if mean}
+        means = {f"mean {level}": mean for level, mean in reduced["means"].items() if mean}
         rows = Counter({f"rows {level}": 0.0 for level in range(self.levels)})
         for client, count in reduced.rows.items():
             rows[f"rows {client % self.levels}"] += count
-        return replace(state, round=reduced.ask.round, notes={**state.notes, **rows}, memory={**state.memory, **told})
+        return replace(state, round=reduced.ask.round, notes={**state.notes, **rows}, memory={**state.memory, **means})
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
         """Dilate and merge what came, tune, compress for the next round."""
-        told = {k: state.memory[f"told {k}"] for k in range(self.levels) if f"told {k}" in state.memory}
-        memory = {name: held for name, held in state.memory.items() if not name.startswith("told")}
-        bench = Bench(server, self.learning(server, self.server_lr), state.round)
+        means = {k: state.memory[f"mean {k}"] for k in range(self.levels) if f"mean {k}" in state.memory}
+        memory = {name: held for name, held in state.memory.items() if not name.startswith("mean ")}
+        resizing = ServerResizing(server, self.learning(server, self.server_lr), state.round)
         weights, tasks = dict(state.weights), self.levels - 1
         cuts, large = {level: self.cut(server.setting, level) for level in range(self.levels)}, {}
-        for level, mean in told.items():
+        for level, mean in means.items():
             key = f"dilate {level}"
-            large[level], memory[key] = bench.dilate(mean, cuts[level], memory.get(key, {}))
-        if told:
-            rows = {level: float(state.notes[f"rows {level}"]) for level in told}
-            weights, tasks = bench.merge(large, rows, cuts, weights), tasks + 1 + sum(1 for level in told if level)
+            large[level], memory[key] = resizing.dilate(mean, cuts[level], memory.get(key, {}))
+        if means:
+            rows = {level: float(state.notes[f"rows {level}"]) for level in means}
+            weights, tasks = resizing.merge(large, rows, cuts, weights), tasks + 1 + sum(1 for level in means if level)
             if self.tuning_lr:
-                weights, tasks = bench.tune(weights, self.learning(server, self.tuning_lr)), tasks + 1
+                weights, tasks = resizing.tune(weights, self.learning(server, self.tuning_lr)), tasks + 1
         for level in range(1, self.levels):
             name, key = f"model {level}", f"compress {level}"
-            memory[name], memory[key] = bench.compress(weights, cuts[level], memory.get(key, {}))
+            memory[name], memory[key] = resizing.compress(weights, cuts[level], memory.get(key, {}))
         return replace(state, weights=weights, memory=memory), tasks * self.epochs * len(server.data)
 
     def cut(self, setting: Setting, level: int) -> Plan:

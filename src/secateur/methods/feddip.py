@@ -83,8 +83,8 @@ class FedDIP(Method):
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train with feedback, and with the pull."""
-        mask, pull = ask.message.mask, self.pull(ask.round - 1, client.setting.rounds)
-        hooks = [Feedback(), *([Fading(mask, pull)] if mask and pull else [])]
+        mask, strength = ask.message.mask, self.strength(ask.round - 1, client.setting.rounds)
+        hooks = [Feedback(), *([Fading(mask, strength)] if mask and strength else [])]
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round, hooks=hooks)
         return Message(weights, None, report(done))
 
@@ -107,7 +107,7 @@ class FedDIP(Method):
         """Return s_t."""
         return self.sparsity + (min(self.initial, self.sparsity) - self.sparsity) * (1 - done / rounds) ** 3
 
-    def pull(self, done: int, rounds: int) -> float:
+    def strength(self, done: int, rounds: int) -> float:
         """Return lambda_t; with fewer rounds than steps it is the last from the beginning, as in the code."""
         length = rounds // _STEPS
         step = min(done // length, _STEPS - 1) if length else _STEPS - 1

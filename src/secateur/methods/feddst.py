@@ -91,7 +91,7 @@ class FedDST(Method):
         if mask is None or not share:
             return train_reply(ask, client)
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
-        gradients, more = client.measure("gradient", weights, mask, round_=ask.round, batches=self.batches)
+        gradients, more = client.gradient_statistic("gradient", weights, mask, round_=ask.round, batches=self.batches)
         mask = swap(mask, weights, gradients, share)
         return Message(
             masks.apply(weights, mask), mask, report(replace(done, processed=done.processed + more.processed))

@@ -40,7 +40,7 @@ class FederatedDropout(Sliced):
     def __post_init__(self) -> None:
         check(0 <= self.rate < 1, name="rate", value=self.rate, must="be in [0, 1)")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Draw each client's units."""
         return {client: self._draw(setting, round_, client) for client in setting.cohort(round_)}
 

@@ -33,7 +33,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Sum, masks_of
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.learning.supermask import frozen, straight_through
+from secateur.learning.supermask import signed_constants, straight_through
 from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
@@ -77,8 +77,8 @@ class FedPM(Method):
         shapes = {name: setting.specs[name].shape for name in names}
         scores = {n: torch.randn(shape, generator=stream(setting.seed, "scores", n)) for n, shape in shapes.items()}
         chance = {name: torch.sigmoid(score) for name, score in scores.items()}
-        state = State(setting, 0, frozen(weights, names, math.e), memory={_CHANCE: chance}, archive=archive)
-        return self._likely(state, 0)
+        state = State(setting, 0, signed_constants(weights, names, math.e), memory={_CHANCE: chance}, archive=archive)
+        return self._with_chances(state, 0)
 
     def accepts(self, setting: Setting) -> Expected:
         """Return the whole model, or probabilities alone."""
@@ -94,7 +94,7 @@ class FedPM(Method):
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return one mask, over zeros, which cost nothing."""
         scores = {n: torch.logit(p.clamp(_LEAST, 1 - _LEAST)) for n, p in ask.message.tensors.items()}
-        weights = frozen(client.initial, list(scores), math.e)
+        weights = signed_constants(client.initial, list(scores), math.e)
         draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ class FedPM(Method):
             votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k.float() for n, k in reduced["kept"].items()}
             chance = {n: (v + self.prior - 1) / (clients + 2 * self.prior - 2) for n, v in votes.items()}
             state = replace(state, memory={**state.memory, _CHANCE: chance})
-        return self._likely(state, reduced.ask.round)
+        return self._with_chances(state, reduced.ask.round)
 
-    def _likely(self, state: State, round_: int) -> State:
+    def _with_chances(self, state: State, round_: int) -> State:
         return replace(state, round=round_, mask={n: p >= 0.5 for n, p in state.memory[_CHANCE].items()})

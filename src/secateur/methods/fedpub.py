@@ -33,9 +33,9 @@ from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import resident
 from secateur.learning.loop import Fit
-from secateur.methods.kit.personal import Each, load_own, store_own
+from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
-from secateur.methods.kit.similarity import EMBEDDING, alike, embedding, embedding_of, mixtures, weights_of
+from secateur.methods.kit.similarity import EMBEDDING, embedding, embedding_of, mixing_shares, mixtures, weights_of
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
@@ -102,16 +102,16 @@ class FedPUB(Method):
         )
         if not self.tau:
             return Message(weights, None, report(done))
-        found = embedding(self.uses(Message(weights), client), client, self.proxies)
+        features = embedding(self.uses(Message(weights), client), client, self.proxies)
         done = replace(done, processed=done.processed + self.proxies // 3)  # a third: forward only
-        return Message({**weights, EMBEDDING: found}, None, report(done))
+        return Message({**weights, EMBEDDING: features}, None, report(done))
 
     def trained(self, ask: Ask, client: Client) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train weights and the private mask; keep the mask."""
         sent, new = ask.message.tensors, bool(self.l1) and not client.memory
         weights = {n: sent[n] for n in client.setting.layout.trainable}
         scores = {**weights, **{_SOFT + n: m for n, m in self.mask(client).items()}}
-        penalty = partial(self.pull, sent={} if new else weights)
+        penalty = partial(self.penalty_of, sent={} if new else weights)
         learnt, done = client.learn(sent, scores, masked, round_=ask.round, penalty=penalty)
         client.memory |= {n: t for n, t in learnt.items() if n.startswith(_SOFT)}
         return {**resident.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
@@ -121,7 +121,7 @@ class FedPUB(Method):
         if not self.tau:
             return merged(state, reduced)
         embeddings = {k: kept[EMBEDDING] for k, kept in reduced[EMBEDDING].items()}
-        store_own(state, _MODEL, mixtures(reduced["weights"], alike(embeddings, self.tau)))
+        store_own(state, _MODEL, mixtures(reduced["weights"], mixing_shares(embeddings, self.tau)))
         return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
@@ -136,16 +136,16 @@ class FedPUB(Method):
         firm = {_SOFT + n: torch.where(m.abs() < self.l1, 0.0, m) for n, m in self.mask(client).items()}
         return {**message.tensors, **masked({**message.tensors, **firm})}
 
-    def models(self, state: State, clients: tuple[int, ...]) -> Each:
+    def models(self, state: State, clients: tuple[int, ...]) -> LazyTensors:
         """Return what is meant for each client; for one that was never heard of, the mean of all."""
-        return Each(clients, lambda client: load_own(state, _MODEL, client) or state.weights)
+        return LazyTensors(clients, lambda client: load_own(state, _MODEL, client) or state.weights)
 
     def mask(self, client: Client) -> dict[str, torch.Tensor]:
         """Return m_i; none without l1."""
         names = client.setting.layout.names("weight") if self.l1 else []
         return {n: client.memory.get(_SOFT + n, torch.ones_like(client.initial[n])) for n in names}
 
-    def pull(self, scores: Tensors, sent: Tensors) -> torch.Tensor:
+    def penalty_of(self, scores: Tensors, sent: Tensors) -> torch.Tensor:
         """Return l_1 |m|_1 + l_2 |w - w_received|_2, tensor by tensor."""
         total = self.l1 * sum((m.abs().sum() for n, m in scores.items() if n.startswith(_SOFT)), torch.zeros(()))
         return total + self.prox * sum(

@@ -33,7 +33,7 @@ from secateur.errors import check
 from secateur.methods.kit import mask_selection as selection
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
-from secateur.pruning.regrowth import block, cosine, steepest, swap
+from secateur.pruning.regrowth import block, cosine, largest_gradients, swap
 from secateur.wire.message import Message
 
 
@@ -91,10 +91,10 @@ class FedTiny(Method):
         if ask.phase != SCORE:
             return selection.respond(ask, client) if ask.phase == selection.PHASE else train_reply(ask, client)
         sent, mask = ask.message.tensors, ask.message.mask or {}
-        found, done = client.measure("gradient", sent, mask, round_=ask.round)
+        gradients, done = client.gradient_statistic("gradient", sent, mask, round_=ask.round)
         part = {name: mask[name] for name in self.due(client.setting, ask.round)}
-        top = steepest(part, found, self.share(client.setting, ask.round))
-        return Message(masks.apply({name: found[name] for name in part}, top), top, report(done))
+        top = largest_gradients(part, gradients, self.share(client.setting, ask.round))
+        return Message(masks.apply({name: gradients[name] for name in part}, top), top, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Note what clients say of a candidate, adjust a block, or merge."""

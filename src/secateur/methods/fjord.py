@@ -45,7 +45,7 @@ class FjORD(Sliced):
     def __post_init__(self) -> None:
         check(1 <= self.levels <= 100, name="levels", value=self.levels, must="be 1 to 100")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the units that each client's device can carry."""
         return {k: self.leading(setting, self._most(k) / self.levels) for k in setting.cohort(round_)}
 

@@ -39,7 +39,7 @@ class HeteroFL(Sliced):
     def __post_init__(self) -> None:
         check(1 <= self.levels <= 16, name="levels", value=self.levels, must="be 1 to 16")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the leading units of each layer, by each client's width."""
         return {k: self.leading(setting, 2.0 ** -(k % self.levels)) for k in setting.cohort(round_)}
 

@@ -85,8 +85,8 @@ class HideNseek(Method):
         """Make the mask before round 1, by a saliency that needs no rows."""
         if state.mask is not None:
             return state, 0
-        found, done = server.measure("flow", state.weights, None, round_=0)
-        scores = {name: found[name] for name in state.memory[_SIGN]}
+        flows, done = server.gradient_statistic("flow", state.weights, None, round_=0)
+        scores = {name: flows[name] for name in state.memory[_SIGN]}
         mask = Global().on(state.setting.layout).keep(scores, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask)), done.processed
 
@@ -111,8 +111,8 @@ class HideNseek(Method):
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Take the vote."""
-        found, signs = reduced[MEAN], state.memory[_SIGN]
-        signs = {n: torch.where(found[n] == 0, s, _sign(found[n])) for n, s in signs.items()} if found else signs
+        mean, signs = reduced[MEAN], state.memory[_SIGN]
+        signs = {n: torch.where(mean[n] == 0, s, _sign(mean[n])) for n, s in signs.items()} if mean else signs
         weights = {**state.weights, **{n: state.weights[n].abs() * s for n, s in signs.items()}}
         weights = masks.apply(weights, state.mask)
         return replace(state, round=reduced.ask.round, weights=weights, memory={**state.memory, _SIGN: signs})

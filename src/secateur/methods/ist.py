@@ -45,7 +45,7 @@ class IndependentSubnetworks(Sliced):
     def __post_init__(self) -> None:
         check(self.parts >= 0, name="parts", value=self.parts, must="be 0 or more")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Deal the units of each layer to the cohort."""
         cohort, draw = setting.cohort(round_), stream(setting.seed, "deal", round_)
         hands = self.parts or len(cohort)

@@ -77,7 +77,7 @@ class PruneFL(Method):
         """Return squared gradients, or train under the mask."""
         sent, mask = ask.message.tensors, ask.message.mask
         if ask.phase == SCORE:
-            squares, done = client.measure("square", sent, mask, round_=ask.round, batches=self.batches)
+            squares, done = client.gradient_statistic("square", sent, mask, round_=ask.round, batches=self.batches)
             return Message({n: squares[n] for n in client.setting.layout.names("weight")}, None, report(done))
         return train_reply(ask, client)
 

@@ -26,7 +26,7 @@ from secateur.contract.reduction import Mean
 from secateur.contract.state import State
 from secateur.errors import check
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
-from secateur.pruning.allocation import Allocation, Global, spared
+from secateur.pruning.allocation import Allocation, Global, kept_by_guard
 from secateur.wire.message import Message
 
 
@@ -57,7 +57,7 @@ class SalientGrads(Method):
         """Score, or train under the mask."""
         sent, mask = ask.message.tensors, ask.message.mask
         if ask.phase == SCORE:
-            gradients, done = client.measure("gradient", sent, mask, round_=0, batches=self.batches)
+            gradients, done = client.gradient_statistic("gradient", sent, mask, round_=0, batches=self.batches)
             names = client.setting.layout.names("weight")
             return Message({n: (gradients[n] * sent[n]).abs() for n in names}, None, report(done))
         return train_reply(ask, client)
@@ -66,9 +66,9 @@ class SalientGrads(Method):
         """Make the mask of the mean score, or merge."""
         if reduced.ask.phase != SCORE:
             return merged(state, reduced)
-        found = reduced[MEAN]
-        mask = self.allocation.on(state.setting.layout).keep(found, self.sparsity) if found else None
+        scores = reduced[MEAN]
+        mask = self.allocation.on(state.setting.layout).keep(scores, self.sparsity) if scores else None
         notes = {**state.notes, SCORE: True}
         if mask and (unguarded := self.allocation.unguarded) is not None:
-            notes[GUARDED] = spared(mask, unguarded.keep(found, self.sparsity))
+            notes[GUARDED] = kept_by_guard(mask, unguarded.keep(scores, self.sparsity))
         return replace(state, mask=mask, notes=notes)

@@ -101,7 +101,7 @@ class SpaFL(Method):
         trained = {n: weights[n] for n in client.setting.layout.trainable}
         thresholds = {n: t for n, t in ask.message.tensors.items() if n.startswith(THRESHOLD)}
         learnt, done = client.learn(
-            weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
+            weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.penalty_of, ask.round)
         )
         client.memory |= resident.tensors_of(client.model) | learnt
         return Message({n: learnt[n] for n in thresholds}, None, report(done))
@@ -124,7 +124,7 @@ class SpaFL(Method):
         thresholds = {n: t.clone() for n, t in client.memory.items() if n.startswith(THRESHOLD)}
         return weights | effective(weights | thresholds)
 
-    def pull(self, round_: int, scores: Tensors) -> torch.Tensor:
+    def penalty_of(self, round_: int, scores: Tensors) -> torch.Tensor:
         """Return the round's share of lambda, times sum exp(-tau)."""
         share = 1 / (1 + math.exp(5 - 10 * (round_ - 1) / self.warmup)) if self.warmup else 1.0
         thresholds = [tau for name, tau in scores.items() if name.startswith(THRESHOLD)]

@@ -61,19 +61,19 @@ class SubFedAvg(Personal):
             done = replace(done, processed=done.processed + len(client.data) // 3)  # a third: forward only
             thin = thinner(weights, mask, share=self.share, target=self.target)
             if (
-                self.settled(early, weights, mask) > self.distance
-                and self.scored(weights, thin, client) > self.accuracy
+                self.mask_distance(early, weights, mask) > self.distance
+                and self.accuracy_under(weights, thin, client) > self.accuracy
             ):
                 mask = thin
         return Message(masks.apply(weights, mask), mask, report(done))
 
-    def settled(self, early: Tensors, late: Tensors, mask: Mask) -> float:
+    def mask_distance(self, early: Tensors, late: Tensors, mask: Mask) -> float:
         """Return the share of a tensor in which two masks differ that a step would make, in the mean over tensors."""
         a, b = (thinner(weights, mask, share=self.share) for weights in (early, late))
         return sum(float((a[name] != b[name]).double().mean()) for name in mask) / len(mask)
 
     @staticmethod
-    def scored(weights: Tensors, mask: Mask, client: Client) -> float:
+    def accuracy_under(weights: Tensors, mask: Mask, client: Client) -> float:
         """Return the accuracy under a mask, on the client's training rows."""
         load(client.model, masks.apply(weights, mask))
         return evaluate(client.model, client.data).metric

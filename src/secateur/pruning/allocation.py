@@ -143,9 +143,9 @@ class _OnModel(Allocation):
         return _global(scores, sparsity, guarded=scores.keys() - self.tokens)
 
 
-def spared(mask: Mask, plain: Mask) -> int:
+def kept_by_guard(mask: Mask, unguarded: Mask) -> int:
     """Return how many entries stay by a guard alone: kept by ``mask``, but not by the plain choice among as many."""
-    return sum(int((kept & ~plain[name]).sum()) for name, kept in mask.items())
+    return sum(int((kept & ~unguarded[name]).sum()) for name, kept in mask.items())
 
 
 def _global(scores: Tensors, sparsity: float, *, guarded: Collection[str]) -> dict[str, torch.Tensor]:
@@ -402,11 +402,11 @@ class RateDistortion(Allocation):
                 gone = lowest(flat, pruned_count(level / self.levels, flat.numel())).view(score.shape)
                 moved = trial.outputs({name: weights[name].masked_fill(gone, 0.0)}, self.proxies) - whole
                 curves[name].append(float(moved.square().sum(-1).mean()))
-        return _Distorted(curves, self.bins)
+        return _ByDistortion(curves, self.bins)
 
 
 @dataclass(frozen=True)
-class _Distorted(Allocation):
+class _ByDistortion(Allocation):
     curves: Mapping[str, Sequence[float]]
     bins: int
 

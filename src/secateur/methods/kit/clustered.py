@@ -6,7 +6,7 @@ import torch
 
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
-from secateur.pruning.clustering import CODEBOOK, opened, planes, settled, spread, width
+from secateur.pruning.clustering import CODEBOOK, dequantised, lloyd, planes, quantile_centroids, width
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Spec
 
@@ -24,14 +24,16 @@ def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
 
 def start(weights: Tensors, count: int, setting: Setting) -> dict[str, torch.Tensor]:
     """Return what is trained of a model: its parameters, and ``count`` centroids of each weight tensor."""
-    found = {name: weights[name] for name in setting.layout.trainable}
+    parameters = {name: weights[name] for name in setting.layout.trainable}
     names = setting.layout.names("weight")
-    return found | {CODEBOOK + name: settled(weights[name], spread(weights[name], count)) for name in names}
+    return parameters | {
+        CODEBOOK + name: lloyd(weights[name], quantile_centroids(weights[name], count)) for name in names
+    }
 
 
-def opened_model(reply: Reply, sent: Sent) -> Tensors:
+def dequantised_model(reply: Reply, sent: Sent) -> Tensors:
     """Return the weights of a reply of clusters."""
-    return opened(reply.tensors, shapes(sent.setting))
+    return dequantised(reply.tensors, shapes(sent.setting))
 
 
 def shapes(setting: Setting) -> dict[str, tuple[int, ...]]:

@@ -30,7 +30,7 @@ from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.schedule import Never, Schedule
 from secateur.methods.kit.trial import ServerTrial
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Allocation, Global, pruned_count, spared
+from secateur.pruning.allocation import Allocation, Global, kept_by_guard, pruned_count
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -111,8 +111,8 @@ class Composition(Method):
         if self.criterion.refines:
             state, rows = self.criterion.refine(state, server)
         if allocation.measures:
-            names, found = self.granularity.prunable(state.setting.layout), self.criterion.statistics(state, None)
-            scores = self._scores(state.setting, state.weights, found or (), state.mask)
+            names, statistics = self.granularity.prunable(state.setting.layout), self.criterion.statistics(state, None)
+            scores = self._scores(state.setting, state.weights, statistics or (), state.mask)
             trial = ServerTrial(server, state.model())
             allocation = allocation.measured({n: scores[n] for n in names}, state.model(), trial)
             rows += trial.processed // 3  # a third of a training row's work: forward only
@@ -220,9 +220,9 @@ class Composition(Method):
             return state
         mask = self.consensus.mask_after(state, self._prune(state, level))
         if (unguarded := self.allocation.unguarded) is not None and mask and mask is not state.mask:
-            plain = replace(self, allocation=unguarded)
-            without = self.consensus.mask_after(state, plain._prune(state, level))  # noqa: SLF001 -- its own
-            state = replace(state, notes={**state.notes, GUARDED: spared(mask, without or {})})
+            alone = replace(self, allocation=unguarded)
+            without = self.consensus.mask_after(state, alone._prune(state, level))  # noqa: SLF001 -- its own
+            state = replace(state, notes={**state.notes, GUARDED: kept_by_guard(mask, without or {})})
         return self._recovered(state, mask)
 
     def _recovered(self, state: State, mask: Mask | None) -> State:
@@ -249,10 +249,10 @@ class Composition(Method):
 
         def prune(cohort: tuple[int, ...] | None, *, anew: bool = False) -> Mask | None:
             sparsity = self._level(state) if level is None else level
-            found = self.criterion.statistics(state, cohort) if sparsity else None
-            if found is None:
+            statistics = self.criterion.statistics(state, cohort) if sparsity else None
+            if statistics is None:
                 return state.mask
-            return self._mask(state.setting, state.weights, found, sparsity, held=None if anew else state.mask)
+            return self._mask(state.setting, state.weights, statistics, sparsity, held=None if anew else state.mask)
 
         return prune
 

@@ -230,8 +230,8 @@ class Statistic(Criterion):
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
         """Return a score for each entry that was measured."""
         del seed
-        (found,) = statistics
-        return {name: self.score(weights[name], tensor) for name, tensor in found.items()}
+        (measured,) = statistics
+        return {name: self.score(weights[name], tensor) for name, tensor in measured.items()}
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
         """Ask for the statistic at the current model, once for each mask."""
@@ -243,19 +243,19 @@ class Statistic(Criterion):
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Measure."""
-        found, told = self.observe(client, ask.message.tensors, ask.message.mask, ask.round)
-        return Message(found, None, dict(told))
+        statistic, scalars = self.observe(client, ask.message.tensors, ask.message.mask, ask.round)
+        return Message(statistic, None, dict(scalars))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Keep the statistic for this round's mask; without an answer there is none, and the mask stays as it is."""
         return self.keep(state, reduced[_STATISTIC])
 
-    def keep(self, state: State, found: Tensors) -> State:
+    def keep(self, state: State, statistic: Tensors) -> State:
         """Return the state with a statistic that was measured at the end of its round, in place of the one before."""
         state.archive.pop(_at(state), None)
         state = replace(state, notes={**state.notes, SCORE: state.round})
-        if found:
-            state.archive[_at(state)] = found
+        if statistic:
+            state.archive[_at(state)] = statistic
         return state
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
@@ -265,8 +265,8 @@ class Statistic(Criterion):
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
         """Measure the client's own statistic."""
-        found, told = self.observe(client, weights, mask, round_)
-        return found, int(told["processed"])
+        statistic, scalars = self.observe(client, weights, mask, round_)
+        return statistic, int(scalars["processed"])
 
     @property
     def by_training(self) -> int | None:
@@ -298,8 +298,10 @@ class Measured(Statistic):
         self, client: Client, weights: Tensors, mask: Mask | None, round_: int
     ) -> tuple[dict[str, torch.Tensor], Mapping[str, Scalar]]:
         """Take gradients over some batches."""
-        found, done = client.measure(self.form, weights, mask, round_=round_, batches=self.measure.batches)
-        return {n: found[n] for n in client.setting.layout.trainable}, report(done)
+        statistic, done = client.gradient_statistic(
+            self.form, weights, mask, round_=round_, batches=self.measure.batches
+        )
+        return {n: statistic[n] for n in client.setting.layout.trainable}, report(done)
 
 
 @dataclass(frozen=True)
@@ -414,5 +416,5 @@ class Synflow(Measured):
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
         """Measure the merged model's flow."""
-        found, told = self.observe(server, state.model(), state.mask, state.round)
-        return self.keep(state, found), int(told["processed"])
+        statistic, scalars = self.observe(server, state.model(), state.mask, state.round)
+        return self.keep(state, statistic), int(scalars["processed"])

@@ -46,7 +46,7 @@ def identity(large: Shapes, small: Shapes) -> dict[str, torch.Tensor]:
 
 def compressed(tensors: Tensors, learnt: Tensors, small: Shapes) -> dict[str, torch.Tensor]:
     """Return tensors of the shapes of ``small``: x + f(a x + b), convolved with a kernel of norm g."""
-    found = {}
+    resized = {}
     for name, shape in small.items():
         x = tensors[name]
         if _KERNEL + name in learnt:
@@ -56,25 +56,25 @@ def compressed(tensors: Tensors, learnt: Tensors, small: Shapes) -> dict[str, to
             around, kernel = image.shape[-2:], _normed(learnt, name)
             made = _inverse(_forward(image, around) * _forward(kernel, around).conj(), around)
             x = _tensor(made[:, : shape[0], : _inputs(shape)], shape)
-        found[name] = x
-    return found
+        resized[name] = x
+    return resized
 
 
 def dilated(tensors: Tensors, learnt: Tensors, large: Shapes) -> dict[str, torch.Tensor]:
     """Return tensors of the shapes of ``large``: the transposed convolution with a kernel of norm g."""
-    found = {}
+    resized = {}
     for name, shape in large.items():
         x = tensors[name]
         if _KERNEL + name in learnt:
             image, around = _image(x), torch.Size([shape[0], _inputs(shape)])
             made = _inverse(_forward(image, around) * _forward(_normed(learnt, name), around), around)
             x = _tensor(made, shape)
-        found[name] = x
-    return found
+        resized[name] = x
+    return resized
 
 
 @dataclass
-class Bench:
+class ServerResizing:
     """The server at work on its public rows: what it learns here, it learns by the loss of the model that is made.
 
     Running statistics are not learnt: they are cut, put back and averaged as they are.
@@ -99,14 +99,14 @@ class Bench:
         made = {**cut_parts, **compressed(parts, learnt, small)}
         return widen(made, cut, {n: torch.zeros_like(t) for n, t in weights.items()}), learnt
 
-    def dilate(self, told: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
+    def dilate(self, model: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
         """Return a model of full size of one that lies at the leading entries, and how it was made."""
         if not cut:
-            return told, learnt
-        small, large = self._parts(slim(told, cut)), self._shapes(self._parts(told))
+            return model, learnt
+        small, large = self._parts(slim(model, cut)), self._shapes(self._parts(model))
         learnt = learnt or identity(large, self._shapes(small))
-        learnt = self._learn(self.server.model, told, learnt, lambda p: dilated(small, p, large))
-        return {**told, **dilated(small, learnt, large)}, learnt
+        learnt = self._learn(self.server.model, model, learnt, lambda p: dilated(small, p, large))
+        return {**model, **dilated(small, learnt, large)}, learnt
 
     def merge(
         self, large: Mapping[int, Tensors], rows: Mapping[int, float], cuts: Mapping[int, Plan], before: Tensors

@@ -66,8 +66,8 @@ def respond(ask: Ask, client: Client) -> Message:
     resident.load(client.model, ask.message.tensors)
     rows = len(client.data)
     if ask.message.scalars["statistics"]:
-        found = _statistics(client)
-        return Message(found, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
+        statistics = _statistics(client)
+        return Message(statistics, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
     score = evaluate(client.model, client.data)
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
@@ -108,5 +108,5 @@ def _statistics(client: Client) -> dict[str, torch.Tensor]:
             model(x)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
-    found: Tensors = resident.tensors_of(model)
-    return {name: found[name] for name in client.setting.layout.names("buffer")}
+    tensors: Tensors = resident.tensors_of(model)
+    return {name: tensors[name] for name in client.setting.layout.names("buffer")}

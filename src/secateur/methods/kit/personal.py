@@ -34,7 +34,7 @@ def store_own(state: State, kind: str, kept: Iterable[tuple[int, Tensors]]) -> N
         state.archive[f"{kind}/{client}"] = tensors
 
 
-class Each(Mapping[int, Tensors]):
+class LazyTensors(Mapping[int, Tensors]):
     """Tensors by client that are made when they are wanted, one client's at a time."""
 
     def __init__(self, clients: Collection[int], make: Callable[[int], Tensors]) -> None:
@@ -105,7 +105,7 @@ class Personal(Method):
     def parts(self, state: State, clients: Collection[int]) -> Mapping[int, Mask]:
         """Return the masks of clients; before one answered for the first time, all weights."""
         full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
-        return Each(clients, lambda client: load_own(state, _MASK, client) or full)
+        return LazyTensors(clients, lambda client: load_own(state, _MASK, client) or full)
 
 
 def reached(mask: Mask, target: float) -> bool:
@@ -122,10 +122,10 @@ def thinner(weights: Tensors, mask: Mask, *, share: float, target: float = 1.0) 
     >>> thinner({"w": torch.tensor([1.0, 2.0, 3.0])}, {"w": torch.ones(3, dtype=torch.bool)}, share=0.9)["w"].tolist()
     [False, False, True]
     """
-    found = {}
+    thinned = {}
     for name, held in mask.items():
         total, kept = held.numel(), int(held.sum())
         gone = min(total - kept + math.ceil(share * (kept - 1) - 1e-9), pruned_count(target, total))
         size = torch.where(held, weights[name].abs(), -1.0).reshape(-1)
-        found[name] = held & ~lowest(size, gone).reshape(held.shape)
-    return found
+        thinned[name] = held & ~lowest(size, gone).reshape(held.shape)
+    return thinned

@@ -18,7 +18,7 @@ from secateur.pruning.mask import Tensors
 from secateur.streams import stream
 
 
-def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
+def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
     """Return what enters the model's last linear layer for some inputs, shape (inputs, width)."""
     seen: list[torch.Tensor] = []
     last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
@@ -33,10 +33,10 @@ def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Te
 
 def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:
     """Return the mean of what enters the last linear layer for ``count`` random inputs, shape (width,)."""
-    return entering(weights, client, noise(client, count)).mean(0)
+    return last_layer_inputs(weights, client, random_inputs(client, count)).mean(0)
 
 
-def quality(features: torch.Tensor) -> float:
+def effective_rank(features: torch.Tensor) -> float:
     """Return the effective rank of features: exp of the entropy of their singular values' shares; at most the width.
 
     Reference: Garrido et al. (RankMe), arXiv 2210.02885.
@@ -80,7 +80,7 @@ class Distillation(Task):
         return nn.functional.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean")
 
 
-def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
+def distillation_data(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
     """Return inputs with what a model answers to them."""
     resident.load(teacher.model, weights)
     teacher.model.eval()
@@ -89,7 +89,7 @@ def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
         return Data(inputs, teacher.model(inputs), kind, task=Distillation())
 
 
-def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:
+def mixing_shares(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:
     """Return for each client i the share exp(tau cos(h_i, h_j)) / sum_k exp(tau cos(h_i, h_k)) of each client j."""
     if not embeddings:
         return {}
@@ -130,7 +130,7 @@ def mixtures(
             yield client, {name: flat[name][place].reshape(shape) for name, shape in shapes.items()}
 
 
-def noise(client: Client, count: int) -> torch.Tensor:
+def random_inputs(client: Client, count: int) -> torch.Tensor:
     """Return random inputs, the same wherever they are made: token ids, or values drawn N(0, 1)."""
     draw = stream(client.setting.seed, "proxies")
     shape = (count, *client.data.x.shape[1:])

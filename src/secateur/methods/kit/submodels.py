@@ -59,7 +59,7 @@ class Sliced(Narrowed):
     """Base of methods whose clients each train a narrower model: all that differs is who holds which units."""
 
     @abstractmethod
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return for each client of a round's cohort, by the name of a group, a flag for each of its units."""
 
     def plan(self, state: State) -> Ask | None:
@@ -67,7 +67,7 @@ class Sliced(Narrowed):
         round_, setting = state.round + 1, state.setting
         if round_ > setting.rounds:
             return None
-        held = self.deal(setting, round_)
+        held = self.units_by_client(setting, round_)
         return slice_ask(state, round_, {k: self.mask(setting, keep) for k, keep in held.items()})
 
     def respond(self, ask: Ask, client: Client) -> Message:

@@ -14,8 +14,8 @@ THRESHOLD, CHANGE = "threshold", "change"
 
 def effective(scores: Tensors) -> dict[str, torch.Tensor]:
     """Return the weights without the units below their thresholds, which go back to 0 where they leave no layer."""
-    found = {name: tensor for name, tensor in scores.items() if not name.startswith(THRESHOLD)}
-    for name, weight in list(found.items()):
+    weights = {name: tensor for name, tensor in scores.items() if not name.startswith(THRESHOLD)}
+    for name, weight in list(weights.items()):
         tau = scores.get(f"{THRESHOLD}.{name}")
         if tau is not None:
             sizes = weight.abs().flatten(1).mean(1)
@@ -23,8 +23,8 @@ def effective(scores: Tensors) -> dict[str, torch.Tensor]:
                 with torch.no_grad():
                     tau.zero_()
             mask = straight_through((sizes > tau).float(), sizes - tau)
-            found[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
-    return found
+            weights[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
+    return weights
 
 
 def received(message: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:

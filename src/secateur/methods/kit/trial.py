@@ -6,7 +6,7 @@ import torch
 
 from secateur.contract.client import Client
 from secateur.learning import resident
-from secateur.methods.kit.similarity import noise
+from secateur.methods.kit.similarity import random_inputs
 from secateur.pruning.mask import Tensors
 
 
@@ -31,13 +31,13 @@ class ServerTrial:
     def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:
         """Return the outputs, shape (inputs, classes)."""
         if inputs not in self._inputs:
-            self._inputs[inputs] = noise(self._server, inputs)
+            self._inputs[inputs] = random_inputs(self._server, inputs)
         state = self._server.model.state_dict()
         self.processed += inputs
         with torch.no_grad():
             for name, tensor in changed.items():
                 state[name].copy_(tensor)
-            found: torch.Tensor = self._server.model(self._inputs[inputs])
+            outputs: torch.Tensor = self._server.model(self._inputs[inputs])
             for name in changed:
                 state[name].copy_(self._weights[name])
-        return found
+        return outputs
