@@ -18,7 +18,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Guard]:
-    """Return the guard class of a module: a name of this package, or a dotted path of anyone's.
+    """Return the guard class of a module, given by its name in this package or by the dotted path of any module.
 
     Raises:
         ConfigError: there is no such module, or it does not define exactly one frozen dataclass derived from ``Guard``.
