@@ -1,4 +1,4 @@
-"""The resident model: one module in a process, into which weights are copied and from which they are read."""
+"""The resident model: a process holds one module, into which weights are copied and from which they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.pruning.roles import travelling
 
 
 def load(model: nn.Module, tensors: Tensors) -> None:
-    """Copy tensors into a resident model, in place."""
+    """Copy tensors into the parameters and buffers of a resident model with the same names."""
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -21,14 +21,14 @@ def load(model: nn.Module, tensors: Tensors) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of the exchanged tensors: parameters and floating-point buffers that training changes."""
+    """Return copies of a model's exchanged tensors: the parameters and floating-point buffers that training changes."""
     return _copies(travelling(model))
 
 
 def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of the floating-point tensors that training leaves alone: frozen parameters, constant buffers.
+    """Return copies of the floating-point tensors that training does not change: frozen parameters, constant buffers.
 
-    They never travel: both sides make them, from the study's model and seed. They are shipped with the model.
+    They never travel, because both sides make them from the study's model and seed. They are shipped with the model.
     """
     own = travelling(model)
     return _copies({n: t for n, t in model.state_dict().items() if n not in own and t.is_floating_point()})
@@ -39,7 +39,7 @@ def _copies(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 def digest(tensors: Tensors) -> str:
-    """Return 16 hexadecimal digits that name these tensors: names, shapes, dtypes and bits; empty of none."""
+    """Return 16 hexadecimal digits that identify tensors by names, shapes, dtypes and bits; empty if there are none."""
     if not tensors:
         return ""
     running = hashlib.blake2b(digest_size=8)
@@ -51,7 +51,7 @@ def digest(tensors: Tensors) -> str:
 
 
 def lay_out(model: nn.Module) -> None:
-    """Let convolutions' weights lie in memory channels last: most networks of images take a fifth less time so."""
+    """Store convolutions' weights channels last: most networks of images take a fifth less time."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.data
