@@ -1,4 +1,4 @@
-"""The client's side of ``Pruned``: a mod that decodes and encodes sparse messages for an app with dense arrays."""
+"""The client's side of ``Pruned``: a mod that translates between sparse messages and an app's dense arrays."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ _mask: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("mask", def
 
 
 def prune(model: nn.Module) -> Prune:
-    """Return a mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass unchanged.
+    """Return the mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass unchanged.
 
     Args:
-        model: the app's model, which gives the names and shapes of tensors; its weights do not matter.
+        model: the app's model, for the names and shapes of its tensors; its weights do not matter.
     """
     return Prune(specs_of(model.state_dict()), tuple(layout(model).trainable))
 
 
 @dataclass(frozen=True)
 class Prune:
-    """The mod that ``prune`` returns; an object of a class, so that it can be sent to worker processes."""
+    """The mod that ``prune`` returns; it is a class so that instances can be sent to worker processes.
+
+    Attributes:
+        specs: the shape and dtype of each tensor of the model.
+        trained: the names of the tensors that the app trains.
+    """
 
     specs: dict[str, Spec]
     trained: tuple[str, ...]
@@ -77,9 +82,9 @@ class Prune:
 
 
 def keep_pruned(model: nn.Module) -> None:
-    """Set the pruned weights of a model to zero; an app under ``prune`` calls it after each optimiser step.
+    """Set the pruned weights of a model to 0; an app with the mod calls it after each optimiser step.
 
-    Without it, pruned weights may change during a client's round; the changes are dropped at its end.
+    Without it pruned weights may change during a client's training; the changes are dropped at its end.
     """
     mask = _mask.get() or {}
     with torch.no_grad():
@@ -89,7 +94,7 @@ def keep_pruned(model: nn.Module) -> None:
 
 
 def _trained(message: Message, context: Context, call_next: CallNext, request: Sparse) -> Message:
-    """Run the app's own training; an exploration repeats it, each time from the weights of the last."""
+    """Run the app's own training; an exploration repeats it, each time from the weights of the last time."""
     arrays, content = ArrayRecord(torch_state_dict=dict(request.tensors)), message.content
     for _ in range(int(request.scalars.get(EPOCHS, 1))):
         message.content = with_arrays(content, arrays)

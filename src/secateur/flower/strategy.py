@@ -1,11 +1,12 @@
-"""Pruning and sparse messages for a Flower app that exists already: a strategy around its own, a mod in its clients.
+"""Pruning and sparse messages for an existing Flower app: a strategy around the app's own, and a mod for its clients.
 
     strategy = Pruned(FedAvg(...), FedSparsify(), Net())     the server
     app = ClientApp(mods=[prune(Net())])                     the client; its training code stays as it is
-    keep_pruned(net)                                         after each optimiser step, if masks shall hold within
+    keep_pruned(net)                                         after each optimiser step, to apply the mask while training
 
-The wrapped strategy samples nodes, merges and evaluates as ever. It sees dense arrays, in which a pruned weight has the
-server's own value, so that it neither moves nor counts in a norm. Between server and mod only surviving values travel.
+The wrapped strategy samples nodes, merges and evaluates as before. It sees dense arrays, in which a pruned weight has
+the server's own value, so that it neither moves nor counts in a norm. Only surviving values travel between server and
+mod.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ EPOCHS, PHASE = "epochs", "phase"
 
 @dataclass(frozen=True)
 class _Drawn(Setting):
-    """A setting whose cohort another strategy has drawn."""
+    """A setting with a cohort that another strategy has drawn."""
 
     drawn: tuple[int, ...] = ()
 
@@ -63,7 +64,7 @@ class _Drawn(Setting):
 
 @dataclass
 class _Exchange:
-    """One exchange under way: what is asked, what went to whom, what came back."""
+    """An exchange under way: the ask, the messages sent to nodes, and what was carried and answered."""
 
     ask: Ask
     grid: Grid
@@ -76,23 +77,23 @@ class _Exchange:
 
 
 class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
-    """A strategy that prunes what another one merges.
+    """A strategy that prunes the model that another strategy merges.
 
     Args:
-        strategy: samples, merges and evaluates, as it would without pruning.
-        method: says what is pruned and when: a composition whose masks are made on the server. The wrapped
-            strategy takes the place of its aggregator.
-        model: the app's model; its weights do not matter.
-        seed: of what the method draws.
+        strategy: the wrapped strategy, which samples, merges and evaluates as it would without pruning.
+        method: what is pruned and when: a composition whose masks are made on the server. The wrapped strategy replaces
+            its aggregator.
+        model: the app's model, for names and shapes; its weights do not matter.
+        seed: the seed of the method's random draws.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
-        ledger: a row for each exchange: bytes by direction and part, sparsity, how many replies counted, who was left
-            out and why.
+        ledger: a row for each exchange: bytes by direction and part, sparsity, the number of replies that counted, the
+            nodes that were left out and why.
 
     Raises:
-        ConfigError: the method is no composition, has clients vote, measures something at the server, or asks clients
-            for what takes more than their training.
+        ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
+            for more than their training.
     """
 
     def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
@@ -114,16 +115,16 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self._turn: _Exchange | None = None
 
     def summary(self) -> None:
-        """Log what prunes, then what the wrapped strategy logs."""
+        """Log the method's name, then the summary of the wrapped strategy."""
         LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
         self.strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:
-        """Run as ``Strategy.start`` does; see there for the arguments.
+        """Run the federation, as ``Strategy.start`` does, with the same arguments.
 
         Raises:
-            ConfigError: the arrays are not the model's.
-            NobodyTrainedError: at the end, where no reply of any round counted; ``ledger`` and ``state`` are kept.
+            ConfigError: the arrays do not fit the model.
+            NobodyTrainedError: no reply of any round counted; raised at the end, ``ledger`` and ``state`` are kept.
         """
         weights = dict(initial_arrays.to_torch_state_dict())
         if specs_of(weights) != self.specs:
@@ -136,7 +137,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return result
 
     def _check_answers(self) -> None:
-        """Refuse a result to which no reply has led; what the wrapped strategy did with none is its own affair."""
+        """Refuse a result without any reply that counted, whatever the wrapped strategy made of it."""
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
@@ -146,11 +147,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Return the wrapped strategy's messages, with surviving values in place of its arrays.
+        """Return the wrapped strategy's messages, with surviving values instead of its dense arrays.
 
-        Where the method explores, all explorers do so before round 1.
+        If the method explores, all explorers do so before round 1.
         """
-        del arrays  # what was returned last is under the mask; the strategy goes on from what lies beneath it
+        del arrays  # these are under the mask; the strategy goes on from the dense weights
         state = self._started()
         dense = ArrayRecord(torch_state_dict=dict(state.weights))
         messages = {m.metadata.dst_node_id: m for m in self.strategy.configure_train(server_round, dense, config, grid)}
@@ -169,7 +170,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the wrapped strategy merge what arrived, then prune."""
+        """Let the wrapped strategy merge the replies, then prune."""
         state, turn = self._started(), self._turn
         if turn is None:
             return self.strategy.aggregate_train(server_round, replies)
@@ -190,7 +191,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Return the wrapped strategy's messages; evaluation sees the pruned model, dense."""
+        """Return the wrapped strategy's messages; the pruned model is evaluated, as dense arrays."""
         return self.strategy.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[FlowerMessage]) -> MetricRecord | None:
@@ -208,7 +209,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return (self.method.final(state) if done else state).model()
 
     def _draw(self, state: State, messages: Mapping[int, FlowerMessage]) -> State:
-        """Return the state with the nodes that the wrapped strategy drew as its cohort."""
+        """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
         return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
@@ -225,7 +226,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
 
     def _served(self, turn: _Exchange, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
-        """Return the replies, once the nodes that lost their mask were sent it again."""
+        """Return the replies, after sending the mask again to nodes that have lost it."""
         by_node = {reply.metadata.src_node_id: reply for reply in replies}
         again = [node for node, reply in by_node.items() if not reply.has_error() and self._lost(turn, node, reply)]
         for node in again:
@@ -244,7 +245,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return True
 
     def _read(self, turn: _Exchange, reply: FlowerMessage) -> Message | None:
-        """Return the message in a reply; None, and why in the ledger, where it is not what was asked for."""
+        """Return the message in a reply; None if it is not what was asked for, with the reason in the ledger."""
         node = reply.metadata.src_node_id
         if reply.has_error():
             turn.left_out[node] = reason_of(reply)
@@ -263,7 +264,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return message
 
     def _receive(self, turn: _Exchange, reply: FlowerMessage) -> FlowerMessage | None:
-        """Return a reply as the wrapped strategy wants it: dense, with the server's own values where pruned."""
+        """Return a reply as dense arrays for the wrapped strategy; pruned weights have the server's values."""
         message, state = self._read(turn, reply), self._started()
         if message is None:
             return None
@@ -273,7 +274,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return reply
 
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:
-        """Ask explorers for their deviations after the app's own training, repeated for the method's epochs."""
+        """Ask explorers for their deviations after the app's training, which they repeat for the method's epochs."""
         nodes = {self._nodes[client]: like for client in ask.clients}
         turn, epochs = _Exchange(ask, grid, nodes), self.method.criterion.by_training
         if not epochs:
