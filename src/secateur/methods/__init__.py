@@ -1,8 +1,8 @@
 """The methods, one file each; the file's name is the method's name, and nothing is registered.
 
-``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")``
-loads anyone's with the same call. A name comes from local configuration, never from the wire; where it comes from a
-Flower run's configuration, ``flower.policy`` has asked the node's owner.
+``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")`` imports a
+method of any other package. A name comes from local configuration, never from the wire; if it comes from a Flower run's
+configuration, the node's own policy (``flower.policy``) has allowed it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Method]:
-    """Return the method class of a module: a name of this package, or a dotted path of anyone's.
+    """Return the method class of a module, given by its name in this package or by the dotted path of any module.
 
     Raises:
         ConfigError: there is no such module, it cannot be imported, it does not define exactly one frozen dataclass

@@ -1,4 +1,4 @@
-"""FedPM: weights are random signs and never move; clients learn with which probability each of them takes part.
+"""FedPM: weights are random signs that never move; clients learn the probability that each weight is used.
 
     weights  sign(theta_0) e/sqrt(fan-in)
     client   s = logit(p); each step draws m ~ Bernoulli(sigmoid(s)), runs the network of weights w m, and moves s by
@@ -48,10 +48,10 @@ _KEPT = {"kept": Sum(masks_of)}
 
 @dataclass(frozen=True)
 class FedPM(Method):
-    """Probabilistic masks over random weights.
+    """Learns probabilistic masks over random weights.
 
     Attributes:
-        prior: lambda_0, of the Beta posterior; 1 makes p the share of clients that kept a weight.
+        prior: lambda_0 of the Beta posterior; 1 makes p the share of clients that kept a weight.
     """
 
     prior: float = 1.0
@@ -63,7 +63,7 @@ class FedPM(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: every round draws anew."""
+        """Return True: every round makes a new mask."""
         return True
 
     @property
@@ -72,7 +72,7 @@ class FedPM(Method):
         return False
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return signed constants, each kept with the probability of a normal score."""
+        """Return the first state: signed constants, each kept with the probability of a normal score."""
         names = setting.layout.names("weight")
         shapes = {name: setting.specs[name].shape for name in names}
         scores = {n: torch.randn(shape, generator=stream(setting.seed, "scores", n)) for n, shape in shapes.items()}
@@ -81,7 +81,7 @@ class FedPM(Method):
         return self._with_chances(state, 0)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the whole model, or probabilities alone."""
+        """Accept the whole model, or probabilities alone."""
         return replace(super().accepts(setting), optional=True)
 
     def plan(self, state: State) -> Ask | None:
@@ -92,7 +92,7 @@ class FedPM(Method):
         return plain_ask(state, Message(chance), expects, {"kept": Sum(masks_of)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Learn scores; return one mask, over zeros, which cost nothing."""
+        """Learn scores; return one drawn mask over tensors of zeros, which cost no bytes."""
         scores = {n: torch.logit(p.clamp(_LEAST, 1 - _LEAST)) for n, p in ask.message.tensors.items()}
         weights = signed_constants(client.initial, list(scores), math.e)
         draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
@@ -107,7 +107,7 @@ class FedPM(Method):
         return Message({n: torch.zeros_like(s) for n, s in learnt.items()}, kept, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Count who kept each weight."""
+        """Make the probabilities from how many clients kept each weight."""
         clients = len(reduced.clients)
         if clients:
             votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k.float() for n, k in reduced["kept"].items()}

@@ -30,7 +30,7 @@ from secateur.pruning.allocation import Allocation, Global
 
 @dataclass(frozen=True)
 class FedSparsify(Composition):
-    """Magnitude x global x weight x cubic x server x mean."""
+    """A composition: magnitude x global x weight x cubic x server x mean."""
 
     allocation: Allocation = field(default=Global(guard=False))
     schedule: Schedule = field(default=Cubic(sparsity=0.9, initial=0.0, start=1, every=1, exponent=3.0))

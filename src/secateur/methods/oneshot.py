@@ -17,6 +17,6 @@ from secateur.methods.kit.schedule import OneShot, Schedule
 
 @dataclass(frozen=True)
 class OneShotMagnitude(Composition):
-    """Magnitude x global x weight x one shot x server x mean."""
+    """A composition: magnitude x global x weight x one shot x server x mean."""
 
     schedule: Schedule = field(default=OneShot(sparsity=0.9, at=-10))

@@ -1,4 +1,4 @@
-"""SalientGrads (SSFL): one mask from all clients' gradients before round 1, then federated averaging under it.
+"""SalientGrads (SSFL): a mask is made from all clients' gradients before round 1, then FedAvg trains under it.
 
     score   s_k = |g_k * theta_0|    g_k: gradient of client k's loss over a few batches at theta_0 (SNIP)
     mask    M = the N - floor(s N) largest of mean_k s_k, all tensors together; fixed
@@ -32,12 +32,12 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class SalientGrads(Method):
-    """SNIP scores of every client, one global mask.
+    """Makes one global mask from the SNIP scores of every client.
 
     Attributes:
-        sparsity: fraction of weights removed.
-        batches: how many a client scores on.
-        allocation: mean scores -> what is kept.
+        sparsity: the fraction of weights removed.
+        batches: the number of batches for a client's scores.
+        allocation: chooses the weights to keep, by the mean scores.
     """
 
     sparsity: float = 0.5
@@ -63,7 +63,7 @@ class SalientGrads(Method):
         return train_reply(ask, client)
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Make the mask of the mean score, or merge."""
+        """Make the mask from the mean scores, or merge."""
         if reduced.ask.phase != SCORE:
             return merged(state, reduced)
         scores = reduced[MEAN]

@@ -1,4 +1,4 @@
-"""Sub-FedAvg (unstructured): each client prunes a mask of its own while it trains; masks overlap in the average.
+"""Sub-FedAvg (unstructured): each client prunes its own mask while it trains, and weights are averaged where kept.
 
     train    from w under the client's mask m_k; after the first and the last epoch, of each tensor what lies below the
              p quantile of the |w_k| that m_k keeps would go: masks a and b
@@ -11,9 +11,9 @@ Paper symbol -> option: target pruning rate: target; r_p: share; epsilon: distan
 Reference: Vahidian et al., "Personalized Federated Learning by Structured and Unstructured Pruning under Data
 Heterogeneity", arXiv 2105.00562. *Read*: the published code, MMorafah/Sub-FedAvg (client_u.py, unstructured.py,
 sub_fedavg_u.py).
-Departures: the accuracy that opens the gate is on the client's training rows, there on its test rows. With a single
-local epoch a is made of the weights that were sent. The last step goes to the target, there by at most 5 % at a time.
-There clients weigh alike in the mean.
+Departures: the accuracy that allows pruning is on the client's training rows, in the code on its test rows. With a
+single local epoch a is made of the weights that were sent. The last step goes to the target, in the code by at most 5 %
+at a time. In the code clients weigh alike in the mean.
 Not reproduced: the paper's personal accuracies; we did not run its settings.
 """
 
@@ -34,19 +34,19 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class SubFedAvg(Personal):
-    """Personal masks, overlapping averages.
+    """Trains personal masks, and averages each weight over the clients that keep it.
 
     Attributes:
         target, share: see ``Personal``.
-        distance: e, in how much of a tensor the two masks must differ.
-        accuracy: A, on the client's training rows.
+        distance: e, the share of a tensor in which masks a and b must differ.
+        accuracy: A, the accuracy on the client's training rows above which it prunes.
     """
 
     distance: float = 1e-4
     accuracy: float = 0.5
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train; prune the own mask where the gate is open."""
+        """Train; prune the client's mask if both conditions hold."""
         sent, mask = ask.message.tensors, ask.message.mask
         if mask is None or client.training.epochs < 2:
             weights, done = client.train(sent, mask, round_=ask.round)
@@ -68,12 +68,12 @@ class SubFedAvg(Personal):
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def mask_distance(self, early: Tensors, late: Tensors, mask: Mask) -> float:
-        """Return the share of a tensor in which two masks differ that a step would make, in the mean over tensors."""
+        """Return the share of entries in which the masks that two sets of weights lead to differ, mean over tensors."""
         a, b = (thinner(weights, mask, share=self.share) for weights in (early, late))
         return sum(float((a[name] != b[name]).double().mean()) for name in mask) / len(mask)
 
     @staticmethod
     def accuracy_under(weights: Tensors, mask: Mask, client: Client) -> float:
-        """Return the accuracy under a mask, on the client's training rows."""
+        """Return the accuracy of weights under a mask, on the client's training rows."""
         load(client.model, masks.apply(weights, mask))
         return evaluate(client.model, client.data).metric

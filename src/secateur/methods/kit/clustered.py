@@ -1,4 +1,4 @@
-"""Models whose weights are few values: what they look like on the wire, and what of them is trained."""
+"""Models with clustered weights: their tensors on the wire, and the parameters that are trained."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.wire.message import Spec
 
 
 def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
-    """Return what a model of ``count`` values a tensor looks like; codebooks have room for ``room``."""
+    """Return the tensors of a message with a model of ``count`` values a tensor, in codebooks of ``room`` entries."""
     names = setting.layout.names("weight")
     tensors = {name: setting.specs[name].shape for name in names}
     return {
@@ -23,7 +23,7 @@ def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
 
 
 def start(weights: Tensors, count: int, setting: Setting) -> dict[str, torch.Tensor]:
-    """Return what is trained of a model: its parameters, and ``count`` centroids of each weight tensor."""
+    """Return the tensors to train: a model's parameters, and ``count`` centroids of each weight tensor."""
     parameters = {name: weights[name] for name in setting.layout.trainable}
     names = setting.layout.names("weight")
     return parameters | {
@@ -32,7 +32,7 @@ def start(weights: Tensors, count: int, setting: Setting) -> dict[str, torch.Ten
 
 
 def dequantised_model(reply: Reply, sent: Sent) -> Tensors:
-    """Return the weights of a reply of clusters."""
+    """Return the weights of a reply that holds clustered tensors."""
     return dequantised(reply.tensors, shapes(sent.setting))
 
 
