@@ -61,7 +61,7 @@ class Books:
         Raises:
             CheckpointError: what lies beside it is missing, damaged or of another moment.
         """
-        self.residual = saved.beside.get("residual", {})
+        self.residual = saved.tensors.get("residual", {})
         self._open(saved.extra["store"], saved.extra["masks"])
 
     def _open(self, mark: Mapping[str, int | str] | None, order: list[str]) -> None:
