@@ -242,11 +242,11 @@ def secateur(folder: Path, settings: tuple[str, ...] = (), workers: int | None =
 
 
 PARTS = {
-    "training": ("training.py", ("fit",)),
-    "codec": ("codec.py", ("__init__", "bytes", "decode")),
-    "aggregation": ("aggregation.py", ("add", "mean", "step")),
-    "evaluation": ("training.py", ("evaluate",)),
-    "records and checkpoint": ("checkpoint.py", ("save", "append")),
+    "training": ("learning/loop.py", ("fit",)),
+    "codec": ("wire/codec.py", ("__init__", "bytes", "decode")),
+    "aggregation": ("contract/reducer.py", ("add", "finish")),
+    "evaluation": ("learning/evaluate.py", ("evaluate",)),
+    "records and checkpoint": ("federation/books.py", ("save",)),
 }
 
 

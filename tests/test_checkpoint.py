@@ -115,6 +115,10 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import torch
+from secateur.federation import checkpoint
+from secateur.errors import CheckpointError
+from secateur.contract.state import Setting, State
+from secateur.pruning.structure import Layout
 
 folder = Path(sys.argv[1])
 setting = Setting(0, 3, 2, 1.0, Layout({}), {})

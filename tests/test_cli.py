@@ -171,3 +171,8 @@ def test_run_and_resume_in_this_process(tmp_path, monkeypatch, capsys):
     alone = typed("run", "random", *inline[:-2], "--no-dense", "--out", "alone")
     assert "dense FedAvg" not in alone
     assert not (tmp_path / "alone" / "dense").exists()
+
+
+def test_the_package_is_a_command_too():
+    done = subprocess.run([sys.executable, "-m", "secateur", "--help"], check=True, capture_output=True, text=True)
+    assert "Prune neural networks while they train across a federation" in done.stdout

@@ -591,8 +591,8 @@ def test_a_process_that_serves_a_message_never_imports_the_compiler(tmp_path):
 import sys
 from pathlib import Path
 import secateur.flower
-from secateur.federation import client
-from secateur.contract.ask import Ask
+from secateur.federation import client, prepare
+from secateur.study.study import parse_study
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
 serve = client.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1]))))

@@ -14,6 +14,7 @@ from secateur.contract.guard import Guard, Passage
 from secateur.contract.reduction import Keep, Mean
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
+from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, WireError
 from secateur.federation.claims import Claims
@@ -138,6 +139,24 @@ def test_elsewhere_a_clients_first_word_counts():
     claims.check(4, "train", 51)
     with pytest.raises(WireError, match="says that it has 51 train rows, and said 50 when it was first heard"):
         claims.check(3, "train", 51)
+
+
+def test_a_claim_that_the_bounds_refuse_is_not_what_counts_later(tmp_path, shards):
+    """Client 1 says too much once, the truth ever after: it is out for one round and not for good."""
+    study = small("fedavg", "guards.bounds.rows=100", participation=1.0)
+    lie = edited(samples=101)
+
+    class Once(Liar):
+        def exchange(self, requests, deadline=None):
+            self.count = getattr(self, "count", 0) + 1
+            for client, answer in self.inner.exchange(requests, deadline):
+                yield client, lie(answer) if client == 1 and self.count == 1 else answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Shards, "empty", True)  # as where rows lie with the clients: the server knows none of them
+        play(study, tmp_path / "run", shards, open_engine=Once.open)
+    left = [[entry["client"] for entry in row["left_out"]] for row in rows_of(tmp_path / "run")]
+    assert left == [[1], [], [], []]
 
 
 def test_an_fp16_study_takes_no_other_format_and_no_value_beyond_it(tmp_path, shards):

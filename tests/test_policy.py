@@ -116,6 +116,10 @@ NAMES = [
     {"data.source": "no_such_module:f"},
     {"data.task": "trap_module:Slot"},
     {"set": "data.task=trap_module:Slot"},
+    {"set": "guards.trap_module.norm=1"},
+    {"set": "guards.trap_package.method.norm=1"},
+    {"guards.trap_module.norm": 1},
+    {"guards.os.path.norm": 1},
 ]
 
 

@@ -133,6 +133,8 @@ from pathlib import Path
 if __name__ == "__main__":  # as the command line begins
     from secateur.engines.local import warm
     warm()
+from secateur.federation import server
+from secateur.study.runtime import Runtime
 
 if __name__ == "__main__":
     folder, shards = Path(sys.argv[1]), Path(sys.argv[2])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
 
 import typer
 
@@ -21,43 +24,73 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
 
+Flags = TypeVar("Flags")
+
+
+def _bundled(command: Callable[[Flags], None]) -> Callable[..., None]:
+    """Return a command that takes each field of a bundle of flags as a parameter, as typer wants it."""
+    hints = get_type_hints(command)
+    (bundle,) = [hint for name, hint in hints.items() if name != "return"]
+    annotations = get_type_hints(bundle, include_extras=True)
+
+    def flat(**values: Any) -> None:
+        command(bundle(**values))
+
+    def parameter(one: Field[Any]) -> inspect.Parameter:
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Parameter(one.name, either, default=default, annotation=annotations[one.name])
+
+    signature = inspect.Signature([parameter(one) for one in fields(bundle)])
+    flat.__signature__ = signature  # type: ignore[attr-defined]
+    flat.__name__, flat.__doc__, flat.__annotations__ = command.__name__, command.__doc__, annotations
+    return flat
+
+
 Workers = Annotated[Optional[int], typer.Option(help="Worker processes; default: the machine's cores.")]  # noqa: UP045
 Deadline = Annotated[Optional[float], typer.Option(help="Seconds that a round waits for its clients.")]  # noqa: UP045
 
 
+@dataclass(frozen=True)
+class RunFlags:
+    """The flags of ``run``."""
+
+    method: Annotated[Optional[str], typer.Argument(help="A name of `secateur list`, or your.module")] = None  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="digits, idx:FOLDER, cifar10:FOLDER, text:FILE, hub:NAME")] = None  # noqa: UP045
+    model: Annotated[Optional[str], typer.Option(help="A name of `secateur list`, or module:factory")] = None  # noqa: UP045
+    clients: Annotated[Optional[int], typer.Option(help="K")] = None  # noqa: UP045
+    partition: Annotated[Optional[str], typer.Option(help="iid, dirichlet:A, pathological:K, natural")] = None  # noqa: UP045
+    participation: Annotated[Optional[float], typer.Option(help="C, share of clients in a round")] = None  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="R")] = None  # noqa: UP045
+    seed: Annotated[Optional[int], typer.Option(help="Every random draw comes from it")] = None  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value: training.lr=0.1")] = None  # noqa: UP045
+    config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None  # noqa: UP045
+    dense: Annotated[bool, typer.Option(help="Train dense FedAvg too.")] = True
+    workers: Workers = None
+    deadline: Deadline = None
+
+
 @app.command()
-def run(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
-    method: Annotated[Optional[str], typer.Argument(help="A name of `secateur list`, or your.module")] = None,  # noqa: UP045
-    data: Annotated[Optional[str], typer.Option(help="digits, idx:FOLDER, cifar10:FOLDER, text:FILE, hub:NAME")] = None,  # noqa: UP045
-    model: Annotated[Optional[str], typer.Option(help="A name of `secateur list`, or module:factory")] = None,  # noqa: UP045
-    clients: Annotated[Optional[int], typer.Option(help="K")] = None,  # noqa: UP045
-    partition: Annotated[Optional[str], typer.Option(help="iid, dirichlet:A, pathological:K, natural")] = None,  # noqa: UP045
-    participation: Annotated[Optional[float], typer.Option(help="C, share of clients in a round")] = None,  # noqa: UP045
-    rounds: Annotated[Optional[int], typer.Option(help="R")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="Every random draw comes from it")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value: training.lr=0.1")] = None,  # noqa: UP045
-    config: Annotated[Optional[Path], typer.Option(help="A TOML file, such as a run's study.toml")] = None,  # noqa: UP045
-    out: Annotated[Optional[Path], typer.Option(help="The run's folder; default: runs/METHOD-HASH")] = None,  # noqa: UP045
-    dense: Annotated[bool, typer.Option(help="Train dense FedAvg too.")] = True,  # noqa: FBT002
-    workers: Workers = None,
-    deadline: Deadline = None,
-) -> None:
+@_bundled
+def run(flags: RunFlags) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
-    _warm(workers)
+    _warm(flags.workers)
     from secateur.study.study import assign, parse_study, read_toml  # noqa: PLC0415
 
-    values = read_toml(config) if config is not None else {}
-    flags = {
-        "method": method, "data.source": data, "model.name": model, "data.clients": clients, "rounds": rounds,
-        "data.partition": partition, "participation": participation, "seed": seed,
+    values = read_toml(flags.config) if flags.config is not None else {}
+    given = {
+        "method": flags.method, "data.source": flags.data, "model.name": flags.model,
+        "data.clients": flags.clients, "rounds": flags.rounds, "data.partition": flags.partition,
+        "participation": flags.participation, "seed": flags.seed,
     }  # fmt: skip
-    for path, value in flags.items():
+    for path, value in given.items():
         if value is not None:
             assign(values, f"{path}={value}")
-    for setting in settings or []:
+    for setting in flags.settings or []:
         assign(values, setting)
     study = parse_study(values)
-    _run(study, _runtime(workers, deadline), _folder(study, out), dense=dense)
+    _run(study, _runtime(flags.workers, flags.deadline), _folder(study, flags.out), dense=flags.dense)
 
 
 @app.command()
@@ -70,18 +103,24 @@ def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> 
     _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
 
 
+@dataclass(frozen=True)
+class CompareFlags:
+    """The flags of ``compare``."""
+
+    what: Annotated[list[str], typer.Argument(help="quick, FILE.toml, or methods: NAME or NAME:PATH=VALUE,...")]
+    out: Annotated[Path, typer.Option(help="The comparison's folder; one that was stopped is gone on with")]
+    data: Annotated[Optional[str], typer.Option(help="Folder or file of a suite's data; of methods: as in run")] = None  # noqa: UP045
+    partition: Annotated[Optional[list[str]], typer.Option(help="Instead of the suite's; may be repeated")] = None  # noqa: UP045
+    seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's, or 3")] = None  # noqa: UP045
+    rounds: Annotated[Optional[int], typer.Option(help="R")] = None  # noqa: UP045
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value, common to all")] = None  # noqa: UP045
+    jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0
+    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True
+
+
 @app.command()
-def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
-    what: Annotated[list[str], typer.Argument(help="quick, FILE.toml, or methods: NAME or NAME:PATH=VALUE,...")],
-    out: Annotated[Path, typer.Option(help="The comparison's folder; one that was stopped is gone on with")],
-    data: Annotated[Optional[str], typer.Option(help="Folder or file of a suite's data; of methods: as in run")] = None,  # noqa: UP045
-    partition: Annotated[Optional[list[str]], typer.Option(help="Instead of the suite's; may be repeated")] = None,  # noqa: UP045
-    seeds: Annotated[Optional[int], typer.Option(help="How many seeds; default: the suite's, or 3")] = None,  # noqa: UP045
-    rounds: Annotated[Optional[int], typer.Option(help="R")] = None,  # noqa: UP045
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="path=value, common to all")] = None,  # noqa: UP045
-    jobs: Annotated[int, typer.Option(help="Runs at once; default: the machine's cores.")] = 0,
-    browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page at the end.")] = True,  # noqa: FBT002
-) -> None:
+@_bundled
+def compare(flags: CompareFlags) -> None:
     """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     _warm()
     from secateur.compare import grid  # noqa: PLC0415
@@ -91,10 +130,11 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
     from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
 
-    suite, place = chosen(what, data)
-    wanted, console = suite.adjusted(seeds, rounds, partition or [], settings or []), _console()
+    out = flags.out
+    suite, place = chosen(flags.what, flags.data)
+    wanted, console = suite.adjusted(flags.seeds, flags.rounds, flags.partition or [], flags.settings or []), _console()
     with Runs(console) as display:
-        cells = grid.run_suite(wanted, out, data=place, jobs=jobs, report=display.report)
+        cells = grid.run_suite(wanted, out, data=place, jobs=flags.jobs, report=display.report)
     lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
     tables.write(wanted, cells, lines, out)
     for place, here in tables.by_place(lines).items():
@@ -103,7 +143,7 @@ def compare(  # noqa: PLR0913, PLR0917 -- one parameter for each flag
         console.print(tables.note(here), highlight=False)
     text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(text, highlight=False, soft_wrap=True)
-    _page([out], out / "page", browse=browse)
+    _page([out], out / "page", browse=flags.browse)
 
 
 @app.command()

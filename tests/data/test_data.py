@@ -18,7 +18,7 @@ from helpers import small
 from secateur import data, models
 from secateur.data.characters import LETTERS
 from secateur.data.graphs import neighbourhood
-from secateur.data.partition import parse, partition
+from secateur.data.partition import _libraries, parse, partition
 from secateur.data.shards import make_shards, open_shards
 from secateur.errors import ConfigError, DataError
 from secateur.federation import prepare
@@ -404,6 +404,17 @@ def test_pathological_clients_hold_at_most_k_classes():
     for k in (1, 2, 3):
         parts = partition(LABELS, None, f"pathological:{k}", clients=20, seed=0)
         assert all(len(set(LABELS[p])) == k for p in parts)
+
+
+@pytest.mark.parametrize(("rows", "clients"), [(40, 7), (40, 40), (41, 1), (100, 33)])
+def test_iid_gives_the_parts_of_the_library(rows, clients):
+    """Without asking it, since a million clients would take it minutes."""
+    datasets, partitioners = _libraries()
+    labels, made = np.arange(rows) % 4, partitioners.IidPartitioner(clients)
+    order = torch.randperm(rows, generator=stream(3, "partition")).numpy()
+    made.dataset = datasets.Dataset.from_dict({"row": order})
+    expected = [sorted(made.load_partition(client)["row"]) for client in range(clients)]
+    assert [part.tolist() for part in partition(labels, None, "iid", clients=clients, seed=3)] == expected
 
 
 def test_iid_is_balanced_and_dirichlet_is_skewed():

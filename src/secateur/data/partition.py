@@ -105,11 +105,11 @@ def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
 
 
 def _split(labels: np.ndarray, kind: str, value: float, clients: int, seed: int) -> list[np.ndarray]:
+    if kind == "iid":  # the library's parts, whose own way takes a third of a millisecond for each
+        return np.array_split(np.arange(len(labels)), clients)
     datasets, partitioners = _libraries()
     draws = derive(seed, "partitioner") % 2**31
-    if kind == "iid":
-        made = partitioners.IidPartitioner(clients)
-    elif kind == "dirichlet":
+    if kind == "dirichlet":
         made = partitioners.DirichletPartitioner(
             clients, "label", value, min_partition_size=_SMALLEST, self_balancing=False, seed=draws
         )

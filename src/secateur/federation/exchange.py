@@ -263,7 +263,8 @@ class Exchange:
             message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
             _sane(message.scalars, {**_COUNTED, **self.bounds})
             message = self._restore(message, self._bases.pop(who, self._base), known)
-            counted = self._guarded(self._counted(who, message), known)
+            counted = self._guarded(who, message, known)
+            self._check_claims(who, message.scalars)
         except WireError as broken:
             self.up["refused"] += len(reply)
             self.left_out.append({"client": who, "reason": short(str(broken))})
@@ -277,16 +278,18 @@ class Exchange:
         self.told.append({"client": who, **message.scalars})
         return counted
 
-    def _counted(self, who: int, message: Message) -> Reply:
-        """Return the reply with the rows that its sender has had since it was first seen."""
+    def _check_claims(self, who: int, scalars: Mapping[str, Scalar]) -> None:
+        """Hold a client to the rows that it has had since a reply of its first counted."""
         for name, kind in (_HELD_OUT if self.ask.phase == EVALUATE else _TRAINED).items():
-            if name in message.scalars:
-                self.books.claims.check(who, kind, int(message.scalars[name]))
-        return Reply(who, int(message.scalars.get("samples", 0)), message.tensors, message.mask, message.scalars)
+            if name in scalars:
+                self.books.claims.check(who, kind, int(scalars[name]))
 
-    def _guarded(self, reply: Reply, known: Masks | None) -> Reply:
-        sent = Sent(self.setting, lambda: (self.ask.tensors(reply.client), known))
-        passage = Passage(self.ask.phase, self.ask.round, reply.client, self.setting, self.study.wire)
+    def _guarded(self, who: int, message: Message, known: Masks | None) -> Reply:
+        """Return what the guards let the server count of a reply."""
+        rows = int(message.scalars.get("samples", 0))
+        reply = Reply(who, rows, message.tensors, message.mask, message.scalars)
+        sent = Sent(self.setting, lambda: (self.ask.tensors(who), known))
+        passage = Passage(self.ask.phase, self.ask.round, who, self.setting, self.study.wire)
         for guard in reversed(self.guards) if self.ask.phase != EVALUATE else ():
             reply = guard.arriving(reply, sent, passage)
         return reply

@@ -93,6 +93,7 @@ class Store:
         self.path = path
         self._database: sqlite3.Connection | None = None
         self._exchange, self._sum = 0, 0
+        self._kinds: set[str] | None = None  # of which there are facts; None: not known yet
         if path is None:
             self._connect()
 
@@ -110,6 +111,7 @@ class Store:
         elif self.path is not None and not self.path.exists():
             raise CheckpointError(f"{self.path} is missing, without which its run cannot go on; {self._again}")
         self._connect()
+        self._kinds = None
         self._return_to(int(mark["exchange"]) if mark else 0)
         self._sum = self._summed()
         if mark and self._digest() != mark["digest"]:
@@ -121,6 +123,8 @@ class Store:
 
     def get(self, kind: str, key: object) -> Any:
         """Return a fact, None where there is none."""
+        if self._kinds is not None and kind not in self._kinds:
+            return None
         rows = self._run("SELECT value FROM facts WHERE key = ? AND kind = ?", key, kind)
         return rows[0][0] if rows else None
 
@@ -205,6 +209,8 @@ class Store:
             self._run("DELETE FROM facts WHERE key = ? AND kind = ?", key, kind)
         else:
             self._run("INSERT OR REPLACE INTO facts VALUES (?, ?, ?)", key, kind, value)
+        if self._kinds is not None:
+            self._kinds.add(kind)
         self._sum += _hashed(key, kind, value) - _hashed(key, kind, before)
 
     def _run(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
@@ -212,8 +218,13 @@ class Store:
             return database.execute(statement, values).fetchall()
 
     def _summed(self) -> int:
+        total, kinds = 0, set[str]()
         with self._named() as database:
-            return sum(_hashed(*row) for row in database.execute("SELECT key, kind, value FROM facts"))
+            for key, kind, value in database.execute("SELECT key, kind, value FROM facts"):
+                total += _hashed(key, kind, value)
+                kinds.add(kind)
+        self._kinds = kinds
+        return total
 
     def _digest(self) -> str:
         """Return a digest of all facts, in whatever order they were noted: the sum of their hashes."""

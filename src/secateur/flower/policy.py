@@ -1,7 +1,7 @@
 """The policy of a node: which settings of a run it accepts, judged by their text before anything is imported or opened.
 
-Whoever starts a run writes its configuration. By default a node accepts the methods, slot values, models and data
-formats of this package, and opens only its own ``data`` folder; a node without one accepts only data without files.
+Whoever starts a run writes its configuration. By default a node accepts the methods, slot values, guards, models and
+data formats of this package, and opens only its own ``data`` folder; one without it accepts only data without files.
 Its owner can allow more settings, written as in a run's ``set``, by ``allow`` in the node configuration or by
 ``SECATEUR_ALLOW`` in the environment, such as ``data.source=my_package.loaders:read model.name=my_models:net``.
 """
@@ -12,11 +12,11 @@ import shlex
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from secateur import data, methods, models
+from secateur import data, guards, methods, models
 from secateur.data.sources import embedded
 from secateur.errors import ConfigError
 from secateur.learning.task import TASKS
-from secateur.study.study import assign, split_setting
+from secateur.study.study import assign, by_guard, split_setting
 
 ALLOW = "allow"
 ENVIRONMENT = "SECATEUR_ALLOW"
@@ -63,6 +63,9 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
         held = values.get(section)
         if isinstance(held, Mapping) and name in held:
             yield f"{section}.{name}", str(held[name])
+    guarded = values.get("guards")
+    if isinstance(guarded, Mapping):
+        yield from (("guards", name) for name in by_guard({str(path): value for path, value in guarded.items()}))
     options = values.get("options")
     if isinstance(options, Mapping):
         yield from ((str(path), str(value)) for path, value in options.items())
@@ -75,6 +78,8 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
         return value in models.names()
     if path == "data.source":
         return value in (data.names() if own else embedded())
+    if path == "guards":
+        return value in guards.names()
     if path == "data.task":
         return not value or value in TASKS
     return ":" not in value  # a slot's class of anyone's own is module:Class

@@ -40,16 +40,25 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 def travelling(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a model that are exchanged, themselves, in state-dict order."""
-    fixed = _fixed(model)
-    return {n: t for n, t in model.state_dict().items() if t.is_floating_point() and n not in fixed}
+    constant = _constant(model)
+    return {
+        name: tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.is_floating_point()
+        and name not in constant
+        and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+    }
 
 
 def _fixed(model: nn.Module) -> dict[str, Role]:
-    found: dict[str, Role] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            found[name] = "frozen"
+    parameters = model.named_parameters(remove_duplicate=False)
+    frozen: dict[str, Role] = {name: "frozen" for name, parameter in parameters if not parameter.requires_grad}
+    return frozen | dict.fromkeys(_constant(model), "constant")
+
+
+def _constant(model: nn.Module) -> set[str]:
+    found: set[str] = set()
     for prefix, module in model.named_modules():
         if module._buffers:  # noqa: SLF001 -- most modules have none, and asking all of them takes longer
-            found |= {f"{prefix}.{n}".lstrip("."): "constant" for n in getattr(module, "constant_buffers", ())}
+            found |= {f"{prefix}.{name}".lstrip(".") for name in getattr(module, "constant_buffers", ())}
     return found

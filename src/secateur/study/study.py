@@ -131,21 +131,8 @@ class Study(_Section):
     @field_validator("guards", mode="before")
     @classmethod
     def _by_guard(cls, given: Any) -> Any:
-        """Read ``bounds.rows`` as option ``rows`` of guard ``bounds``, and let the bounds always stand.
-
-        Of ``their.module.option``, which names no guard of the package, all but the last part is the module.
-        """
-        if not isinstance(given, Mapping):
-            return given
-        found: dict[str, dict[str, Any]] = {_BOUNDS: {}}
-        for path, value in given.items():
-            if isinstance(value, Mapping):
-                found.setdefault(path, {}).update(dotted(value))
-                continue
-            ours = path.partition(".")[0] in guards.names() or path.count(".") == 1
-            name, _, option = path.partition(".") if ours else path.rpartition(".")
-            found.setdefault(name, {})[option] = value
-        return found
+        """Read options by guard, and let the bounds always stand."""
+        return {_BOUNDS: {}} | by_guard(given) if isinstance(given, Mapping) else given
 
     def build_guards(self) -> list[Guard]:
         """Return the guards with their options set, in their order at a client.
@@ -203,6 +190,22 @@ class Study(_Section):
     def to_toml(self) -> str:
         """Return the complete study as TOML."""
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
+
+
+def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the options of each guard by its name: ``bounds.rows`` is option ``rows`` of guard ``bounds``.
+
+    Of ``their.module.option``, which names no guard of the package, all but the last part is the module.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path, value in given.items():
+        if isinstance(value, Mapping):
+            found.setdefault(path, {}).update(dotted(value))
+            continue
+        ours = path.partition(".")[0] in guards.names() or path.count(".") == 1
+        name, _, option = path.partition(".") if ours else path.rpartition(".")
+        found.setdefault(name, {})[option] = value
+    return found
 
 
 def parse_study(values: Mapping[str, Any]) -> Study:
