@@ -214,9 +214,9 @@ class Run:
         return state
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
-        processed = sum(int(t.get("processed", 0)) for t in exchange.told)
-        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.told}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
+        processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
+        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.reply_scalars}
+        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -226,7 +226,7 @@ class Run:
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
-            "each": [[who, *carried] for who, carried in sorted(exchange.each.items())],
+            "each": [[who, *carried] for who, carried in sorted(exchange.carried.items())],
             "each_seconds": [[who, spent] for who, spent in worked.items()],
             "client_seconds": sum(worked.values()),
             "seconds": seconds,
@@ -244,10 +244,10 @@ class Run:
         gradients of all weights are measured, the third pass counts all weights, and nothing is cut.
         """
         trained, measured = Counter[int](), Counter[int]()  # by client, or -1 if all have one mask
-        for told in exchange.told:
-            who, rows = int(told["client"]) if ask.slices else -1, int(told.get("processed", 0))
-            measured[who] += min(rows, int(told[client.MEASURED]))
-            trained[who] += rows - min(rows, int(told[client.MEASURED]))
+        for reply in exchange.reply_scalars:
+            who, rows = int(reply["client"]) if ask.slices else -1, int(reply.get("processed", 0))
+            measured[who] += min(rows, int(reply[client.MEASURED]))
+            trained[who] += rows - min(rows, int(reply[client.MEASURED]))
         shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
         surviving = physical = 0
         for who, rows in trained.items():
@@ -361,7 +361,10 @@ class Run:
         If the server has no test set, their mean by rows is the run's score.
         """
         carried = sum(exchange.down.values()) + sum(exchange.up.values())
-        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.task.metrics, central=self.central)}
+        return {
+            "evaluate_bytes": carried,
+            **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
+        }
 
 
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
