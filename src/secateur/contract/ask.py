@@ -1,4 +1,4 @@
-"""A request to some clients, and what becomes of their replies."""
+"""Asks: a request to some clients, and the reductions of their replies."""
 
 from __future__ import annotations
 

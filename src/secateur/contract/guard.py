@@ -15,7 +15,7 @@ from secateur.wire.settings import Wire
 
 @dataclass(frozen=True)
 class Passage:
-    """Where a message belongs that a guard is given.
+    """The exchange, client and settings of a message that a guard sees.
 
     Attributes:
         phase, round: those of the ask.

@@ -86,7 +86,7 @@ class Store:
     ``close``.
 
     Raises:
-        CheckpointError: by each method where the file cannot be read or written.
+        CheckpointError: the file cannot be read or written; every method may raise it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -172,7 +172,7 @@ class Store:
             self._exchange = database.execute("SELECT exchange FROM done").fetchone()[0]
 
     def _refuse_lost_checkpoint(self) -> None:
-        """Refuse to begin where a run was: a store of more than one exchange had a checkpoint."""
+        """Refuse to begin in the folder of an earlier run: a store of several exchanges had a checkpoint."""
         if self.path is None or not self.path.exists():
             return
         self._connect()
@@ -239,7 +239,7 @@ class Store:
 
     @contextlib.contextmanager
     def _errors_named(self) -> Iterator[None]:
-        """Name the file in whatever goes wrong inside the block."""
+        """Turn database errors inside the block into errors that name the file."""
         try:
             yield
         except sqlite3.OperationalError as broken:

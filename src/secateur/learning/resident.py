@@ -55,8 +55,8 @@ def lay_out(model: nn.Module) -> None:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.data
-            # where one input channel leaves the order open, strides tell it: a flat view and back for channels first,
-            # and for channels last ``to``, which sets them where ``contiguous`` lets them be
+            # with one input channel a weight is contiguous in both orders, and only its strides say which one is meant:
+            # a flat view and back sets those of channels first; ``to`` sets those of channels last, ``contiguous`` not
             layer.weight.data = (
                 weight.flatten(1)[:, :, None, None] if fragile(layer) else weight.to(memory_format=torch.channels_last)
             )

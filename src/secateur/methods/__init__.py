@@ -27,7 +27,7 @@ def find(name: str) -> type[Method]:
 
     Raises:
         ConfigError: there is no such module, it cannot be imported, it does not define exactly one frozen dataclass
-            derived from ``Method``, or it was written for the contract of before.
+            derived from ``Method``, or it was written for an earlier contract.
     """
     if name in names():
         path = f"{__name__}.{name}"

@@ -13,7 +13,7 @@ Reference: Long et al., "FedDIP: Federated Learning with Extreme Dynamic Pruning
 arXiv 2309.06805; feedback: Lin et al., arXiv 2006.07253.
 *Read*: EricLoong/feddip (fl_server.py, client.py, functions_new.py, exp_args.py), whose steps of lambda end one short
 of lambda_max. R is of its command for CIFAR-10. The paper's text was not read.
-Departures: clients share the first random mask, where each draws its own there; the last round prunes to s_p, whatever
+Departures: clients share the first random mask, in the code each draws its own; the last round prunes to s_p, whatever
 R; biases and normalisation are protected. Its runs add ``training.weight_decay = 5e-4`` and ``training.decay = 0.998``.
 Not reproduced: the paper's figures with 1000 rounds; we did not run that setting.
 """

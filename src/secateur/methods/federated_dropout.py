@@ -1,6 +1,6 @@
 """Federated Dropout: each client of a round trains a random narrower model, drawn anew in each round.
 
-    slice   of each hidden layer a client goes without floor(r u) of its u units
+    slice   a client's model lacks floor(r u) random units of each hidden layer's u units
     merge   each weight is the mean over those clients that held it, by rows; one that nobody held stays
 
 Paper symbol -> option: federated dropout rate: rate.

@@ -1,7 +1,7 @@
 """LotteryFL: each client looks for its own winning ticket, pruned step by step and rewound to the first weights.
 
-    open     the model that arrives scores above A at the client, and its mask m_k keeps more than 1 - target
-    prune    of each tensor, what lies below the p quantile of the |w| that m_k keeps leaves m_k
+    open     the received model scores above A at the client, and its mask m_k keeps more than 1 - target
+    prune    if open, m_k loses the weights of each tensor below the p quantile of the |w| that m_k keeps
     rewind   training then starts from theta_0 under the new m_k, with theta_0's biases; otherwise from what arrived
     merge    each weight is the mean over those clients that kept it, by rows; one that nobody kept stays
 

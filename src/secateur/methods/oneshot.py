@@ -3,7 +3,7 @@
     after round T - 10:  keep the N - floor(s N) largest |w|;  train the rest under that mask
 
 Reference: the OneShot baseline of Stripelis et al., arXiv 2204.12430.
-Departures: as ``fedsparsify``. Where T < 10 the cut stands before round 1.
+Departures: as ``fedsparsify``. If T < 10, weights are pruned before round 1.
 Reproduced in part: clearly below the progressive ramp, as published (docs/results.md).
 """
 

@@ -4,7 +4,7 @@
              thresholds go back to 0
     train    weights and thresholds together, by the loss plus lambda_t sum exp(-tau): the mask passes the slope of
              mean |w_f| - tau_f straight through; lambda_t = lambda/(1 + exp(5 - 10 (t - 1)/warmup))
-    merge    tau <- mean over the cohort, each client alike; Delta tau, what that changed, goes down with the new tau
+    merge    tau <- mean over the cohort, each client alike; the change Delta tau is sent down with the new tau
     receive  w_f <- w_f - sign(sum w_f) Delta tau_f / n, n the inputs of a linear layer, the positions of a kernel
     score    each client its own weights, under the thresholds that its last training left
 

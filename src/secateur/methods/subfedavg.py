@@ -1,8 +1,8 @@
 """Sub-FedAvg (unstructured): each client prunes its own mask while it trains, and weights are averaged where kept.
 
-    train    from w under the client's mask m_k; after the first and the last epoch, of each tensor what lies below the
-             p quantile of the |w_k| that m_k keeps would go: masks a and b
-    prune    m_k <- b where a and b differ in more than e of a tensor, in the mean over tensors, w_k under b has an
+    train    from w under the client's mask m_k; masks a, after the first epoch, and b, after the last, are m_k without
+             the weights of each tensor below the p quantile of the |w_k| that m_k keeps
+    prune    m_k <- b if a and b differ in more than e of a tensor, in the mean over tensors, w_k under b has an
              accuracy above A at the client, and m_k keeps more than 1 - target
     merge    each weight is the mean over those clients that kept it, by rows; one that nobody kept stays
 

@@ -174,8 +174,8 @@ class Deviation(Criterion):
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
         """Return D_k of the explorers in the cohort, or of all explorers if the cohort has none."""
-        heard = exploration.known(self.explore, state)
-        return exploration.deviations(self.explore, state, cohort) if heard else None
+        explored = exploration.known(self.explore, state)
+        return exploration.deviations(self.explore, state, cohort) if explored else None
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
         """Return the client's own D_k; None if it never explored, or lost it."""
@@ -190,8 +190,8 @@ class Deviation(Criterion):
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
         """Return histograms of the guidance over [0, 1], in 40 bins."""
-        heard = self.statistics(state, None)
-        scores = {} if heard is None else self.scores(state.weights, heard, seed=state.setting.seed)
+        deviations = self.statistics(state, None)
+        scores = {} if deviations is None else self.scores(state.weights, deviations, seed=state.setting.seed)
         names = state.setting.layout.names("weight")
         counts = {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}
         return {"guidance": counts} if counts else {}

@@ -104,8 +104,8 @@ def known(settings: Exploration, state: State) -> list[int]:
 
 def deviations(settings: Exploration, state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
     """Yield D_k of S_t: the explorers in ``cohort``, or all explorers if it is None or has none."""
-    heard = known(settings, state)
-    chosen = [k for k in heard if cohort is not None and k in cohort] or heard
+    arrived = known(settings, state)
+    chosen = [k for k in arrived if cohort is not None and k in cohort] or arrived
     return (state.archive[f"deviation/{k}"] for k in chosen)
 
 
