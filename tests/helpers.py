@@ -26,7 +26,7 @@ from secateur.study.study import assign, parse_study
 
 INLINE = Runtime(workers=0)
 
-SCORED = {**SCORES, **client.TOLD, **client.further_scores(Classification())}
+SCORED = {**SCORES, **client.COST_SCALARS, **client.further_scores(Classification())}
 """Scalars of a client's reply to EVALUATE, where classes are learnt."""
 
 

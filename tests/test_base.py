@@ -15,7 +15,7 @@ from secateur.errors import ModelError, NobodyTrainedError
 from secateur.export.export import load
 from secateur.federation import client
 from secateur.federation.checkpoint import shipped
-from secateur.learning.gradients import measure
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.optimiser import Training
 from secateur.learning.resident import base_of, tensors_of
 from secateur.learning.task import Data
@@ -219,7 +219,7 @@ def test_a_client_with_another_base_refuses_in_one_line(folder, tmp_path):
 def test_the_flow_through_a_causal_mask_is_finite():
     """Weights are taken absolute for it; a mask's minus infinity must not be."""
     rows = Data(torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.int64), "tabular")
-    found, _ = measure(built("causal"), rows, Training(), "flow", Turn(0, 0, 0))
+    found, _ = gradient_statistic(built("causal"), rows, Training(), "flow", Turn(0, 0, 0))
     assert "past" not in found
     assert all(flow.isfinite().all() for flow in found.values())
     assert found["head.weight"].any()

@@ -32,7 +32,7 @@ def request(participant, phase="train", round_=1, mask=None):
 
 
 def expects(participant, **changes):
-    scalars = {**REPORT, **client.TOLD}
+    scalars = {**REPORT, **client.COST_SCALARS}
     return Expected(participant.setting.specs, scalars=scalars, **changes)
 
 

@@ -121,9 +121,9 @@ def test_what_is_left_out_is_added_next_time():
 
 
 def test_wire_options():
-    assert not Wire().leaves_out
-    assert Wire("int8").leaves_out
-    assert Wire(replies="topk").leaves_out
-    assert not Wire(replies="updates").leaves_out
+    assert not Wire().has_residual
+    assert Wire("int8").has_residual
+    assert Wire(replies="topk").has_residual
+    assert not Wire(replies="updates").has_residual
     with pytest.raises(ConfigError, match=r"wire\.topk = 0"):
         Wire(topk=0.0)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers import model_of, play, rows_of, same, small, tiny_shards
-from secateur.learning.gradients import measure
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.optimiser import Training
 from secateur.learning.resident import tensors_of
 from secateur.learning.task import Data, Regression
@@ -28,7 +28,7 @@ def lab():
 def found_by(form, batches=1, size=12):
     model, data = lab()
     before = copy.deepcopy(model.state_dict())
-    found, done = measure(model, data, Training(batch_size=size), form, Turn(0, 0, 0), batches=batches)
+    found, done = gradient_statistic(model, data, Training(batch_size=size), form, Turn(0, 0, 0), batches=batches)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
     return found, done
 
@@ -69,7 +69,7 @@ def test_curvature_of_a_part_that_does_not_bend_is_zero():
     data = Data(torch.randn(4, 2), torch.zeros(4), kind="tabular", task=Regression())
     unused = nn.ModuleDict({"used": model, "idle": nn.Linear(1, 1)})
     unused.forward = model.__call__
-    found, _ = measure(unused, data, Training(batch_size=4), "curvature", Turn(0, 0, 0))
+    found, _ = gradient_statistic(unused, data, Training(batch_size=4), "curvature", Turn(0, 0, 0))
     assert found["used.weight"].abs().sum() > 0
     assert not found["idle.weight"].any()
 
@@ -80,7 +80,7 @@ def test_flow_by_hand():
         model[0].weight.copy_(torch.tensor([[1.0, -2.0], [-3.0, 4.0]]))
         model[2].weight.copy_(torch.tensor([[-5.0, 6.0]]))
     data = Data(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), kind="tabular")
-    found, done = measure(model, data, Training(), "flow", Turn(0, 0, 0))
+    found, done = gradient_statistic(model, data, Training(), "flow", Turn(0, 0, 0))
     # through the absolute weights ones become (3, 7): 5 * 3 + 6 * 7; the largest entry is 42
     assert found["2.weight"].mul(42).tolist() == [pytest.approx([15.0, 42.0])]
     assert found["0.weight"].mul(42).flatten().tolist() == pytest.approx([5.0, 10.0, 18.0, 24.0])
@@ -102,7 +102,7 @@ def test_flow_of_a_deep_network_is_finite_and_conserved():
         nn.init.zeros_(layer.bias)
     data = Data(torch.zeros(1, 128), torch.zeros(1, dtype=torch.int64), kind="tabular")
     before = copy.deepcopy(model.state_dict())
-    found, _ = measure(model, data, Training(), "flow", Turn(0, 0, 0))
+    found, _ = gradient_statistic(model, data, Training(), "flow", Turn(0, 0, 0))
     sums = torch.stack([found[f"{i}.weight"].double().sum() for i in range(0, 96, 2)])
     assert sums.isfinite().all()
     torch.testing.assert_close(sums, sums[:1].expand(48), rtol=1e-4, atol=0)

@@ -147,7 +147,7 @@ def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits():
 
 
 def test_what_cannot_be_stacked_is_said_once(caplog):
-    batched._tell.cache_clear()
+    batched._warn_once.cache_clear()
     model = make("mlp", hidden=(12,))
     together(model, [(rows(9, k), {"hooks": [Feedback()]}) for k in range(3)], Training(epochs=1, batch_size=4))
     told = [record.message for record in caplog.records if record.name == batched.__name__]

@@ -219,7 +219,7 @@ def test_a_median_by_blocks_needs_no_model_at_a_time():
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path):
-    with Spool(tmp_path / "nowhere", 0) as spool, pytest.raises(CheckpointError, match=r"cannot put replies down in"):
+    with Spool(tmp_path / "nowhere", 0) as spool, pytest.raises(CheckpointError, match=r"cannot store replies in"):
         reduce(asked({"single": Keep()}), STATE, [(0, message([1.0] * 3))], spool)
 
 

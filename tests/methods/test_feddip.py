@@ -89,7 +89,7 @@ def test_sparse_down_dense_up(folder, tmp_path):
 
 
 def test_without_regularisation_nothing_is_pulled(folder, tmp_path):
-    assert FedDIP(regularisation=0).pull(25, 30) == 0.0
+    assert FedDIP(regularisation=0).strength(25, 30) == 0.0
     play(small("feddip", "regularisation=0"), tmp_path / "none", folder)
     play(small("feddip", "regularisation=0.5"), tmp_path / "some", folder)
     assert not same(model_of(tmp_path / "none"), model_of(tmp_path / "some"))

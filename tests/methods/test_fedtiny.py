@@ -104,7 +104,7 @@ def test_a_block_is_adjusted_by_the_mean_of_what_clients_chose(folder):
     chosen = reply.mask["fc3.weight"]
     assert int(chosen.sum()) == count
     assert not (chosen & kept).any()
-    slopes, _ = view(0).measure("gradient", ask.message.tensors, ask.message.mask, round_=1)
+    slopes, _ = view(0).gradient_statistic("gradient", ask.message.tensors, ask.message.mask, round_=1)
     assert slopes["fc3.weight"].abs()[chosen].min() >= slopes["fc3.weight"].abs()[~chosen & ~kept].max()
     after = method.absorb(state, reduce(ask, state, [(0, reply)]))
     assert int(after.mask["fc3.weight"].sum()) == int(kept.sum())

@@ -19,7 +19,7 @@ from secateur.methods.feddst import FedDST
 from secateur.methods.prunefl import PruneFL
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import ERK, Global, erk
-from secateur.pruning.regrowth import block, cosine, quota, steepest, swap
+from secateur.pruning.regrowth import block, cosine, largest_gradients, quota, swap
 from secateur.wire.message import Message
 
 
@@ -49,13 +49,13 @@ def test_gradients_are_autograds_over_all_rows(lab):
     study = small("salientgrads", training={"batch_size": 1000})
     state, view = lab(study)
     one = view(0)
-    found, done = one.measure("gradient", state.weights, None, round_=0)
+    found, done = one.gradient_statistic("gradient", state.weights, None, round_=0)
     x, y = one.data.batch(slice(None))
     expected = loss_gradient(one, state.weights, x, y)
     assert done.processed == len(y)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient)
-    squared, _ = one.measure("square", state.weights, None, round_=0)
+    squared, _ = one.gradient_statistic("square", state.weights, None, round_=0)
     torch.testing.assert_close(squared["fc1.weight"], expected["fc1.weight"].square())
 
 
@@ -63,13 +63,13 @@ def test_gradients_average_their_batches_and_leave_the_model_alone(lab):
     state, view = lab(small("salientgrads", training={"batch_size": 8}))
     one = view(1)
     parts = len(torch.split(torch.arange(len(one.data)), 8))
-    found, done = one.measure("gradient", state.weights, None, round_=3, batches=100)
+    found, done = one.gradient_statistic("gradient", state.weights, None, round_=3, batches=100)
     assert done.processed == len(one.data)
     # equal batches: the mean over them is the mean over rows
     if len(one.data) % 8 == 0:
         x, y = one.data.batch(slice(None))
         torch.testing.assert_close(found["fc1.weight"], loss_gradient(one, state.weights, x, y)["fc1.weight"])
-    few, less = one.measure("gradient", state.weights, None, round_=3, batches=1)
+    few, less = one.gradient_statistic("gradient", state.weights, None, round_=3, batches=1)
     assert (less.processed, parts) == (8, -(-len(one.data) // 8))
     assert not torch.equal(few["fc1.weight"], found["fc1.weight"])
     assert same(tensors_of(one.model), state.weights)
@@ -79,7 +79,7 @@ def test_gradients_see_the_masked_model_and_answer_for_pruned_weights_too(lab):
     state, view = lab(small("prunefl", training={"batch_size": 1000}))
     mask = {"fc1.weight": torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.5}
     one = view(0)
-    found, _ = one.measure("gradient", state.weights, mask, round_=0)
+    found, _ = one.gradient_statistic("gradient", state.weights, mask, round_=0)
     pruned = {**state.weights, "fc1.weight": state.weights["fc1.weight"] * mask["fc1.weight"]}
     x, y = one.data.batch(slice(None))
     expected = loss_gradient(one, pruned, x, y)["fc1.weight"]
@@ -185,7 +185,7 @@ def test_the_smallest_go_and_the_steepest_come():
     assert share == pytest.approx(0.5)
     found = swap(mask, weights, slopes, share)
     assert found["a"].int().tolist() == [[1, 1, 0, 0, 0, 1, 1, 0]]  # a weight that was just dropped does not return
-    assert steepest(mask, slopes, share)["a"].int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 0]]
+    assert largest_gradients(mask, slopes, share)["a"].int().tolist() == [[0, 0, 0, 0, 0, 1, 1, 0]]
     assert [cosine(1.0, t, 10) for t in (0, 10, 12)] == [1.0, 0.0, 0.0]
     assert swap(mask, weights, slopes, 0.0)["a"].equal(mask["a"])
     assert int(swap(mask, weights, slopes, 1.0)["a"].sum()) == 4

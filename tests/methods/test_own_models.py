@@ -14,7 +14,7 @@ from secateur.federation import prepare
 from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedpub import FedPUB, masked
 from secateur.methods.kit.personal import load_own, store_own
-from secateur.methods.kit.similarity import alike
+from secateur.methods.kit.similarity import mixing_shares
 from secateur.methods.kit.thresholds import effective, received
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
@@ -210,11 +210,11 @@ def test_a_heavier_penalty_raises_thresholds(folder):
 
 def test_shares_follow_the_cosine():
     h = {3: torch.tensor([2.0, 0.0]), 5: torch.tensor([0.0, 1.0]), 8: torch.tensor([4.0, 0.0])}
-    shares = alike(h, 1.0)
+    shares = mixing_shares(h, 1.0)
     e = math.e
     assert list(shares[3].values()) == pytest.approx([e / (2 * e + 1), 1 / (2 * e + 1), e / (2 * e + 1)])
     assert list(shares[5].values()) == pytest.approx([1 / (e + 2), e / (e + 2), 1 / (e + 2)])
-    assert alike({}, 1.0) == {}
+    assert mixing_shares({}, 1.0) == {}
 
 
 def test_each_client_gets_the_mean_of_its_like(folder):
@@ -299,11 +299,11 @@ def test_clients_that_are_alike_find_each_other_on_subgraphs(tmp_path):
         seen = []
 
         def kept(embeddings, tau):
-            seen.append(alike(embeddings, tau))
+            seen.append(mixing_shares(embeddings, tau))
             return seen[-1]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("secateur.methods.fedpub.alike", kept)
+            patch.setattr("secateur.methods.fedpub.mixing_shares", kept)
             play(study, tmp_path / "again", folder)
     own = [share for i, row in seen[-1].items() for j, share in row.items() if i != j and i % 2 == j % 2]
     other = [share for i, row in seen[-1].items() for j, share in row.items() if i % 2 != j % 2]

@@ -19,7 +19,7 @@ from secateur.learning.optimiser import Training
 from secateur.learning.task import Data
 from secateur.methods.kit import learned_resize as resize
 from secateur.methods.kit.clustered import start
-from secateur.methods.kit.similarity import Distillation, quality
+from secateur.methods.kit.similarity import Distillation, effective_rank
 from secateur.pruning import clustering
 from secateur.wire.message import Message
 
@@ -108,8 +108,8 @@ def test_the_server_learns_a_better_small_model(folder):
     cut = method.cut(server.setting, 2)
     losses = []
     for lr, epochs in ((1e-30, 1), (0.01, 5), (0.01, 25)):
-        bench = resize.Bench(server, Training(epochs, 4, "adam", lr), 1)
-        made, learnt = bench.compress(state.weights, cut, {})
+        resizing = resize.ServerResizing(server, Training(epochs, 4, "adam", lr), 1)
+        made, learnt = resizing.compress(state.weights, cut, {})
         assert any(name.startswith("kernel.") for name in learnt)
         with torch.no_grad():
             x, y = server.data.batch(slice(0, len(server.data)))
@@ -120,14 +120,14 @@ def test_the_server_learns_a_better_small_model(folder):
 def test_shares_begin_as_the_average_over_holders(folder):
     state, view = helpers_lab(folder, small("fedconv"))
     server, method = server_of(view, folder), small("fedconv", "ratio=0.5").build_method()
-    bench = resize.Bench(server, Training(1, 8, "adam", 1e-30), 1)
+    resizing = resize.ServerResizing(server, Training(1, 8, "adam", 1e-30), 1)
     cuts = {0: method.cut(server.setting, 0), 1: method.cut(server.setting, 1)}
     whole = {n: torch.full_like(t, 4.0) for n, t in state.weights.items()}
     part = {n: torch.full_like(t, 1.0) for n, t in state.weights.items()}
-    merged = bench.merge({0: whole, 1: part}, {0: 10.0, 1: 30.0}, cuts, state.weights)
+    merged = resizing.merge({0: whole, 1: part}, {0: 10.0, 1: 30.0}, cuts, state.weights)
     assert torch.allclose(merged["fc1.weight"][:6], torch.tensor((10 * 4 + 30 * 1) / 40))
     assert torch.allclose(merged["fc1.weight"][6:], torch.tensor(4.0))
-    alone = bench.merge({1: part}, {1: 30.0}, {1: cuts[1]}, state.weights)
+    alone = resizing.merge({1: part}, {1: 30.0}, {1: cuts[1]}, state.weights)
     assert torch.allclose(alone["fc1.weight"][:6], torch.tensor(1.0))
     assert torch.equal(alone["fc1.weight"][6:], state.weights["fc1.weight"][6:])  # nobody held it
 
@@ -159,14 +159,14 @@ def test_fedconv_without_public_rows_is_one_line(tmp_path):
 def test_centroids_by_hand():
     values = torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0])
     assert clustering.nearest(values, torch.tensor([0.0, 8.0])).tolist() == [0, 0, 1, 1, 1]
-    assert clustering.settled(values, torch.tensor([0.0, 8.0])).tolist() == [0.5, 11.0]
-    assert clustering.settled(values, torch.tensor([0.0, 5.0, 100.0]))[-1].item() == 100.0  # nothing near: it stays
+    assert clustering.lloyd(values, torch.tensor([0.0, 8.0])).tolist() == [0.5, 11.0]
+    assert clustering.lloyd(values, torch.tensor([0.0, 5.0, 100.0]))[-1].item() == 100.0  # nothing near: it stays
 
 
 def test_each_term_moves_its_own_part():
     weight = torch.tensor([[0.0, 2.0, 10.0]], requires_grad=True)
     centroids = torch.tensor([8.0, 0.5], requires_grad=True)
-    weights, means = clustering.apart(weight, centroids)
+    weights, means = clustering.clustering_losses(weight, centroids)
     assert weights.item() == pytest.approx(0.25 + 2.25 + 4.0)
     (weights + 0.5 * means).backward()
     assert weight.grad.tolist() == [[-1.0, 3.0, 4.0]]
@@ -176,25 +176,25 @@ def test_each_term_moves_its_own_part():
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=60), st.integers(1, 256))
 def test_clustered_tensors_open_to_their_centroids(values, count):
     tensor = torch.tensor(values).reshape(1, -1)
-    book = clustering.settled(tensor, clustering.spread(tensor, count))
+    book = clustering.lloyd(tensor, clustering.quantile_centroids(tensor, count))
     shapes = {"w": tuple(tensor.shape), "b": (2,)}
     bits = clustering.width(count)
-    parts = clustering.closed({"w": tensor, "b": torch.ones(2)}, {"w": book}, bits)
+    parts = clustering.quantised({"w": tensor, "b": torch.ones(2)}, {"w": book}, bits)
     planes = clustering.planes({"w": shapes["w"]}, bits)
     assert {n: tuple(t.shape) for n, t in parts.items()} == {**planes, "codebook.w": (count,), "b": (2,)}
-    opened = clustering.opened(parts, shapes)
-    assert torch.equal(opened["w"], book[clustering.nearest(tensor, book)])
-    assert (opened["w"] - tensor).abs().max() <= (tensor[..., None] - book).abs().min(-1).values.max() + 1e-5
+    decoded = clustering.dequantised(parts, shapes)
+    assert torch.equal(decoded["w"], book[clustering.nearest(tensor, book)])
+    assert (decoded["w"] - tensor).abs().max() <= (tensor[..., None] - book).abs().min(-1).values.max() + 1e-5
 
 
 # ---- FedCompress
 
 
 def test_features_of_full_rank_have_the_best_quality():
-    assert quality(torch.eye(4)) == pytest.approx(4.0)
-    assert quality(torch.ones(5, 3)) == pytest.approx(1.0)
-    assert quality(torch.zeros(2, 2)) == pytest.approx(1.0)
-    assert quality(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(0.75**-0.75 * 0.25**-0.25)
+    assert effective_rank(torch.eye(4)) == pytest.approx(4.0)
+    assert effective_rank(torch.ones(5, 3)) == pytest.approx(1.0)
+    assert effective_rank(torch.zeros(2, 2)) == pytest.approx(1.0)
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(0.75**-0.75 * 0.25**-0.25)
 
 
 def test_what_one_teaches_itself_has_no_loss():
@@ -232,7 +232,7 @@ def test_a_clustered_model_travels_in_a_few_bits(folder):
         clustered = [t for n, t in message.tensors.items() if n.startswith("bit")]
         assert sum(t.numel() for t in clustered) == 2 * (192 + 96 + 24) // 8
     shapes = {n: s.shape for n, s in state.setting.specs.items()}
-    assert same(clustering.opened(ask.message.tensors, shapes), dict(state.weights))
+    assert same(clustering.dequantised(ask.message.tensors, shapes), dict(state.weights))
 
 
 def test_clusters_double_when_features_stop_getting_better(folder):
@@ -257,7 +257,11 @@ def test_a_heavier_beta_brings_weights_to_their_centroids(folder):
         client = view(0)
         scores = start(state.weights, 4, client.setting)
         learnt, _ = client.learn(
-            state.weights, scores, clustering.plain, round_=1, penalty=lambda s, b=beta: clustering.pull(s, b)
+            state.weights,
+            scores,
+            clustering.without_codebooks,
+            round_=1,
+            penalty=lambda s, b=beta: clustering.clustering_penalty(s, b),
         )
-        found.append(float(clustering.pull(learnt, 1.0)))
+        found.append(float(clustering.clustering_penalty(learnt, 1.0)))
     assert found[0] > found[1] > found[2]

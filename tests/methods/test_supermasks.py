@@ -10,10 +10,10 @@ from helpers import lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.contract.reducer import reduce
 from secateur.errors import ConfigError
 from secateur.learning.optimiser import Training
-from secateur.learning.supermask import frozen, learn, straight_through
+from secateur.learning.supermask import learn, signed_constants, straight_through
 from secateur.learning.task import Data, Regression
 from secateur.methods.fedpm import FedPM
-from secateur.methods.frl import FRL, first
+from secateur.methods.frl import FRL, initial_scores
 from secateur.methods.hidenseek import HideNseek
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global
@@ -47,7 +47,7 @@ def test_straight_through_is_the_step_forward_and_the_identity_backward():
 def test_frozen_weights_are_signs_times_a_gain_over_the_root_of_the_fan_in():
     """A kernel of 2 x 2 positions has a fan-in of 4, whose root is 2."""
     tensors = {"w": torch.tensor([[[[-3.0, 0.0], [1.0, 2.0]]]]), "b": torch.tensor([5.0])}
-    found = frozen(tensors, ["w"], 3.0)
+    found = signed_constants(tensors, ["w"], 3.0)
     assert found["w"].flatten().tolist() == [-1.5, 1.5, 1.5, 1.5]
     assert found["b"].tolist() == [5.0]
 
@@ -182,14 +182,15 @@ def test_votes_are_sums_of_ranks_and_every_client_counts_alike(folder):
     ]
     after = method.absorb(state, reduce(ask, state, replies))
     assert torch.equal(after.memory["rank"]["fc3.weight"].long(), up)  # two against one, whatever their rows
-    sizes = first(state.setting, "fc3.weight").flatten().sort().values.abs()  # of the edges in the ranking's order
+    # of the edges in the ranking's order
+    sizes = initial_scores(state.setting, "fc3.weight").flatten().sort().values.abs()
     assert set(after.mask["fc3.weight"].flatten().nonzero().flatten().tolist()) == set(sizes.topk(12).indices.tolist())
     assert same(after.weights, state.weights)
 
 
 def test_first_scores_lie_evenly_on_both_sides_of_zero(folder):
     state, _ = lab(folder, small("frl"))
-    scores = first(state.setting, "fc1.weight") * 4  # 16 inputs
+    scores = initial_scores(state.setting, "fc1.weight") * 4  # 16 inputs
     assert -1 <= scores.min() < -0.9
     assert 0.9 < scores.max() <= 1
     assert abs(float(scores.mean())) < 0.15  # 192 draws: a standard deviation of 0.042
@@ -198,7 +199,7 @@ def test_first_scores_lie_evenly_on_both_sides_of_zero(folder):
 @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.98])
 def test_a_signal_is_as_strong_at_every_density(sparsity):
     """What (1 - S) n of n inputs add up to has the variance (1 - S) n w^2, whatever S."""
-    weights = frozen({"w": torch.ones(1, 100)}, ["w"], FRL(sparsity=sparsity).gain)["w"]
+    weights = signed_constants({"w": torch.ones(1, 100)}, ["w"], FRL(sparsity=sparsity).gain)["w"]
     assert (1 - sparsity) * float(weights.square().sum()) == pytest.approx(1)
 
 
@@ -238,7 +239,7 @@ def test_the_mask_is_synflows_and_asks_no_client(folder):
     assert processed == 1  # an input of ones
     assert method.refine(after, view(0)) == (after, 0)
     assert method.plan(after).phase == "train"
-    flow, _ = view(3).measure("flow", state.weights, None, round_=0)  # whoever measures it
+    flow, _ = view(3).gradient_statistic("flow", state.weights, None, round_=0)  # whoever measures it
     scores = {n: flow[n] for n in after.mask}
     assert same(after.mask, Global().keep(scores, 0.75))
     assert same(after.weights, masks.apply(state.weights, after.mask))

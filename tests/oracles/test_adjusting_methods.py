@@ -17,7 +17,7 @@ from helpers import same, small, tiny_shards
 from secateur.contract.client import Client
 from secateur.contract.reducer import reduce
 from secateur.contract.state import State
-from secateur.learning.gradients import measure
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.loop import Effort, Fit, orders
 from secateur.learning.optimiser import Training
 from secateur.learning.resident import load
@@ -157,7 +157,7 @@ def test_an_adjustment_of_fedtiny_is_the_published_one(lab, method, monkeypatch)
     gradients = [noise(state.weights, 2), noise(state.weights, 3)]
     replies, rows = [], (1, 3)
     for k, gradient in enumerate(gradients):
-        monkeypatch.setattr(Client, "measure", lambda *_, g=gradient, **__: (g, Fit(1, 0, 0, 0, 0.0)))
+        monkeypatch.setattr(Client, "gradient_statistic", lambda *_, g=gradient, **__: (g, Fit(1, 0, 0, 0, 0.0)))
         reply = rule.respond(ask, view(k))
         replies.append((k, told(reply.tensors, reply.mask, rows[k])))
     after = rule.absorb(state, reduce(ask, state, replies))
@@ -232,7 +232,7 @@ def test_a_client_of_feddst_prunes_and_grows_after_it_trained(lab):
     ask = replace(method.plan(state), round=2)
     reply = method.respond(ask, view(0))
     trained, _ = view(0).train(ask.message.tensors, state.mask, round_=2)
-    gradient, _ = view(0).measure("gradient", trained, state.mask, round_=2)
+    gradient, _ = view(0).gradient_statistic("gradient", trained, state.mask, round_=2)
     share = 0.5 / 2 * (1 + math.cos(math.pi / 4))
     for name, held in state.mask.items():
         less = usual[name] - min(int(share * usual[name]), int((~held).sum()))
@@ -281,7 +281,7 @@ def _lambdas(largest, epochs, segments=20):
 def test_the_regularisation_of_feddip_grows_in_the_published_steps(rounds, largest):
     """EricLoong/feddip, client.py, lambda_shrink_cur; lambda_shrink = 1e-3 in exp_args.py."""
     assert FedDIP().regularisation == 1e-3
-    found = [FedDIP(regularisation=largest).pull(t, rounds) for t in range(rounds)]
+    found = [FedDIP(regularisation=largest).strength(t, rounds) for t in range(rounds)]
     assert found == pytest.approx(_lambdas(largest, rounds))
 
 
@@ -396,7 +396,7 @@ def test_iterative_synflow_is_the_published_one():
         scores = {n: (size[n].grad * size[n]).detach().abs() for n in names}
         theirs = _kept(scores, left) if int((1 - left) * 164) else theirs
         load(model, masks.apply(weights, ours))
-        found, _ = measure(model, data, Training(), "flow", Turn(0, 0, 0))
+        found, _ = gradient_statistic(model, data, Training(), "flow", Turn(0, 0, 0))
         load(model, weights)
         flow = Synflow().scores({n: weights[n] for n in names}, [{n: found[n] for n in names}], seed=0)
         if step:
@@ -413,7 +413,7 @@ def batch_of(model, data):
 
 def scores_by(criterion):
     model, data = net()
-    found, _ = measure(model, data, Training(batch_size=24), criterion.form, Turn(0, 0, 0))
+    found, _ = gradient_statistic(model, data, Training(batch_size=24), criterion.form, Turn(0, 0, 0))
     weights = {n: p.detach() for n, p in model.named_parameters()}
     return criterion.scores(weights, [found], seed=0)
 

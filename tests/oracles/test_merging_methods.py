@@ -23,7 +23,7 @@ from secateur.methods.heterofl import HeteroFL
 from secateur.methods.kit.consensus import Majority
 from secateur.methods.kit.learned_resize import compressed, dilated, identity
 from secateur.methods.kit.schedule import Cubic, EveryRound, PQIndex
-from secateur.methods.kit.similarity import quality
+from secateur.methods.kit.similarity import effective_rank
 from secateur.methods.salientgrads import SalientGrads
 from secateur.pruning.allocation import LAMP, Global, erk
 from secateur.pruning.granularity import Hybrid, Weight
@@ -250,7 +250,7 @@ def test_fedcompress_scores_features_by_their_singular_values():
     rows = features / features.norm(dim=1, keepdim=True)
     sizes = np.linalg.svd(rows.numpy(), compute_uv=False)
     shares = sizes / np.abs(sizes).sum()
-    assert quality(rows) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
+    assert effective_rank(rows) == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
 # ---- allocations and PQ index

@@ -18,7 +18,7 @@ from secateur.methods.dispfl import DisPFL
 from secateur.methods.fedlex import FedLEx
 from secateur.methods.fedpub import FedPUB
 from secateur.methods.kit.personal import store_own
-from secateur.methods.kit.similarity import noise
+from secateur.methods.kit.similarity import random_inputs
 from secateur.streams import stream
 from secateur.wire.message import Message
 
@@ -196,7 +196,7 @@ def test_dispfl_drops_and_grows(folder, round_idx):
     sent = {n: t.masked_fill(~mask[n], 0.0) if n in mask else t for n, t in ask.tensors(0).items()}
     reply = method.respond(replace(ask, message=Message(sent, mask)), views[0])
     trained, _ = views[0].train(sent, mask, round_=round_idx + 1)
-    slopes, _ = views[0].measure("gradient", trained, mask, round_=round_idx + 1)
+    slopes, _ = views[0].gradient_statistic("gradient", trained, mask, round_=round_idx + 1)
     ratio = 0.5 / 2 * (1 + np.cos(round_idx * np.pi / 6))
     for name, kept in mask.items():
         found, w, g = kept.numpy().flatten(), trained[name].numpy().flatten(), slopes[name].numpy().flatten()
@@ -332,7 +332,7 @@ def test_fed_pub_masks_are_cut_when_a_model_is_used(folder):
     weights = {n: t.numpy() for n, t in reply.tensors.items() if n != "embedding"}
     used = {n: w * firm.get(n, 1) for n, w in weights.items()}
     close(method.uses(Message(tensors(weights)), views[0]), used)
-    x = noise(views[0], method.proxies).flatten(1).numpy()
+    x = random_inputs(views[0], method.proxies).flatten(1).numpy()
     for n in ("fc1", "fc2"):
         x = np.maximum(x @ used[f"{n}.weight"].T + used[f"{n}.bias"], 0)
     np.testing.assert_allclose(reply.tensors["embedding"].numpy(), x.mean(0), atol=1e-5)

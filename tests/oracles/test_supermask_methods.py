@@ -13,7 +13,7 @@ from torch import nn
 from helpers import lab, small, tiny_shards
 from secateur.contract.reducer import reduce
 from secateur.methods.fedpm import FedPM
-from secateur.methods.frl import FRL, dealt, first
+from secateur.methods.frl import FRL, initial_scores, scores_by_rank
 from secateur.methods.kit.thresholds import received
 from secateur.methods.spafl import SpaFL
 from secateur.pruning.ranking import packed, ranked
@@ -227,7 +227,7 @@ def test_frl_frozen_weights_at_the_published_density(folder):
 def test_frl_first_scores(folder):
     """models/module_util.py, mask_init: torch's Kaiming uniform with a = sqrt 5, whose own draws are the measure."""
     state, _ = lab(folder, small("frl", model={"name": "mlp", "options": {"hidden": (256, 64)}}))
-    found = first(state.setting, "fc1.weight")
+    found = initial_scores(state.setting, "fc1.weight")
     torch.manual_seed(0)
     published = nn.init.kaiming_uniform_(torch.empty(found.shape), a=math.sqrt(5))
     ours, theirs = np.sort(found.numpy(), axis=None), np.sort(published.numpy(), axis=None)
@@ -256,8 +256,8 @@ def test_frl_the_vote_and_the_subnetwork(folder, clients):
         orders = np.stack([own[n].numpy().ravel().argsort(kind="stable") for own in scores])
         sums = orders.argsort(1, kind="stable").sum(0)
         expected = np.empty(sums.size, np.float32)
-        expected[sums.argsort(kind="stable")] = np.sort(first(state.setting, n).numpy(), axis=None)
-        np.testing.assert_array_equal(dealt(state.setting, after.memory["rank"])[n].numpy().ravel(), expected)
+        expected[sums.argsort(kind="stable")] = np.sort(initial_scores(state.setting, n).numpy(), axis=None)
+        np.testing.assert_array_equal(scores_by_rank(state.setting, after.memory["rank"])[n].numpy().ravel(), expected)
         subnet = np.ones(sums.size, bool)
         subnet[np.abs(expected).argsort(kind="stable")[: int(0.5 * sums.size)]] = False
         np.testing.assert_array_equal(after.mask[n].numpy().ravel(), subnet)

@@ -18,9 +18,9 @@ from secateur.pruning.allocation import (
     Threshold,
     Uniform,
     UniformPlus,
+    kept_by_guard,
     lowest,
     pruned_count,
-    spared,
     uniform_plus,
 )
 from secateur.pruning.knapsack import knapsack
@@ -79,7 +79,7 @@ def test_guard_keeps_the_best_weight_of_each_unit_within_the_same_count():
     guarded = Global(guard=True).keep(two_rows(), 0.5)
     assert guarded["w"][0].tolist() == [True] * 39 + [False]
     assert guarded["w"][1].nonzero().flatten().tolist() == [2]
-    assert spared(guarded, plain) == 1
+    assert kept_by_guard(guarded, plain) == 1
 
 
 def test_guard_stands_back_where_fewer_than_twenty_weights_may_stay_for_each_unit():
@@ -125,7 +125,7 @@ def test_guard_is_exact_and_gives_way_to_plain_scores(data, s):
         assert all(torch.equal(mask[n], plain[n]) for n in scores)
     if budget >= 20 * rows:
         assert all(bool(m.any(1).all()) for m in mask.values())
-    assert spared(mask, plain) <= budget / 20
+    assert kept_by_guard(mask, plain) <= budget / 20
 
 
 def test_guard_accepts_empty_tensors():

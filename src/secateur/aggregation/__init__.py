@@ -1,4 +1,4 @@
-"""From the replies of a round to the server's next weights: one file for each rule, found by listing this room."""
+"""Aggregation: from the replies of a round to the server's next weights; one file a rule, found by listing."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ Pruned = Literal["zero", "shadow", "decay"]
 
 
 class Aggregator(ABC):
-    """What becomes of trained weights at the server; a frozen dataclass.
+    """Base of aggregators, which turn the trained weights of a round into the server's next ones; frozen dataclasses.
 
-    A robust rule says in ``reduction`` that it wants single replies, and what it makes of them; a server optimiser
-    takes the mean, and differs in ``step``.
+    A server optimiser writes ``step``, and keeps the mean as its ``reduction``. A robust rule writes ``reduction``: how
+    single replies become one.
     """
 
     @property
     def pruned(self) -> Pruned:
-        """Return what becomes of the server's own value of a pruned weight: it is ``zero``, a ``shadow``, or decays."""
+        """Return what the server does with its value of a pruned weight: sets it to ``zero``, keeps or decays it."""
         return "zero"
 
     @property
     def coverage(self) -> bool:
-        """Return whether each coordinate counts those clients alone that kept it, where replies have masks."""
+        """Return whether each coordinate is averaged over only the clients that kept it, if replies have masks."""
         return False
 
     def reduction(self, *, masked: bool) -> Reduction:
-        """Return what a round's replies are reduced to: tensors by name, none of no reply. Here their mean by rows.
+        """Return the reduction of a round's replies to tensors by name, empty without replies; here their mean by rows.
 
         Args:
-            masked: replies have masks, which may differ from client to client.
+            masked: whether replies have masks, which may differ from client to client.
         """
         return Mean(holders=masks_of if self.coverage and masked else None)
 
@@ -43,4 +43,11 @@ class Aggregator(ABC):
     def step(
         self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
     ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """Return the next weights and the next memory from what the replies were reduced to."""
+        """Return the next weights and the next memory.
+
+        Args:
+            weights: the server's weights W, by name.
+            mean: the reduced replies, by name; the shapes are those of the weights.
+            mask: the mask under which clients trained; None: nothing was pruned.
+            memory: what earlier steps kept, such as a momentum.
+        """

@@ -1,4 +1,4 @@
-"""Server steps: from the mean of a round to the next weights."""
+"""Server steps: how the mean of a round's replies changes the server's weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Mean(Aggregator):
     """FedAvg: W <- sum_k (n_k / sum n) w_k.
 
     Attributes:
-        coverage: divide each coordinate by the clients that kept it.
-        pruned: ``zero`` gives up a pruned weight; ``shadow`` keeps the server's last value of it.
+        coverage: divide each coordinate by the weight of the clients that kept it.
+        pruned: ``zero`` sets a pruned weight to 0; ``shadow`` keeps the server's last value of it.
 
     Reference: FedAvg, arXiv 1602.05629; FedSparsify, arXiv 2204.12430.
     """
@@ -31,7 +31,7 @@ class Mean(Aggregator):
     def step(
         self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
     ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """Return the mean; with ``shadow`` the old value where the mask prunes."""
+        """Return the mean; with ``shadow``, the old value of each pruned weight."""
         if self.pruned == "zero" or mask is None:
             return dict(mean), memory
         return {n: torch.where(mask[n], m, weights[n]) if n in mask else m for n, m in mean.items()}, memory
@@ -47,8 +47,8 @@ class ServerMomentum(Aggregator):
     Attributes:
         beta: momentum.
         pruned: ``shadow`` keeps W dense on the server, Delta = 0 where the mask prunes; ``zero`` sets W to 0
-            there; ``decay`` takes the client's zero for an upload, Delta = W, a soft decay.
-        coverage: divide each coordinate by the clients that kept it.
+            there; ``decay`` counts the client's zero as its value, so that Delta = W and the weight decays.
+        coverage: divide each coordinate by the weight of the clients that kept it.
 
     Reference: AutoFLIP, arXiv 2405.10271, its published code; the treatment of pruned weights is an open
     point of the paper.
@@ -64,7 +64,7 @@ class ServerMomentum(Aggregator):
     def step(
         self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
     ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """Return W - v and v under the key ``velocity``."""
+        """Return W - v, and the memory with v under the key ``velocity``."""
         delta = {name: weights[name] - m for name, m in mean.items()}
         if self.pruned == "shadow":
             delta = apply(delta, mask)
@@ -81,17 +81,17 @@ class ServerMomentum(Aggregator):
 
 @dataclass(frozen=True)
 class _Adaptive(Aggregator):
-    """An adaptive server step: W <- W + eta m / (sqrt(v) + tau), with Delta = mean_k w_k - W, entry by entry.
+    """Base of adaptive server steps: W <- W + eta m / (sqrt(v) + tau), with Delta = mean_k w_k - W, entry by entry.
 
-    m <- beta1 m + (1 - beta1) Delta, from 0; v by each rule, from tau^2. Neither is corrected for its start. Both are
-    kept in the memory, under the keys ``first`` and ``second``.
+    m <- beta1 m + (1 - beta1) Delta starts at 0; v starts at tau^2 and follows each class's own rule. There is no bias
+    correction. The memory keeps m under the key ``first`` and v under ``second``.
 
     Attributes:
-        lr: eta, how far a round moves a weight whose Delta keeps its sign; the paper tunes it for each task, and this
-            default is ours.
-        beta1: of the mean of Delta.
-        tau: keeps the divisor from 0; the larger, the less adaptive.
-        pruned, coverage: as of ``ServerMomentum``.
+        lr: eta, about how far a round moves a weight whose Delta keeps its sign; the paper tunes it for each task, and
+            this default is ours.
+        beta1: the decay rate of m.
+        tau: keeps the divisor from 0; the larger it is, the less adaptive the step.
+        pruned, coverage: see ``ServerMomentum``.
     """
 
     lr: float = 0.1
@@ -107,12 +107,12 @@ class _Adaptive(Aggregator):
 
     @abstractmethod
     def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
-        """Return the next v from the last one and Delta."""
+        """Return the next v from the last v and Delta."""
 
     def step(
         self, weights: Tensors, mean: Tensors, *, mask: Mask | None, memory: Memory
     ) -> tuple[dict[str, torch.Tensor], Memory]:
-        """Return the next weights, and m and v."""
+        """Return the next weights, and the memory with m and v."""
         delta: Tensors = {name: m - weights[name] for name, m in mean.items()}
         if self.pruned == "shadow":
             delta = apply(delta, mask)
@@ -135,7 +135,7 @@ class FedAdam(_Adaptive):
 
     Attributes:
         lr, beta1, tau, pruned, coverage: see ``_Adaptive``.
-        beta2: of v.
+        beta2: the decay rate of v.
 
     Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
     """
@@ -157,7 +157,7 @@ class FedYogi(_Adaptive):
 
     Attributes:
         lr, beta1, tau, pruned, coverage: see ``_Adaptive``.
-        beta2: of v.
+        beta2: the decay rate of v.
 
     Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
     """

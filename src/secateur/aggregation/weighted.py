@@ -1,4 +1,4 @@
-"""A weighted mean of tensors that are all here, in the order in which they are added and O(model) memory."""
+"""A weighted mean of tensors at hand, summed in the order in which they are added, in O(model) memory."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from secateur.pruning.mask import Mask, Tensors
 
 
 class WeightedMean:
-    """Running sum_k n_k w_k / sum_k n_k, summed in float64 in the order of ``add``.
+    """The running mean sum_k n_k w_k / sum_k n_k, summed in float64 in the order of ``add``.
 
-    With ``coverage`` each coordinate is divided by the weight of those clients that kept it (FedSparsify's
-    normalised masked average, FedAvgNNZ): 0 where nobody did.
+    Args:
+        coverage: divide each coordinate by the weight of the clients that kept it (FedSparsify's normalised masked
+            average, FedAvgNNZ); the mean is 0 where no client did.
     """
 
     def __init__(self, *, coverage: bool = False) -> None:
@@ -32,7 +33,7 @@ class WeightedMean:
                 self._covered[name] = self._covered[name].add_(gain) if name in self._covered else gain
 
     def mean(self) -> dict[str, torch.Tensor]:
-        """Return the mean in float32; empty when nothing of any weight was added."""
+        """Return the mean in float32, by name; empty if nothing was added or all weights are 0."""
         if not self.total:
             return {}
         if self.coverage:

@@ -1,1 +1,1 @@
-"""What a method is written against: asks, clients, replies and what becomes of them."""
+"""The contract between methods and the framework: asks, clients, replies, reductions and guards."""

@@ -1,4 +1,4 @@
-"""A request to some clients, and what becomes of their replies."""
+"""Asks: a request to some clients, and the reductions of their replies."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Expected, Message
 
 SERVER = -1
-"""The server's number, where it works as a client does; its draws are its own."""
+"""The client number of the server itself, where it computes as a client does; it has random streams of its own."""
 
 TRAIN = "train"
-"""The phase whose replies are the weights of its message, trained; they may travel as updates (``wire.settings``)."""
+"""The phase in which clients train the weights that they are sent; these come back whole or as updates (``wire``)."""
 
 SCORE = "score"
-"""The phase whose replies are a statistic of each weight."""
+"""The phase in which clients reply with a statistic of each weight."""
 
 GUARDED = "guarded"
-"""The note of how many weights stay by an allocation's guard alone; records carry it."""
+"""The note that counts the weights kept by an allocation's guard alone; it is copied into the records."""
 
 EVALUATE = "evaluate"
-"""The phase in which clients score a model on their own rows, those for a test and those for validation."""
+"""The phase in which clients score a model on their own test rows and validation rows."""
 
 SCORES: Mapping[str, type] = {
     "samples": int, "metric": float, "loss": float, "validation_samples": int, "validation": float, "sparsity": float,
 }  # fmt: skip
-"""Scalars of a reply to ``EVALUATE``: test rows, metric and loss on them; validation rows, and the metric on them;
-the share of zeros among the weights of the scored model. Without rows a score is 0."""
+"""The scalars of a reply to ``EVALUATE``, with their types.
+
+``samples`` counts test rows, ``metric`` and ``loss`` are measured on them; ``validation_samples`` counts validation
+rows, ``validation`` is the metric on them; ``sparsity`` is the share of zeros among the scored model's weights. A score
+without rows is 0."""
 
 REPORT: Mapping[str, type] = {"samples": int, "processed": int, "loss": float}
-"""Scalars that every reply carries: n_k, rows processed (for MACs), last epoch's mean training loss."""
+"""The scalars that every reply carries: n_k, rows processed (for MACs) and the last epoch's mean training loss."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +42,20 @@ class Ask:
     """One request to some clients.
 
     Attributes:
-        phase: ``train``, ``explore``, ...; costs are reported by it.
-        round: the round it belongs to, 0 before the first.
-        clients: whom to ask, ascending.
-        message: what they get.
-        expects: what their replies must look like; anything else costs the sender its place.
-        reduce: what becomes of the replies, by names of the method's own; empty where scalars alone are wanted. None,
+        phase: the kind of work, such as ``train`` or ``explore``; costs are reported by phase.
+        round: the round that the request belongs to; 0 before the first.
+        clients: the clients to ask, ascending.
+        message: what each of them is sent.
+        expects: what their replies must look like; any other reply is refused and its sender left out.
+        reduce: the reductions of the replies, by names that the method chooses; empty if it wants only scalars. None,
             the default, is refused when the ask is sent.
-        slices: each client's own mask, where clients hold different parts of the model: client k is sent the message
-            under ``slices[k]`` and answers under it. ``message`` itself has no mask then.
-        own: the tensors that client k is sent instead of the message's; who is not in it is sent those. It may read
-            them from the archive when they are wanted, so that no more than one model is in memory.
-        dense: clients train all weights, whatever the mask; their MACs are counted so.
-        plain: replies are not trained weights, though they end a round: they never travel as updates.
+        slices: a mask for each client, if clients hold different parts of the model: client k is sent the message
+            under ``slices[k]`` and answers under it, and ``message`` itself has no mask.
+        own: the tensors that client k is sent instead of the message's; clients without an entry are sent the
+            message's. The mapping may read them from the archive one by one, so that memory holds one model.
+        dense: whether clients train all weights, whatever the mask; their MACs are counted accordingly.
+        plain: whether the replies that end the round are something other than trained weights (scores, signs); they
+            never travel as updates then.
     """
 
     phase: str
@@ -66,5 +70,5 @@ class Ask:
     plain: bool = False
 
     def tensors(self, client: int) -> Tensors:
-        """Return the tensors that a client is sent, before its slice."""
+        """Return the tensors that a client is sent, before its slice is applied."""
         return self.own.get(client, self.message.tensors)

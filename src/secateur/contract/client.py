@@ -1,4 +1,4 @@
-"""What a method sees of one client while it responds."""
+"""A client as a method sees it while it responds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from secateur.contract.state import Setting
 from secateur.learning import loop, resident
-from secateur.learning.gradients import measure
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.hook import Hook
 from secateur.learning.loop import Effort, Fit
 from secateur.learning.optimiser import Training
@@ -27,18 +27,19 @@ from secateur.wire.message import Scalar
 
 @dataclass
 class Client:
-    """What a method sees of one client while it responds.
+    """A client as a method sees it while it responds.
 
     Attributes:
-        id: 0..K-1; ``SERVER`` where the server works on the model itself.
-        setting: as on the server.
-        model: the resident model; ``load`` and ``tensors`` move weights in and out.
+        id: the client's number, 0 to K-1; ``SERVER`` if the server works on the model itself.
+        setting: the federation, the same as on the server.
+        model: the resident model; ``resident.load`` and ``resident.tensors_of`` move weights in and out.
         data: the client's own training rows.
-        training: the round's local training.
-        memory: tensors that this client keeps between rounds; saved with the run.
+        training: the settings of its local training.
+        memory: tensors that this client keeps between rounds, by name; they are saved with the run.
         initial: theta_0, the weights that the federation began with; both sides make them from the seed.
-        fit: the local loop; ``loop.fit``, or one that trains several clients at once.
-        measured: rows so far, of those processed, of which ``measure`` took gradients of all weights, pruned or not.
+        fit: the training loop: ``loop.fit``, or one that trains several clients at once.
+        measured: the number of processed rows for which ``gradient_statistic`` took gradients of all weights, pruned
+            ones included.
     """
 
     id: int
@@ -55,17 +56,17 @@ class Client:
         self, tensors: Tensors, mask: Mask | None, *,
         round_: int, effort: Effort | None = None, hooks: Sequence[Hook] = (),
     ) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
-        """Train from ``tensors`` under ``mask``; return the trained tensors, dense in shape, and what was done.
+        """Train from ``tensors`` under ``mask``; return the trained tensors in their full shapes, and what was done.
 
-        Units that the mask leaves dead are cut out first, and a slim model is trained: less to compute, and the same
-        weights but for the order of floating-point sums (and the draws of dropout layers that were cut).
+        Units that the mask prunes whole are cut out of the model before training. That saves computation and gives the
+        same weights up to the order of floating-point sums (and the draws of dropout layers that were cut).
 
         Args:
-            tensors: what it begins with; all exchanged tensors.
-            mask: what is pruned; None: nothing.
-            round_: t.
-            effort: epochs, patience and share of rows where they differ from the round's setting.
-            hooks: what is done in each step besides. Where one of them is dense, the result is, and nothing is cut.
+            tensors: all exchanged tensors, by name: the weights to start from.
+            mask: the entries to keep, by name; None: all.
+            round_: t, from which the learning rate and the random draws follow.
+            effort: epochs, patience and share of rows, if they differ from the settings of the training.
+            hooks: what is done in each step besides. If one of them is dense, nothing is cut and the result is dense.
         """
         dense = any(hook.dense for hook in hooks)
         removal = plan(mask or {}, [] if dense else self.setting.layout.groups)
@@ -77,27 +78,33 @@ class Client:
         trained = resident.tensors_of(model)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
-    def measure(
+    def gradient_statistic(
         self, form: Form, tensors: Tensors, mask: Mask | None, *, round_: int, batches: int = 1
     ) -> tuple[dict[str, torch.Tensor], Fit]:
-        """Return a statistic of each weight at ``tensors`` under ``mask``, pruned weights included; see ``measure``."""
+        """Return a statistic of each weight at ``tensors`` under ``mask``, and what was done; nothing is trained.
+
+        Statistics have the names and shapes of the trained parameters; pruned weights have one too. The forms are
+        those of ``secateur.learning.gradients.gradient_statistic``.
+        """
         resident.load(self.model, masks.apply(tensors, mask))
-        found, done = measure(self.model, self.data, self.training, form, self.turn(round_), batches=batches)
+        statistic, done = gradient_statistic(
+            self.model, self.data, self.training, form, self.turn(round_), batches=batches
+        )
         self.measured += done.processed
-        return found, done
+        return statistic, done
 
     def learn(
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None
     ) -> tuple[dict[str, torch.Tensor], Fit]:
-        """Train scores from which weights are made, in a model of ``tensors``; see ``supermask.learn``."""
+        """Train scores from which a model's weights are made, starting from ``tensors``; see ``supermask.learn``."""
         resident.load(self.model, tensors)
         return learn(self.model, self.data, self.training, scores, effective, self.turn(round_), penalty=penalty)
 
     def turn(self, round_: int) -> Turn:
-        """Return what its draws in a round follow from."""
+        """Return the key of this client's random draws in a round."""
         return Turn(self.setting.seed, round_, self.id)
 
 
 def report(done: Fit) -> dict[str, Scalar]:
-    """Return the scalars of ``ask.REPORT``."""
+    """Return the scalars of ``ask.REPORT`` for a finished training."""
     return {"samples": done.samples, "processed": done.processed, "loss": done.loss}

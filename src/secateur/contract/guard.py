@@ -1,4 +1,4 @@
-"""What stands between a client's message and the sum, on either side of the wire."""
+"""Guards: checks and changes of clients' messages before they are reduced, at the client or at the server."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from secateur.wire.settings import Wire
 
 @dataclass(frozen=True)
 class Passage:
-    """The exchange that a message belongs to.
+    """The exchange, client and settings of a message that a guard sees.
 
     Attributes:
-        phase, round: of the ask.
-        client: who sends the message.
-        setting: of the federation.
+        phase, round: those of the ask.
+        client: the sender of the message.
+        setting: the federation.
         wire: how values travel.
     """
 
@@ -32,15 +32,15 @@ class Passage:
 
 
 class Guard:
-    """Bounds, changes or hides what clients send; frozen dataclasses, one file each.
+    """Base of guards: a guard bounds, changes or hides what clients send. Guards are frozen dataclasses, one a file.
 
     ``leaving`` runs at the client before its reply is encoded, ``arriving`` at the server before the reply is added to
-    anything; where a study has several guards, they stand in its order at the client and in the reverse at the server.
+    anything. If a study has several guards, they run in its order at the client and in reverse order at the server.
 
     Attributes:
-        spends: epsilon of differential privacy that one passage costs a client; 0: the guard promises none.
+        spends: the epsilon of differential privacy that one message costs a client; 0: the guard promises no privacy.
         reveals: what the server still learns of one client, in a few words.
-        sums_only: the guard goes with linear reductions alone, because single replies mean nothing behind it.
+        sums_only: whether the guard works only with linear reductions, because a single guarded reply means nothing.
     """
 
     spends: ClassVar[float] = 0.0
@@ -48,10 +48,10 @@ class Guard:
     sums_only: ClassVar[bool] = False
 
     def check(self, ask: Ask) -> None:
-        """Refuse an ask with which the guard does not go; called before anybody is asked.
+        """Refuse an ask that the guard cannot protect; called before any client is asked.
 
         Raises:
-            ConfigError: the text names the guard and the reduction.
+            ConfigError: a reduction does not fit the guard; the text names both.
         """
         for name, reduction in (ask.reduce or {}).items():
             if self.sums_only and not reduction.linear:
@@ -61,15 +61,15 @@ class Guard:
                 )
 
     def leaving(self, message: Message, sent: Message, passage: Passage) -> Message:
-        """Return what a client sends in place of its reply to ``sent``."""
+        """Return the message that the client sends instead of ``message``, its reply to ``sent``."""
         del sent, passage
         return message
 
     def arriving(self, reply: Reply, sent: Sent, passage: Passage) -> Reply:
-        """Return what the server counts in place of a reply.
+        """Return the reply that the server reduces instead of ``reply``, which answers ``sent``.
 
         Raises:
-            WireError: the reply costs its sender the place; the text says why.
+            WireError: the reply is refused and its sender left out; the text says why.
         """
         del sent, passage
         return reply

@@ -1,10 +1,10 @@
-"""The method contract: what a new algorithm writes.
+"""The method contract: the functions that a new algorithm writes.
 
 A method is three functions over an explicit, checkpointable state:
 
-    plan(state)            -> Ask | None      server: what to ask whom next, and what becomes of the replies
+    plan(state)            -> Ask | None      server: the next request, and how its replies are reduced
     respond(ask, client)   -> Message         client: explore, train, vote ...
-    absorb(state, reduced) -> state           server: merge what the replies became
+    absorb(state, reduced) -> state           server: the next state, from the reduced replies
 
 Every phase (exploration, vote, calibration) is one more ``Ask``; the round loop knows none of them by name.
 """
@@ -27,73 +27,72 @@ class Method(ABC):
     """Base of all methods: frozen dataclasses whose fields are their options, defaulting to the paper's.
 
     Attributes:
-        recommended: fields of ``Training``, by name, that the method needs where it learns something other than
-            weights: scores, signs or thresholds have an optimiser and a rate of their own. They hold wherever a study
-            or a suite's variant says nothing else. Methods that learn weights leave it empty, so that they are
-            compared under one training.
+        recommended: fields of ``Training``, by name, for methods that learn something other than weights: scores, signs
+            and thresholds need their own optimiser and rate. They are used unless a study or a suite's variant says
+            otherwise. Methods that learn weights leave it empty, so that they are compared under one training.
     """
 
     recommended: ClassVar[Mapping[str, str | float]] = {}
 
     @property
     def regrows(self) -> bool:
-        """Return whether a pruned weight may come back; masks are nested otherwise."""
+        """Return whether a pruned weight may come back; if not, each mask lies within the one before."""
         return False
 
     @property
     def trains_weights(self) -> bool:
-        """Return whether the federation learns weights; else masks or signs over weights that stay what they were."""
+        """Return whether the federation learns weights; False: masks, signs or thresholds over weights that stay."""
         return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return the state before anything was asked."""
+        """Return the first state, before any client is asked; ``weights`` are theta_0."""
         return State(setting, 0, weights, archive=archive)
 
     @property
     def personal(self) -> bool:
-        """Return whether every client ends with a model of its own: runs are then scored on clients' test rows."""
+        """Return whether every client ends with its own model; runs are then scored on the clients' test rows."""
         return False
 
     @abstractmethod
     def plan(self, state: State) -> Ask | None:
-        """Return what to ask next, or None when the run is finished."""
+        """Return the next ask, or None when the run is finished."""
 
     @abstractmethod
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Return a client's reply; ``REPORT``'s scalars included."""
+        """Return a client's reply, with the scalars of ``REPORT``."""
 
     @abstractmethod
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Return the state after the replies to ``reduced.ask``; they may be none."""
+        """Return the state after an exchange, from the reduced replies to ``reduced.ask``; there may be no reply."""
 
     def check(self, setting: Setting) -> None:  # noqa: B027 -- most methods serve any model
-        """Refuse a federation or a model that the method cannot serve; called before anything is asked.
+        """Refuse a federation or a model that the method cannot serve; called before any client is asked.
 
         Raises:
-            ModelError: the text says what is missing, and what to do.
+            ModelError: the model lacks something; the text says what, and what to do.
         """
 
     def remarks(self, setting: Setting) -> list[str]:
-        """Return what the method does otherwise on this model than its paper says, in a line each; it is recorded."""
+        """Return a line for each departure from the paper that this model causes; the run's records repeat them."""
         del setting
         return []
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return what a client of this method is ready to receive."""
+        """Return what requests to a client of this method may look like."""
         return Expected(setting.specs, mask="optional")
 
     def final(self, state: State) -> State:
-        """Return the state whose model is shipped."""
+        """Return the state whose model is shipped, from the last state of the run."""
         return state
 
     def widths(self, state: State) -> Mapping[str, Mask]:
-        """Return the narrower models that the shipped one holds, by name; each is scored at the end of a run."""
+        """Return the masks of narrower models within the shipped one, by name; each is scored at the end of a run."""
         del state
         return {}
 
     @property
     def refines(self) -> bool:
-        """Return whether the server computes with the model itself; see ``refine``."""
+        """Return whether the server itself computes with the model; see ``refine``."""
         return False
 
     @property
@@ -102,26 +101,26 @@ class Method(ABC):
         return False
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Return the state after the server's own work, before round 1 and after each, and rows processed for it.
+        """Return the state after the server's own work, and the rows processed; called before round 1 and after each.
 
-        ``server`` is the server seen as a client: the resident model, its public rows, the clients' training.
+        ``server`` is the server seen as a client: the resident model, the public rows, the clients' training settings.
         """
         del server
         return state, 0
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return what the method measured of each weight, for a drawing: by name and tensor, counts in even bins."""
+        """Return histograms of the method's weight scores: by name and tensor, counts in bins of equal width."""
         del state
         return {}
 
     def examine(self, state: State) -> Ask:
-        """Return the ask by which all clients score the model on rows of their own that they hold out."""
+        """Return the ask by which all clients score the model on their own held-out rows."""
         everyone = tuple(range(state.setting.clients))
         return Ask(
             EVALUATE, state.round, everyone, Message(state.model(), state.mask), Expected({}, scalars=SCORES), {}
         )
 
     def uses(self, message: Message, client: Client) -> Tensors:
-        """Return the model that a client scores when it is sent ``examine``'s message; client side."""
+        """Return the model that a client scores when it gets the message of ``examine``; called at the client."""
         del client
         return message.tensors

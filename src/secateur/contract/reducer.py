@@ -1,4 +1,4 @@
-"""The replies to one ask as they come in, and what they became."""
+"""Reducing the replies to one ask as they arrive."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from secateur.wire.message import Message, Scalar
 
 @dataclass(frozen=True)
 class Reduced(Mapping[str, Any]):
-    """What the replies to an ask became, by the names of its reductions.
+    """The reduced replies to an ask: the result of each reduction, by its name in ``Ask.reduce``.
 
     Attributes:
-        ask: what was asked.
-        results: what each reduction came to.
+        ask: the ask that was answered.
+        results: the result of each reduction.
         rows: n_k of each client that answered, in the order of the ask.
-        scalars: of each reply, by client.
+        scalars: the scalars of each reply, by client.
     """
 
     ask: Ask
@@ -34,11 +34,11 @@ class Reduced(Mapping[str, Any]):
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """Return who answered; who did not, and why, stands in the run's records."""
+        """Return the clients that answered; the run's records name the others and why they are missing."""
         return tuple(self.rows)
 
     def __getitem__(self, name: str) -> Any:
-        """Return what one reduction came to."""
+        """Return the result of one reduction."""
         return self.results[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -52,7 +52,7 @@ class Reduced(Mapping[str, Any]):
 
 @dataclass
 class _Block:
-    """Some neighbours of an ask: who is still waited for, who came before his turn, what the others came to."""
+    """A block of an ask's clients: those not reduced yet, replies that came too early, and sums of the others."""
 
     left: list[int]
     early: dict[int, Reply | None] = field(default_factory=dict)
@@ -60,17 +60,17 @@ class _Block:
 
 
 class Reducer:
-    """Adds replies up as they come, in blocks of the ask's order; see ``contract.reduction``.
+    """Reduces replies as they arrive, in blocks of the ask's clients; see ``contract.reduction``.
 
-    It holds the replies of a block that came before their turn, and a sum for each block that is not merged yet.
+    Memory holds the replies that came before their turn, and one sum for each block that is not merged yet.
 
     Args:
-        ask: says what becomes of the replies.
-        setting: of the federation.
-        spool: takes what must stay single.
+        ask: the ask, which says how its replies are reduced.
+        setting: the federation.
+        spool: stores the replies that must stay single.
 
     Raises:
-        ConfigError: a reduction does not fit the replies that are asked for.
+        ConfigError: the ask declares no reductions, or one does not fit the expected replies.
     """
 
     def __init__(self, ask: Ask, setting: Setting, spool: Spool) -> None:
@@ -94,16 +94,16 @@ class Reducer:
         self._answers: dict[int, tuple[int, Mapping[str, Scalar]]] = {}
 
     def add(self, reply: Reply) -> None:
-        """Take a reply, whenever it comes."""
+        """Reduce a reply; replies may come in any order."""
         self._answers[reply.client] = reply.rows, dict(reply.scalars)
         self._settle(reply.client, reply)
 
     def skip(self, client: int) -> None:
-        """Wait no longer for a client: it failed, or was refused."""
+        """Stop waiting for a client that failed or was refused."""
         self._settle(client, None)
 
     def finish(self, state: State) -> Reduced:
-        """Return what the replies became; who has not answered by now does not count."""
+        """Return the results of all reductions; clients that have not answered by now are left out."""
         for block in list(self._blocks.values()):
             for client in list(block.left):
                 if client in block.left and client not in block.early:
@@ -142,9 +142,16 @@ class Reducer:
 
 
 def reduce(ask: Ask, state: State, replies: Iterable[tuple[int, Message]], spool: Spool | None = None) -> Reduced:
-    """Return what replies became that are all here: for tests, and for whoever carries messages himself.
+    """Reduce replies that are all at hand: for tests, and for callers that carry messages themselves.
 
-    A client's rows are the scalar ``samples`` of its reply. Clients that were not asked count in the order given.
+    A client's rows are the scalar ``samples`` of its reply. If a client was not asked, replies are reduced in the order
+    given.
+
+    Args:
+        ask: the ask, with its reductions.
+        state: the server's state, which some reductions read.
+        replies: each client with its reply.
+        spool: stores the replies that must stay single; None: a new one, in memory while it is small.
     """
     given = dict(replies)
     if not set(given) <= set(ask.clients):

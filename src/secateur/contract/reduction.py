@@ -1,11 +1,11 @@
-"""What becomes of the replies to an ask: declared, so that they can be added up wherever they were made.
+"""Reductions: how the replies to an ask become one result, declared so that they can be reduced where they are made.
 
-A reduction turns the replies into one thing. An ask names several (``reduce={"mean": Mean(), "kept": Sum(masks_of)}``),
-and ``absorb`` gets what each of them came to. Most are linear: what they keep on the way is a sum, so parts of a cohort
-can be added up apart and merged. ``Keep`` is not: it holds single replies, on disk where they are many.
+An ask names its reductions (``reduce={"mean": Mean(), "kept": Sum(masks_of)}``), and ``absorb`` gets their results.
+Most reductions are linear: their accumulator is a sum, so parts of a cohort can be summed separately and then merged.
+``Keep`` is not linear: it stores single replies, on disk if they are many.
 
-The replies are added up block by block, ``BLOCK`` clients of the ask at a time, in the order of the ask, and the blocks
-are merged in their order. So neither workers nor relays nor the order of arrival change a bit of a sum.
+Replies are reduced in blocks of ``BLOCK`` clients, in the order of the ask, and the blocks are merged in their order.
+Neither the number of workers nor relays nor the order of arrival changes a bit of a sum.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected
 
 BLOCK = 4
-"""Clients of an ask whose replies are added up together. Smaller costs more merging, larger keeps more workers idle."""
+"""Clients whose replies are reduced as one block. Smaller blocks cost more merging, larger ones leave workers idle."""
 
 By = Literal["rows", "clients"]
 
 
 Made = Callable[[Reply, Sent], Tensors]
-"""Makes of a reply and its request what is reduced. A function of a module: its name can be told to whoever adds up."""
+"""A function of a reply and its request that returns the tensors to reduce; it is found by its module and name."""
 
 Accumulator = dict[str, Any]
-"""What a reduction keeps on the way: for linear ones tensors by name, which are added up to merge two."""
+"""The intermediate result of a reduction: for a linear one tensors by name, and two are merged by adding them."""
 
 
 def tensors_of(reply: Reply, sent: Sent) -> Tensors:
@@ -44,64 +44,63 @@ def tensors_of(reply: Reply, sent: Sent) -> Tensors:
 
 
 def masks_of(reply: Reply, sent: Sent) -> Tensors:
-    """Return the reply's mask; nothing where it has none."""
+    """Return the reply's mask, empty if it has none."""
     del sent
     return reply.mask or {}
 
 
 class Reduction(ABC):
-    """Turns the replies to an ask into one thing; frozen dataclasses.
+    """Base of reductions, which turn the replies to an ask into one result; frozen dataclasses.
 
     Attributes:
-        linear: whether its accumulator is a sum over clients, so that it may be added up by others, in a secure sum or
-            under noise.
-        reveals: what whoever holds the accumulator learns, in a few words.
+        linear: whether the accumulator is a sum over clients, so that a secure sum, noise or a relay can be used.
+        reveals: what the holder of the accumulator learns, in a few words.
     """
 
     linear: ClassVar[bool] = True
     reveals: ClassVar[str] = "sums over clients"
 
     def check(self, expects: Expected) -> None:  # noqa: B027 -- most fit any reply
-        """Refuse replies that the reduction does not fit; called before anybody is asked.
+        """Refuse replies that the reduction cannot reduce; called before any client is asked.
 
         Raises:
             ConfigError: the text says what does not fit, and what to do.
         """
 
     def zero(self, spool: Spool) -> Accumulator:
-        """Return the accumulator of no reply; ``spool`` takes what must stay single."""
+        """Return the accumulator of no reply; ``spool`` stores replies that must stay single."""
         del spool
         return {}
 
     @abstractmethod
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
-        """Return the accumulator with one more reply; the one given is used up."""
+        """Return the accumulator with one more reply; ``accumulator`` may be changed and must not be used again."""
 
     def add_stack(self, accumulator: Accumulator, stack: Stack, sent: Sequence[Sent]) -> Accumulator:
-        """Return the accumulator with several more replies; the same bits as one after the other."""
+        """Return the accumulator with several more replies; the bits are those of adding them one by one."""
         for reply, request in zip(stack.replies(), sent, strict=True):
             accumulator = self.add(accumulator, reply, request)
         return accumulator
 
     def merge(self, one: Accumulator, other: Accumulator) -> Accumulator:
-        """Return the accumulator of the replies of both, those of ``one`` first; both are used up."""
+        """Return the accumulator of both, the replies of ``one`` first; neither must be used again."""
         return {**one, **{name: _plus(one.get(name), part) for name, part in other.items()}}
 
     @abstractmethod
     def finish(self, accumulator: Accumulator, state: State) -> Any:
-        """Return what the replies became."""
+        """Return the result; ``state`` is the server's."""
 
 
 @dataclass(frozen=True)
 class Mean(Reduction):
-    """The weighted mean sum_k n_k x_k / sum_k n_k, summed in float64; float32 tensors by name, none of no reply.
+    """The weighted mean sum_k n_k x_k / sum_k n_k, summed in float64; float32 tensors by name, empty without replies.
 
     Attributes:
-        of: what of a reply is averaged.
-        by: n_k is a client's rows, or 1.
-        holders: the mask of a reply whose entries it counts for: each coordinate is divided by the weight of those who
-            hold it. None: everybody holds everything.
-        fallback: a coordinate that nobody holds is ``zero``, or what it is in the server's ``state``.
+        of: returns the tensors of a reply that are averaged.
+        by: n_k is a client's rows (``rows``), or 1 (``clients``).
+        holders: returns a mask for each reply: each coordinate is divided by the weight of the clients whose mask is
+            True there. None: every client counts at every coordinate.
+        fallback: the value of a coordinate that no client holds: ``zero``, or that of the server's ``state``.
 
     Reference: FedAvg, arXiv 1602.05629; over holders: FedSparsify's normalised masked average, arXiv 2204.12430.
     """
@@ -116,11 +115,11 @@ class Mean(Reduction):
         named(self.holders)
 
     def check(self, expects: Expected) -> None:
-        """Refuse to average masks that no reply has."""
+        """Refuse to average masks if replies have none."""
         _needs_masks(self, expects, self.of, self.holders)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
-        """Add n_k x_k, and n_k where the client holds it."""
+        """Add n_k x_k, and n_k at each coordinate that the client holds."""
         weight = float(reply.rows if self.by == "rows" else 1)
         held = {} if self.holders is None else self.holders(reply, sent)
         for name, value in self.of(reply, sent).items():
@@ -133,30 +132,30 @@ class Mean(Reduction):
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> dict[str, torch.Tensor]:
-        """Divide."""
+        """Return the mean: the sum over its weight."""
         weight = accumulator.get("weight")
         if weight is None or not weight:
             return {}
         sums = {name.removeprefix("sum "): part for name, part in accumulator.items() if name.startswith("sum ")}
         if self.holders is None:
             return {name: (part / weight).float() for name, part in sums.items()}
-        found = {}
+        mean = {}
         for name, part in sums.items():
             held = accumulator[f"held {name}"]
             otherwise = state.weights[name].double() if self.fallback == "state" else torch.zeros((), dtype=part.dtype)
-            found[name] = torch.where(held > 0, part / held.clamp(min=1e-300), otherwise).float()
-        return found
+            mean[name] = torch.where(held > 0, part / held.clamp(min=1e-300), otherwise).float()
+        return mean
 
 
 @dataclass(frozen=True)
 class Sum(Reduction):
-    """The sum over clients, integers and truth values exactly in int64, others in float64; none of no reply.
+    """The sum over clients: int64 for integers and booleans, float64 for others; by name, empty without replies.
 
-    Of masks it counts, for each entry, the clients that kept it.
+    The sum of masks counts, for each entry, the clients that kept it.
 
     Attributes:
-        of: what of a reply is added up.
-        by: each client once, or as often as it has rows.
+        of: returns the tensors of a reply that are summed.
+        by: whether a client counts once (``clients``) or as often as it has rows (``rows``).
     """
 
     of: Made = tensors_of
@@ -166,7 +165,7 @@ class Sum(Reduction):
         named(self.of)
 
     def check(self, expects: Expected) -> None:
-        """Refuse to add up masks that no reply has."""
+        """Refuse to sum masks if replies have none."""
         _needs_masks(self, expects, self.of)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
@@ -188,8 +187,8 @@ class Spread:
 
     Attributes:
         mean: by name, float64.
-        variance: by name, float64, of the whole (divided by the weight, not by one less).
-        weight: of all replies together.
+        variance: by name, float64; the population variance (divided by the weight, not by one less).
+        weight: the weight of all replies together.
     """
 
     mean: Tensors
@@ -202,8 +201,8 @@ class Moments(Reduction):
     """Weighted mean and variance of each entry over clients, from sums of x and x^2 in float64.
 
     Attributes:
-        of: what of a reply.
-        by: a client's weight is its rows, or 1.
+        of: returns the tensors of a reply whose moments are taken.
+        by: whether a client's weight is its rows (``rows``) or 1 (``clients``).
     """
 
     of: Made = tensors_of
@@ -213,7 +212,7 @@ class Moments(Reduction):
         named(self.of)
 
     def check(self, expects: Expected) -> None:
-        """Refuse moments of masks that no reply has."""
+        """Refuse moments of masks if replies have none."""
         _needs_masks(self, expects, self.of)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
@@ -227,7 +226,7 @@ class Moments(Reduction):
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> Spread:
-        """Divide."""
+        """Return mean and variance."""
         del state
         weight = float(accumulator.get("weight", 0.0))
         sums = {n.removeprefix("sum "): t for n, t in accumulator.items() if n.startswith("sum ")} if weight else {}
@@ -238,11 +237,11 @@ class Moments(Reduction):
 
 @dataclass(frozen=True)
 class Scalars(Reduction):
-    """The weighted mean of one scalar of the replies; None of no reply.
+    """The weighted mean of one scalar of the replies; None without replies.
 
     Attributes:
-        name: of the scalar.
-        by: a client's weight is its rows, or 1.
+        name: the scalar's name.
+        by: whether a client's weight is its rows (``rows``) or 1 (``clients``).
     """
 
     name: str
@@ -262,7 +261,7 @@ class Scalars(Reduction):
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> float | None:
-        """Divide."""
+        """Return the mean, or None without replies."""
         del state
         weight = float(accumulator.get("weight", 0.0))
         return float(accumulator["sum"]) / weight if weight else None
@@ -270,11 +269,14 @@ class Scalars(Reduction):
 
 @dataclass(frozen=True)
 class Grouped(Reduction):
-    """One reduction for each class of clients: a mapping from the classes that answered to what their replies became.
+    """One reduction for each class of clients; the result maps each class that answered to its own result.
 
     Attributes:
-        inner: what becomes of the replies of a class; a linear reduction.
+        inner: the reduction of a class; it must be linear.
         classes: the class of each client.
+
+    Raises:
+        ConfigError: the inner reduction is not linear.
     """
 
     inner: Reduction
@@ -285,11 +287,11 @@ class Grouped(Reduction):
             raise ConfigError(f"reduction Grouped of {type(self.inner).__name__}: group a linear one, such as Mean")
 
     def check(self, expects: Expected) -> None:
-        """Refuse what the inner reduction refuses."""
+        """Refuse replies that the inner reduction refuses."""
         self.inner.check(expects)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
-        """Add to the client's class."""
+        """Add the reply to the accumulator of its client's class."""
         group = self.classes[reply.client]
         accumulator[str(group)] = self.inner.add(accumulator.get(str(group), {}), reply, sent)
         return accumulator
@@ -299,18 +301,18 @@ class Grouped(Reduction):
         return {**one, **{g: self.inner.merge(one[g], part) if g in one else part for g, part in other.items()}}
 
     def finish(self, accumulator: Accumulator, state: State) -> dict[int, Any]:
-        """Finish each class, in ascending order."""
+        """Return the result of each class, classes ascending."""
         return {int(g): self.inner.finish(accumulator[g], state) for g in sorted(accumulator, key=int)}
 
 
 @dataclass(frozen=True)
 class Keep(Reduction):
-    """Single replies, to be read by client or in blocks of coordinates, as often as wanted; see ``Kept``.
+    """Keeps single replies, to be read by client or in blocks of coordinates, any number of times; see ``Kept``.
 
-    They are readable until ``absorb`` returns.
+    They can be read until ``absorb`` returns.
 
     Attributes:
-        of: what of a reply is kept.
+        of: returns the tensors of a reply that are kept.
     """
 
     linear: ClassVar[bool] = False
@@ -322,33 +324,33 @@ class Keep(Reduction):
         named(self.of)
 
     def check(self, expects: Expected) -> None:
-        """Refuse to keep masks that no reply has."""
+        """Refuse to keep masks if replies have none."""
         _needs_masks(self, expects, self.of)
 
     def zero(self, spool: Spool) -> Accumulator:
-        """Return an empty shelf of the spool."""
+        """Return an accumulator without replies, which stores them in the spool."""
         return {"spool": spool, "entries": {}}
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
-        """Put the reply down."""
+        """Store the reply in the spool."""
         accumulator["entries"][reply.client] = accumulator["spool"].put(self.of(reply, sent))
         return accumulator
 
     def merge(self, one: Accumulator, other: Accumulator) -> Accumulator:
-        """Put one shelf behind the other."""
+        """Return the replies of both, those of ``one`` first."""
         return {**one, "entries": {**one["entries"], **other["entries"]}}
 
     def finish(self, accumulator: Accumulator, state: State) -> Kept:
-        """Return the replies."""
+        """Return the stored replies."""
         del state
         return Kept(accumulator["spool"], accumulator["entries"])
 
 
 def named(function: Callable[..., Any] | None) -> None:
-    """Refuse a function that cannot be found by its name.
+    """Check that a function can be found by its module and name.
 
     Raises:
-        ConfigError: it is a lambda, lies within another function, or is a partial one.
+        ConfigError: it is a lambda, a function within another one, or a partial function.
     """
     name = "" if function is None else getattr(function, "__qualname__", type(function).__qualname__)
     if function is not None and ("<" in name or getattr(function, "__module__", None) in {None, "functools"}):

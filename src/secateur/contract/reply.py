@@ -13,14 +13,14 @@ from secateur.wire.message import Scalar
 
 @dataclass(frozen=True)
 class Reply:
-    """One client's answer, checked.
+    """One client's answer, after its checks.
 
     Attributes:
-        client: who answered.
-        rows: n_k, pinned by the server when the client was first seen; its weight in a mean by rows.
-        tensors: by name.
+        client: the sender.
+        rows: n_k, pinned by the server when it first heard from the client; its weight in a mean by rows.
+        tensors: the reply's tensors, by name.
         mask: the reply's mask; None: it has none.
-        scalars: by name.
+        scalars: the reply's scalars, by name.
     """
 
     client: int
@@ -31,11 +31,11 @@ class Reply:
 
 
 class Sent:
-    """The request that a reply answers, as the server meant it; read from the server's store only where it is wanted.
+    """The request that a reply answers, before any rounding on the wire; it is read only if a reduction uses it.
 
     Args:
-        setting: of the federation.
-        read: returns the tensors and the mask.
+        setting: the federation.
+        read: returns the request's tensors and mask.
     """
 
     def __init__(self, setting: Setting, read: Callable[[], tuple[Tensors, Mask | None]]) -> None:
@@ -48,25 +48,25 @@ class Sent:
 
     @property
     def tensors(self) -> Tensors:
-        """Return the message's tensors, or the client's own, under its mask."""
+        """Return the tensors that the client was sent, under its mask."""
         return self._read[0]
 
     @property
     def mask(self) -> Mask | None:
-        """Return what the client held; None: everything."""
+        """Return the mask that the client was sent; None: no weight is pruned."""
         return self._read[1]
 
 
 @dataclass(frozen=True)
 class Stack:
-    """Several replies to one request, stacked along a first dimension, on whatever device they were made.
+    """Several replies to one request, stacked along a new first dimension, on the device where they were made.
 
     Attributes:
-        clients: who, in the order of the ask.
-        rows: n_k of each.
+        clients: the senders, in the order of the ask.
+        rows: n_k of each sender.
         tensors: by name, shape (clients, ...).
         mask: by name, shape (clients, ...); None: the replies have none.
-        scalars: of each.
+        scalars: the scalars of each reply.
     """
 
     clients: Sequence[int]
@@ -76,7 +76,7 @@ class Stack:
     scalars: Sequence[Mapping[str, Scalar]]
 
     def replies(self) -> Iterator[Reply]:
-        """Yield the replies one by one; their tensors are views."""
+        """Yield the replies one by one; their tensors are views of the stack."""
         for place, client in enumerate(self.clients):
             mask = None if self.mask is None else {n: m[place] for n, m in self.mask.items()}
             tensors = {n: t[place] for n, t in self.tensors.items()}

@@ -1,4 +1,4 @@
-"""Tensors put down until an exchange is over, in memory while they are few, then in files."""
+"""A spool of tensors for the time of one exchange: in memory up to a budget, beyond it in files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class _Entry:
 
 
 class Spool:
-    """Tensors by handle; a context manager, whose end forgets everything.
+    """Stores tensors by handle; a context manager, which deletes everything when it ends.
 
     Args:
-        folder: where files go, in a folder of their own; None: the system's temporary folder.
-        budget: bytes that stay in memory; what comes after them is written.
+        folder: the folder in which a folder for the files is made; None: the system's temporary folder.
+        budget: the number of bytes that stay in memory; tensors beyond it are written to files.
     """
 
     def __init__(self, folder: Path | None = None, budget: int = _BUDGET) -> None:
@@ -40,7 +40,7 @@ class Spool:
         self._entries: dict[int, _Entry] = {}
 
     def put(self, tensors: Tensors) -> int:
-        """Put tensors down; return their handle.
+        """Store tensors; return their handle.
 
         Raises:
             CheckpointError: the disk is full or not writable.
@@ -57,7 +57,7 @@ class Spool:
         return handle
 
     def get(self, handle: int) -> dict[str, torch.Tensor]:
-        """Return the tensors of a handle, in the order in which they were given."""
+        """Return the tensors of a handle, in the order in which they were stored."""
         entry = self._entries[handle]
         flat = safetensors.load_file(entry.path) if entry.path else entry.held or {}
         return {name: flat[name].reshape(shape) for name, shape in entry.shapes.items()}
@@ -67,7 +67,7 @@ class Spool:
         return {name: torch.Size(shape).numel() for name, shape in self._entries[handle].shapes.items()}
 
     def part(self, handle: int, name: str, entries: slice) -> torch.Tensor:
-        """Return some of a tensor's flat entries, without reading the others."""
+        """Return some entries of a flattened tensor, without reading the others."""
         entry = self._entries[handle]
         if entry.path is None:
             return (entry.held or {})[name][entries]
@@ -76,7 +76,7 @@ class Spool:
         return part
 
     def close(self) -> None:
-        """Forget everything."""
+        """Delete all stored tensors and their files."""
         self._entries = {}
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -87,7 +87,7 @@ class Spool:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Forget everything."""
+        """Delete all stored tensors and their files."""
         self.close()
 
     def _write(self, handle: int, flat: Tensors) -> Path:
@@ -99,13 +99,13 @@ class Spool:
         except OSError as broken:
             where = self._folder or self._parent or tempfile.gettempdir()
             raise CheckpointError(
-                f"cannot put replies down in {where}: {broken.strerror or broken}; free some space, then resume the run"
+                f"cannot store replies in {where}: {broken.strerror or broken}; free some space, then resume the run"
             ) from broken
         return path
 
 
 class Kept(Mapping[int, Tensors]):
-    """Single replies by client, in the order of the ask; each is read when it is asked for."""
+    """Single replies by client, in the order of the ask; each is read from the spool when it is used."""
 
     def __init__(self, spool: Spool, entries: Mapping[int, int]) -> None:
         self._spool, self._entries = spool, entries
@@ -123,11 +123,11 @@ class Kept(Mapping[int, Tensors]):
         return len(self._entries)
 
     def blocks(self, size: int = 2**20) -> Iterator[tuple[str, slice, torch.Tensor]]:
-        """Yield all replies in blocks of coordinates: a tensor's name, which of its flat entries, values by client.
+        """Yield all replies in blocks of coordinates: a tensor's name, a slice of its flat entries, and the values.
 
         Values have the shape (clients, entries). At most ``size`` numbers, or one entry of all clients, are read at a
-        time, so that a rule that needs everybody's value of a coordinate holds neither model nor cohort in memory.
-        Tensors that some client did not send are left out.
+        time, so that a rule that compares clients at each coordinate needs little memory. Tensors that some client did
+        not send are left out.
         """
         handles = list(self._entries.values())
         if not handles:

@@ -1,4 +1,4 @@
-"""What a method may know of a federation, and all that its server knows between two asks."""
+"""The setting of a federation, which every method sees, and the state that its server keeps between two asks."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Memory = Mapping[str, Tensors]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method may know of the federation; the same on the server and on every client.
+    """What a method knows of the federation; the same on the server and on every client.
 
     Attributes:
-        seed: of the run; every draw comes from it and a label.
-        rounds: R (T in FedSparsify).
-        clients: K.
+        seed: the run's seed; every random draw follows from it and a label.
+        rounds: R, the number of rounds (T in FedSparsify).
+        clients: K, the number of clients.
         participation: C, the share of clients in a round's cohort.
-        layout: roles and removable units of the model's tensors.
-        specs: shape and dtype of each exchanged tensor.
+        layout: the roles and the removable units of the model's tensors.
+        specs: the shape and dtype of each exchanged tensor.
     """
 
     seed: int
@@ -39,7 +39,7 @@ class Setting:
     specs: Mapping[str, Spec]
 
     def cohort(self, round_: int) -> tuple[int, ...]:
-        """Return A_t: max(floor(C K), 1) clients, uniform without replacement, ascending."""
+        """Return A_t, the cohort: max(floor(C K), 1) clients, drawn uniformly without replacement, ascending."""
         count = max(1, math.floor(self.participation * self.clients + 1e-9))
         draw = torch.randperm(self.clients, generator=stream(self.seed, "cohort", round_))[:count]
         return tuple(sorted(draw.tolist()))
@@ -47,17 +47,17 @@ class Setting:
 
 @dataclass(frozen=True)
 class State:
-    """The server's whole knowledge between two asks; a checkpoint holds exactly this.
+    """All that the server knows of a method between two asks; a checkpoint holds exactly this.
 
     Attributes:
-        setting: see ``Setting``; not stored, it follows from the run's configuration.
-        round: training rounds completed.
-        weights: W, which may be dense beneath the mask (a shadow).
-        mask: M; None: dense.
-        memory: further named tensors of O(model) size, such as the server's velocity.
-        notes: small facts, such as how many exploration steps are done.
-        archive: tensors by key, on disk in a run (explorers' deviations, clients' own models); an entry is never
-            changed after it was written, and may be deleted when it is needed no more.
+        setting: the federation; it is not stored, because it follows from the run's configuration.
+        round: the number of completed training rounds.
+        weights: W; pruned weights may keep a value here (a shadow).
+        mask: M, True for kept entries; None: nothing is pruned.
+        memory: further groups of tensors of the model's size, such as the server's momentum.
+        notes: small facts, such as the number of exploration steps done.
+        archive: tensors by key, on disk in a run (explorers' deviations, clients' own models); entries may be replaced
+            and deleted, but the tensors of an entry are never changed in place.
     """
 
     setting: Setting
@@ -69,5 +69,5 @@ class State:
     archive: Archive = field(default_factory=dict)
 
     def model(self) -> dict[str, torch.Tensor]:
-        """Return W * M: the model that is evaluated, reported and shipped."""
+        """Return W * M, the model that is evaluated, reported and shipped."""
         return masks.apply(self.weights, self.mask)

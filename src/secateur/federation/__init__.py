@@ -1,1 +1,1 @@
-"""A run: the round loop, exchanges, the client side, checkpoints and a run's folder."""
+"""A run: the round loop, exchanges, the client's side, checkpoints and the run's folder."""

@@ -1,4 +1,4 @@
-"""The archive: tensors of single clients on disk, one file an entry, read back when they are wanted."""
+"""The archive: tensors of single clients on disk, one file for each entry, read when they are used."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _END = ".safetensors"
 
 
 class Archive(MutableMapping[str, Tensors]):
-    """Tensors by key, so that memory stays O(model) however many there are; entries may be replaced and deleted.
+    """Tensors by key in files, so that memory stays O(model); entries may be replaced and deleted.
 
-    The file of what was replaced or deleted stays until ``collect``, which is called once the checkpoint that no longer
+    The file of a replaced or deleted entry stays until ``collect``, which is called after a checkpoint that no longer
     needs it is written.
 
     Args:
-        folder: of the files.
-        digests: of each entry, which tell damage, and which version of an entry is wanted; kept with the checkpoint.
+        folder: the folder of the files.
+        digests: the digest of each entry, kept with the checkpoint; it names the entry's current file and shows damage.
     """
 
     def __init__(self, folder: Path, digests: MutableMapping[str, str] | None = None) -> None:
@@ -35,7 +35,7 @@ class Archive(MutableMapping[str, Tensors]):
         self._files = Files(folder, self._wanted, "archive entry")
 
     def __setitem__(self, key: str, tensors: Tensors) -> None:
-        """Write an entry, beside the one that it replaces."""
+        """Write an entry; the file of one that it replaces stays for now."""
         # safetensors keeps its own order: the names' order travels in the header
         data = safetensors.save(dict(tensors), {"order": json.dumps(list(tensors))})
         digest, before = hashlib.sha256(data).hexdigest(), self.digests.get(key)
@@ -45,7 +45,7 @@ class Archive(MutableMapping[str, Tensors]):
         self.digests[key] = digest
 
     def __getitem__(self, key: str) -> Tensors:
-        """Read an entry, and check it against the digest of the time it was written.
+        """Read an entry, and check it against its digest.
 
         Raises:
             CheckpointError: its file is missing or damaged.
@@ -61,11 +61,11 @@ class Archive(MutableMapping[str, Tensors]):
         return {name: tensors[name] for name in order}
 
     def __contains__(self, key: object) -> bool:
-        """Return whether there is such an entry, without reading it."""
+        """Return whether there is an entry of this key, without reading it."""
         return key in self.digests
 
     def __delitem__(self, key: str) -> None:
-        """Forget an entry."""
+        """Delete an entry; its file stays for now."""
         self._files.drop(_name(key, self.digests[key]))
         del self.digests[key]
 
@@ -78,21 +78,21 @@ class Archive(MutableMapping[str, Tensors]):
         return len(self.digests)
 
     def check(self) -> None:
-        """Refuse to go on where a file is missing; the names of all are looked at.
+        """Check that the file of every entry exists, by its name.
 
         Raises:
-            CheckpointError: which.
+            CheckpointError: a file is missing; the text names it.
         """
         if self._files.count() < len(self.digests):
             paths = (self.folder / _name(key, digest) for key, digest in self.digests.items())
             raise CheckpointError(f"archive entry {next(path for path in paths if not path.exists())} is missing")
 
     def commit(self) -> None:
-        """Make what was written survive a power cut."""
+        """Sync the written files to disk, so that they survive a power cut."""
         self._files.commit()
 
     def collect(self) -> None:
-        """Delete the files of what was replaced or deleted."""
+        """Delete the files of replaced and deleted entries."""
         self._files.collect()
 
     def _wanted(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Books: what the server remembers beside its method's state, and how both become durable together."""
+"""Books: what the server remembers besides the method's state, and how both are saved together."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _ARCHIVE, _MASKS, _STATES = "archive", "masks", "clients"
 
 
 class Books:
-    """What the server remembers of single clients and of its requests; what grows with the clients is on disk.
+    """What the server remembers of single clients and of its requests; data that grow with the clients are on disk.
 
     Args:
-        folder: of the run.
-        specs: of the model's tensors.
-        known: says how many rows a client has, where the server knows.
+        folder: the run's folder.
+        specs: the shape and dtype of the model's tensors.
+        known: returns the number of a client's rows if the server knows it.
         base: the model's frozen and constant tensors; each client makes them too, or is sent them once.
 
     Attributes:
         store: facts about single clients.
         archive: tensors of single clients, for the method's state.
-        masks: who holds which mask.
-        claims: how many rows each client has.
-        base: as given, for those that lack them.
-        bases: the digest of the base that each client holds; empty where it said that it lacks it and was not heard of
-            since.
-        residual: what the last training request left out of the weights; it is added to the next one.
+        masks: which client holds which mask.
+        claims: the number of each client's rows.
+        base: as given, for clients that lack these tensors.
+        bases: the digest of the base that each client holds; empty if it said that it lacks the base and has not been
+            heard of since.
+        residual: the part of the weights that rounding left out of the last training request; it is added to the next.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Books:
         """Begin a run.
 
         Raises:
-            CheckpointError: the folder holds one whose checkpoint is missing.
+            CheckpointError: the folder holds a run whose checkpoint is missing.
         """
         self._open(None, [])
 
@@ -66,9 +66,9 @@ class Books:
         """Go on from a checkpoint.
 
         Raises:
-            CheckpointError: what lies beside it is missing, damaged or of another moment.
+            CheckpointError: a file of the run is missing, damaged or belongs to another exchange.
         """
-        self.residual = saved.beside.get("residual", {})
+        self.residual = saved.tensors.get("residual", {})
         self._open(saved.extra["store"], saved.extra["masks"])
 
     def _open(self, mark: Mapping[str, int | str] | None, order: list[str]) -> None:
@@ -78,7 +78,7 @@ class Books:
         self._versions.check()
 
     def attach(self, states: States) -> None:
-        """Let what clients keep go on from here."""
+        """Connect the engine's states of clients with the store."""
         states.restore(self.store.facts(_STATES))
 
     def named(self, client: int) -> Known | None:
@@ -92,10 +92,10 @@ class Books:
             self.bases[client] = self.base.digest
 
     def save(self, state: State, extra: dict[str, Any], states: States) -> None:
-        """Make an exchange durable: what lies beside the checkpoint, then the checkpoint; then drop what it replaced.
+        """Save an exchange: first the other files, then the checkpoint; then delete the files that it replaced.
 
         Raises:
-            CheckpointError: something cannot be written; the checkpoint before is untouched.
+            CheckpointError: a file cannot be written; the last checkpoint is untouched.
         """
         parts = (states, self.archive, self._versions)
         for part in parts:
@@ -106,5 +106,5 @@ class Books:
             part.collect()
 
     def close(self) -> None:
-        """Release the files; what was not saved is lost."""
+        """Close the files; changes that were not saved are lost."""
         self.store.close()

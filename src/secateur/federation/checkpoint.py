@@ -1,7 +1,7 @@
 """Checkpoints: the server's state on disk, replaced atomically after every exchange; and the shipped model.
 
-One safetensors file holds the state; its header holds the rest as JSON, with a digest of both. What grows with the
-clients lies beside it (``store``, ``archive``); the checkpoint says of which exchange that must be.
+One safetensors file holds the state; its header holds the rest as JSON, with a digest of both. Data that grow with the
+number of clients are in other files (``store``, ``archive``); the checkpoint says to which exchange these must belong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FORMAT = 2
 
 
 def write(path: Path, data: bytes) -> None:
-    """Replace a file atomically: a reader, or a crash, sees the old bytes or the new ones, never a mixture.
+    """Replace a file atomically: a reader or a crash finds the old bytes or the new ones, never a mixture.
 
     Raises:
         CheckpointError: the disk is full or not writable; the old file is untouched.
@@ -64,10 +64,10 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Keep every other process away from a run's folder inside the block; the end of this process frees it too.
+    """Lock a run's folder against other processes inside the block; the lock also ends with this process.
 
     Raises:
-        CheckpointError: another process is at it.
+        CheckpointError: another process has locked the folder.
     """
     with (folder / _LOCK).open("a") as lock:
         try:
@@ -90,28 +90,32 @@ def _lock(handle: int) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a checkpoint holds: the state, and what the run itself must know to go on.
+    """The content of a checkpoint: the method's state, and what the run itself needs to go on.
 
     Attributes:
-        state: the method's.
-        extra: small facts, such as the run's position in its own files.
-        beside: named groups of tensors.
+        state: the method's state.
+        extra: small facts, such as the length of the run's records.
+        tensors: further tensors, in named groups.
     """
 
     state: State
     extra: dict[str, Any]
-    beside: Mapping[str, Tensors] = field(default_factory=dict)
+    tensors: Mapping[str, Tensors] = field(default_factory=dict)
 
 
-def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str, Tensors] | None = None) -> None:
-    """Write the checkpoint of ``folder``; ``extra`` and ``beside`` as in ``Saved``."""
-    slashed = [name for name in (*state.memory, *(beside or {})) if "/" in name]
+def save(folder: Path, state: State, extra: dict[str, Any], groups: Mapping[str, Tensors] | None = None) -> None:
+    """Write the checkpoint of ``folder``; ``extra`` and ``groups`` become ``extra`` and ``tensors`` of ``Saved``.
+
+    Raises:
+        CheckpointError: a name has a slash, or the file cannot be written.
+    """
+    slashed = [name for name in (*state.memory, *(groups or {})) if "/" in name]
     if slashed:
         raise CheckpointError(f"State.memory[{slashed[0]!r}]: a name with a slash cannot be read back; use another")
     tensors = {f"weights/{n}": t for n, t in state.weights.items()}
     tensors |= {f"mask/{n}": t for n, t in (state.mask or {}).items()}
     tensors |= {f"memory/{k}/{n}": t for k, group in state.memory.items() for n, t in group.items()}
-    tensors |= {f"beside/{k}/{n}": t for k, group in (beside or {}).items() for n, t in group.items()}
+    tensors |= {f"beside/{k}/{n}": t for k, group in (groups or {}).items() for n, t in group.items()}
     head = {
         "format": _FORMAT, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
         "order": list(tensors), "extra": extra,
@@ -125,10 +129,10 @@ def save(folder: Path, state: State, extra: dict[str, Any], beside: Mapping[str,
 
 
 def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] | None = None) -> Saved:
-    """Read the checkpoint of ``folder``; ``archive`` is the state's.
+    """Return the content of the checkpoint of ``folder``; ``archive`` becomes the state's archive.
 
     Raises:
-        CheckpointError: there is none, it is damaged or of another version of secateur; the text says what to do.
+        CheckpointError: there is none, it is damaged or from another version of secateur; the text says what to do.
     """
     path = folder / NAME
     again = f"start again with: secateur run --config {folder / 'study.toml'}"
@@ -153,23 +157,23 @@ def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] |
         kind, _, rest = name.partition("/")
         group, _, inner = rest.partition("/") if kind in {"memory", "beside"} else ("", "", rest)
         parts.setdefault(f"{kind}/{group}", {})[inner] = tensor
-    memory, beside = (
+    memory, groups = (
         {k.removeprefix(kind): v for k, v in parts.items() if k.startswith(kind)} for kind in ("memory/", "beside/")
     )
     mask = parts.get("mask/", {}) if head["masked"] else None
     kept: MutableMapping[str, Tensors] = {} if archive is None else archive
     state = State(setting, head["round"], parts["weights/"], mask, memory, head["notes"], kept)
-    return Saved(state, head["extra"], beside)
+    return Saved(state, head["extra"], groups)
 
 
 BASE = "base"
-"""The header's entry with the names of the shipped tensors that were never trained, as a JSON list; absent: none."""
+"""The header entry with the names of shipped tensors that were never trained, a JSON list; absent if there are none."""
 
 
 def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, str]) -> None:
-    """Write the final model: dense layout with zeros at pruned entries, ``mask/NAME`` as uint8; ``about`` as header.
+    """Write the final model: dense with zeros at pruned entries, masks as uint8 ``mask/NAME``; header ``about``.
 
-    The header is one entry: safetensors writes several in no fixed order, and equal runs should give equal files.
+    The header is one entry, because safetensors writes several in no fixed order, and equal runs must give equal files.
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.items()}
     tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
@@ -177,7 +181,7 @@ def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, st
 
 
 def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
-    """Return what ``ship`` wrote: the model's tensors, its mask (empty: dense), the header.
+    """Return what ``ship`` wrote: the model's tensors, its mask (empty if nothing is pruned) and the header.
 
     Raises:
         CheckpointError: the folder holds no finished run, or the file is damaged.
@@ -196,18 +200,18 @@ def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
 
 
 def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
-    """Return tensors none of which shares memory with another: safetensors refuses views."""
-    found: dict[str, torch.Tensor] = {}
+    """Return tensors that share no memory with each other, because safetensors refuses views."""
+    separate: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.contiguous()
-        found[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
-        seen.add(found[name].untyped_storage().data_ptr())
-    return found
+        separate[name] = own.clone() if own.untyped_storage().data_ptr() in seen else own
+        seen.add(separate[name].untyped_storage().data_ptr())
+    return separate
 
 
 def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
-    # JSON makes texts of all keys: what was read back must have the digest of what was written
+    # JSON turns keys into texts, and the digest must be the same after reading
     about = json.loads(json.dumps({name: value for name, value in head.items() if name != "digest"}))
     running = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
     for name, tensor in tensors.items():
@@ -220,7 +224,7 @@ def read(path: Path) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        CheckpointError: it is missing, or cannot be read.
+        CheckpointError: the file is missing or cannot be read.
     """
     try:
         return path.read_bytes()
@@ -229,7 +233,11 @@ def read(path: Path) -> bytes:
 
 
 def append(path: Path, line: str) -> int:
-    """Append one line durably and return the file's length after it."""
+    """Append a line durably; return the length of the file in bytes after it.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")

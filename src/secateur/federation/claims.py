@@ -1,4 +1,4 @@
-"""How many rows each client says that it has: its first word counts, and the truth where the server knows it."""
+"""Claims: how many rows each client says it has; its first claim holds, or the true number if the server knows it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Known = Callable[[int, Kind], int | None]
 
 
 def unknown(client: int, kind: Kind) -> int | None:
-    """Know nothing: rows lie where clients are."""
+    """Return None: the server does not know its clients' rows."""
     del client, kind
     return None
 
 
 class Claims:
-    """Rows by kind and client, pinned when a client is first heard of; weights of means come from them.
+    """The rows of each client by kind, pinned at its first reply; they are the weights of means.
 
     Args:
-        known: the true number, where the server simulates its clients; None where it does not know.
-        pinned: for each kind what clients said first, by client.
+        known: returns the true number of a client's rows if the server simulates its clients, otherwise None.
+        pinned: the first claim of each client, by kind and client.
     """
 
     def __init__(self, known: Known = unknown, pinned: Mapping[Kind, MutableMapping[int, int]] | None = None) -> None:
@@ -31,10 +31,10 @@ class Claims:
         self.pinned = {kind: {} for kind in KINDS} if pinned is None else pinned
 
     def check(self, client: int, kind: Kind, count: int) -> None:
-        """Pin a client's first word, or hold a later one against it.
+        """Pin a client's first claim, or compare a later one with it.
 
         Raises:
-            WireError: the client says something else than before, or than the server knows.
+            WireError: the claim differs from the first one, or from the true number.
         """
         true = self._known(client, kind)
         if true is not None and count != true:

@@ -1,4 +1,4 @@
-"""The client's side: bytes in, bytes out. The only thing that an engine calls."""
+"""The client's side: it turns the bytes of a request into those of a reply, and is all that an engine calls."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ from secateur.wire.settings import Wire
 PLAIN = "plain"
 SECONDS = "seconds"
 MEASURED = "measured"
-TOLD: Mapping[str, type] = {SECONDS: float, MEASURED: int}
-"""Scalars that every reply carries beside its method's: seconds that the client worked, from the request to the last
-byte of the reply; and of the rows that it processed those for which ``Client.measure`` took gradients of all weights.
+COST_SCALARS: Mapping[str, type] = {SECONDS: float, MEASURED: int}
+"""The scalars that every reply carries besides those of its method: the seconds that the client worked, from the
+request to the last byte of the reply; and the number of processed rows for which it took gradients of all weights.
 """
 
 
@@ -58,15 +58,15 @@ def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
 
 
 def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Tensor | None = None) -> Setting:
-    """Return what the study's method may know; equal on the server and on every client."""
-    found = layout(model, study.model.structure, inputs)
+    """Return the setting of a study's federation; it is the same on the server and on every client."""
+    units = layout(model, study.model.structure, inputs)
     state = model.state_dict()
-    specs = specs_of({name: state[name] for name in found.travelling})
-    return Setting(study.seed, study.rounds, clients, study.participation, found, specs)
+    specs = specs_of({name: state[name] for name in units.travelling})
+    return Setting(study.seed, study.rounds, clients, study.participation, units, specs)
 
 
 class _Initial(Mapping[str, torch.Tensor]):
-    """theta_0, made when it is first read: most methods never do, and it is as large as the model."""
+    """theta_0, made when it is first read, because most methods never read it and it is as large as the model."""
 
     def __init__(self, make: Callable[[], dict[str, torch.Tensor]]) -> None:
         self._make = make
@@ -86,7 +86,7 @@ class _Initial(Mapping[str, torch.Tensor]):
 
 
 class Participant:
-    """Serves any client of a study from one resident model; one of these lives in each worker.
+    """Serves any client of a study with one resident model; each worker has one participant.
 
     Args:
         study: the study.
@@ -109,7 +109,7 @@ class Participant:
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
-        """Decode, respond, encode; return the reply and what the client keeps (None: nothing new)."""
+        """Decode a request, respond and encode; return the reply and the client's new state (None: unchanged)."""
         if self.study.compute.stacks:
             (answer,) = self.together([(client, request, state)])
             if isinstance(answer, Exception):
@@ -121,7 +121,7 @@ class Participant:
     def together(
         self, asked: Sequence[tuple[int, bytes, bytes | None]]
     ) -> Sequence[tuple[bytes, bytes | None] | Exception]:
-        """Serve several clients, whose trainings are done in one; an exception stands in its client's place."""
+        """Serve several clients, which train together; an exception stands in the place of its client's answer."""
         return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
 
     def _serve(
@@ -157,7 +157,7 @@ class Participant:
         return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
 
     def _read_any(self, request: bytes, kept: WireMemory, clock: stacked.Clock) -> tuple[Message, float]:
-        """Decode a request that may refer to any of the masks that its client remembers."""
+        """Decode a request that may refer to any of the masks that the client remembers."""
         *others, last = kept.known()
         for held in others:
             with contextlib.suppress(MaskNotHeldError):
@@ -165,9 +165,9 @@ class Participant:
         return self._read(request, last, clock)
 
     def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
-        """Decode a request; one that came just before, to a client that holds the same mask, is not read twice.
+        """Decode a request, or reuse the last one if its bytes and the held mask are the same.
 
-        The seconds that this spares come with it: a client that is alone on its machine would take them.
+        The seconds saved are returned too, because a client alone on its machine would have spent them.
         """
         before, held_before, message, taken = self._last or (None, None, None, 0.0)
         again = before is request and (held is held_before or (held is not None and same(held, held_before)))
@@ -207,7 +207,7 @@ class Participant:
 
 @dataclass(frozen=True)
 class _Sending:
-    """A reply on its way out: as the study's wire wants it, with what was left out before, if it is trained weights."""
+    """Encodes a reply by the study's wire settings; trained weights get the residual of earlier replies added."""
 
     wire: Wire
     request: Message
@@ -217,48 +217,48 @@ class _Sending:
     seed: int
     trains: bool
 
-    def encode(self, told: Mapping[str, Scalar]) -> tuple[bytes, WireMemory]:
-        """Return the payload, and what this end of the wire remembers after it."""
+    def encode(self, costs: Mapping[str, Scalar]) -> tuple[bytes, WireMemory]:
+        """Return the payload, with the scalars of ``costs``, and the wire memory after it."""
         wanted, sent = self.reply, self.reply
         if self.trains:
             wanted, sent = self._shape()
-        sent = replace(sent, scalars={**self.reply.scalars, **told})
+        sent = replace(sent, scalars={**self.reply.scalars, **costs})
         known = self.request.mask
         template = specs_of(self.request.tensors)
         answer = encode(
             sent, values=self.wire.values, known=known, template=template, context=self.context, seed=self.seed
         )
-        if not self.trains or not self.wire.feedback or not self.wire.leaves_out:
+        if not self.trains or not self.wire.feedback or not self.wire.has_residual:
             return answer, self.kept
         arrived = decode(answer, Expected.of(sent.tensors, mask="optional", known=known))
         return answer, replace(self.kept, residual=feedback.residual(wanted, arrived))
 
     def _shape(self) -> tuple[Message, Message]:
-        """Return what is to be told of the trained weights, and what of it is sent."""
+        """Return the trained weights as a whole message, and the part of it that is sent."""
         reply = self.reply
         if self.wire.replies != "weights":
             reply = feedback.as_update(reply, self.request.tensors)
-        if self.wire.feedback and self.wire.leaves_out:
+        if self.wire.feedback and self.wire.has_residual:
             reply = feedback.add(reply, self.kept.residual)
         return reply, feedback.top_k(reply, self.wire.topk) if self.wire.replies == "topk" else reply
 
 
 def further_scores(task: tasks.Task) -> Mapping[str, type]:
-    """Return the scalars of a reply to ``EVALUATE`` for a task's scores beside the main one.
+    """Return the scalars of a reply to ``EVALUATE`` for a task's further scores, after the main one.
 
-    Each has its value, and whether it is defined on the client's test rows; 0 where it is not.
+    Each score has its value, 0 if undefined, and a flag whether it is defined on the client's test rows.
     """
     further = task.metrics[1:]
     return {metric.name: float for metric in further} | {defined(metric): bool for metric in further}
 
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
-    """Return rows as they are stored with how they become model inputs."""
+    """Return stored rows together with how they become model inputs."""
     return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:
-    """Return one model input of zeros, with its batch dimension."""
+    """Return a batch of one model input of zeros."""
     x, _ = wrap(rows, torch.zeros(1, *rows.input_shape), torch.zeros(1)).batch(slice(0, 1))
     return x
 

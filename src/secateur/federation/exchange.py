@@ -1,4 +1,4 @@
-"""One ask on its way: encode the request for each client, check each reply, count what the engine carried."""
+"""The exchange of one ask: requests are encoded, replies are checked and reduced, and carried bytes are counted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_size
 from secateur.wire.message import Expected, Masks, Message, Scalar, Spec, Tensors, specs_of
 
 _MOST_SAMPLES = 2**40
-_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.TOLD), (0, _MOST_SAMPLES))
+_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.COST_SCALARS), (0, _MOST_SAMPLES))
 _TRAINED: Mapping[str, Kind] = {"samples": "train"}
 _HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
 _WRITTEN = 64 * 2**20
@@ -49,7 +49,7 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _Slice:
-    """The mask of a client that is sent a part of its own, read once and packed until the client answers."""
+    """The mask of a client that is sent its own part of the model, read once and packed until the client answers."""
 
     packed: Tensors
     specs: Mapping[str, Spec]
@@ -65,24 +65,24 @@ class _Slice:
 
 @dataclass
 class Exchange:
-    """One ask under way.
+    """The exchange of one ask between the server and its clients.
 
     Attributes:
-        ask: what is asked of whom.
-        engine: carries it.
+        ask: the ask.
+        engine: carries requests and replies.
         study: says how values travel.
-        books: read and brought up to date.
-        setting: of the federation.
-        guards: what replies must pass, in their order at a client.
-        deadline: seconds for all replies; None: no limit.
-        bounds: least and most of scalars, by name; a reply beyond them costs its sender the place.
-        notify: called with (answered, asked).
-        macs_of: MACs of an example under a mask, on surviving weights and after the cuts.
-        down, up: bytes carried, by part.
-        left_out: who, and why.
-        told: the scalars of each reply that counts, in the order of the ask.
-        each: bytes carried down and up, by client.
-        macs: what ``macs_of`` says of the slice of each client whose reply counts.
+        books: the server's notes of single clients, which are updated.
+        setting: the federation.
+        guards: the guards of the study, in their order at a client.
+        deadline: the seconds for all replies; None: no limit.
+        bounds: least and most of scalars, by name; a reply beyond them is refused.
+        notify: called with the numbers of clients answered and asked.
+        macs_of: returns the MACs of an example under a mask, on surviving weights and with units cut.
+        down, up: the bytes carried, by part of the payload.
+        left_out: the clients that were left out, each with the reason.
+        reply_scalars: the scalars of each accepted reply, in the order of the ask.
+        carried: the bytes carried down and up, by client.
+        macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
     """
 
     ask: Ask
@@ -98,8 +98,8 @@ class Exchange:
     down: Counter[str] = field(default_factory=Counter)
     up: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, Any]] = field(default_factory=list)
-    told: list[dict[str, Any]] = field(default_factory=list)
-    each: dict[int, list[int]] = field(default_factory=dict)
+    reply_scalars: list[dict[str, Any]] = field(default_factory=list)
+    carried: dict[int, list[int]] = field(default_factory=dict)
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -121,7 +121,7 @@ class Exchange:
 
     def _expected(self) -> Expected:
         expects = self.ask.expects
-        scalars = {**(expects.scalars or {}), **client.TOLD}
+        scalars = {**(expects.scalars or {}), **client.COST_SCALARS}
         expects = replace(expects, scalars=scalars, values=self.study.wire.values)
         if not self._trains or self.study.wire.replies != "topk":
             return expects
@@ -158,9 +158,9 @@ class Exchange:
         return decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
 
     def _slice(self, who: int) -> tuple[Outgoing, Masks | None, str]:
-        """Return the request of a client with a part of its own, its mask and the mask's name.
+        """Return the request to a client with its own part of the model, its mask and the mask's name.
 
-        What rounding leaves out of it is lost.
+        There is no error feedback for such a request.
         """
         whole, mask, name = self.ask.message, self.ask.message.mask, self._name
         if self.ask.slices is not None:
@@ -174,10 +174,10 @@ class Exchange:
         return outgoing, mask, name
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
-        """Yield each client with its checked reply as it arrives; None for one that failed or was refused.
+        """Yield each client with its checked reply, as replies arrive; None if it failed or was refused.
 
         Raises:
-            EngineError: they were read before.
+            EngineError: the replies were read before.
         """
         if self._read:
             raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
@@ -186,14 +186,14 @@ class Exchange:
             self.notify(answered, len(self.ask.clients))
             yield who, self._check(who, reply)
         place = {client: number for number, client in enumerate(self.ask.clients)}
-        for rows in (self.told, self.left_out):
+        for rows in (self.reply_scalars, self.left_out):
             rows.sort(key=lambda row: place[row["client"]])
         answers = {who: self._answered[who] for who in self.ask.clients if who in self._answered}
         if self.ask.message.mask is not None:
             self.books.masks.confirm(answers, self.ask.message.mask)
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
-        """Return what the replies became; ``spool`` takes those that must stay single."""
+        """Return the reduced replies; ``spool`` stores those that must stay single."""
         reducer = Reducer(self.ask, state.setting, spool)
         for who, reply in self.replies():
             if reply is None:
@@ -203,7 +203,7 @@ class Exchange:
         return reducer.finish(state)
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
-        """Yield each client's answer; who lacks what the request refers to is asked once more, and sent it."""
+        """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""
         begun = time.monotonic()
         again: dict[int, str] = {}
         for who, reply in self._carry(self.ask.clients, self.deadline):
@@ -234,10 +234,10 @@ class Exchange:
     def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
         for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
             if not isinstance(reply, Failure):
-                self.each.setdefault(who, [0, 0])[1] += len(reply)
+                self.carried.setdefault(who, [0, 0])[1] += len(reply)
             if not isinstance(reply, Failure) or reply.sent:
                 self.down.update(self._sent[who].parts)
-                self.each.setdefault(who, [0, 0])[0] += sum(self._sent[who].parts.values())
+                self.carried.setdefault(who, [0, 0])[0] += sum(self._sent[who].parts.values())
                 self._answered[who] = False
             yield who, reply
 
@@ -259,7 +259,7 @@ class Exchange:
         return request
 
     def _remember(self, to: tuple[str | None, bool], request: bytes) -> None:
-        """Keep the last requests that were written, within a budget."""
+        """Keep the last encoded requests, within a budget of bytes."""
         if self._outgoing is not None:
             self._written[to] = request
             while len(self._written) > 1 and len(self._written) * len(request) > _WRITTEN:
@@ -290,7 +290,7 @@ class Exchange:
             self.macs[who] = self.macs_of(known)
             own = message.mask is not None and message.mask is not known
             self.books.masks.note(who, name_of(message.mask or {}) if own else part.name)
-        self.told.append({"client": who, **message.scalars})
+        self.reply_scalars.append({"client": who, **message.scalars})
         return counted
 
     def _check_claims(self, who: int, scalars: Mapping[str, Scalar]) -> None:

@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, how a new one is made, and how its study, records and summary are read."""
+"""A run's folder: the names of its files, making a new folder, and reading its study, records and summary."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ LOG = "run.log"
 
 
 def new_folder(study: Study, out: Path | None) -> Path:
-    """Return where a new run goes: ``out``, or runs/METHOD-HASH with a number where that is taken.
+    """Return the folder of a new run: ``out``, or runs/METHOD-HASH, with a number if that exists.
 
     Raises:
-        ConfigError: ``out`` is a file or holds something already.
+        ConfigError: ``out`` is a file or a folder that is not empty.
     """
     if out is not None:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -36,7 +36,7 @@ def new_folder(study: Study, out: Path | None) -> Path:
 
 
 def reserve(folder: Path, study: Study) -> None:
-    """Make a run's folder with its complete study in it, which ``resume`` reads.
+    """Make a run's folder and write its complete study into it, which ``resume`` reads.
 
     Raises:
         ConfigError: the folder cannot be made.
@@ -62,7 +62,7 @@ def read_study(folder: Path) -> Study:
 
 
 def read_records(folder: Path) -> list[Row]:
-    """Return the records of a run: one row an exchange, in their order.
+    """Return the records of a run: one row for each exchange, in order.
 
     Raises:
         CheckpointError: the folder holds no records.
@@ -77,20 +77,20 @@ def read_records(folder: Path) -> list[Row]:
 
 
 def read_summary(folder: Path) -> Row | None:
-    """Return the summary of a finished run; None of a run that has not ended."""
+    """Return the summary of a finished run; None if the run has not ended."""
     path = folder / SUMMARY
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk may cut short; what counts is in the records, whose failures are raised."""
+    """A log file whose write errors are ignored; the records hold what counts, and their errors are raised."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 -- logging's name
-        """Keep quiet."""
+        """Ignore the error."""
 
 
 def open_log(log: logging.Logger, folder: Path) -> logging.Handler:
-    """Write what is logged to a run's folder; return the handler, which its user removes and closes.
+    """Log to a file in a run's folder from now on; return the handler, which the caller removes and closes.
 
     Raises:
         CheckpointError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Held masks: who holds which mask, so that it need not travel again, or only what changed of it."""
+"""Held masks: which client holds which mask, so that a mask travels only once, and later only its changes."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ _MOST_VERSIONS = 32
 
 
 def name_of(mask: Masks) -> str:
-    """Return the name of a mask: the digest by which payloads refer to it."""
+    """Return the name of a mask: its digest, by which payloads refer to it."""
     return masks.digest(mask).hex()
 
 
 class HeldMasks:
     """The server's notes of which client holds which mask.
 
-    Of each client the mask's name is noted. What a name stands for is kept of masks that many hold, at a bit a weight:
-    the 32 newest, together the size of one model, from which a client is told what changed. A mask of a client's own is
-    not kept here: while it stays what it was, its name is all that has to travel, and whoever sends it has it at hand.
-    Nothing breaks where a note is wrong: a client that does not hold what a payload refers to says so, and gets the
+    The notes have the name of each client's mask. The masks themselves are kept if many clients share them, at a bit a
+    weight: the 32 newest versions, together the size of one model; a later mask is sent as its changes to one of them.
+    A client's own mask is not kept here: as long as it does not change, only its name has to travel, and the sender has
+    the mask. A wrong note does no harm: a client that does not hold the mask a payload refers to says so, and gets the
     whole mask within the same exchange.
 
     Args:
-        specs: of the model's tensors.
+        specs: the shape and dtype of the model's tensors.
         held: the name of the mask that each client holds.
-        versions: packed masks by name.
-        order: names of the versions, the newest last.
+        versions: packed masks, by name.
+        order: the names of the versions, the newest last.
     """
 
     def __init__(
@@ -42,28 +42,28 @@ class HeldMasks:
         self.order = list(order)
 
     def name(self, client: int, at_hand: str = "") -> str | None:
-        """Return the name of the mask that a client holds; None where it is unknown, or what it stands for is.
+        """Return the name of the mask that a client holds; None if the name or the mask is unknown.
 
         Args:
-            client: whose.
+            client: the client.
             at_hand: the name of a mask that the caller has.
         """
         name = self.held.get(client)
         return name if name is not None and (name == at_hand or name in self.versions) else None
 
     def mask(self, name: str) -> Masks:
-        """Return what the name of a version stands for."""
+        """Return the mask of a version, by its name."""
         return masks.unpack(self.versions[name], self.specs)
 
     def note(self, client: int, name: str | None) -> None:
-        """Note which mask a client holds; None: it is not known any more."""
+        """Note which mask a client holds; None: unknown from now on."""
         if name is None:
             self.held.pop(client, None)
         else:
             self.held[client] = name
 
     def confirm(self, clients: Mapping[int, bool], mask: Masks) -> None:
-        """Note who answered to a message with this mask; what the others hold is not known any more."""
+        """Note which clients answered a message with this mask; the masks of the others are unknown from now on."""
         name = name_of(mask)
         for client, answered in clients.items():
             self.note(client, name if answered else None)

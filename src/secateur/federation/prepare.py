@@ -1,4 +1,4 @@
-"""Shards on disk for a simulated federation, for a node with its own data, and for a server without any rows."""
+"""Making shards on disk: for a simulated federation, for a node with its own data, and for a server without rows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from secateur.study.study import Study
 
 @contextlib.contextmanager
 def federation(study: Study) -> Iterator[Path]:
-    """Load and partition a study's data; yield a folder of shards, which is deleted at the end of the block.
+    """Load and partition a study's data into a folder of shards, which is deleted at the end of the block.
 
     Raises:
         DataError: the data cannot be read, or the partition leaves clients empty.
@@ -40,18 +40,18 @@ def federation(study: Study) -> Iterator[Path]:
 
 
 def simulated(study: Study, cache: Path) -> Path:
-    """Return the folder of the shards of ``federation``, kept in ``cache`` for all processes of this machine.
+    """Return a folder with the shards of ``federation``, kept in ``cache`` for all processes of this machine.
 
-    They are made again when a file of the data changes.
+    They are made again if a file of the data changes.
     """
     key = [study.data.model_dump(mode="json"), study.seed, _marks(*_places(study.data.source))]
     return _once(cache, key, lambda folder: _simulated(study, folder))
 
 
 def own(study: Study, client: int, folder: str, cache: Path) -> Path:
-    """Return the folder of shards in which one client has the rows of ``folder`` and all others none.
+    """Return a folder of shards in which one client has the rows of ``folder`` and all others have none.
 
-    They are made again when a file of the folder changes.
+    They are made again if a file of the folder changes.
 
     Raises:
         DataError: there is no such folder, it is empty, or its rows cannot be used.
@@ -89,18 +89,18 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
 
 
 def _learnt(study: Study, source: Source) -> Source:
-    """Return the source with what is learnt of it, where the study says so."""
+    """Return the source with the study's task, if the study names one."""
     return replace(source, task=study.data.task) if study.data.task else source
 
 
 def _places(source: str) -> list[Path]:
-    """Return the paths that a data specification may hold: after its first colon, or its second for a user's loader."""
+    """Return the paths that a data specification may hold: after the first colon, or the second for a user's loader."""
     given = source.partition(":")[2].partition("#")[0]
     return [Path(text).expanduser() for text in (given, given.partition(":")[2]) if text]
 
 
 def _marks(*places: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and time of each file in some places; they change with the files."""
+    """Return name, size and modification time of each file under some paths, which show if a file changed."""
     files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))) if p.is_file()]
     return [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
 

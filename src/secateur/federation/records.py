@@ -1,4 +1,4 @@
-"""Records: what the rows of a run add up to, and whether it was a run at all."""
+"""Records: the summary of a run's rows, and the check that every phase had replies."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from secateur.study.study import Study
 Row = dict[str, Any]
 
 VALIDATION = "validation"
-"""The main score on validation rows, in a record; scores on test rows stand under their own names."""
+"""The key, in a record, of the main score on validation rows; scores on test rows have their own names as keys."""
 
 METRIC = "metric"
-"""Where a record says which score is the main one, and which way is better; see ``metrics.metric_of``."""
+"""The key, in a record, that describes the main score; see ``metrics.metric_of``."""
 
 _LONGEST = 500  # characters of a reason
 
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Add up a run's records, each phase on its own line; ``left_out``: by client, in how many exchanges."""
+    """Return the summary of a run: its records summed by phase, and in how many exchanges each client was left out."""
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     server = ("server_seconds", "server_macs")
     phases: dict[str, Row] = {}
@@ -43,23 +43,23 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     return {**whole, "phases": phases, "left_out": named, "final": final}
 
 
-def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
-    """Return what clients' replies to ``EVALUATE`` add up to: each one's score on test rows, and means by rows.
+def local_scores(replies: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
+    """Return the scores in clients' replies to ``EVALUATE``: each client's score on test rows, and the means by rows.
 
-    The means, on test and on validation rows, are the run's scores where no server has one (not ``central``). Of the
-    scores beside the main one, those clients count on whose rows they are defined.
+    The means, on test and on validation rows, are the run's scores if the server has no test set (not ``central``). A
+    further score is averaged over the clients on whose rows it is defined.
     """
-    scored = [t for t in told if int(t["samples"])]
+    scored = [t for t in replies if int(t["samples"])]
     row: Row = {"local": sorted(float(t["metric"]) for t in scored)}
-    if told:
-        row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or told) / len(scored or told)
+    if replies:
+        row["local_sparsity"] = sum(float(t["sparsity"]) for t in scored or replies) / len(scored or replies)
     if central:
         return row
     main, *further = metrics
     parts = [
-        (main.name, "metric", "samples", told), ("loss", "loss", "samples", told),
-        *((m.name, m.name, "samples", [t for t in told if t[defined(m)]]) for m in further),
-        (VALIDATION, "validation", "validation_samples", told),
+        (main.name, "metric", "samples", replies), ("loss", "loss", "samples", replies),
+        *((m.name, m.name, "samples", [t for t in replies if t[defined(m)]]) for m in further),
+        (VALIDATION, "validation", "validation_samples", replies),
     ]  # fmt: skip
     for name, key, rows, of in parts:
         count = sum(int(t[rows]) for t in of)
@@ -69,15 +69,15 @@ def local_scores(told: Sequence[Row], metrics: Sequence[Metric], *, central: boo
 
 
 def defined(metric: Metric) -> str:
-    """Return the scalar by which a client says that a score beside the main one is defined on its test rows."""
+    """Return the name of the scalar by which a client says whether a further score is defined on its test rows."""
     return f"{metric.name}_defined"
 
 
 def check_answers(rows: Iterable[Row]) -> None:
-    """Refuse records with a phase in which no reply of any client ever counted: their run is no result.
+    """Refuse records with a phase in which no reply of any client counted, because such a run is no result.
 
     Raises:
-        NobodyTrainedError: the text names the phase, and the reason that was given most often.
+        NobodyTrainedError: there is such a phase; the text names it and the most frequent reason.
     """
     asked, why = Counter[str](), dict[str, list[Row]]()
     for row in rows:
@@ -88,10 +88,10 @@ def check_answers(rows: Iterable[Row]) -> None:
 
 
 def check_any(phase: str, asked: int, reasons: Sequence[str]) -> None:
-    """Raise where all that were asked in a phase were left out, for these reasons.
+    """Refuse a phase in which all ``asked`` requests failed, for these reasons.
 
     Raises:
-        NobodyTrainedError: see ``check_answers``.
+        NobodyTrainedError: there are at least as many reasons as requests; see ``check_answers``.
     """
     if not asked or len(reasons) < asked:
         return
@@ -103,13 +103,13 @@ def check_any(phase: str, asked: int, reasons: Sequence[str]) -> None:
 
 
 def short(reason: str) -> str:
-    """Return a reason as one line: a client's own words may be long, and of several lines."""
+    """Return a reason as one line of at most 500 characters; a client's message may be longer."""
     text = " ".join(reason.split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def line(row: Row) -> str:
-    """Return a record in one line, for logs."""
+    """Return a record as one line of text, for logs."""
     metric = metric_of(row)
     shown = ((metric.name, metric.shown), (VALIDATION, "validation"))
     quality = "".join(f"{label} {row[name]:.4f} " for name, label in shown if name in row)

@@ -1,4 +1,4 @@
-"""The server's side: the round loop that joins a method and an engine, its records and its checkpoint."""
+"""The server's side of a run: the round loop that joins a method and an engine, its records and its checkpoints."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Watch = Callable[[Row], None]
 
 
 def silent(row: Row) -> None:
-    """Watch nothing."""
+    """Ignore an event of the run."""
     del row
 
 
@@ -70,7 +70,7 @@ OpenEngine = Callable[..., Engine]
 def open_local(
     make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
 ) -> Engine:
-    """Return the default engine: worker processes on this machine; clients' states lie in the run's folder."""
+    """Return the default engine: worker processes on this machine, with clients' states in the run's folder."""
     store = StateStore(folder / "clients", runtime.state_budget)
     return LocalEngine(
         make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
@@ -78,7 +78,19 @@ def open_local(
 
 
 class Run:
-    """A run in its folder: ``study.toml``, ``rounds.jsonl``, checkpoint, ``model.safetensors``, ``run.log``."""
+    """A run and its folder: ``study.toml``, ``rounds.jsonl``, checkpoint, ``model.safetensors``, ``run.log``.
+
+    Args:
+        study: what defines the result.
+        runtime: settings that do not change the result, such as the number of workers.
+        folder: the run's folder.
+        shards: the folder of the clients' rows.
+        open_engine: makes the engine.
+
+    Raises:
+        ConfigError: the study, its method, model and data do not fit together.
+        ModelError: the method cannot serve the model.
+    """
 
     def __init__(
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
@@ -110,7 +122,7 @@ class Run:
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
-        """Return the first state; nothing is asked yet."""
+        """Return the first state of a new run, before any client is asked."""
         self.books.begin()
         return self.method.start(self.setting, self.initial, self.books.archive)
 
@@ -134,7 +146,12 @@ class Run:
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
-        """Run from ``state`` to the end, checkpointing after every exchange; return the summary."""
+        """Run from ``state`` to the end, with a checkpoint after every exchange; return the summary.
+
+        Raises:
+            NobodyTrainedError: no reply counted in some phase.
+            CheckpointError: something cannot be written.
+        """
         handler = open_log(self.log, self.folder)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -144,7 +161,7 @@ class Run:
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
-                if (self.folder / ROUNDS).exists():  # what came after the checkpoint is done again
+                if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
                     os.truncate(self.folder / ROUNDS, self.records)
                 return self._loop(state, engine, watch)
         finally:
@@ -185,7 +202,7 @@ class Run:
         )
 
     def _refined(self, state: State) -> State:
-        """Let the server work on the model; what it costs stands in the next record."""
+        """Return the state after the server's own work on the model; its cost is written to the next record."""
         if not self.method.refines:
             return state
         begun = time.perf_counter()
@@ -198,9 +215,9 @@ class Run:
         return state
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
-        processed = sum(int(t.get("processed", 0)) for t in exchange.told)
-        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.told}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.told if "loss" in t]
+        processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
+        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.reply_scalars}
+        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -210,7 +227,7 @@ class Run:
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
-            "each": [[who, *carried] for who, carried in sorted(exchange.each.items())],
+            "each": [[who, *carried] for who, carried in sorted(exchange.carried.items())],
             "each_seconds": [[who, spent] for who, spent in worked.items()],
             "client_seconds": sum(worked.values()),
             "seconds": seconds,
@@ -222,16 +239,16 @@ class Run:
         }
 
     def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
-        """Return what the clients computed: on surviving weights, and on the models that were really cut.
+        """Return the MACs that clients computed: on surviving weights, and on the models with units cut.
 
-        A row is multiplied three times: forward, and backward by what entered a layer and by its weights. Where
-        gradients of all weights are measured, the third time counts them all, and nothing is cut.
+        A training row costs three passes of MACs: forward, and backward for a layer's inputs and for its weights. If
+        gradients of all weights are measured, the third pass counts all weights, and nothing is cut.
         """
-        trained, measured = Counter[int](), Counter[int]()  # by whose mask; -1: everyone's
-        for told in exchange.told:
-            who, rows = int(told["client"]) if ask.slices else -1, int(told.get("processed", 0))
-            measured[who] += min(rows, int(told[client.MEASURED]))
-            trained[who] += rows - min(rows, int(told[client.MEASURED]))
+        trained, measured = Counter[int](), Counter[int]()  # by client, or -1 if all have one mask
+        for reply in exchange.reply_scalars:
+            who, rows = int(reply["client"]) if ask.slices else -1, int(reply.get("processed", 0))
+            measured[who] += min(rows, int(reply[client.MEASURED]))
+            trained[who] += rows - min(rows, int(reply[client.MEASURED]))
         shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
         surviving = physical = 0
         for who, rows in trained.items():
@@ -241,7 +258,7 @@ class Run:
         return {"train_macs": surviving, "train_macs_physical": physical}
 
     def _macs(self, mask: Mask | None) -> tuple[int, int]:
-        """Return MACs of one example under a mask: on surviving weights, and after the cuts."""
+        """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
         return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
@@ -269,16 +286,16 @@ class Run:
         return row
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
-        """Score a model on some of the server's rows."""
+        """Return the score of a model on some of the server's rows."""
         resident.load(self.model, tensors)
         return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return exchanged tensors with those that training leaves alone."""
+        """Return the exchanged tensors together with those that never travel."""
         return {**self.base, **tensors}
 
     def _widths(self, state: State) -> Row:
-        """Score the narrower models that the shipped one holds."""
+        """Return the scores and MACs of the narrower models within the shipped one."""
         widths = self.method.widths(state) if self.central else {}
         parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
         scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
@@ -310,7 +327,7 @@ class Run:
         return summary
 
     def _structure(self, state: State) -> Row:
-        """Count what is left after the dead units are really cut out of the model."""
+        """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
         dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
         resident.load(self.model, state.model())
@@ -326,7 +343,7 @@ class Run:
         }
 
     def _examined(self, state: State, engine: Engine) -> Exchange:
-        """Let clients score a model on the rows that they hold out; nobody is asked where nobody has any."""
+        """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
         ask = self.method.examine(state)
         main, *further = self.task.metrics
@@ -340,16 +357,23 @@ class Run:
         return exchange
 
     def _local(self, exchange: Exchange) -> Row:
-        """Return clients' scores; their traffic stands on its own line.
+        """Return the clients' scores, and the bytes of the exchange under ``evaluate_bytes``.
 
-        Where the server has no test set, their mean, weighted by rows, is the run's score.
+        If the server has no test set, their mean by rows is the run's score.
         """
         carried = sum(exchange.down.values()) + sum(exchange.up.values())
-        return {"evaluate_bytes": carried, **local_scores(exchange.told, self.task.metrics, central=self.central)}
+        return {
+            "evaluate_bytes": carried,
+            **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
+        }
 
 
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
-    """Run a study in a new folder and return its summary."""
+    """Run a study in a new folder and return its summary.
+
+    Raises:
+        SecateurError: the run cannot start or go on; see ``Run``.
+    """
     reserve(new_folder(study, folder), study)
     return resume(folder, runtime, shards=shards, watch=watch)
 
@@ -362,7 +386,11 @@ def resume(
     watch: Watch = silent,
     open_engine: OpenEngine = open_local,
 ) -> Row:
-    """Go on with a run from its last checkpoint; a finished run returns its summary unchanged."""
+    """Go on with a run from its last checkpoint, and return its summary; a finished run is not changed.
+
+    Raises:
+        CheckpointError: the folder holds no run, or one that cannot go on.
+    """
     if (summary := read_summary(folder)) is not None:
         return summary
     with checkpoint.alone(folder):

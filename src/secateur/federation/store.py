@@ -1,8 +1,8 @@
 """The store: small facts about single clients, in one SQLite file of a run that goes together with its checkpoint.
 
-Which mask a client holds, how many rows it claimed, the name of what it keeps, the digest of what the archive has of
-it: facts that grow with the clients that were ever asked. The checkpoint is written anew after each exchange and must
-not grow with them; the store is changed where an exchange changed something.
+The facts are which mask a client holds, how many rows it claimed, the name of the state it keeps and the digests of its
+entries in the archive. They grow with the number of clients that were ever asked. The checkpoint is written anew after
+each exchange and must not grow with them; in the store only those facts are written that an exchange changed.
 
 Each exchange is one transaction, committed just before its checkpoint is written. What it overwrote stays until the
 next one, so that a run which was killed between the two goes on from the checkpoint of the exchange before.
@@ -57,17 +57,17 @@ class Facts(MutableMapping[Key, Value], Generic[Key, Value]):
         return value
 
     def __setitem__(self, key: Key, value: Value) -> None:
-        """Note or replace a fact."""
+        """Write or replace a fact."""
         self._store.put(self._kind, key, value)
 
     def __delitem__(self, key: Key) -> None:
-        """Forget a fact."""
+        """Delete a fact."""
         if key not in self:
             raise KeyError(key)
         self._store.put(self._kind, key, None)
 
     def __contains__(self, key: object) -> bool:
-        """Return whether there is such a fact."""
+        """Return whether there is a fact of this key."""
         return self._store.get(self._kind, key) is not None
 
     def __iter__(self) -> Iterator[Key]:
@@ -75,7 +75,7 @@ class Facts(MutableMapping[Key, Value], Generic[Key, Value]):
         return iter(self._store.keys(self._kind))
 
     def __len__(self) -> int:
-        """Return how many there are; the whole store is read for it."""
+        """Return the number of facts of the kind; the whole store is read for it."""
         return sum(1 for _ in self._store.keys(self._kind))
 
 
@@ -86,7 +86,7 @@ class Store:
     ``close``.
 
     Raises:
-        CheckpointError: by each method where the file cannot be read or written.
+        CheckpointError: the file cannot be read or written; every method may raise it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -135,7 +135,7 @@ class Store:
                 yield key
 
     def put(self, kind: str, key: int | str, value: int | str | None) -> None:
-        """Note or replace a fact; None: forget it."""
+        """Write or replace a fact; None: delete it."""
         before = self.get(kind, key)
         if before == value:
             return
@@ -144,7 +144,7 @@ class Store:
         self._write(key, kind, before, value)
 
     def commit(self) -> dict[str, int | str]:
-        """Make an exchange's changes durable; return what its checkpoint has to tell to ``open``."""
+        """Make an exchange's changes durable; return the mark that its checkpoint keeps for ``open``."""
         self._begin()
         self._exchange += 1
         self._run("UPDATE done SET exchange = ?", self._exchange)
@@ -152,7 +152,7 @@ class Store:
         return {"exchange": self._exchange, "digest": self._digest()}
 
     def close(self) -> None:
-        """Release the file; what was not committed is lost."""
+        """Close the file; changes that were not committed are lost."""
         if self._database is not None and self.path is not None:
             self._database.close()
             self._database = None
@@ -172,7 +172,7 @@ class Store:
             self._exchange = database.execute("SELECT exchange FROM done").fetchone()[0]
 
     def _refuse_lost_checkpoint(self) -> None:
-        """Refuse to begin where a run was: a store of more than one exchange had a checkpoint."""
+        """Refuse to begin in the folder of an earlier run: a store of several exchanges had a checkpoint."""
         if self.path is None or not self.path.exists():
             return
         self._connect()
@@ -239,7 +239,7 @@ class Store:
 
     @contextlib.contextmanager
     def _errors_named(self) -> Iterator[None]:
-        """Name the file in whatever goes wrong inside the block."""
+        """Turn database errors inside the block into errors that name the file."""
         try:
             yield
         except sqlite3.OperationalError as broken:

@@ -1,4 +1,4 @@
-"""The client's side of ``Pruned``: a mod that decodes and encodes sparse messages for an app with dense arrays."""
+"""The client's side of ``Pruned``: a mod that translates between sparse messages and an app's dense arrays."""
 
 from __future__ import annotations
 
@@ -26,17 +26,22 @@ _mask: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("mask", def
 
 
 def prune(model: nn.Module) -> Prune:
-    """Return a mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass unchanged.
+    """Return the mod for a ClientApp whose server runs ``Pruned``; messages without a sparse payload pass unchanged.
 
     Args:
-        model: the app's model, which gives the names and shapes of tensors; its weights do not matter.
+        model: the app's model, for the names and shapes of its tensors; its weights do not matter.
     """
     return Prune(specs_of(model.state_dict()), tuple(layout(model).trainable))
 
 
 @dataclass(frozen=True)
 class Prune:
-    """The mod that ``prune`` returns; an object of a class, so that it can be sent to worker processes."""
+    """The mod that ``prune`` returns; it is a class so that instances can be sent to worker processes.
+
+    Attributes:
+        specs: the shape and dtype of each tensor of the model.
+        trained: the names of the tensors that the app trains.
+    """
 
     specs: dict[str, Spec]
     trained: tuple[str, ...]
@@ -52,34 +57,34 @@ class Prune:
         if request is None:
             return call_next(message, context)
         try:
-            found = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
+            sparse = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
         except MaskNotHeldError:
             return Message(with_payload(message.content, lost(request)), reply_to=message)
-        if found.mask is not None:
-            _hold(context, found.mask)
-        token = _mask.set(found.mask)
+        if sparse.mask is not None:
+            _hold(context, sparse.mask)
+        token = _mask.set(sparse.mask)
         try:
-            reply = _trained(message, context, call_next, found)
+            reply = _trained(message, context, call_next, sparse)
         finally:
             _mask.reset(token)
         if not reply.has_error():
-            answer = self._answer(found, reply)
-            payload = encode(answer, known=found.mask, template=self.specs, context=context_of(request))
+            answer = self._answer(sparse, reply)
+            payload = encode(answer, known=sparse.mask, template=self.specs, context=context_of(request))
             reply.content = with_payload(reply.content, payload)
         return reply
 
-    def _answer(self, found: Sparse, reply: Message) -> Sparse:
+    def _answer(self, request: Sparse, reply: Message) -> Sparse:
         key, _ = payload_of(reply.content)
         tensors = dict(reply.content.array_records[key].to_torch_state_dict())
-        if found.scalars[PHASE] == TRAIN:
-            return Sparse(apply(tensors, found.mask), found.mask)
-        return Sparse({n: (found.tensors[n] - tensors[n]).square() for n in self.trained})
+        if request.scalars[PHASE] == TRAIN:
+            return Sparse(apply(tensors, request.mask), request.mask)
+        return Sparse({n: (request.tensors[n] - tensors[n]).square() for n in self.trained})
 
 
 def keep_pruned(model: nn.Module) -> None:
-    """Set the pruned weights of a model to zero; an app under ``prune`` calls it after each optimiser step.
+    """Set the pruned weights of a model to 0; an app with the mod calls it after each optimiser step.
 
-    Without it, pruned weights may change during a client's round; the changes are dropped at its end.
+    Without it pruned weights may change during a client's training; the changes are dropped at its end.
     """
     mask = _mask.get() or {}
     with torch.no_grad():
@@ -88,10 +93,10 @@ def keep_pruned(model: nn.Module) -> None:
                 parameter.masked_fill_(~mask[name].to(parameter.device), 0.0)
 
 
-def _trained(message: Message, context: Context, call_next: CallNext, found: Sparse) -> Message:
-    """Run the app's own training; an exploration repeats it, each time from the weights of the last."""
-    arrays, content = ArrayRecord(torch_state_dict=dict(found.tensors)), message.content
-    for _ in range(int(found.scalars.get(EPOCHS, 1))):
+def _trained(message: Message, context: Context, call_next: CallNext, request: Sparse) -> Message:
+    """Run the app's own training; an exploration repeats it, each time from the weights of the last time."""
+    arrays, content = ArrayRecord(torch_state_dict=dict(request.tensors)), message.content
+    for _ in range(int(request.scalars.get(EPOCHS, 1))):
         message.content = with_arrays(content, arrays)
         reply = call_next(message, context)
         if reply.has_error():

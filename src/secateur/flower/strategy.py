@@ -1,11 +1,12 @@
-"""Pruning and sparse messages for a Flower app that exists already: a strategy around its own, a mod in its clients.
+"""Pruning and sparse messages for an existing Flower app: a strategy around the app's own, and a mod for its clients.
 
     strategy = Pruned(FedAvg(...), FedSparsify(), Net())     the server
     app = ClientApp(mods=[prune(Net())])                     the client; its training code stays as it is
-    keep_pruned(net)                                         after each optimiser step, if masks shall hold within
+    keep_pruned(net)                                         after each optimiser step, to apply the mask while training
 
-The wrapped strategy samples nodes, merges and evaluates as ever. It sees dense arrays, in which a pruned weight has the
-server's own value, so that it neither moves nor counts in a norm. Between server and mod only surviving values travel.
+The wrapped strategy samples nodes, merges and evaluates as before. It sees dense arrays, in which a pruned weight has
+the server's own value, so that it neither moves nor counts in a norm. Only surviving values travel between server and
+mod.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ EPOCHS, PHASE = "epochs", "phase"
 
 @dataclass(frozen=True)
 class _Drawn(Setting):
-    """A setting whose cohort another strategy has drawn."""
+    """A setting with a cohort that another strategy has drawn."""
 
     drawn: tuple[int, ...] = ()
 
@@ -62,8 +63,8 @@ class _Drawn(Setting):
 
 
 @dataclass
-class _Turn:
-    """One exchange under way: what is asked, what went to whom, what came back."""
+class _Exchange:
+    """An exchange under way: the ask, the messages sent to nodes, and what was carried and answered."""
 
     ask: Ask
     grid: Grid
@@ -76,23 +77,23 @@ class _Turn:
 
 
 class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
-    """A strategy that prunes what another one merges.
+    """A strategy that prunes the model that another strategy merges.
 
     Args:
-        strategy: samples, merges and evaluates, as it would without pruning.
-        method: says what is pruned and when: a composition whose masks are made on the server. The wrapped
-            strategy takes the place of its aggregator.
-        model: the app's model; its weights do not matter.
-        seed: of what the method draws.
+        strategy: the wrapped strategy, which samples, merges and evaluates as it would without pruning.
+        method: what is pruned and when: a composition whose masks are made on the server. The wrapped strategy replaces
+            its aggregator.
+        model: the app's model, for names and shapes; its weights do not matter.
+        seed: the seed of the method's random draws.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
-        ledger: a row for each exchange: bytes by direction and part, sparsity, how many replies counted, who was left
-            out and why.
+        ledger: a row for each exchange: bytes by direction and part, sparsity, the number of replies that counted, the
+            nodes that were left out and why.
 
     Raises:
-        ConfigError: the method is no composition, has clients vote, measures something at the server, or asks clients
-            for what takes more than their training.
+        ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
+            for more than their training.
     """
 
     def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
@@ -111,19 +112,19 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.state: State | None = None
         self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
         self._nodes: list[int] = []
-        self._turn: _Turn | None = None
+        self._turn: _Exchange | None = None
 
     def summary(self) -> None:
-        """Log what prunes, then what the wrapped strategy logs."""
+        """Log the method's name, then the summary of the wrapped strategy."""
         LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
         self.strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:
-        """Run as ``Strategy.start`` does; see there for the arguments.
+        """Run the federation, as ``Strategy.start`` does, with the same arguments.
 
         Raises:
-            ConfigError: the arrays are not the model's.
-            NobodyTrainedError: at the end, where no reply of any round counted; ``ledger`` and ``state`` are kept.
+            ConfigError: the arrays do not fit the model.
+            NobodyTrainedError: no reply of any round counted; raised at the end, ``ledger`` and ``state`` are kept.
         """
         weights = dict(initial_arrays.to_torch_state_dict())
         if specs_of(weights) != self.specs:
@@ -136,7 +137,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return result
 
     def _check_answers(self) -> None:
-        """Refuse a result to which no reply has led; what the wrapped strategy did with none is its own affair."""
+        """Refuse a result without any reply that counted, whatever the wrapped strategy made of it."""
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
@@ -146,11 +147,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Return the wrapped strategy's messages, with surviving values in place of its arrays.
+        """Return the wrapped strategy's messages, with surviving values instead of its dense arrays.
 
-        Where the method explores, all explorers do so before round 1.
+        If the method explores, all explorers do so before round 1.
         """
-        del arrays  # what was returned last is under the mask; the strategy goes on from what lies beneath it
+        del arrays  # these are under the mask; the strategy goes on from the dense weights
         state = self._started()
         dense = ArrayRecord(torch_state_dict=dict(state.weights))
         messages = {m.metadata.dst_node_id: m for m in self.strategy.configure_train(server_round, dense, config, grid)}
@@ -163,17 +164,19 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             ask = self.method.plan(state)
         if ask is None:
             raise ConfigError(f"round {server_round} is beyond the {state.setting.rounds} that were announced")
-        self.state, self._turn = state, _Turn(ask, grid, messages)
+        self.state, self._turn = state, _Exchange(ask, grid, messages)
         return [self._send(self._turn, node) for node in messages]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[FlowerMessage]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Let the wrapped strategy merge what arrived, then prune."""
+        """Let the wrapped strategy merge the replies, then prune."""
         state, turn = self._started(), self._turn
         if turn is None:
             return self.strategy.aggregate_train(server_round, replies)
-        dense = [found for reply in self._served(turn, replies) if (found := self._receive(turn, reply)) is not None]
+        dense = [
+            received for reply in self._served(turn, replies) if (received := self._receive(turn, reply)) is not None
+        ]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
         merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
@@ -188,7 +191,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
-        """Return the wrapped strategy's messages; evaluation sees the pruned model, dense."""
+        """Return the wrapped strategy's messages; the pruned model is evaluated, as dense arrays."""
         return self.strategy.configure_evaluate(server_round, arrays, config, grid)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[FlowerMessage]) -> MetricRecord | None:
@@ -206,12 +209,12 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return (self.method.final(state) if done else state).model()
 
     def _draw(self, state: State, messages: Mapping[int, FlowerMessage]) -> State:
-        """Return the state with the nodes that the wrapped strategy drew as its cohort."""
+        """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
         return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
 
-    def _send(self, turn: _Turn, node: int, **scalars: Scalar) -> FlowerMessage:
+    def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]
         name = self.held.name(node) if ours.mask is not None else None
         held = None if name is None else self.held.mask(name)
@@ -222,18 +225,18 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         meta = theirs.metadata
         return FlowerMessage(with_payload(theirs.content, payload), node, meta.message_type, ttl=meta.ttl)
 
-    def _served(self, turn: _Turn, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
-        """Return the replies, once the nodes that lost their mask were sent it again."""
-        found = {reply.metadata.src_node_id: reply for reply in replies}
-        again = [node for node, reply in found.items() if not reply.has_error() and self._lost(turn, node, reply)]
+    def _served(self, turn: _Exchange, replies: Iterable[FlowerMessage]) -> list[FlowerMessage]:
+        """Return the replies, after sending the mask again to nodes that have lost it."""
+        by_node = {reply.metadata.src_node_id: reply for reply in replies}
+        again = [node for node, reply in by_node.items() if not reply.has_error() and self._lost(turn, node, reply)]
         for node in again:
             self.held.note(node, None)
         if again:
             answers = turn.grid.send_and_receive([self._send(turn, node) for node in again])
-            found |= {reply.metadata.src_node_id: reply for reply in answers}
-        return list(found.values())
+            by_node |= {reply.metadata.src_node_id: reply for reply in answers}
+        return list(by_node.values())
 
-    def _lost(self, turn: _Turn, node: int, reply: FlowerMessage) -> bool:
+    def _lost(self, turn: _Exchange, node: int, reply: FlowerMessage) -> bool:
         _, payload = payload_of(reply.content)
         referred = turn.ask.message.mask is not None and self.held.name(node) is not None
         if payload is None or not referred or not is_lost(payload, context_of(turn.sent.get(node, b""))):
@@ -241,8 +244,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         turn.up.update(part_sizes(payload))
         return True
 
-    def _read(self, turn: _Turn, reply: FlowerMessage) -> Message | None:
-        """Return the message in a reply; None, and why in the ledger, where it is not what was asked for."""
+    def _read(self, turn: _Exchange, reply: FlowerMessage) -> Message | None:
+        """Return the message in a reply; None if it is not what was asked for, with the reason in the ledger."""
         node = reply.metadata.src_node_id
         if reply.has_error():
             turn.left_out[node] = reason_of(reply)
@@ -260,8 +263,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         turn.answered[node] = True
         return message
 
-    def _receive(self, turn: _Turn, reply: FlowerMessage) -> FlowerMessage | None:
-        """Return a reply as the wrapped strategy wants it: dense, with the server's own values where pruned."""
+    def _receive(self, turn: _Exchange, reply: FlowerMessage) -> FlowerMessage | None:
+        """Return a reply as dense arrays for the wrapped strategy; pruned weights have the server's values."""
         message, state = self._read(turn, reply), self._started()
         if message is None:
             return None
@@ -271,24 +274,24 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         return reply
 
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:
-        """Ask explorers for their deviations after the app's own training, repeated for the method's epochs."""
+        """Ask explorers for their deviations after the app's training, which they repeat for the method's epochs."""
         nodes = {self._nodes[client]: like for client in ask.clients}
-        turn, epochs = _Turn(ask, grid, nodes), self.method.criterion.by_training
+        turn, epochs = _Exchange(ask, grid, nodes), self.method.criterion.by_training
         if not epochs:
             raise ConfigError(
                 f"criterion {type(self.method.criterion).__name__} asks for {ask.phase!r}, which no app has"
             )
-        told = []
+        answers = []
         for reply in grid.send_and_receive([self._send(turn, node, **{EPOCHS: epochs}) for node in nodes]):
             message = self._read(turn, reply)
             if message is not None:
                 scalars = {"samples": 1, "processed": 0, "loss": 0.0}
-                told.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
-        self.state = self.method.absorb(state, reduce(ask, state, told))
+                answers.append((self._nodes.index(reply.metadata.src_node_id), replace(message, scalars=scalars)))
+        self.state = self.method.absorb(state, reduce(ask, state, answers))
         self._enter(turn, 0)
         return self.state
 
-    def _enter(self, turn: _Turn, round_: int) -> None:
+    def _enter(self, turn: _Exchange, round_: int) -> None:
         row = {
             "phase": turn.ask.phase, "round": round_, "down": turn.down, "up": turn.up,
             "sparsity": masks.sparsity(self._started().mask), "left_out": turn.left_out,

@@ -18,7 +18,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Guard]:
-    """Return the guard class of a module: a name of this package, or a dotted path of anyone's.
+    """Return the guard class of a module, given by its name in this package or by the dotted path of any module.
 
     Raises:
         ConfigError: there is no such module, or it does not define exactly one frozen dataclass derived from ``Guard``.
@@ -30,14 +30,14 @@ def find(name: str) -> type[Guard]:
         module = importlib.import_module(f"{__name__}.{name}" if name in known else name)
     except ImportError as broken:
         raise ConfigError(f"guard {name!r} cannot be imported: {broken}") from broken
-    found = [
+    classes = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)
         if issubclass(thing, Guard) and thing.__module__ == module.__name__
     ]
-    if len(found) != 1 or not dataclasses.is_dataclass(found[0]):
+    if len(classes) != 1 or not dataclasses.is_dataclass(classes[0]):
         raise ConfigError(
             f"guard {name!r}: its module must define exactly one frozen dataclass derived from "
-            f"secateur.contract.guard.Guard, found {[c.__name__ for c in found]}"
+            f"secateur.contract.guard.Guard, found {[c.__name__ for c in classes]}"
         )
-    return found[0]
+    return classes[0]

@@ -1,6 +1,7 @@
-"""Bounds: finite numbers within what the study's value format can carry, from no more rows than are believed.
+"""Bounds: values must be finite and within the range of the study's value format, and claims of rows below a limit.
 
-A reply beyond them costs its sender the place. They keep a federation alive, not honest: a lie within them counts.
+A reply beyond the bounds is refused and its sender left out. Bounds keep a federation running; they do not detect a
+false reply within them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from secateur.wire.values import LARGEST
 
 @dataclass(frozen=True)
 class Bounds(Guard):
-    """Refuses what is out of range.
+    """Refuses replies with values or claims of rows that are out of range.
 
     Attributes:
-        largest: magnitude that a value may have; 0: the largest that ``wire.values`` can carry, so that the server
-            can send on what it received.
-        rows: how many rows a client may say that it has.
+        largest: the largest magnitude of a value; 0: the largest that ``wire.values`` can carry, so that the server can
+            send the values on.
+        rows: the most rows that a client may claim.
     """
 
     largest: float = 0.0
@@ -31,7 +32,11 @@ class Bounds(Guard):
         check(self.rows >= 1, name="bounds.rows", value=self.rows, must="be at least 1")
 
     def arriving(self, reply: Reply, sent: Sent, passage: Passage) -> Reply:
-        """Return the reply, or refuse it."""
+        """Return the reply unchanged.
+
+        Raises:
+            WireError: a value or the claim of rows is out of bounds.
+        """
         del sent
         if reply.rows > self.rows:
             raise WireError(f"it says that it has {reply.rows} rows; at most {self.rows} are believed (bounds.rows)")

@@ -1,1 +1,1 @@
-"""Local training: the loop, its optimisers, gradients, and several clients in one."""
+"""Local training: the loop, its optimisers, gradient statistics, evaluation, and training several clients at once."""

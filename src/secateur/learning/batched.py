@@ -1,6 +1,6 @@
-"""Local training of several clients at once: their weights stacked, one batched step for all of them.
+"""Local training of several clients at once: their weights are stacked, and one batched step trains all of them.
 
-The algorithm is that of ``loop.fit``, with the same batches; only the order of floating-point sums differs.
+The algorithm and the batches are those of ``loop.fit``; only the order of floating-point sums differs.
 """
 
 from __future__ import annotations
@@ -37,14 +37,17 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Compute:
-    """How clients' steps are computed: what changes the last bits of a result and how long it takes, no more.
+    """How clients' training steps are computed; the choice changes only the last bits of a result, and the speed.
 
     Attributes:
-        together: clients that a worker of the local engine trains in one batched step (as many as there are in the
-            round at most); 1: each by itself, with bits that no engine and no number of workers changes.
-        device: where they train: ``cpu``, ``cuda`` or ``cuda:N``.
-        autocast: ``bf16`` computes a training's forward and backward pass in bfloat16 where torch deems it safe;
+        together: the most clients that a worker of the local engine trains in one batched step; 1: each client alone,
+            with the same bits for every engine and number of workers.
+        device: the device for training: ``cpu``, ``cuda`` or ``cuda:N``.
+        autocast: ``bf16`` computes forward and backward passes in bfloat16 in those operations that torch deems safe;
             weights, gradients and steps stay in float32.
+
+    Raises:
+        ConfigError: a field is out of range.
     """
 
     together: int = 1
@@ -59,15 +62,15 @@ class Compute:
 
     @property
     def stacks(self) -> bool:
-        """Return whether clients are trained here and not by ``loop.fit``."""
+        """Return whether clients are trained by this module and not by ``loop.fit``."""
         return self.together > 1 or self.device != "cpu"
 
     def check(self, model: nn.Module, inputs: torch.Tensor) -> None:
-        """Refuse a model that cannot be trained stacked, and a device that is not there.
+        """Refuse a model that cannot be trained stacked, or a device that is missing; ``inputs`` is a batch of one row.
 
         Raises:
             ModelError: a layer draws at random, keeps statistics of what it saw, or cannot be batched over weights.
-            ConfigError: the device is not there.
+            ConfigError: torch finds no such device.
             MissingExtraError: greenlet is not installed.
         """
         if not self.stacks:
@@ -93,19 +96,19 @@ class Compute:
 
 
 class Work(Protocol):
-    """A client's whole answer; it trains with the ``fit`` it is given, and reads its time from ``clock``."""
+    """A task that computes a client's whole answer; it trains with ``fit`` and reads the time from ``clock``."""
 
     def __call__(self, fit: Callable[..., Fit], clock: Clock) -> Answer:
-        """Return reply and new state."""
+        """Return the reply, and the client's new state (None: unchanged)."""
 
 
 def answers(tasks: Sequence[Work], compute: Compute) -> list[Answer | Exception]:
-    """Run tasks side by side, one at a time; whenever all of them wait for a training, train them in one.
+    """Run tasks in turn until each waits for a training, train these together, and repeat until all are finished.
 
-    A task that raises costs itself its place only. A clock counts a task's own time and its share, by rows, of what
-    was trained with others.
+    An exception of a task stands in the place of its answer and does not affect the others. A task's clock counts its
+    own time and its share, by rows, of the time of the joint trainings.
     """
-    turns = [_Turn(task) for task in tasks]
+    turns = [_Coroutine(task) for task in tasks]
     while waiting := [turn for turn in turns if turn.goes_on()]:
         begun = time.perf_counter()
         _train([turn.job for turn in waiting if turn.job], compute)
@@ -117,7 +120,7 @@ def answers(tasks: Sequence[Work], compute: Compute) -> list[Answer | Exception]
 
 @dataclass
 class _Job:
-    """A training that a task asked for, and what came of it."""
+    """A training that a task waits for, and its result."""
 
     model: nn.Module
     data: Data
@@ -133,19 +136,19 @@ class _Job:
 
     @property
     def mask(self) -> Mask:
-        """Return the mask it trains under."""
+        """Return the mask of the training; empty: nothing is pruned."""
         return self.how.get("mask") or {}
 
     @property
     def effort(self) -> Effort:
-        """Return how long it trains."""
+        """Return the epochs, patience and share of rows of the training."""
         return self.how.get("effort") or Effort(self.training.epochs)
 
     def kind(self) -> object:
-        """Return what jobs must have in common to be trained in one; None: it must be trained alone."""
+        """Return the key that jobs must share to be trained together; None: the job must be trained alone."""
         hooks = self.how.get("hooks") or ()
         for hook in hooks:
-            _tell(f"{type(hook).__name__} acts on single clients' steps: clients that train with it go one by one")
+            _warn_once(f"{type(hook).__name__} acts on single clients' steps: clients that train with it go one by one")
         if hooks or not len(self.data):
             return None
         shapes = tuple((name, tuple(t.shape)) for name, t in self.moves.items())
@@ -154,7 +157,7 @@ class _Job:
 
 
 @functools.cache
-def _tell(remark: str) -> None:
+def _warn_once(remark: str) -> None:
     """Log a remark once in a process."""
     _LOG.warning(remark)
 
@@ -163,8 +166,8 @@ def _greenlet() -> ModuleType:
     return need("greenlet", extra="together")
 
 
-class _Turn:
-    """A task that is left where it wants a training, and gone on with when that is done."""
+class _Coroutine:
+    """A running task that is suspended when it needs a training, and resumed when the training is done."""
 
     def __init__(self, task: Work) -> None:
         greenlet = _greenlet()
@@ -176,11 +179,11 @@ class _Turn:
 
     @property
     def rows(self) -> int:
-        """Return the rows that its training went through."""
+        """Return the rows that its last training processed."""
         return self.job.done.processed if self.job and isinstance(self.job.done, Fit) else 0
 
     def goes_on(self) -> bool:
-        """Let it run until it wants a training, or is done; return whether it wants one."""
+        """Resume the task until it needs a training or is finished; return whether it needs one."""
         if self.outcome is None:
             self._since = time.perf_counter()
             self._mine.switch()
@@ -231,7 +234,7 @@ def _use(job: _Job) -> int:
 
 
 class _Stack:
-    """Trainings of one kind; who has more batches stands first, so that those who still have one are a prefix."""
+    """Stacked trainings of one kind, those with the most batches first, so that the active ones are a prefix."""
 
     def __init__(self, jobs: list[_Job], compute: Compute) -> None:
         first, self._device = jobs[0], torch.device(compute.device)
@@ -252,7 +255,7 @@ class _Stack:
         self._first = sizes.cumsum(0) - sizes
 
     def _masks(self) -> dict[str, torch.Tensor]:
-        """Return masks as factors, stacked, of those tensors of which something is pruned."""
+        """Return the stacked masks, as factors, of the tensors in which some entry is pruned."""
         kept = {}
         for name, weights in self._weights.items():
             parts = [job.mask.get(name) for job in self._jobs]
@@ -263,7 +266,7 @@ class _Stack:
         return kept
 
     def train(self) -> None:
-        """Train all jobs, and enter what came of it."""
+        """Train all jobs, and store the result in each."""
         effort = self._effort
         drawn = [orders(len(job.data), job.effort, job.turn) for job in self._jobs]
         use = torch.tensor([_use(job) for job in self._jobs])
@@ -291,11 +294,11 @@ class _Stack:
             job.trained = {**job.start, **{n: part[i] for n, part in parts.items()}}
 
     def _epoch(self, rows: Sequence[torch.Tensor], active: torch.Tensor) -> torch.Tensor:
-        """Go through the rows of those who are active; return the sums of their losses."""
+        """Train the active clients for one epoch of ``rows``; return the sum of each client's losses."""
         size = self._training.batch_size
         counts = torch.tensor([len(part) for part in rows])
         total = torch.zeros(len(rows), dtype=torch.float64)
-        # everyone still there: a slice, which needs no copy
+        # a slice needs no copy
         whole = len(active) == len(self._jobs)
         for start in range(0, int(counts[0]), size):
             here = int((counts > start).sum())
@@ -306,7 +309,7 @@ class _Stack:
         return total
 
     def _step(self, chosen: slice | torch.Tensor, index: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
-        """Take one step of those chosen; return their batches' mean losses."""
+        """Take one step of the chosen clients; return the mean loss of each one's batch."""
         weights = {n: t[chosen].detach().requires_grad_() for n, t in self._weights.items()}
         x, y = self._data.batch(index)
         there = torch.arange(index.shape[1], device=self._device) < length[:, None]
@@ -333,7 +336,7 @@ class _Stack:
         return losses.detach().double()
 
     def _clip(self, slopes: Mapping[str, torch.Tensor], chosen: slice | torch.Tensor) -> None:
-        """Shorten each client's gradient to the norm allowed; what is pruned does not count."""
+        """Clip each client's gradient to the allowed norm; pruned entries do not count."""
         if not self._training.clip:
             return
         for name, slope in slopes.items():

@@ -15,13 +15,13 @@ from secateur.learning.task import Data
 
 @dataclass(frozen=True)
 class Score:
-    """Quality on a set of rows.
+    """The scores of a model on a set of rows.
 
     Attributes:
-        metric: the task's main score: accuracy in [0, 1], or for regression the mean absolute error; NaN without rows.
-        loss: mean over rows; NaN without rows.
-        samples: rows scored.
-        further: the task's other scores, by name; those that are not defined on these rows are left out.
+        metric: the task's main score, such as accuracy in [0, 1] or the mean absolute error; NaN without rows.
+        loss: the mean loss over rows; NaN without rows.
+        samples: the number of rows.
+        further: the task's other scores, by name; scores that are not defined on these rows are left out.
     """
 
     metric: float
@@ -31,7 +31,7 @@ class Score:
 
 
 def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
-    """Score the resident model; fixed batches, so that the figures do not depend on who computes them."""
+    """Return the scores of the resident model; the batches are fixed, so that every process gets the same figures."""
     if not len(data):
         return Score(math.nan, math.nan, 0)
     model.eval()

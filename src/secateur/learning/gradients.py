@@ -1,4 +1,4 @@
-"""What a client measures of each weight: gradients over a few batches, and what criteria make of them."""
+"""Statistics of each weight from gradients over a few batches; pruning criteria score weights by them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,26 @@ from secateur.pruning.roles import roles
 from secateur.streams import Turn, global_stream
 
 
-def measure(
+def gradient_statistic(
     model: nn.Module, data: Data, training: Training, form: Form, turn: Turn, *, batches: int = 1
 ) -> tuple[dict[str, torch.Tensor], Fit]:
-    """Return one statistic for every parameter that is trained, the mean over some batches; train nothing.
+    """Return one statistic of every trained parameter, the mean over some batches, and what was done; train nothing.
 
-    ``gradient`` g, ``square`` g^2, ``saliency`` |w g|, ``curvature`` H g (the Hessian's product with the gradient), and
-    ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|, over the largest.
+    The forms: ``gradient`` g, ``square`` g^2, ``saliency`` |w g|, ``curvature`` H g (the Hessian times the gradient),
+    and ``flow``, which needs no data: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|, divided by
+    its largest entry.
 
-    The batches are drawn by the turn, without replacement, at most all there are. ``Fit`` counts rows by
-    the work of a training row: two for ``curvature``, which goes back twice; one in all for ``flow``.
+    Args:
+        model: the resident model, at the weights to measure.
+        data: the client's rows.
+        training: its ``batch_size`` is that of the batches.
+        form: which statistic.
+        turn: the key of the draws: batches are drawn without replacement, and dropout.
+        batches: the number of batches; all rows if there are fewer.
+
+    Returns:
+        Tensors with the names and shapes of the trained parameters, and a ``Fit`` whose rows are weighed by the work of
+        a training row: a row counts twice for ``curvature``, which has two backward passes; ``flow`` counts one in all.
 
     Reference: SNIP, Lee et al., arXiv 1810.02340; GraSP, Wang et al., arXiv 2002.07376; SynFlow, Tanaka et al.,
     arXiv 2006.05467.
@@ -54,27 +64,27 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _of_batch(model: nn.Module, loss: torch.Tensor, form: Form) -> dict[str, torch.Tensor]:
     parameters = _trained(model)
-    found = _gradient(loss, parameters, again=form == "curvature")
+    gradients = _gradient(loss, parameters, again=form == "curvature")
     if form == "square":
-        return {name: g.square() for name, g in found.items()}
+        return {name: g.square() for name, g in gradients.items()}
     if form == "saliency":
-        return {name: (parameters[name].detach() * g).abs() for name, g in found.items()}
+        return {name: (parameters[name].detach() * g).abs() for name, g in gradients.items()}
     if form == "curvature":
-        inner = torch.stack([(g * g.detach()).sum() for g in found.values() if g.requires_grad]).sum()
+        inner = torch.stack([(g * g.detach()).sum() for g in gradients.values() if g.requires_grad]).sum()
         return _gradient(inner, parameters)
-    return found
+    return gradients
 
 
 def _gradient(
     value: torch.Tensor, parameters: dict[str, nn.Parameter], *, again: bool = False
 ) -> dict[str, torch.Tensor]:
-    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, create_graph=again)
-    pairs = zip(parameters.items(), found, strict=True)
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True, create_graph=again)
+    pairs = zip(parameters.items(), gradients, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
 
 
 def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
-    """Return the flow over its largest entry: computed in float64, so that depth does not overflow, sent in less."""
+    """Return the flow divided by its largest entry; computed in float64, so that deep networks do not overflow."""
     x, _ = data.batch(slice(0, 1))
     twin = copy.deepcopy(model).double().eval()
     constant = {name for name, role in roles(twin).items() if role == "constant"}  # a mask's -inf must stay

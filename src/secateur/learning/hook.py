@@ -1,4 +1,4 @@
-"""What a method may do within the steps of a local training, beyond the mask that holds after each of them."""
+"""Hooks: what a method does within the steps of a local training, beyond enforcing the mask after each step."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from secateur.streams import Turn
 
 
 class View:
-    """A training's parameters, and which of their entries a mask prunes; hooks may change both of the latter.
+    """The parameters of a training and the masks on them; hooks may replace ``kept`` and ``pruned``.
 
     Attributes:
-        parameters: by name.
-        kept: for each parameter of which something is pruned the mask as a factor, that holds after every step.
-        pruned: parameters with flags of entries that take no step, and so must not count in a gradient's norm.
+        parameters: the model's parameters, by name.
+        kept: the mask, as a factor, of each parameter with pruned entries; it is applied after every step.
+        pruned: parameters with flags of the entries that take no step and must not count in a gradient's norm.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], mask: Mask | None) -> None:
@@ -34,7 +34,7 @@ class View:
 
 
 class Steps:
-    """What a hook does in the steps of one training; this does nothing."""
+    """The actions of a hook in the steps of one training; this base class does nothing."""
 
     def before(self) -> None:
         """Act before a step's forward pass."""
@@ -44,28 +44,28 @@ class Steps:
         return contextlib.nullcontext()
 
     def gradients(self) -> None:
-        """Act on parameters and their gradients, clipped if they are to be, before the optimiser moves anything."""
+        """Act on the parameters and their gradients, after clipping and before the optimiser's step."""
 
 
 class Hook:
-    """What a method does otherwise in each step of a local training; given to ``Client.train`` by the method.
+    """Base of hooks, which change the steps of a local training; a method gives them to ``Client.train``.
 
-    Hooks are frozen and say what is done; what one training remembers from step to step lies in the ``Steps`` that
-    ``begin`` makes. Several go together in the order in which they are given. Clients with a hook are trained one by
-    one, not several in one batched step.
+    Hooks are frozen dataclasses of settings; the ``Steps`` that ``begin`` returns hold what one training remembers from
+    step to step. Several hooks act in the order in which they are given. Clients with a hook are trained one by one,
+    not stacked.
 
     Attributes:
-        dense: training moves weights whatever the mask, which does not hold in the result: no unit is cut out.
+        dense: whether training moves pruned weights too; the mask does not hold in the result then, and no unit is cut.
     """
 
     dense: ClassVar[bool] = False
 
     def begin(self, view: View, turn: Turn) -> Steps:
-        """Return what is done in the steps of one training, which is ``turn``'s; it may change what the view holds."""
+        """Return the actions for one training, whose draws follow from ``turn``; the view may be changed."""
         del view, turn
         return Steps()
 
     def slim(self, removal: Plan) -> Hook:
-        """Return the same for a model from which units were cut."""
+        """Return the same hook for a model from which the units of ``removal`` were cut."""
         del removal
         return self

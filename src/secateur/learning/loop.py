@@ -1,4 +1,4 @@
-"""The local loop: a resident model, seeded batches, a mask that holds after every optimiser step."""
+"""The local training loop: a resident model, seeded batches, and a mask applied after every optimiser step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ from secateur.streams import Turn, global_stream
 
 @dataclass(frozen=True)
 class Fit:
-    """What a local training did: rows it holds, rows processed, optimiser steps, epochs, last epoch's loss."""
+    """What a local training did.
+
+    Attributes:
+        samples: the number of the client's rows.
+        processed: rows processed, over all epochs.
+        steps: optimiser steps.
+        epochs: epochs trained.
+        loss: the mean training loss of the last epoch.
+    """
 
     samples: int
     processed: int
@@ -31,12 +39,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Effort:
-    """How long one call of ``fit`` trains, where that differs from the round's setting.
+    """How long one call of ``fit`` trains, if that differs from the settings of the training.
 
     Attributes:
-        epochs: how many, at most.
-        patience: epochs without a better mean loss after which it stops; 0: none.
-        share: of the rows.
+        epochs: the most epochs.
+        patience: the number of epochs without a better mean loss after which training stops; 0: it never stops early.
+        share: the share of the client's rows that is used, in (0, 1].
     """
 
     epochs: int
@@ -44,7 +52,7 @@ class Effort:
     share: float = 1.0
 
     def rows(self, count: int) -> int:
-        """Return how many of a client's rows are used."""
+        """Return how many of a client's ``count`` rows are used; at least 1."""
         return max(1, math.ceil(self.share * count))
 
 
@@ -54,19 +62,18 @@ def fit(
 ) -> Fit:  # fmt: skip
     """Train the resident model in place on a client's rows.
 
-    After every optimiser step w <- w * M, so a pruned weight is exactly 0 whatever the momentum says, unless a hook
-    trains weights whatever the mask. With ``effort.patience`` P > 0 training stops after P epochs without a better
-    epoch-mean loss.
+    After every optimiser step w <- w * M, so that a pruned weight is exactly 0 whatever the momentum, unless a hook is
+    dense. With ``effort.patience`` P > 0 training stops after P epochs without a better epoch-mean loss.
 
     Args:
-        model: resident; its frozen parameters and constant buffers stay.
+        model: the resident model; its frozen parameters and constant buffers do not change.
         data: the client's rows.
-        training: the round's setting.
-        turn: sets the learning rate, by its round, and the random streams.
-        mask: what is pruned; None: nothing.
-        effort: epochs, patience and share of rows where they differ from the round's setting.
+        training: the settings of the training.
+        turn: the key of the random draws; its round sets the learning rate.
+        mask: the entries to keep, by name; None: all.
+        effort: epochs, patience and share of rows, if they differ from the settings.
         hooks: what a method does in each step besides.
-        autocast: ``bf16`` computes the model in bfloat16 where torch deems it safe.
+        autocast: ``bf16`` computes the model in bfloat16 in the operations that torch deems safe.
 
     Guarantees:
         The same turn and weights give the same bits in any process with one thread.
@@ -99,9 +106,9 @@ def fit(
 
 
 def loop(step: Callable[[torch.Tensor], float], data: Data, training: Training, effort: Effort, turn: Turn) -> Fit:
-    """Call ``step`` with the rows of each batch, epoch after epoch; it returns the batch's mean loss.
+    """Call ``step`` with the row indices of each batch, epoch after epoch; it returns the batch's mean loss.
 
-    The rows of each batch, and what dropout draws, follow from the turn.
+    The batches, and the draws of dropout, follow from the turn.
     """
     use = effort.rows(len(data))
     drawn = orders(len(data), effort, turn)
@@ -122,7 +129,7 @@ def loop(step: Callable[[torch.Tensor], float], data: Data, training: Training, 
 
 
 def orders(count: int, effort: Effort, turn: Turn) -> Iterator[torch.Tensor]:
-    """Yield the rows of each epoch, of ``count``, in the order in which a client goes through them."""
+    """Yield the row indices of each epoch, out of ``count`` rows, in the order in which a client uses them."""
     shuffle = torch.Generator().manual_seed(turn.derive("batches"))
     use = effort.rows(count)
     rows = torch.randperm(count, generator=shuffle)[:use] if use < count else torch.arange(use)
@@ -131,7 +138,7 @@ def orders(count: int, effort: Effort, turn: Turn) -> Iterator[torch.Tensor]:
 
 
 def forward(model: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, autocast: str) -> torch.Tensor:
-    """Return a model's output, in float32 where ``autocast`` lets it compute in bfloat16."""
+    """Return a model's output; in float32 too if ``autocast`` lets the model compute in bfloat16."""
     if autocast == "none":
         return model(x)
     with torch.autocast(x.device.type, torch.bfloat16):
@@ -154,7 +161,7 @@ def _gradient(
         loss = loss + 0.5 * training.prox * (parameter - start).square().sum()
     loss.backward()  # type: ignore[no-untyped-call]
     if training.clip:
-        for parameter, gone in view.pruned:  # what is pruned takes no step, and must not shorten the others'
+        for parameter, gone in view.pruned:  # pruned entries take no step, and must not shorten the others
             if parameter.grad is not None:
                 parameter.grad.masked_fill_(gone, 0.0)
         nn.utils.clip_grad_norm_(model.parameters(), training.clip)

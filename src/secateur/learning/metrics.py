@@ -1,4 +1,4 @@
-"""Scores of predictions: what each is called, which way is better, and how it is computed."""
+"""Scores of predictions: their names, which direction is better, and how they are computed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 import torch
 
 BINS = 15
-"""Bins of the expected calibration error."""
+"""The number of bins of the expected calibration error."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A score: its name in records, whether higher is better, and its range.
+    """A score: its names, whether higher is better, and its range.
 
     Attributes:
-        name: as in records and summaries, such as ``accuracy``.
-        higher: whether more of it is better.
-        least, most: its range; None where it has no end.
-        label: as in tables, such as ``MAE``; empty: the name.
-        words: as in sentences, such as ``mean absolute error``; empty: the label.
+        name: its name in records and summaries, such as ``accuracy``.
+        higher: whether a higher value is better.
+        least, most: the ends of its range; None: no limit.
+        label: its name in tables, such as ``MAE``; empty: ``name``.
+        words: its name in sentences, such as ``mean absolute error``; empty: the label.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Metric:
 
     @property
     def shown(self) -> str:
-        """Return what a table calls it."""
+        """Return its name in a table."""
         return self.label or self.name
 
     @property
     def worded(self) -> str:
-        """Return what a sentence calls it."""
+        """Return its name in a sentence."""
         return self.words or self.shown
 
     @property
@@ -50,16 +50,16 @@ class Metric:
 
     @property
     def sign(self) -> int:
-        """Return 1 where higher is better, -1 where lower is."""
+        """Return 1 if higher is better, -1 if lower is."""
         return 1 if self.higher else -1
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Return its range, ends infinite where it has none."""
+        """Return the ends of its range; they may be infinite."""
         return -math.inf if self.least is None else self.least, math.inf if self.most is None else self.most
 
     def text(self, value: float) -> str:
-        """Return a value for a sentence: ``91.3 %`` of a share, ``0.42`` of anything else."""
+        """Return a value as text: ``91.3 %`` for a share, ``0.42`` for any other score."""
         return f"{100 * value:.1f} %" if self.share else f"{value:.2f}"
 
 
@@ -71,9 +71,9 @@ R2 = Metric("r2", least=None, label="R²", words="coefficient of determination")
 
 
 def metric_of(row: Mapping[str, Any]) -> Metric:
-    """Return by which score the runs of a record or a summary's ``final`` are compared.
+    """Return the score by which runs are compared, from a record or a summary's ``final``.
 
-    Those of runs before there were several scores do not say so: they have one of two.
+    Runs of versions with a single score do not name it: it is accuracy or the mean absolute error.
     """
     if "metric" in row:
         return Metric(**row["metric"])
@@ -81,7 +81,7 @@ def metric_of(row: Mapping[str, Any]) -> Metric:
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the share of rows whose largest output is that of their class.
+    """Return the share of rows whose largest output belongs to their class.
 
     Args:
         outputs: shape (rows, classes).
@@ -91,11 +91,10 @@ def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return the area under the ROC curve: of class 1 against 0, or of each class against all others, in the mean.
+    """Return the area under the ROC curve: for two classes of class 1, for more the mean over classes against the rest.
 
-    The area is the chance that a random row of the class has a higher probability of it than a random row of another;
-    equal probabilities count half. Of two classes there is one area. Classes that no row or every row has are left out;
-    NaN where none is left.
+    The area is the chance that a random row of the class gets a higher probability of it than a random row of another
+    class; equal probabilities count half. A class that no row or every row has is left out; NaN if none is left.
 
     Args:
         outputs: logits, shape (rows, classes).
@@ -106,8 +105,8 @@ def auroc(outputs: torch.Tensor, targets: torch.Tensor) -> float:
     shares, classes = outputs.double().softmax(1).T.contiguous().cpu().numpy(), targets.cpu().numpy()
     first = 1 if len(shares) == 2 else 0
     areas = [_area(shares[k], classes == k) for k in range(first, len(shares))]
-    found = [area for area in areas if not math.isnan(area)]
-    return sum(found) / len(found) if found else math.nan
+    defined = [area for area in areas if not math.isnan(area)]
+    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _area(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -142,7 +141,7 @@ def absolute_error(outputs: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def determination(outputs: torch.Tensor, targets: torch.Tensor) -> float:
-    """Return R² = 1 - sum (y - f)² / sum (y - mean y)²; NaN where all targets are equal. Shapes (rows,)."""
+    """Return R² = 1 - sum (y - f)² / sum (y - mean y)²; NaN if all targets are equal. Shapes (rows,)."""
     y = targets.double()
     spread = (y - y.mean()).square().sum()
     return float(1 - (y - outputs.double()).square().sum() / spread) if spread > 0 else math.nan

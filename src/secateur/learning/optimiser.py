@@ -1,4 +1,4 @@
-"""How weights move: the settings of a local training, learning-rate schedules, and the steps of SGD, Adam and AdamW."""
+"""Optimisers: the settings of a local training, learning-rate schedules, and the steps of SGD, Adam and AdamW."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.optim.sgd import sgd
 from secateur.errors import ConfigError, check
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""Of Adam and AdamW, as torch has them."""
+"""The constants of Adam and AdamW, as in torch."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What sets an optimiser apart.
+    """The kind of an optimiser.
 
     Attributes:
-        adaptive: steps are divided by a running root mean square of gradients (Adam, arXiv 1412.6980).
-        decoupled: weight decay shrinks weights, and is no part of the gradient (AdamW, arXiv 1711.05101).
+        adaptive: whether steps are divided by a running root mean square of gradients (Adam, arXiv 1412.6980).
+        decoupled: whether weight decay shrinks weights directly, not by the gradient (AdamW, arXiv 1711.05101).
     """
 
     adaptive: bool
@@ -39,7 +39,7 @@ RULES: Mapping[str, Rule] = {
 
 @dataclass(frozen=True)
 class Training:
-    """How a client trains.
+    """The settings of a client's local training.
 
     The learning rate of round t is eta_t, by ``schedule``:
 
@@ -51,16 +51,19 @@ class Training:
     Attributes:
         epochs: E, local epochs in a round.
         batch_size: B.
-        optimiser: ``sgd``, ``adam`` or ``adamw``; made anew in each round, so no optimiser state crosses rounds.
-        lr: learning rate eta of round 1.
-        decay: factor on the learning rate for each further round (``exponential``) or period (``step``).
-        momentum: of SGD.
-        weight_decay: L2 coefficient in the optimiser; with ``adamw`` weights shrink by it times the learning rate.
+        optimiser: ``sgd``, ``adam`` or ``adamw``; its state starts anew in each round.
+        lr: eta, the learning rate of round 1.
+        decay: the factor on the learning rate for each further round (``exponential``) or period (``step``).
+        momentum: the momentum of SGD.
+        weight_decay: the L2 coefficient; with ``adamw`` weights shrink by it times the learning rate.
         prox: mu of FedProx, the weight of (mu/2) |w - w_server|^2 (arXiv 1812.06127); 0 is plain FedAvg.
-        clip: largest L2 norm of a step's gradient; 0 means no clipping.
-        schedule: of the learning rate over rounds; ``exponential`` with a decay of 1 is constant.
+        clip: the largest L2 norm of a step's gradient; 0: no clipping.
+        schedule: how the learning rate changes over rounds; ``exponential`` with a decay of 1 is constant.
         period: rounds between drops (``step``), or until the rate is ``floor`` (``cosine``; 0: all of the study's).
-        floor: the rate that ``cosine`` ends with.
+        floor: the last learning rate of ``cosine``.
+
+    Raises:
+        ConfigError: a value is out of range, or the schedule does not use it.
 
     Reference: cosine: Loshchilov and Hutter (SGDR), arXiv 1608.03983, equation 5 without restarts.
     """
@@ -101,17 +104,17 @@ class Training:
             )
 
     def over(self, rounds: int) -> Training:
-        """Return the same with the period that a schedule takes from the study where none was given."""
+        """Return these settings for a study of ``rounds`` rounds: the period of ``cosine`` if none was given."""
         spans = SCHEDULES[self.schedule].spans and not self.period
         return replace(self, period=rounds) if spans else self
 
     def rate(self, round_: int) -> float:
-        """Return eta_t, t = ``round_`` >= 1."""
+        """Return the learning rate eta_t of round t = ``round_`` >= 1."""
         return SCHEDULES[self.schedule].rate(self, round_ - 1)
 
     @property
     def rule(self) -> Rule:
-        """Return what sets its optimiser apart."""
+        """Return the kind of the optimiser."""
         return RULES[self.optimiser]
 
 
@@ -120,10 +123,10 @@ class RateSchedule:
     """A learning-rate schedule.
 
     Attributes:
-        rate: training and rounds that are over -> learning rate.
-        reads: the fields of ``Training`` that it reads beside ``lr``.
-        needs_period: it means nothing without a period.
-        spans: without a period it goes over all rounds.
+        rate: the function from a training and the number of completed rounds to the learning rate.
+        reads: the fields of ``Training`` that it reads besides ``lr``.
+        needs_period: whether a period must be given.
+        spans: whether the period is all rounds if none is given.
     """
 
     rate: Callable[[Training, int], float]
@@ -161,16 +164,16 @@ SCHEDULES: Mapping[str, RateSchedule] = {
 
 
 class Optimiser:
-    """The steps of torch's SGD, Adam and AdamW, bit for bit; where a mask is to hold, times it.
+    """The steps of torch's SGD, Adam and AdamW, bit for bit, followed by the mask.
 
     Args:
-        parameters: what is moved.
-        training: how.
-        round_: t, for the learning rate.
-        kept: for each parameter that a mask prunes, the mask as a factor; what it prunes is 0 already, and stays so.
+        parameters: the tensors to train.
+        training: the settings.
+        round_: t, which sets the learning rate.
+        kept: the mask, as a factor, of each parameter with pruned entries; these are 0 already and stay 0.
 
-    Its Optimizer classes are not used: the first one made in a process imports the compiler, which takes as long as
-    torch itself, and on a federation a process lives for one message.
+    Torch's Optimizer classes are not used: the first one made in a process imports the compiler, which takes as long as
+    importing torch, and on a real federation a process may live for one message.
     """
 
     def __init__(
@@ -188,12 +191,12 @@ class Optimiser:
         self._moments: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def clear(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         for parameter in self._parameters:
             parameter.grad = None
 
     def step(self) -> None:
-        """Move each parameter that has a gradient."""
+        """Take one step of each parameter that has a gradient."""
         moved = [p for p in self._parameters if p.grad is not None]
         gradients = [p.grad for p in moved if p.grad is not None]
         with torch.no_grad():
@@ -209,7 +212,7 @@ class Optimiser:
                     parameter.mul_(self._kept[parameter])  # several times faster than a fill
 
     def _within(self, moved: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-        """Take a step of plain SGD under the masks, in one pass over memory where a step and a product take two."""
+        """Take a step of plain SGD under the masks, in one pass over memory; a step and then a product take two."""
         for parameter, gradient in zip(moved, gradients, strict=True):
             if parameter in self._kept:
                 parameter.addcmul_(gradient, self._kept[parameter], value=-self._rate)

@@ -1,4 +1,4 @@
-"""The resident model: one module in a process, into which weights are copied and from which they are read."""
+"""The resident model: a process holds one module, into which weights are copied and from which they are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.pruning.roles import travelling
 
 
 def load(model: nn.Module, tensors: Tensors) -> None:
-    """Copy tensors into a resident model, in place."""
+    """Copy tensors into the parameters and buffers of a resident model with the same names."""
     state = model.state_dict()
     with torch.no_grad():
         for name, tensor in tensors.items():
@@ -19,15 +19,15 @@ def load(model: nn.Module, tensors: Tensors) -> None:
 
 
 def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of the exchanged tensors: parameters and floating-point buffers that training changes."""
+    """Return copies of a model's exchanged tensors: the parameters and floating-point buffers that training changes."""
     return _copies(travelling(model))
 
 
 def base_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return copies of the floating-point tensors that training leaves alone: frozen parameters, constant buffers.
+    """Return copies of the floating-point tensors that training does not change: frozen parameters, constant buffers.
 
-    Both sides make them, from the study's model and seed; they travel once, to who made others. They are shipped with
-    the model.
+    Both sides make them from the study's model and seed; a client that made others is sent them once. They are shipped
+    with the model.
     """
     own = travelling(model)
     return _copies({n: t for n, t in model.state_dict().items() if n not in own and t.is_floating_point()})
@@ -38,12 +38,12 @@ def _copies(tensors: Tensors) -> dict[str, torch.Tensor]:
 
 
 def lay_out(model: nn.Module) -> None:
-    """Let convolutions' weights lie in memory channels last: most networks of images take a fifth less time so."""
+    """Store convolutions' weights channels last: most networks of images take a fifth less time."""
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d):
             weight = layer.weight.data
-            # where one input channel leaves the order open, strides tell it: a flat view and back for channels first,
-            # and for channels last ``to``, which sets them where ``contiguous`` lets them be
+            # with one input channel a weight is contiguous in both orders, and only its strides say which one is meant:
+            # a flat view and back sets those of channels first; ``to`` sets those of channels last, ``contiguous`` not
             layer.weight.data = (
                 weight.flatten(1)[:, :, None, None] if fragile(layer) else weight.to(memory_format=torch.channels_last)
             )

@@ -1,4 +1,4 @@
-"""Supermasks: training moves scores, from which a model's weights are made: by masks, signs or thresholds."""
+"""Supermasks: training of scores from which a model's weights are made, by masks, signs or thresholds."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ def learn(
     model: nn.Module, data: Data, training: Training, scores: Tensors, effective: Effective, turn: Turn, *,
     penalty: Penalty | None = None,
 ) -> tuple[dict[str, torch.Tensor], Fit]:  # fmt: skip
-    """Train scores by the loss of a model whose weights are made of them; return the trained scores.
+    """Train scores by the loss of a model whose weights are made of them; return the trained scores and what was done.
 
     Args:
-        model: resident; weights that are not made of scores are used as they are; running statistics move.
-        scores: what is trained, by name.
-        effective: scores to weights by name, differentiable by the scores (straight through where it jumps).
-        turn: as in ``loop.fit``, whose batches these are.
-        penalty: of the scores, added to the loss; the loss that is told is without it.
+        model: the resident model; weights that are not made of scores are used unchanged; running statistics move.
+        data: the client's rows.
+        training: the settings of the training, for the scores.
+        scores: the tensors to train, by name.
+        effective: the function from scores to weights by name; its gradient may be a straight-through one.
+        turn: the key of the batches, which are those of ``loop.fit``.
+        penalty: a function of the scores that is added to the loss; the reported loss is without it.
     """
     held = {name: nn.Parameter(tensor.detach().clone()) for name, tensor in scores.items()}
     optimiser = Optimiser(held.values(), training, max(1, turn.round))
@@ -47,8 +49,8 @@ def learn(
     return {name: tensor.detach() for name, tensor in held.items()}, done
 
 
-def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
-    """Return signed constants: the sign of each weight times gain/sqrt(fan-in) of its layer; other tensors stay.
+def signed_constants(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.Tensor]:
+    """Return the sign of each named weight times gain/sqrt(fan-in) of its layer; other tensors stay as they are.
 
     Reference: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?", arXiv 1911.13299.
     """
@@ -61,12 +63,12 @@ def frozen(tensors: Tensors, names: list[str], gain: float) -> dict[str, torch.T
 
 
 def straight_through(hard: torch.Tensor, soft: torch.Tensor) -> torch.Tensor:
-    """Return ``hard``, to the last bit, with the gradient of ``soft``."""
-    passed: torch.Tensor = _Through.apply(hard, soft)  # type: ignore[no-untyped-call]
+    """Return the values of ``hard``, bit for bit, with the gradient of ``soft``; both have one shape."""
+    passed: torch.Tensor = _StraightThrough.apply(hard, soft)  # type: ignore[no-untyped-call]
     return passed
 
 
-class _Through(torch.autograd.Function):
+class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(_ctx: object, hard: torch.Tensor, _soft: torch.Tensor) -> torch.Tensor:
         return hard.clone()

@@ -1,4 +1,4 @@
-"""Tasks: the loss, the targets and the scores of what is learnt; and a client's rows with theirs."""
+"""Tasks: the loss, the targets and the scores of what is learnt, and a client's rows of data."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from secateur.learning.metrics import Metric
 
 
 class Task(ABC):
-    """What is learnt of rows; one of your own is given as ``module:Class``, a class that needs no arguments.
+    """Base of tasks: what is learnt from rows. Your own is named ``module:Class``, a class that takes no arguments.
 
     Attributes:
-        dtype: of targets as they are stored and as the loss takes them.
+        dtype: the dtype of targets, as they are stored and as the loss takes them.
     """
 
     dtype: torch.dtype = torch.int64
@@ -27,7 +27,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def metrics(self) -> tuple[Metric, ...]:
-        """Return the scores of an evaluation; the first is the one that runs are compared by."""
+        """Return the scores of an evaluation; runs are compared by the first."""
 
     @abstractmethod
     def losses(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -35,10 +35,10 @@ class Task(ABC):
 
     @abstractmethod
     def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, float]:
-        """Return the value of each of ``metrics`` by its name, over all rows of an evaluation; NaN: not defined there.
+        """Return the value of each of ``metrics`` by its name, over all rows of an evaluation; NaN if undefined.
 
         Args:
-            outputs: of the model, shape (rows, outputs); at least one row.
+            outputs: the model's outputs, shape (rows, outputs); at least one row.
             targets: as ``targets`` returned them.
         """
 
@@ -47,16 +47,16 @@ class Task(ABC):
         return self.losses(output, target).mean()
 
     def targets(self, stored: torch.Tensor) -> torch.Tensor:
-        """Return targets as the loss takes them."""
+        """Return stored targets as the loss takes them."""
         return stored.to(self.dtype)
 
     def agreed(self, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """Return for each row whether two models' outputs stand for one prediction; where that is no question, True."""
+        """Return for each row whether two models' outputs are the same prediction; True if the task cannot tell."""
         return torch.ones(len(one), dtype=torch.bool) if one.shape == other.shape else torch.zeros(len(one)).bool()
 
 
 class Classification(Task):
-    """One class of several, by cross-entropy; next tokens of a fixed window are classes too."""
+    """Classification into one of several classes, by cross-entropy; the next token of a fixed window is a class too."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -85,7 +85,7 @@ class Classification(Task):
 
 
 class Regression(Task):
-    """One value, by squared error."""
+    """Regression of one value, by squared error."""
 
     dtype = torch.float32
 
@@ -112,14 +112,14 @@ class Regression(Task):
 
 
 TASKS: Mapping[str, type[Task]] = {"classification": Classification, "regression": Regression}
-"""The tasks of this package by the name that data has of them."""
+"""The tasks of this package, by the name that data sources use."""
 
 
 def find(name: str) -> Task:
-    """Return a task: one of this package by its name, or anyone's own by ``module:Class``.
+    """Return a task of this package by its name, or any other by ``module:Class``.
 
     Raises:
-        ConfigError: there is none of that name, or what is there is no ``Task`` that can be made without arguments.
+        ConfigError: there is no such task, or the class is no ``Task`` or cannot be made without arguments.
     """
     if name in TASKS:
         return TASKS[name]()
@@ -140,14 +140,14 @@ def find(name: str) -> Task:
 
 @dataclass(frozen=True)
 class Data:
-    """A client's rows as stored, and how a batch becomes the model's input.
+    """A client's rows as they are stored, and how a batch of them becomes the model's input.
 
     Attributes:
         x: rows, shape (n, ...); uint8 images or tokens, or float32 features.
         y: targets, shape (n,): class indices, or float32 values for regression.
-        kind: ``image`` rows are divided by ``scale``; ``tokens`` become int64; ``tabular`` stay.
-        scale: see ``kind``.
-        task: what is learnt of them.
+        kind: ``image`` rows are divided by ``scale``; ``tokens`` become int64; ``tabular`` rows stay as they are.
+        scale: the divisor of image values; see ``kind``.
+        task: what is learnt from the rows.
     """
 
     x: torch.Tensor
@@ -161,7 +161,7 @@ class Data:
         return len(self.y)
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return model inputs and targets of these rows."""
+        """Return the model inputs and the targets of the rows with these indices."""
         x, y = _rows(self.x, index), _rows(self.y, index)
         if self.kind == "tokens":
             x = x.long()

@@ -1,8 +1,8 @@
 """The methods, one file each; the file's name is the method's name, and nothing is registered.
 
-``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")``
-loads anyone's with the same call. A name comes from local configuration, never from the wire; where it comes from a
-Flower run's configuration, ``flower.policy`` has asked the node's owner.
+``find("autoflip")`` imports ``secateur.methods.autoflip`` on demand; ``find("their_package.their_module")`` imports a
+method of any other package. A name comes from local configuration, never from the wire; if it comes from a Flower run's
+configuration, the node's own policy (``flower.policy``) has allowed it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def names() -> list[str]:
 
 
 def find(name: str) -> type[Method]:
-    """Return the method class of a module: a name of this package, or a dotted path of anyone's.
+    """Return the method class of a module, given by its name in this package or by the dotted path of any module.
 
     Raises:
         ConfigError: there is no such module, it cannot be imported, it does not define exactly one frozen dataclass
-            derived from ``Method``, or it was written for the contract of before.
+            derived from ``Method``, or it was written for an earlier contract.
     """
     if name in names():
         path = f"{__name__}.{name}"
@@ -40,19 +40,19 @@ def find(name: str) -> type[Method]:
     except ImportError as broken:
         moved = "; docs/migration.md says where it lies now" if str(broken.name).startswith("secateur") else ""
         raise ConfigError(f"method {name!r} cannot be imported: {broken}{moved}") from broken
-    found = [
+    classes = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)
         if issubclass(thing, Method) and thing.__module__ == module.__name__
     ]
-    if len(found) != 1 or not dataclasses.is_dataclass(found[0]):
+    if len(classes) != 1 or not dataclasses.is_dataclass(classes[0]):
         raise ConfigError(
             f"method {name!r}: its module must define exactly one frozen dataclass derived from "
-            f"secateur.Method or secateur.Composition, found {[c.__name__ for c in found]}"
+            f"secateur.Method or secateur.Composition, found {[c.__name__ for c in classes]}"
         )
-    if "replies" in inspect.signature(found[0].absorb).parameters:
+    if "replies" in inspect.signature(classes[0].absorb).parameters:
         raise ConfigError(
             f"method {name!r} was written for the contract of before: absorb(state, replies) is absorb(state, reduced) "
             "now, and the ask says what its replies are reduced to; docs/migration.md shows the change"
         )
-    return found[0]
+    return classes[0]

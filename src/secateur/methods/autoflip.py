@@ -36,7 +36,7 @@ from secateur.pruning.granularity import Granularity, Hybrid
 
 @dataclass(frozen=True)
 class AutoFLIP(Composition):
-    """Loss exploration x global quantile x hybrid x every round x participants' mean x server momentum."""
+    """A composition: exploration x global quantile x hybrid x every round x participants' mean x server momentum."""
 
     criterion: Criterion = field(default=Deviation(Exploration(epochs=150, patience=40, fraction=1.0)))
     allocation: Allocation = field(default=Quantile())

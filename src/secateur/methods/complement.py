@@ -1,4 +1,4 @@
-"""Complement Sparsification: the sparse model goes down, only the weights that it lacks come back.
+"""Complement Sparsification: clients are sent a sparse model, and send back only the weights that it lacks.
 
     first   FedAvg: dense both ways; then M
     down    w = W * M;  M keeps the n - floor(s n) largest |W| of each tensor of n weights
@@ -11,10 +11,11 @@ Paper symbol -> option: server sparsity: sparsity; aggregation ratio g: ratio.
 Reference: Jiang and Borcea, "Complement Sparsification", AAAI 2023. *Read*: the published code,
 XJ8/complement-sparsification-FL (fem_sim.py, flip_prune.py). It trains with Adam 0.01, batch 64 and 5 epochs (FEMNIST)
 or 1: set training.optimiser and training.lr to run it as it was published.
-Departures: there the server trains on rows of 5 % of the users for an epoch while M is made, and throws these weights
+Departures: in the code the server trains on rows of 5 % of the users for an epoch to make M, and throws these weights
 away; here M is by magnitude alone. Biases and normalisation travel both ways and take the plain mean.
-Not reproduced: FEMNIST was not run. It hangs on the optimiser: what is sent never moves, and what comes back lives only
-where it outgrows a kept weight. Adam moves every weight by about its rate a step; plain SGD at 0.1 moves few that far.
+Not reproduced: FEMNIST was not run. It depends on the optimiser: the weights that are sent never move, and those that
+come back stay only where they outgrow a kept weight. Adam moves every weight by about its rate a step; plain SGD at 0.1
+moves few that far.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class ComplementSparsification(Method):
-    """Sparse down, complement up.
+    """Sends a sparse model down and gets its complement back.
 
     Attributes:
-        sparsity: fraction of weights that the server removes; also the share that comes back.
-        ratio: g, what a merged complement is multiplied by.
-        allocation: magnitudes -> what is sent.
+        sparsity: the fraction of weights that the server removes, which is also the share that clients send back.
+        ratio: g, the factor of the merged complement.
+        allocation: chooses the weights to send, by their magnitudes.
     """
 
     sparsity: float = 0.5
@@ -59,7 +60,7 @@ class ComplementSparsification(Method):
         return True
 
     def plan(self, state: State) -> Ask | None:
-        """Ask one cohort for each round, for what the mask lacks."""
+        """Ask the next cohort for the weights that the mask lacks."""
         if state.round == state.setting.rounds:
             return None
         votes = None if state.mask is None else state.setting.layout.names("weight")
@@ -67,13 +68,13 @@ class ComplementSparsification(Method):
         return replace(ask, expects=replace(ask.expects, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train dense; return the complement."""
+        """Train all weights; return those that the mask lacks."""
         weights, done = client.train(ask.message.tensors, None, round_=ask.round)
         rest = _complement(ask.message.mask)
         return Message(masks.apply(weights, rest), rest, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Add the mean complement to what was sent, and prune anew."""
+        """Add the mean complement to the weights that were sent, and prune anew."""
         mean, sent = dict(reduced[MEAN]), reduced.ask.message
         for name in sent.mask or {}:
             if name in mean:
@@ -88,7 +89,7 @@ class ComplementSparsification(Method):
 
 
 def complement(reply: Reply, sent: Sent) -> Tensors:
-    """Return what a reply says of the weights that its client was not sent."""
+    """Return the reply's values of the weights that its client was not sent, 0 elsewhere."""
     return masks.apply(reply.tensors, _complement(sent.mask))
 
 

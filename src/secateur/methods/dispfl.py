@@ -1,4 +1,4 @@
-"""DisPFL: every client has a model and a mask of its own, and averages with a few others that are drawn in each round.
+"""DisPFL: every client has its own model and mask, and averages with a few other clients drawn in each round.
 
     start    client i holds a random mask M_i of its own, with ERK densities, and theta_0 under it
     mix      w_i <- (sum_j M_j w_j / sum_j M_j) M_i over i itself and its B neighbours of this round, per weight, where
@@ -13,10 +13,10 @@ Reference: Dai et al., "DisPFL: Towards Communication-Efficient Personalized Fed
 Sparse Training", arXiv 2206.00187. *Read*: the published code, rong-dai/DisPFL (standalone/DisPFL: client.py,
 dispfl_api.py, my_model_trainer.py), whose CIFAR-10 command grows at random instead.
 Departures: the server passes models on, so that a client gets one mixture and sends one model, where peers would
-exchange B models each way; it is what our bytes count. What a client dropped is gone at once, also where it is scored;
-there neighbours average it once more. There every client trains in every round; here those outside of a cohort rest,
-and are still asked for their last model. There is no global model: what is shipped is the mean of the cohort's, by who
-trained a weight.
+exchange B models each way; it is what our bytes count. A dropped weight is 0 at once, also for scoring; in the code
+neighbours average it once more. In the code every client trains in every round; here clients outside the cohort rest,
+and neighbours use their last model. There is no global model: the mean of the cohort's models, over those who trained
+a weight, is shipped.
 Not reproduced: 85.1 % at 50 % sparsity (CIFAR-10, ResNet-18) stands in SSFL; we did not run that setting.
 """
 
@@ -35,7 +35,7 @@ from secateur.contract.reduction import Keep, Mean, masks_of
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.methods.kit.personal import Each, load_own, store_own
+from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
 from secateur.methods.kit.submodels import slice_ask
 from secateur.pruning import mask as masks
@@ -50,12 +50,12 @@ _FIRST = "theta"
 
 @dataclass(frozen=True)
 class DisPFL(Method):
-    """Personal sparse models, mixed with neighbours.
+    """Personal sparse models that are mixed with those of neighbours.
 
     Attributes:
-        target: fraction of its weights that each client goes without; 0 is FedAvg.
-        neighbours: B, drawn anew for each client and round.
-        alpha: share of a tensor's kept weights that an adjustment replaces at the start.
+        target: the fraction of its weights that each client prunes; 0 is FedAvg.
+        neighbours: B, the number of neighbours, drawn anew for each client and round.
+        alpha: the share of a tensor's kept weights that the first adjustment replaces.
     """
 
     target: float = 0.5
@@ -69,22 +69,22 @@ class DisPFL(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: what was pruned may come back."""
+        """Return True: pruned weights may come back."""
         return True
 
     @property
     def personal(self) -> bool:
-        """Return True: there are as many models as clients."""
+        """Return whether each client has its own model; not if ``target`` is 0."""
         return self.target > 0
 
     def remarks(self, setting: Setting) -> list[str]:
-        """Say what is missing where clients rest."""
+        """Return a warning if some clients rest in a round."""
         if not self.target or setting.participation == 1:
             return []
         return ["dispfl trains every client in every round: with participation < 1 most neighbours are old, or theta_0"]
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Keep theta_0 for clients that were not asked yet."""
+        """Return the first state, with theta_0 in the archive for clients that were not asked yet."""
         archive[_FIRST] = weights
         return State(setting, 0, weights, archive=archive)
 
@@ -96,24 +96,24 @@ class DisPFL(Method):
         if not self.target:
             return train_ask(state, round_, None)
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
-        ask = slice_ask(state, round_, Each(cohort, lambda i: self.mask(state, i)))
+        ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
         expects = replace(ask.expects, mask="required", maskable=names, within=False)
         single = {"weights": Keep(), "mask": Keep(masks_of)}
         ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
-        return replace(ask, own=Each(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
+        return replace(ask, own=LazyTensors(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train, then change the own mask."""
+        """Train under the client's mask, then adjust the mask."""
         if ask.message.mask is None:
             return train_reply(ask, client)
         weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
-        slopes, more = client.measure("gradient", weights, ask.message.mask, round_=ask.round)
+        slopes, more = client.gradient_statistic("gradient", weights, ask.message.mask, round_=ask.round)
         mask = adjusted(ask.message.mask, weights, slopes, cosine(self.alpha, ask.round - 1, client.setting.rounds))
         done = replace(done, processed=done.processed + more.processed)
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Keep each client's model and mask."""
+        """Store each client's model and mask, and merge."""
         if not self.target:
             return merged(state, reduced)
         for kind in ("weights", "mask"):
@@ -121,15 +121,17 @@ class DisPFL(Method):
         return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
-        """Score each client with its own model."""
+        """Return the ask by which each client scores its own model."""
         ask = super().examine(state)
         if not self.target:
             return ask
-        own = Each(ask.clients, lambda i: self.weights(state, i))
-        return replace(ask, message=Message({}), slices=Each(ask.clients, lambda i: self.mask(state, i)), own=own)
+        own = LazyTensors(ask.clients, lambda i: self.weights(state, i))
+        return replace(
+            ask, message=Message({}), slices=LazyTensors(ask.clients, lambda i: self.mask(state, i)), own=own
+        )
 
     def mask(self, state: State, client: int) -> Mask:
-        """Return M_i; before the client answered for the first time, a random one."""
+        """Return M_i; until the client's first answer it is random."""
         held = load_own(state, "mask", client)
         if held is not None:
             return held
@@ -138,11 +140,11 @@ class DisPFL(Method):
         return ERK().keep(drawn, self.target)
 
     def weights(self, state: State, client: int) -> Tensors:
-        """Return w_i; before the client answered for the first time, theta_0 under its mask."""
+        """Return w_i; until the client's first answer it is theta_0 under its mask."""
         return load_own(state, "weights", client) or masks.apply(state.archive[_FIRST], self.mask(state, client))
 
     def mixture(self, state: State, client: int, round_: int) -> Tensors:
-        """Return what a client starts a round from, not masked yet: the mean over it and its neighbours."""
+        """Return the weights from which a client starts a round, unmasked: the mean over it and its neighbours."""
         draw = stream(state.setting.seed, "neighbours", round_, client)
         drawn = torch.randperm(state.setting.clients, generator=draw)[: self.neighbours + 1].tolist()
         mean = WeightedMean(coverage=True)
@@ -153,11 +155,11 @@ class DisPFL(Method):
 
 
 def trained(weights: Tensors, mask: Mask) -> dict[str, torch.Tensor]:
-    """Return which weights a client has trained: those of its mask that did not just grow, and are 0 until then."""
+    """Return flags of the weights that a client has trained; weights that were just regrown are still 0."""
     return {name: kept & (weights[name] != 0) for name, kept in mask.items()}
 
 
 def trained_of(reply: Reply, sent: Sent) -> Tensors:
-    """Return which weights the client of a reply has trained."""
+    """Return flags of the weights that the client of a reply has trained."""
     del sent
     return trained(reply.tensors, reply.mask or {})

@@ -1,4 +1,4 @@
-"""DPF: dynamic pruning with feedback; weights stay dense on both sides, the mask is made anew from them in each round.
+"""DPF: dynamic pruning with feedback; weights stay dense on both sides, and each round makes a new mask from them.
 
     mask     m keeps the N - floor(s_t N) largest |w| of the dense weights that were sent; s_t = s (1 - (1 - t/T')^3)
     train    gradients at w * m, steps on dense w (the error feedback); the dense result goes up
@@ -10,7 +10,7 @@ Paper symbol -> option: final sparsity s: sparsity.
 Reference: Lin et al., "Dynamic Model Pruning with Feedback", arXiv 2006.07253. Known from its abstract and from what
 others write of it: a *reconstruction*, as is its federation.
 *Read*: an unofficial code, INCHEON-CHO/Dynamic_Model_Pruning_with_Feedback, pruning/utils.py and pruning/dpf/mnn.py,
-whose mask has one weight less, that at the threshold. That masks rest for the last quarter is taken from there.
+whose mask has one weight less, that at the threshold. From there we take that the mask is fixed for the last quarter.
 Departures: the mask changes once a round, where the paper changes it every 16 steps; biases and normalisation are
 protected; the best weight of each output unit stays where there is room for 20 a unit (the guard of ``Global``).
 Error feedback needs dense weights at both ends, so nothing is saved on the wire before masks rest.
@@ -29,17 +29,17 @@ from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.hooks import Feedback
 from secateur.methods.kit.rounds import merged, train_ask, train_reply
-from secateur.pruning.allocation import Global, spared
+from secateur.pruning.allocation import Global, kept_by_guard
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
 class DPF(Method):
-    """Dense weights under a mask that follows them.
+    """Trains dense weights under a mask that follows their magnitudes.
 
     Attributes:
-        sparsity: s, fraction of weights removed in the end; 0 is FedAvg.
+        sparsity: s, the fraction of weights removed in the end; 0 is FedAvg.
     """
 
     sparsity: float = 0.9
@@ -53,11 +53,11 @@ class DPF(Method):
         return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0, nothing pruned."""
+        """Return the first state: theta_0 under a mask of sparsity 0."""
         return State(setting, 0, weights, self.mask(setting, weights, 0), archive=archive)
 
     def plan(self, state: State) -> Ask | None:
-        """Send the dense weights, of which both sides make the same mask, or in the end those under the mask."""
+        """Send the dense weights, from which both sides make one mask; at the end send the weights under the mask."""
         if state.round == state.setting.rounds:
             return None
         if state.mask is not None and state.round >= self.rests(state.setting):
@@ -65,7 +65,7 @@ class DPF(Method):
         return replace(train_ask(state, state.round + 1, None), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train with feedback under the mask of what was sent; under a mask that rests as ever."""
+        """Train with feedback under the mask made from the sent weights; under a fixed mask, train as usual."""
         if ask.message.mask is not None:
             return train_reply(ask, client)
         sent = ask.message.tensors
@@ -80,7 +80,7 @@ class DPF(Method):
             return state
         setting, weights, done = state.setting, state.weights, state.round
         mask = self.mask(setting, weights, done)
-        by_guard = spared(mask or {}, self.mask(setting, weights, done, guard=False) or {})
+        by_guard = kept_by_guard(mask or {}, self.mask(setting, weights, done, guard=False) or {})
         return replace(state, mask=mask, notes={**state.notes, GUARDED: by_guard})
 
     @staticmethod
@@ -89,7 +89,7 @@ class DPF(Method):
         return max(1, 3 * setting.rounds // 4)
 
     def mask(self, setting: Setting, weights: Tensors, done: int, *, guard: bool = True) -> Mask | None:
-        """Return the mask of dense weights after a round; None without pruning."""
+        """Return the mask made from dense weights after ``done`` rounds; None if the sparsity is 0."""
         if not self.sparsity:
             return None
         level = self.sparsity * (1 - (1 - min(1.0, done / self.rests(setting))) ** 3)

@@ -1,4 +1,4 @@
-"""FedAvg: dense federated averaging, the baseline beside every method.
+"""FedAvg: dense federated averaging, the baseline of every comparison.
 
     W <- sum_k (n_k / sum n) w_k
 
@@ -19,4 +19,4 @@ from secateur.methods.kit.composition import Composition
 
 @dataclass(frozen=True)
 class FedAvg(Composition):
-    """Every slot at its default: nothing is pruned."""
+    """A composition with all slots at their defaults, which prunes nothing."""

@@ -1,4 +1,4 @@
-"""FedCompress: weights of a tensor take one of C values, which are learnt with them, on clients and at the server.
+"""FedCompress: each weight of a tensor takes one of C values, which clients and the server learn with the weights.
 
     client   loss + beta sum_i (w_i - mu_near(i))^2, for each tensor, while each mu follows the mean of what is near it;
              then each w becomes its nearest mu.  Sent: C values and a number below C for each weight; also the
@@ -35,17 +35,10 @@ from secateur.errors import check
 from secateur.learning import resident
 from secateur.learning.optimiser import Training
 from secateur.learning.supermask import learn
-from secateur.methods.kit.clustered import opened_model, shapes, specs, start
+from secateur.methods.kit.clustered import dequantised_model, shapes, specs, start
 from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask
-from secateur.methods.kit.similarity import entering, noise, outputs, quality
-from secateur.pruning.clustering import (
-    closed,
-    codebooks,
-    opened,
-    plain,
-    pull,
-    width,
-)
+from secateur.methods.kit.similarity import distillation_data, effective_rank, last_layer_inputs, random_inputs
+from secateur.pruning.clustering import clustering_penalty, codebooks, dequantised, quantised, width, without_codebooks
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
 
@@ -55,16 +48,16 @@ _ROWS = 256  # of a client, for the quality of its features
 
 @dataclass(frozen=True)
 class FedCompress(Method):
-    """Clustered weights.
+    """Trains weights that take few values, and sends them as indices.
 
     Attributes:
-        clusters: C in the beginning; 0 is FedAvg.
-        most: C_max; where it is less than ``clusters``, C stays.
-        beta: weight of the distance to the nearest centroid.
-        patience: P, rounds without a better quality after which C doubles.
-        proxies: random inputs on which the server distils; 0: it does not.
-        epochs: over these.
-        server_lr: learning rate (Adam) of the distillation.
+        clusters: C at the start; 0 is FedAvg.
+        most: C_max; if it is less than ``clusters``, C never changes.
+        beta: the weight of the distance to the nearest centroid in the loss.
+        patience: P, the number of rounds without a better quality after which C doubles.
+        proxies: the number of random inputs on which the server distils; 0: it does not.
+        epochs: the number of epochs of the distillation.
+        server_lr: the learning rate (Adam) of the distillation.
     """
 
     clusters: int = 32
@@ -86,16 +79,16 @@ class FedCompress(Method):
 
     @property
     def room(self) -> int:
-        """Return how many values a codebook has room for."""
+        """Return the number of entries of a codebook, the most that C can become."""
         return max(self.clusters, self.most)
 
     @property
     def refines(self) -> bool:
-        """Return whether weights are clustered, which the server begins."""
+        """Return whether weights are clustered; the server clusters them before round 1."""
         return self.clusters > 0
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the whole model, or one of clusters."""
+        """Accept the whole model, or a clustered one."""
         tensors = {**setting.specs, **specs(setting, self.room, self.room)}
         return replace(super().accepts(setting), tensors=tensors, template=setting.specs, optional=True)
 
@@ -105,52 +98,53 @@ class FedCompress(Method):
             return train_ask(state, state.round + 1, None) if state.round < state.setting.rounds else None
         count = self.count(state)
         expects = Expected(specs(state.setting, count, self.room), scalars={**REPORT, _BEST: float})
-        message = Message(closed(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
-        reduce = {MEAN: Mean(of=opened_model), _BEST: Scalars(_BEST)}
+        message = Message(quantised(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
+        reduce = {MEAN: Mean(of=dequantised_model), _BEST: Scalars(_BEST)}
         return plain_ask(state, message, expects, reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train weights and centroids; send the nearest."""
+        """Train weights and centroids; send each weight as the index of its nearest centroid."""
         if not self.clusters:
             weights, done = client.train(ask.message.tensors, None, round_=ask.round)
             return Message(weights, None, report(done))
-        sent, count = opened(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
-        scores, penalty = start(sent, count, client.setting), partial(pull, beta=self.beta)
-        learnt, done = client.learn(sent, scores, plain, round_=ask.round, penalty=penalty)
-        weights = {**resident.tensors_of(client.model), **plain(learnt)}
-        features = entering(weights, client, client.data.batch(slice(0, _ROWS))[0])
+        sent, count = dequantised(ask.message.tensors, shapes(client.setting)), int(ask.message.scalars[_CLUSTERS])
+        scores, penalty = start(sent, count, client.setting), partial(clustering_penalty, beta=self.beta)
+        learnt, done = client.learn(sent, scores, without_codebooks, round_=ask.round, penalty=penalty)
+        weights = {**resident.tensors_of(client.model), **without_codebooks(learnt)}
+        features = last_layer_inputs(weights, client, client.data.batch(slice(0, _ROWS))[0])
         done = replace(done, processed=done.processed + len(features) // 3)  # a third: forward only
-        found = closed(weights, codebooks(weights, learnt, self.room), width(count))
-        return Message(found, None, {**report(done), _BEST: quality(features)})
+        tensors = quantised(weights, codebooks(weights, learnt, self.room), width(count))
+        return Message(tensors, None, {**report(done), _BEST: effective_rank(features)})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Merge; note whether features got better."""
+        """Merge; double C if the quality of features has not risen for P rounds."""
         state = merged(state, reduced)
-        found, best = reduced.get(_BEST), float(state.notes.get(_BEST, 0.0))
-        if found is None:
+        rank, best = reduced.get(_BEST), float(state.notes.get(_BEST, 0.0))
+        if rank is None:
             return state
         notes = dict(state.notes)
-        stale = 0 if found > best else int(notes.get(_STALE, 0)) + 1
-        notes |= {_BEST: max(found, best), _STALE: stale % self.patience}
+        stale = 0 if rank > best else int(notes.get(_STALE, 0)) + 1
+        notes |= {_BEST: max(rank, best), _STALE: stale % self.patience}
         if stale == self.patience:
             notes[_CLUSTERS] = min(2 * self.count(state), self.room)
         return replace(state, notes=notes)
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Distil where a round has been; cluster."""
+        """Distil, except before round 1, then cluster the weights."""
         weights, rows = dict(state.weights), self.proxies * self.epochs if state.round else 0
         learnt: Tensors = start(weights, self.count(state), server.setting)
         if rows:
             how = Training(self.epochs, server.training.batch_size, "adam", self.server_lr)
+            data = distillation_data(weights, server, random_inputs(server, self.proxies))
             learnt, _ = learn(
-                server.model, outputs(weights, server, noise(server, self.proxies)), how, learnt, plain,
-                server.turn(state.round), penalty=partial(pull, beta=self.beta),
+                server.model, data, how, learnt, without_codebooks,
+                server.turn(state.round), penalty=partial(clustering_penalty, beta=self.beta),
             )  # fmt: skip
-            weights |= plain(learnt)
+            weights |= without_codebooks(learnt)
         books = codebooks(weights, learnt, self.room)
-        weights = opened(closed(weights, books, width(self.room)), shapes(state.setting))
+        weights = dequantised(quantised(weights, books, width(self.room)), shapes(state.setting))
         return replace(state, weights=weights, memory={**state.memory, _MU: books}), rows
 
     def count(self, state: State) -> int:
-        """Return C."""
+        """Return C, the current number of clusters."""
         return int(state.notes.get(_CLUSTERS, self.clusters))

@@ -1,4 +1,4 @@
-"""FedConv: the server learns to make smaller dense models of its large one, and large ones of what comes back.
+"""FedConv: the server learns to make smaller dense models from its large one, and large ones from the trained ones.
 
     widths     client k has width r^(k mod L), by number of units
     compress   w_l = C_l(W): of each tensor x + f(a x + b) is convolved with a kernel of the size that it loses;  a, b
@@ -13,10 +13,10 @@ Paper symbol -> option: shrinkage ratio: ratio; server epochs: epochs; rates of 
 Reference: Shen et al., "FedConv: A Learning-on-Model Paradigm for Heterogeneous Federated Clients", arXiv 2502.20639.
 *Read*: the published code (lemingshen/FedConv: strategy.py, utils/federated_settings.py), which chooses epochs and
 restarts by test accuracy; here nothing is chosen.
-Departures: there f stands behind the convolution, twice, and the residual x + a x + b before it, for weights of
-convolutions alone; here f is within the residual, so that nothing is squashed at the start. Widths are rounded up,
-there down. One dilation for each width, of the mean of its clients by rows. All that is learnt begins as HeteroFL's
-slices and average, and goes on from round to round. The rows are data.public, which no client has.
+Departures: in the code f is applied twice after the convolution, and the residual x + a x + b before it, for weights of
+convolutions alone; here f is within the residual, so that nothing is squashed at the start. Widths are rounded up, in
+the code down. Each width has one dilation, of the mean by rows of its clients. All that is learnt starts as HeteroFL's
+slices and average, and is kept from round to round. The rows are data.public, which no client has.
 Not reproduced: 35 % more accuracy on average is claimed; the bundled results were chosen on test rows.
 """
 
@@ -35,21 +35,21 @@ from secateur.contract.reduction import Grouped, Mean
 from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning.optimiser import Training
-from secateur.methods.kit.learned_resize import Bench
+from secateur.methods.kit.learned_resize import ServerResizing
 from secateur.methods.kit.submodels import Sliced
 from secateur.pruning.structure import Plan, plan
 
 
 @dataclass(frozen=True)
 class FedConv(Sliced):
-    """Learnt sub-models.
+    """Trains sub-models of several widths, which the server makes by learnt convolutions.
 
     Attributes:
-        levels: L, how many widths: 1, r, r^2, ...; 1 is FedAvg.
-        ratio: r.
-        epochs: over the public rows, for each thing that the server learns in a round.
-        server_lr: learning rate (Adam) of compressors, dilators and shares.
-        tuning_lr: learning rate (Adam) of the large model; 0: it is not tuned.
+        levels: L, the number of widths 1, r, r^2, ...; 1 is FedAvg.
+        ratio: r, the ratio of one width to the next larger one.
+        epochs: the epochs over the public rows for each compressor, dilator and merge that the server learns.
+        server_lr: the learning rate (Adam) of compressors, dilators and shares.
+        tuning_lr: the learning rate (Adam) of the large model; 0: it is not tuned.
     """
 
     levels: int = 3
@@ -67,16 +67,16 @@ class FedConv(Sliced):
 
     @property
     def refines(self) -> bool:
-        """Return whether the server learns."""
+        """Return whether the server learns; not if there is one width."""
         return self.levels > 1
 
     @property
     def wants_public(self) -> bool:
-        """Return whether the server learns."""
+        """Return whether the server trains on public rows, which it does if it learns."""
         return self.refines
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
-        """Return the leading units of each layer, as many as each client's width has."""
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return the leading units of each layer, by each client's width."""
         return {k: self.leading(setting, self.ratio ** (k % self.levels)) for k in setting.cohort(round_)}
 
     def plan(self, state: State) -> Ask | None:
@@ -85,44 +85,44 @@ class FedConv(Sliced):
         if ask is None or self.levels == 1:
             return ask
         made = {level: state.memory[f"model {level}"] for level in range(1, self.levels)}
-        ask = replace(ask, reduce={"told": Grouped(Mean(), {k: k % self.levels for k in ask.clients})})
+        ask = replace(ask, reduce={"means": Grouped(Mean(), {k: k % self.levels for k in ask.clients})})
         return replace(ask, own={k: made[k % self.levels] for k in ask.clients if k % self.levels})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Average over each width."""
+        """Average the models of each width; ``refine`` merges the widths."""
         if self.levels == 1:
             return super().absorb(state, reduced)
-        told = {f"told {level}": mean for level, mean in reduced["told"].items() if mean}
+        means = {f"mean {level}": mean for level, mean in reduced["means"].items() if mean}
         rows = Counter({f"rows {level}": 0.0 for level in range(self.levels)})
         for client, count in reduced.rows.items():
             rows[f"rows {client % self.levels}"] += count
-        return replace(state, round=reduced.ask.round, notes={**state.notes, **rows}, memory={**state.memory, **told})
+        return replace(state, round=reduced.ask.round, notes={**state.notes, **rows}, memory={**state.memory, **means})
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Dilate and merge what came, tune, compress for the next round."""
-        told = {k: state.memory[f"told {k}"] for k in range(self.levels) if f"told {k}" in state.memory}
-        memory = {name: held for name, held in state.memory.items() if not name.startswith("told")}
-        bench = Bench(server, self.learning(server, self.server_lr), state.round)
+        """Dilate and merge the mean of each width, tune the large model, and compress it for the next round."""
+        means = {k: state.memory[f"mean {k}"] for k in range(self.levels) if f"mean {k}" in state.memory}
+        memory = {name: held for name, held in state.memory.items() if not name.startswith("mean ")}
+        resizing = ServerResizing(server, self.learning(server, self.server_lr), state.round)
         weights, tasks = dict(state.weights), self.levels - 1
         cuts, large = {level: self.cut(server.setting, level) for level in range(self.levels)}, {}
-        for level, mean in told.items():
+        for level, mean in means.items():
             key = f"dilate {level}"
-            large[level], memory[key] = bench.dilate(mean, cuts[level], memory.get(key, {}))
-        if told:
-            rows = {level: float(state.notes[f"rows {level}"]) for level in told}
-            weights, tasks = bench.merge(large, rows, cuts, weights), tasks + 1 + sum(1 for level in told if level)
+            large[level], memory[key] = resizing.dilate(mean, cuts[level], memory.get(key, {}))
+        if means:
+            rows = {level: float(state.notes[f"rows {level}"]) for level in means}
+            weights, tasks = resizing.merge(large, rows, cuts, weights), tasks + 1 + sum(1 for level in means if level)
             if self.tuning_lr:
-                weights, tasks = bench.tune(weights, self.learning(server, self.tuning_lr)), tasks + 1
+                weights, tasks = resizing.tune(weights, self.learning(server, self.tuning_lr)), tasks + 1
         for level in range(1, self.levels):
             name, key = f"model {level}", f"compress {level}"
-            memory[name], memory[key] = bench.compress(weights, cuts[level], memory.get(key, {}))
+            memory[name], memory[key] = resizing.compress(weights, cuts[level], memory.get(key, {}))
         return replace(state, weights=weights, memory=memory), tasks * self.epochs * len(server.data)
 
     def cut(self, setting: Setting, level: int) -> Plan:
-        """Return what the model of a width lacks of the large one."""
+        """Return the plan by which the large model is cut to a width."""
         mask = self.mask(setting, self.leading(setting, self.ratio**level))
         return plan(mask, setting.layout.groups)
 
     def learning(self, server: Client, lr: float) -> Training:
-        """Return how the server learns."""
+        """Return the settings of the server's training."""
         return Training(self.epochs, server.training.batch_size, "adam", lr)

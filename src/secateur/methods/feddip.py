@@ -1,8 +1,8 @@
-"""FedDIP: dynamic pruning with error feedback and growing regularisation on clients, and a server that prunes by steps.
+"""FedDIP: clients train with error feedback and growing regularisation, and the server prunes in steps.
 
     start   a random mask with ERK densities at s_0
     train   gradients at w * M, steps on dense w; the dense result goes up
-    pull    lambda_t sum_l |w_l * M_l|_2 over tensors l, beside the loss;  lambda_t = 0 in the first twentieth of the
+    pull    lambda_t sum_l |w_l * M_l|_2 over tensors l, added to the loss;  lambda_t = 0 in the first twentieth of the
             rounds, 5e-4 in the second, and in equal steps on towards lambda_max
     prune   after rounds 1, 1 + R, 1 + 2R ... keep the N - floor(s_t N) largest |w| of all that were kept (after round
             1: of all);  s_t = s_p + (s_0 - s_p) (1 - t/T)^3,  t = 0 after round 1;  after the last round s_p
@@ -13,7 +13,7 @@ Reference: Long et al., "FedDIP: Federated Learning with Extreme Dynamic Pruning
 arXiv 2309.06805; feedback: Lin et al., arXiv 2006.07253.
 *Read*: EricLoong/feddip (fl_server.py, client.py, functions_new.py, exp_args.py), whose steps of lambda end one short
 of lambda_max. R is of its command for CIFAR-10. The paper's text was not read.
-Departures: clients share the first random mask, where each draws its own there; the last round prunes to s_p, whatever
+Departures: clients share the first random mask, in the code each draws its own; the last round prunes to s_p, whatever
 R; biases and normalisation are protected. Its runs add ``training.weight_decay = 5e-4`` and ``training.decay = 0.998``.
 Not reproduced: the paper's figures with 1000 rounds; we did not run that setting.
 """
@@ -41,13 +41,13 @@ _STEPS, _FIRST = 20, 5e-4
 
 @dataclass(frozen=True)
 class FedDIP(Method):
-    """Error feedback within rounds, a cubic ramp across them.
+    """Trains with error feedback within rounds, and prunes on a cubic ramp over rounds.
 
     Attributes:
-        sparsity: s_p, fraction of weights removed in the end; 0 is FedAvg.
-        initial: s_0, fraction removed at the start.
-        every: R, rounds between prunings.
-        regularisation: lambda_max; 0: none.
+        sparsity: s_p, the fraction of weights removed in the end; 0 is FedAvg.
+        initial: s_0, the fraction removed at the start.
+        every: R, the number of rounds between prunings.
+        regularisation: lambda_max, the final strength of the regularisation; 0: none.
     """
 
     sparsity: float = 0.9
@@ -64,37 +64,37 @@ class FedDIP(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: after round 1 a pruned weight that feedback made large comes back."""
+        """Return True: after round 1 pruned weights may come back, if feedback made them large."""
         return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0 with a random ERK mask."""
+        """Return the first state: theta_0 with a random ERK mask."""
         named = {name: weights[name] for name in setting.layout.names("weight")}
         level = min(self.initial, self.sparsity)
         mask = ERK().keep(Random().scores(named, (), seed=setting.seed), level) if self.sparsity else None
         return State(setting, 0, weights, mask, archive=archive)
 
     def plan(self, state: State) -> Ask | None:
-        """Ask one cohort for each round; dense weights come back."""
+        """Ask the next cohort to train under the mask and to return dense weights."""
         if state.round == state.setting.rounds:
             return None
         ask = train_ask(state, state.round + 1, state.mask)
         return replace(ask, expects=replace(ask.expects, mask="none", known=None, within=False), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train with feedback, and with the pull."""
-        mask, pull = ask.message.mask, self.pull(ask.round - 1, client.setting.rounds)
-        hooks = [Feedback(), *([Fading(mask, pull)] if mask and pull else [])]
+        """Train with error feedback and the regularisation."""
+        mask, strength = ask.message.mask, self.strength(ask.round - 1, client.setting.rounds)
+        hooks = [Feedback(), *([Fading(mask, strength)] if mask and strength else [])]
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round, hooks=hooks)
         return Message(weights, None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Merge, and prune where it is due."""
+        """Merge, and prune if the round is due."""
         state = merged(state, reduced)
         done, rounds = state.round, state.setting.rounds
         if not self.sparsity:
             return state
-        if done > 1:  # what was pruned before is given up before anything is compared
+        if done > 1:  # pruned weights are set to 0 before magnitudes are compared
             state = replace(state, weights=masks.apply(state.weights, state.mask))
         if (done - 1) % self.every and done != rounds:
             return state
@@ -104,11 +104,11 @@ class FedDIP(Method):
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
 
     def level(self, done: int, rounds: int) -> float:
-        """Return s_t."""
+        """Return s_t, the sparsity after t = ``done`` rounds on the ramp."""
         return self.sparsity + (min(self.initial, self.sparsity) - self.sparsity) * (1 - done / rounds) ** 3
 
-    def pull(self, done: int, rounds: int) -> float:
-        """Return lambda_t; with fewer rounds than steps it is the last from the beginning, as in the code."""
+    def strength(self, done: int, rounds: int) -> float:
+        """Return lambda_t; with fewer than 20 rounds it has its last value from the start, as in the published code."""
         length = rounds // _STEPS
         step = min(done // length, _STEPS - 1) if length else _STEPS - 1
         if not self.regularisation or not step:

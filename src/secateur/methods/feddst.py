@@ -1,4 +1,4 @@
-"""FedDST: clients prune and regrow their masks after they trained, and the server takes the union back to the budget.
+"""FedDST: clients prune and regrow their masks after training, and the server prunes their union to the budget.
 
     start    of each tensor of theta_0 the ERK count of largest |w|
     adjust   in rounds 2, 2 + R, 2 + 2R ..., after the last local epoch: of each tensor drop the a_t share of smallest
@@ -44,14 +44,14 @@ _COUNTED = {MEAN: Mean(holders=masks_of), "voters": Sum(masks_of)}
 
 @dataclass(frozen=True)
 class FedDST(Method):
-    """Dynamic sparse training on clients, with the union under a budget.
+    """Dynamic sparse training on clients, with the union of masks pruned to a budget.
 
     Attributes:
-        sparsity: fraction of weights removed.
-        every: R, rounds between adjustments; 0: never, the first mask stays.
-        alpha: share of a tensor's kept weights that an adjustment replaces at the start.
-        until: T_end over the rounds, after which masks stay.
-        batches: how many the gradient for regrowth is the mean of.
+        sparsity: the fraction of weights removed.
+        every: R, the number of rounds between adjustments; 0: never, the first mask stays.
+        alpha: the share of a tensor's kept weights that the first adjustment replaces.
+        until: T_end as a share of the rounds, after which masks stay.
+        batches: the number of batches over which the gradient for regrowth is averaged.
     """
 
     sparsity: float = 0.8
@@ -67,17 +67,17 @@ class FedDST(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: what was pruned may come back."""
+        """Return True: pruned weights may come back."""
         return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0 under ERK by magnitude."""
+        """Return the first state: theta_0 under the ERK mask by magnitude."""
         sizes = {name: weights[name].abs() for name in setting.layout.names("weight")}
         mask = ERK().keep(sizes, self.sparsity) if self.sparsity else None
         return State(setting, 0, masks.apply(weights, mask), mask, archive=archive)
 
     def plan(self, state: State) -> Ask | None:
-        """Ask one cohort for each round; where masks are adjusted, for masks of their own too."""
+        """Ask the next cohort to train; in a round of adjustment, also for the clients' own masks."""
         round_ = state.round + 1
         if round_ > state.setting.rounds:
             return None
@@ -86,19 +86,19 @@ class FedDST(Method):
         return replace(ask, expects=replace(ask.expects, within=False))
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train; in a round of adjustment change the mask of what came out."""
+        """Train; in a round of adjustment, adjust the mask of the trained weights."""
         mask, share = ask.message.mask, self.share(client.setting, ask.round)
         if mask is None or not share:
             return train_reply(ask, client)
         weights, done = client.train(ask.message.tensors, mask, round_=ask.round)
-        gradients, more = client.measure("gradient", weights, mask, round_=ask.round, batches=self.batches)
+        gradients, more = client.gradient_statistic("gradient", weights, mask, round_=ask.round, batches=self.batches)
         mask = swap(mask, weights, gradients, share)
         return Message(
             masks.apply(weights, mask), mask, report(replace(done, processed=done.processed + more.processed))
         )
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Merge; after an adjustment by who kept a weight, then prune the union back to the budget."""
+        """Merge; after an adjustment average over the clients that kept a weight, and prune the union to the budget."""
         state, voters = merged(state, reduced), reduced.get("voters")
         if not voters:
             return state
@@ -107,6 +107,6 @@ class FedDST(Method):
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
 
     def share(self, setting: Setting, round_: int) -> float:
-        """Return a_t, the part of a tensor's kept weights that a round's adjustment replaces; 0: there is none."""
+        """Return a_t, the share of a tensor's kept weights that a round's adjustment replaces; 0: no adjustment."""
         due = self.sparsity and self.every and (round_ - 2) % self.every == 0
         return cosine(self.alpha, round_ - 1, self.until * setting.rounds) if due else 0.0

@@ -1,6 +1,6 @@
-"""Federated Dropout: each client of a round trains a random narrower model, drawn anew each time.
+"""Federated Dropout: each client of a round trains a random narrower model, drawn anew in each round.
 
-    slice   of each hidden layer a client goes without floor(r u) of its u units
+    slice   a client's model lacks floor(r u) random units of each hidden layer's u units
     merge   each weight is the mean over those clients that held it, by rows; one that nobody held stays
 
 Paper symbol -> option: federated dropout rate: rate.
@@ -29,10 +29,10 @@ from secateur.streams import stream
 
 @dataclass(frozen=True)
 class FederatedDropout(Sliced):
-    """A random slice for each client and round.
+    """Trains a random slice of the model for each client and round.
 
     Attributes:
-        rate: r, share of each hidden layer's units that a client goes without; 0 is FedAvg.
+        rate: r, the share of each hidden layer's units that a client's slice lacks; 0 is FedAvg.
     """
 
     rate: float = 0.25
@@ -40,8 +40,8 @@ class FederatedDropout(Sliced):
     def __post_init__(self) -> None:
         check(0 <= self.rate < 1, name="rate", value=self.rate, must="be in [0, 1)")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
-        """Draw each client's units."""
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return the units that are drawn for each client."""
         return {client: self._draw(setting, round_, client) for client in setting.cohort(round_)}
 
     def _draw(self, setting: Setting, round_: int, client: int) -> dict[str, torch.Tensor]:

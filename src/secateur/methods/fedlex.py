@@ -10,7 +10,7 @@ Reference: Internò et al., "Federated Loss Exploration for Improved Convergence
 DOI 10.1109/IJCNN60899.2024.10651455. *Read*: the published code, ChristianInterno/FedLEx (GTL_utils.py,
 fedlexclient.py, fedlexserver.py), and its figure; not the paper. It trains with Adam 0.0003.
 Departures: the code's explorers explore and then return ones, a placeholder, so that its G is minmax((1 - theta_0)^2);
-here they return what they found, as the figure has it. The figure takes minmax before the mean and multiplies what
+here they return their deviations, as in the figure. The figure takes minmax before the mean and multiplies what
 training changed. G travels in full precision with every request and doubles what goes down; it is counted.
 Not reproduced: its figures were not run, and it is *not shown* that it helps or harms. With plain SGD G in [0, 1] is a
 smaller rate for each weight and no more: a run at a rate that suits FedAvg trains too slowly. Adam divides G out again
@@ -46,12 +46,12 @@ _G = "guidance/"
 
 @dataclass(frozen=True)
 class FedLEx(Method):
-    """Guided gradients.
+    """Scales each client's gradients by a guidance matrix.
 
     Attributes:
-        explore: who explores, and how long.
-        strength: s in 1 - s (1 - G), what a gradient is multiplied by; 0 is the aggregator alone.
-        aggregator: the merge.
+        explore: the settings of the exploration.
+        strength: s in 1 - s (1 - G), the factor of a gradient; 0 is training without guidance.
+        aggregator: the server's step.
     """
 
     explore: Exploration = field(default=Exploration(epochs=150, patience=40, fraction=1.0))
@@ -62,12 +62,12 @@ class FedLEx(Method):
         check(0 <= self.strength <= 1, name="strength", value=self.strength, must="be in [0, 1]")
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the weights, and the guidance of some."""
+        """Accept the weights, and optionally their guidance."""
         guided = {_G + name: spec for name, spec in setting.specs.items()}
         return Expected({**setting.specs, **guided}, optional=True, template=setting.specs)
 
     def plan(self, state: State) -> Ask | None:
-        """Ask explorers first, then one cohort for each round, with its guidance."""
+        """Ask the explorers first, then one cohort for each round, with its guidance."""
         ask = exploration.ask(self.explore, state) if self.strength else None
         if ask is not None or state.round == state.setting.rounds:
             return ask
@@ -76,7 +76,7 @@ class FedLEx(Method):
         return replace(ask, message=replace(ask.message, tensors={**ask.message.tensors, **guided}))
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Explore, or train by scaled gradients."""
+        """Explore, or train with scaled gradients."""
         if ask.phase == exploration.PHASE:
             return exploration.respond(self.explore, ask, client)
         sent = {name: t for name, t in ask.message.tensors.items() if not name.startswith(_G)}
@@ -95,7 +95,7 @@ class FedLEx(Method):
         return merged(state, reduced, self.aggregator)
 
     def guidance(self, state: State, cohort: tuple[int, ...]) -> Tensors:
-        """Return what gradients are multiplied by; nothing where nobody explored."""
+        """Return the factors of the gradients, by name; empty if there are no deviations."""
         mean = WeightedMean()
         for deviation in exploration.deviations(self.explore, state, cohort) if self.strength else ():
             mean.add(deviation, 1.0)
@@ -104,5 +104,5 @@ class FedLEx(Method):
 
 
 def scaled(guidance: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:
-    """Return the weights as they are, with gradients that are multiplied by the guidance."""
+    """Return the weights unchanged, with gradients that are multiplied by the guidance."""
     return {n: straight_through(t.detach(), t * guidance[n]) for n, t in weights.items()}

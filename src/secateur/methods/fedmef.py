@@ -1,7 +1,7 @@
-"""FedMef: FedTiny's adjustments, for which weights make ready before they go, and activations that take less memory.
+"""FedMef: FedTiny, with weights pulled to 0 before they are pruned, and pruned activations that take less memory.
 
     extrude  in the round before an adjustment, the a_t share of smallest |w| of its tensors is pulled to 0 by
-             lambda |.|_2 of each tensor's beside the loss, so that what they know moves to the others
+             lambda |.|_2 of each tensor's, added to the loss, so that other weights learn what they know
     scale    of each activation the 1 - gamma share of largest magnitude is kept for the backward pass
     adjust   as FedTiny; the first mask is ERK by magnitude of theta_0, with no pool to choose from (candidates = 1)
 
@@ -10,9 +10,10 @@ Paper symbol -> option: lambda: extrusion; gamma: gamma; others as ``fedtiny``.
 Reference: Huang et al., "FedMef: Towards Memory-efficient Federated Dynamic Pruning", CVPR 2024, arXiv 2403.14737.
 *Read*: FedPruning/FedPruning (api/distributed/fedmef, api/pruning), its authors' group's. The paper's text was not
 read. lambda is 1 there: its option lambda_l2 is never used.
-Departures: the code pulls in every round, and at what is smallest of all, which is what is pruned already: here, before
-an adjustment, at what is kept and about to go. The learning rate is not lifted meanwhile; convolutions are not
-normalised before activations are pruned; every layer's activations are; blocks take turns, as in FedTiny.
+Departures: the code pulls in every round, and pulls the smallest weights of all, which are those pruned already; here
+kept weights that are about to be pruned are pulled, in the round before an adjustment. The learning rate is not raised
+meanwhile; convolutions are not normalised before activations are pruned; every layer's activations are pruned; blocks
+take turns, as in FedTiny.
 Not reproduced: 28.5 % less memory and over 2 points are claimed against rivals; we did not run those settings.
 """
 
@@ -35,12 +36,12 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class FedMef(FedTiny):
-    """Adjusted in blocks, with notice.
+    """FedTiny with weight extrusion before adjustments, and with pruned activations.
 
     Attributes:
         sparsity, every, until, alpha, blocks, candidates: see ``FedTiny``.
-        extrusion: lambda, how hard those that are about to go are pulled.
-        gamma: share of each activation that is forgotten before the backward pass.
+        extrusion: lambda, the strength with which weights about to be pruned are pulled to 0.
+        gamma: the share of each activation that is dropped before the backward pass.
     """
 
     candidates: int = 1
@@ -53,7 +54,7 @@ class FedMef(FedTiny):
         check(0 <= self.gamma < 1, name="gamma", value=self.gamma, must="be in [0, 1)")
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0, under ERK where there is but one candidate: nobody is asked."""
+        """Return the first state: theta_0, under the ERK mask if there is only one candidate."""
         state = super().start(setting, weights, archive)
         if not self.sparsity or self.candidates > 1:
             return state
@@ -61,7 +62,7 @@ class FedMef(FedTiny):
         return replace(state, mask=mask, weights=masks.apply(weights, mask))
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train with notice and pruned activations; all else as FedTiny."""
+        """Train with extrusion and pruned activations; other phases are as in FedTiny."""
         mask = ask.message.mask
         if ask.phase != TRAIN or mask is None:
             return super().respond(ask, client)

@@ -1,4 +1,4 @@
-"""FedPM: weights are random signs and never move; clients learn with which probability each of them takes part.
+"""FedPM: weights are random signs that never move; clients learn the probability that each weight is used.
 
     weights  sign(theta_0) e/sqrt(fan-in)
     client   s = logit(p); each step draws m ~ Bernoulli(sigmoid(s)), runs the network of weights w m, and moves s by
@@ -33,7 +33,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Sum, masks_of
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.learning.supermask import frozen, straight_through
+from secateur.learning.supermask import signed_constants, straight_through
 from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.mask import Tensors
 from secateur.streams import stream
@@ -48,10 +48,10 @@ _KEPT = {"kept": Sum(masks_of)}
 
 @dataclass(frozen=True)
 class FedPM(Method):
-    """Probabilistic masks over random weights.
+    """Learns probabilistic masks over random weights.
 
     Attributes:
-        prior: lambda_0, of the Beta posterior; 1 makes p the share of clients that kept a weight.
+        prior: lambda_0 of the Beta posterior; 1 makes p the share of clients that kept a weight.
     """
 
     prior: float = 1.0
@@ -63,7 +63,7 @@ class FedPM(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: every round draws anew."""
+        """Return True: every round makes a new mask."""
         return True
 
     @property
@@ -72,16 +72,16 @@ class FedPM(Method):
         return False
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return signed constants, each kept with the probability of a normal score."""
+        """Return the first state: signed constants, each kept with the probability of a normal score."""
         names = setting.layout.names("weight")
         shapes = {name: setting.specs[name].shape for name in names}
         scores = {n: torch.randn(shape, generator=stream(setting.seed, "scores", n)) for n, shape in shapes.items()}
         chance = {name: torch.sigmoid(score) for name, score in scores.items()}
-        state = State(setting, 0, frozen(weights, names, math.e), memory={_CHANCE: chance}, archive=archive)
-        return self._likely(state, 0)
+        state = State(setting, 0, signed_constants(weights, names, math.e), memory={_CHANCE: chance}, archive=archive)
+        return self._with_chances(state, 0)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the whole model, or probabilities alone."""
+        """Accept the whole model, or probabilities alone."""
         return replace(super().accepts(setting), optional=True)
 
     def plan(self, state: State) -> Ask | None:
@@ -92,9 +92,9 @@ class FedPM(Method):
         return plain_ask(state, Message(chance), expects, {"kept": Sum(masks_of)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Learn scores; return one mask, over zeros, which cost nothing."""
+        """Learn scores; return one drawn mask over tensors of zeros, which cost no bytes."""
         scores = {n: torch.logit(p.clamp(_LEAST, 1 - _LEAST)) for n, p in ask.message.tensors.items()}
-        weights = frozen(client.initial, list(scores), math.e)
+        weights = signed_constants(client.initial, list(scores), math.e)
         draw = stream(client.setting.seed, "bernoulli", ask.round, client.id)
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
@@ -107,13 +107,13 @@ class FedPM(Method):
         return Message({n: torch.zeros_like(s) for n, s in learnt.items()}, kept, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Count who kept each weight."""
+        """Make the probabilities from how many clients kept each weight."""
         clients = len(reduced.clients)
         if clients:
             votes = {n: _LEAST * clients + (1 - 2 * _LEAST) * k.float() for n, k in reduced["kept"].items()}
             chance = {n: (v + self.prior - 1) / (clients + 2 * self.prior - 2) for n, v in votes.items()}
             state = replace(state, memory={**state.memory, _CHANCE: chance})
-        return self._likely(state, reduced.ask.round)
+        return self._with_chances(state, reduced.ask.round)
 
-    def _likely(self, state: State, round_: int) -> State:
+    def _with_chances(self, state: State, round_: int) -> State:
         return replace(state, round=round_, mask={n: p >= 0.5 for n, p in state.memory[_CHANCE].items()})

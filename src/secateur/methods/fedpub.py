@@ -1,4 +1,4 @@
-"""FED-PUB: each client multiplies its weights by a private soft mask, and averages with those whose models act alike.
+"""FED-PUB: each client multiplies its weights by a private soft mask, and averages with clients of similar models.
 
     mask     client i runs w m_i, m_i of its own, ones at first, never sent
     train    w and m_i together, by the loss + l_1 |m_i|_1 + l_2 |w - w_received|_2 by tensors, without l_2 at first
@@ -33,9 +33,9 @@ from secateur.contract.state import Setting, State
 from secateur.errors import ModelError, check
 from secateur.learning import resident
 from secateur.learning.loop import Fit
-from secateur.methods.kit.personal import Each, load_own, store_own
+from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
-from secateur.methods.kit.similarity import EMBEDDING, alike, embedding, embedding_of, mixtures, weights_of
+from secateur.methods.kit.similarity import EMBEDDING, embedding, embedding_of, mixing_shares, mixtures, weights_of
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
@@ -44,13 +44,13 @@ _SOFT, _MODEL = "soft.", "model"
 
 @dataclass(frozen=True)
 class FedPUB(Method):
-    """Private soft masks, and averages among clients that are alike.
+    """Trains private soft masks, and averages weights over clients by the similarity of their models.
 
     Attributes:
-        l1: lambda_1, the weight of |m|_1, and below which |m| an entry is pruned; 0: no masks.
-        prox: lambda_2, the weight of the distance from what was received.
-        tau: how much more a client listens to those that are like it; 0 is FedAvg's mean.
-        proxies: B, random inputs on which models are compared.
+        l1: lambda_1, the weight of |m|_1 in the loss, and the |m| below which an entry is pruned; 0: no masks.
+        prox: lambda_2, the weight in the loss of the distance from the received weights.
+        tau: how strongly the average favours similar clients; 0 is FedAvg's mean.
+        proxies: B, the number of random inputs on which models are compared.
     """
 
     l1: float = 1e-3
@@ -70,17 +70,21 @@ class FedPUB(Method):
 
     @property
     def personal(self) -> bool:
-        """Return whether clients end with models of their own."""
+        """Return whether clients end with their own models."""
         return bool(self.l1 or self.tau)
 
     def check(self, setting: Setting) -> None:
-        """Refuse a model that does not end in a linear layer."""
+        """Refuse a model that does not end in a linear layer.
+
+        Raises:
+            ModelError: the text names the last layer.
+        """
         last = setting.layout.names("weight")[-1]
         if self.tau and len(setting.specs[last].shape) != 2:
             raise ModelError(f"fedpub compares what enters a linear last layer, and {last} is none; set tau = 0")
 
     def plan(self, state: State) -> Ask | None:
-        """Send each client of the next cohort the mean that is meant for it."""
+        """Send each client of the next cohort its own mean."""
         round_, setting = state.round + 1, state.setting
         if round_ > setting.rounds:
             return None
@@ -94,7 +98,7 @@ class FedPUB(Method):
         return replace(ask, expects=expects, reduce=reduce, own=self.models(state, ask.clients))
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train weights and the private mask; say how the model acts."""
+        """Train weights and the private mask; send the weights and the embedding."""
         weights, done = (
             self.trained(ask, client)
             if self.l1 or self.prox
@@ -102,50 +106,50 @@ class FedPUB(Method):
         )
         if not self.tau:
             return Message(weights, None, report(done))
-        found = embedding(self.uses(Message(weights), client), client, self.proxies)
+        features = embedding(self.uses(Message(weights), client), client, self.proxies)
         done = replace(done, processed=done.processed + self.proxies // 3)  # a third: forward only
-        return Message({**weights, EMBEDDING: found}, None, report(done))
+        return Message({**weights, EMBEDDING: features}, None, report(done))
 
     def trained(self, ask: Ask, client: Client) -> tuple[dict[str, torch.Tensor], Fit]:
-        """Train weights and the private mask; keep the mask."""
+        """Train weights and the private mask; keep the mask in the client's memory."""
         sent, new = ask.message.tensors, bool(self.l1) and not client.memory
         weights = {n: sent[n] for n in client.setting.layout.trainable}
         scores = {**weights, **{_SOFT + n: m for n, m in self.mask(client).items()}}
-        penalty = partial(self.pull, sent={} if new else weights)
+        penalty = partial(self.penalty_of, sent={} if new else weights)
         learnt, done = client.learn(sent, scores, masked, round_=ask.round, penalty=penalty)
         client.memory |= {n: t for n, t in learnt.items() if n.startswith(_SOFT)}
         return {**resident.tensors_of(client.model), **{n: learnt[n] for n in weights}}, done
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Merge for all, and for each by likeness."""
+        """Merge the shipped model, and a mean for each client by similarity."""
         if not self.tau:
             return merged(state, reduced)
         embeddings = {k: kept[EMBEDDING] for k, kept in reduced[EMBEDDING].items()}
-        store_own(state, _MODEL, mixtures(reduced["weights"], alike(embeddings, self.tau)))
+        store_own(state, _MODEL, mixtures(reduced["weights"], mixing_shares(embeddings, self.tau)))
         return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
-        """Score each client with the mean that is meant for it."""
+        """Return the ask by which each client scores its own mean."""
         ask = super().examine(state)
         return replace(ask, own=self.models(state, ask.clients)) if self.tau else ask
 
     def uses(self, message: Message, client: Client) -> Tensors:
-        """Return the model under the client's mask."""
+        """Return the model under the client's soft mask, without entries below l1."""
         if not self.l1:
             return message.tensors
         firm = {_SOFT + n: torch.where(m.abs() < self.l1, 0.0, m) for n, m in self.mask(client).items()}
         return {**message.tensors, **masked({**message.tensors, **firm})}
 
-    def models(self, state: State, clients: tuple[int, ...]) -> Each:
-        """Return what is meant for each client; for one that was never heard of, the mean of all."""
-        return Each(clients, lambda client: load_own(state, _MODEL, client) or state.weights)
+    def models(self, state: State, clients: tuple[int, ...]) -> LazyTensors:
+        """Return each client's own mean; for a client that never answered, the mean of all."""
+        return LazyTensors(clients, lambda client: load_own(state, _MODEL, client) or state.weights)
 
     def mask(self, client: Client) -> dict[str, torch.Tensor]:
-        """Return m_i; none without l1."""
+        """Return m_i, by name; empty if l1 is 0."""
         names = client.setting.layout.names("weight") if self.l1 else []
         return {n: client.memory.get(_SOFT + n, torch.ones_like(client.initial[n])) for n in names}
 
-    def pull(self, scores: Tensors, sent: Tensors) -> torch.Tensor:
+    def penalty_of(self, scores: Tensors, sent: Tensors) -> torch.Tensor:
         """Return l_1 |m|_1 + l_2 |w - w_received|_2, tensor by tensor."""
         total = self.l1 * sum((m.abs().sum() for n, m in scores.items() if n.startswith(_SOFT)), torch.zeros(()))
         return total + self.prox * sum(
@@ -154,6 +158,6 @@ class FedPUB(Method):
 
 
 def masked(scores: Tensors) -> dict[str, torch.Tensor]:
-    """Return w m for weights that have a mask, and the others as they are."""
+    """Return w m for weights that have a soft mask, and the other tensors unchanged."""
     named = {n: t for n, t in scores.items() if not n.startswith(_SOFT)}
     return {n: t * scores[_SOFT + n] if _SOFT + n in scores else t for n, t in named.items()}

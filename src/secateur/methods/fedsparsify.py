@@ -11,7 +11,7 @@ n schedule.exponent.
 Reference: Stripelis et al., "Federated Progressive Sparsification", arXiv 2204.12430.
 *Read*: dstripelis/FedSparsify, utils/model_purge.py, utils/model_merge.py.
 Departures: biases and normalisation are protected (granularity.biases, granularity.norms bring them back);
-S_T is reached also where F does not divide T;
+S_T is reached even if F does not divide T;
 local optimisers start anew in each round; masks are explicit and never read off from w == 0.
 The guard of ``Global`` is off, as in the published code: at 99 % and more no benefit of it is shown on digits
 (allocation.guard brings it back; records then say how many weights it keeps).
@@ -30,7 +30,7 @@ from secateur.pruning.allocation import Allocation, Global
 
 @dataclass(frozen=True)
 class FedSparsify(Composition):
-    """Magnitude x global x weight x cubic x server x mean."""
+    """A composition: magnitude x global x weight x cubic x server x mean."""
 
     allocation: Allocation = field(default=Global(guard=False))
     schedule: Schedule = field(default=Cubic(sparsity=0.9, initial=0.0, start=1, every=1, exponent=3.0))

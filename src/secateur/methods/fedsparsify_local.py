@@ -1,4 +1,4 @@
-"""FedSparsify-Local: clients prune their own models to s_t, the server keeps the majority's choice.
+"""FedSparsify-Local: clients prune their own models to s_t, and the server keeps what the majority kept.
 
     client  m_k = the N - floor(s_t N) largest |w_k|, within M;  sends m_k * w_k
     server  v = sum_k m_k;  M = [v > K/2];  w <- M * sum_k (n_k / sum n) w_k

@@ -1,4 +1,4 @@
-"""FedTiny: clients choose between candidate masks by their loss, then the mask is refined block by block.
+"""FedTiny: clients choose among candidate masks by their loss, then the mask is adjusted block by block.
 
     select   C masks of theta_0 of one density, the largest |w| of each tensor, as many as ERK keeps or near; for each,
              clients send batch norm statistics of their rows, and under the mean of these their loss;
@@ -15,8 +15,8 @@ e301307, the last to select, and fedtinyclean, api/pruning since. *Reconstructio
 Departures: candidates share theta_0's weights in different ways between layers (``selection``): in the code they are
 fresh draws of the weights, untrained too, under one mask; the paper's server trains first. Losses are averaged by rows.
 Gradients are asked of the next cohort at the merged model, as costs of their own; the code adjusts all layers at once,
-and alpha is 0.2 there. Without batch norm the loss alone tells candidates apart. That the choice is better than chance:
-*not shown*.
+and alpha is 0.2 there. Without batch norm the loss alone tells candidates apart. It is *not shown* that
+the choice is better than chance.
 Not reproduced: 85.2 % at density 0.01 (CIFAR-10, ResNet-18) is claimed; we did not run that setting.
 """
 
@@ -33,21 +33,21 @@ from secateur.errors import check
 from secateur.methods.kit import mask_selection as selection
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
-from secateur.pruning.regrowth import block, cosine, steepest, swap
+from secateur.pruning.regrowth import block, cosine, largest_gradients, swap
 from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
 class FedTiny(Method):
-    """Chosen by clients, refined in blocks.
+    """Lets clients choose the mask, and adjusts it in blocks of layers.
 
     Attributes:
-        sparsity: fraction of weights removed; 0 is FedAvg.
-        candidates: C, how many masks the first cohort judges.
-        every: Delta T, rounds between adjustments; 0: never.
-        until: T_end over R, after which the mask stays.
-        alpha: share of a tensor's kept weights that an adjustment replaces at the start.
-        blocks: into how many blocks the layers are cut.
+        sparsity: the fraction of weights removed; 0 is FedAvg.
+        candidates: C, the number of masks that the first cohort scores.
+        every: Delta T, the number of rounds between adjustments; 0: never.
+        until: T_end as a share of the rounds, after which the mask stays.
+        alpha: the share of a tensor's kept weights that the first adjustment replaces.
+        blocks: the number of blocks into which the layers are divided.
     """
 
     sparsity: float = 0.9
@@ -65,17 +65,17 @@ class FedTiny(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: what was pruned may come back."""
+        """Return True: pruned weights may come back."""
         return True
 
     def remarks(self, setting: Setting) -> list[str]:
-        """Say that there are no statistics to merge."""
+        """Return a remark if the model has no batch norm, whose statistics candidates need."""
         if not self.sparsity or self.candidates == 1 or setting.layout.names("buffer"):
             return []
         return ["the model has no batch norm: candidates are told apart by their loss alone"]
 
     def plan(self, state: State) -> Ask | None:
-        """Show the pool to the first cohort, then train; where a block is due, ask for its gradients."""
+        """Ask the first cohort to score the candidates, then train; if a block is due, ask for its gradients first."""
         done, setting = state.round, state.setting
         if self.sparsity and state.mask is None:
             return selection.ask(state, self.sparsity, self.candidates)
@@ -87,17 +87,17 @@ class FedTiny(Method):
         return score_ask(state, done, setting.cohort(done + 1), chosen=names)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Judge a candidate, return the largest gradients of pruned weights, or train."""
+        """Score a candidate, return the largest gradients of pruned weights, or train."""
         if ask.phase != SCORE:
             return selection.respond(ask, client) if ask.phase == selection.PHASE else train_reply(ask, client)
         sent, mask = ask.message.tensors, ask.message.mask or {}
-        found, done = client.measure("gradient", sent, mask, round_=ask.round)
+        gradients, done = client.gradient_statistic("gradient", sent, mask, round_=ask.round)
         part = {name: mask[name] for name in self.due(client.setting, ask.round)}
-        top = steepest(part, found, self.share(client.setting, ask.round))
-        return Message(masks.apply({name: found[name] for name in part}, top), top, report(done))
+        top = largest_gradients(part, gradients, self.share(client.setting, ask.round))
+        return Message(masks.apply({name: gradients[name] for name in part}, top), top, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Note what clients say of a candidate, adjust a block, or merge."""
+        """Keep the score of a candidate, adjust a block, or merge."""
         if reduced.ask.phase == selection.PHASE:
             return selection.absorb(state, reduced, self.sparsity, self.candidates)
         if reduced.ask.phase != SCORE:
@@ -109,11 +109,11 @@ class FedTiny(Method):
         return replace(state, notes=notes, mask=mask, weights=masks.apply(state.weights, mask))
 
     def due(self, setting: Setting, done: int) -> list[str]:
-        """Return the tensors that are adjusted after a round; none where nothing is due."""
+        """Return the names of the tensors that are adjusted after ``done`` rounds; empty if none is due."""
         if not (self.sparsity and self.every and done) or done % self.every or not self.share(setting, done):
             return []
         return block(setting.layout.names("weight"), self.blocks, done // self.every - 1)
 
     def share(self, setting: Setting, done: int) -> float:
-        """Return a_t, the part of a tensor's kept weights that an adjustment after a round replaces."""
+        """Return a_t, the share of a tensor's kept weights that an adjustment after ``done`` rounds replaces."""
         return cosine(self.alpha, done, self.until * setting.rounds)

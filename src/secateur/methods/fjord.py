@@ -1,4 +1,4 @@
-"""FjORD: ordered dropout. A device trains, at each step, a random one of the nested widths that it can carry.
+"""FjORD: ordered dropout. At each step a device trains a random one of the nested widths that it can carry.
 
     widths   p in {1/L, 2/L, ..., 1}; client k carries up to p_max = ((k mod L) + 1)/L
     step     draw p <= p_max, uniformly; the gradient is that of the leading ceil(p u) of each hidden layer's u units,
@@ -34,10 +34,10 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class FjORD(Sliced):
-    """Nested widths, drawn at each step.
+    """Trains nested widths, of which each step draws one.
 
     Attributes:
-        levels: L, how many widths, and how many kinds of devices; 1 is FedAvg.
+        levels: L, the number of widths and of kinds of devices; 1 is FedAvg.
     """
 
     levels: int = 5
@@ -45,12 +45,12 @@ class FjORD(Sliced):
     def __post_init__(self) -> None:
         check(1 <= self.levels <= 100, name="levels", value=self.levels, must="be 1 to 100")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the units that each client's device can carry."""
         return {k: self.leading(setting, self._most(k) / self.levels) for k in setting.cohort(round_)}
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train a width drawn at each step, within the slice that was sent."""
+        """Train the slice that was sent; each step draws a width within it."""
         mask, setting = ask.message.mask, client.setting
         widths = [
             self.mask(setting, self.leading(setting, level / self.levels))
@@ -61,7 +61,7 @@ class FjORD(Sliced):
         return Message(weights, mask, report(done))
 
     def widths(self, state: State) -> Mapping[str, Mask]:
-        """Return the model of each width but the whole."""
+        """Return the mask of each width except the full one."""
         setting, levels = state.setting, range(self.levels - 1, 0, -1)
         return {
             f"{level}/{self.levels}": self.mask(setting, self.leading(setting, level / self.levels)) for level in levels

@@ -1,11 +1,11 @@
-"""FRL: weights are random signs and never move; clients rank the edges of each layer, and the server counts ranks.
+"""FRL: weights are random signs that never move; clients rank the edges of each layer, and the server sums ranks.
 
     weights  sign(theta_0) sqrt(2/fan-in) sqrt(0.5/(1 - S))
-    client   scores are the first scores, U(-b, b) with b = 1/sqrt(fan-in), sorted and dealt out by the global ranking;
+    client   scores are the first scores, U(-b, b) with b = 1/sqrt(fan-in), sorted and assigned by the global ranking;
              each step runs the edges whose |s| is among the top 1 - S of their layer, and moves s by the gradient there
              (straight through |s|); what goes back is the rank r_k(e) of each edge by s in its layer
     server   R(e) = sum_k r_k(e), a vote for each client; the new ranking sorts R, ties by index
-    model    the top 1 - S edges of each layer by |s| as dealt, which are both ends of the ranking, as signed constants
+    model    the top 1 - S edges of each layer by assigned |s|, which are both ends of the ranking, as signed constants
 
 Paper symbol -> option: k, the share of edges in the subnetwork, is 1 - sparsity; the scores' optimiser: training.*
 (Adam at 0.001 is ours, for rounds of one epoch; published: SGD at 0.4, falling by 0.999 a round, momentum 0.9, weight
@@ -40,7 +40,7 @@ from secateur.contract.reduction import Sum
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
-from secateur.learning.supermask import frozen, straight_through
+from secateur.learning.supermask import signed_constants, straight_through
 from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.allocation import lowest
 from secateur.pruning.mask import Tensors
@@ -53,10 +53,10 @@ _RANK = "rank"
 
 @dataclass(frozen=True)
 class FRL(Method):
-    """Votes by rank.
+    """Learns rankings of edges, and votes on them.
 
     Attributes:
-        sparsity: fraction of each layer's edges that stays out of the subnetwork.
+        sparsity: the fraction of each layer's edges that is left out of the subnetwork.
     """
 
     sparsity: float = 0.5
@@ -68,7 +68,7 @@ class FRL(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: every round ranks anew."""
+        """Return True: every round makes a new ranking."""
         return True
 
     @property
@@ -78,18 +78,18 @@ class FRL(Method):
 
     @property
     def gain(self) -> float:
-        """Return the frozen weights' size times the root of the fan-in."""
+        """Return the magnitude of the frozen weights, times the root of the fan-in."""
         return math.sqrt(1 / (1 - self.sparsity))
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return signed constants, ranked by the first scores."""
+        """Return the first state: signed constants, ranked by the first scores."""
         names = setting.layout.names("weight")
-        ranks = {name: ranked(first(setting, name)) for name in names}
-        state = State(setting, 0, frozen(weights, names, self.gain), archive=archive)
-        return self._settled(state, 0, ranks)
+        ranks = {name: ranked(initial_scores(setting, name)) for name in names}
+        state = State(setting, 0, signed_constants(weights, names, self.gain), archive=archive)
+        return self._with_ranks(state, 0, ranks)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the whole model, or a ranking."""
+        """Accept the whole model, or a ranking."""
         specs = {**setting.specs, **_planes(setting)}
         return replace(super().accepts(setting), tensors=specs, template=setting.specs, optional=True)
 
@@ -101,45 +101,45 @@ class FRL(Method):
     def respond(self, ask: Ask, client: Client) -> Message:
         """Learn scores; return their ranks."""
         ranks = unpacked(ask.message.tensors, _shapes(client.setting))
-        weights = frozen(client.initial, list(ranks), self.gain)
+        weights = signed_constants(client.initial, list(ranks), self.gain)
 
         def effective(scores: Tensors) -> dict[str, torch.Tensor]:
             sizes = {n: s.abs() for n, s in scores.items()}
             return {n: weights[n] * straight_through(self.chosen(s).float(), s) for n, s in sizes.items()}
 
-        learnt, done = client.learn(weights, dealt(client.setting, ranks), effective, round_=ask.round)
+        learnt, done = client.learn(weights, scores_by_rank(client.setting, ranks), effective, round_=ask.round)
         return Message(packed({n: ranked(s) for n, s in learnt.items()}), None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Add up ranks."""
+        """Sort the summed ranks into the next ranking."""
         ranks = {n: ranked(votes) for n, votes in reduced["votes"].items()} or dict(state.memory[_RANK])
-        return self._settled(state, reduced.ask.round, ranks)
+        return self._with_ranks(state, reduced.ask.round, ranks)
 
     def chosen(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the top 1 - S of a layer, at least one."""
+        """Return flags of the top 1 - S scores of a layer, at least one."""
         gone = min(int(self.sparsity * scores.numel() + 1e-6), scores.numel() - 1)
         return ~lowest(scores.reshape(-1), gone).reshape(scores.shape)
 
-    def _settled(self, state: State, round_: int, ranks: Tensors) -> State:
-        mask = {name: self.chosen(scores.abs()) for name, scores in dealt(state.setting, ranks).items()}
+    def _with_ranks(self, state: State, round_: int, ranks: Tensors) -> State:
+        mask = {name: self.chosen(scores.abs()) for name, scores in scores_by_rank(state.setting, ranks).items()}
         return replace(state, round=round_, mask=mask, memory={**state.memory, _RANK: ranks})
 
 
 def ranking(reply: Reply, sent: Sent) -> Tensors:
-    """Return the ranks that a reply sends."""
+    """Return the ranks in a reply, int64, by name."""
     return {name: rank.long() for name, rank in unpacked(reply.tensors, _shapes(sent.setting)).items()}
 
 
-def first(setting: Setting, name: str) -> torch.Tensor:
+def initial_scores(setting: Setting, name: str) -> torch.Tensor:
     """Return a layer's first scores, uniform in [-1/sqrt(fan-in), 1/sqrt(fan-in))."""
     shape = setting.specs[name].shape
     drawn = torch.rand(shape, generator=stream(setting.seed, "scores", name))
     return (2 * drawn - 1) / math.sqrt(max(1, math.prod(shape[1:])))
 
 
-def dealt(setting: Setting, ranks: Tensors) -> dict[str, torch.Tensor]:
-    """Return each layer's first scores, sorted and dealt out by a ranking."""
-    values = {name: np.sort(first(setting, name), axis=None) for name in ranks}
+def scores_by_rank(setting: Setting, ranks: Tensors) -> dict[str, torch.Tensor]:
+    """Return scores for each layer: its first scores in ascending order, assigned to edges by rank."""
+    values = {name: np.sort(initial_scores(setting, name), axis=None) for name in ranks}
     return {name: torch.from_numpy(values[name])[rank.long()] for name, rank in ranks.items()}
 
 

@@ -28,10 +28,10 @@ from secateur.pruning.mask import Mask
 
 @dataclass(frozen=True)
 class HeteroFL(Sliced):
-    """Nested widths.
+    """Trains nested widths of one model.
 
     Attributes:
-        levels: L, how many widths: 1, 1/2, 1/4, ...; 1 is FedAvg.
+        levels: L, the number of widths 1, 1/2, 1/4, ...; 1 is FedAvg.
     """
 
     levels: int = 3
@@ -39,11 +39,11 @@ class HeteroFL(Sliced):
     def __post_init__(self) -> None:
         check(1 <= self.levels <= 16, name="levels", value=self.levels, must="be 1 to 16")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the leading units of each layer, by each client's width."""
         return {k: self.leading(setting, 2.0 ** -(k % self.levels)) for k in setting.cohort(round_)}
 
     def widths(self, state: State) -> Mapping[str, Mask]:
-        """Return the model of each width but the first, which is the whole."""
+        """Return the mask of each width except the full one."""
         setting, levels = state.setting, range(1, self.levels)
         return {f"1/{2**level}": self.mask(setting, self.leading(setting, 2.0**-level)) for level in levels}

@@ -1,4 +1,4 @@
-"""HideNseek: one mask before training, made without data; then clients learn nothing but the signs of what is left.
+"""HideNseek: a mask is made before training, without data; then clients learn only the signs of the kept weights.
 
     prune    R = |theta_0 dL/d theta_0|, L the sum of outputs for an input of ones through |theta_0|; the d share of
              largest R stays, all weights together
@@ -49,10 +49,10 @@ _SIGN = "sign"
 
 @dataclass(frozen=True)
 class HideNseek(Method):
-    """Signs over a data-free mask.
+    """Learns signs of weights under a data-free mask.
 
     Attributes:
-        sparsity: fraction of weights removed before training.
+        sparsity: the fraction of weights removed before training.
     """
 
     sparsity: float = 0.5
@@ -68,12 +68,12 @@ class HideNseek(Method):
         return False
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0 with its own signs."""
+        """Return the first state: theta_0 and its signs."""
         signs = {name: _sign(weights[name]) for name in setting.layout.names("weight")}
         return State(setting, 0, weights, memory={_SIGN: signs}, archive=archive)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return the whole model, or signs alone."""
+        """Accept the whole model, or signs alone."""
         return replace(super().accepts(setting), optional=True)
 
     @property
@@ -82,23 +82,23 @@ class HideNseek(Method):
         return True
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Make the mask before round 1, by a saliency that needs no rows."""
+        """Make the mask before round 1, by a saliency that needs no data."""
         if state.mask is not None:
             return state, 0
-        found, done = server.measure("flow", state.weights, None, round_=0)
-        scores = {name: found[name] for name in state.memory[_SIGN]}
+        flows, done = server.gradient_statistic("flow", state.weights, None, round_=0)
+        scores = {name: flows[name] for name in state.memory[_SIGN]}
         mask = Global().on(state.setting.layout).keep(scores, self.sparsity)
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask)), done.processed
 
     def plan(self, state: State) -> Ask | None:
-        """Ask each round's cohort for signs."""
+        """Ask the next cohort for signs."""
         message = Message(masks.apply(state.memory[_SIGN], state.mask), state.mask)
         specs = {name: state.setting.specs[name] for name in message.tensors}
         expects = Expected(specs, mask="same", known=state.mask, scalars=REPORT)
         return plain_ask(state, message, expects, {MEAN: Mean()})
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Return the signs that training came to."""
+        """Return the trained signs."""
         sent, mask = ask.message.tensors, ask.message.mask
         sizes = {name: masks.apply({name: client.initial[name].abs()}, mask)[name] for name in sent}
         scores = {name: sign * sizes[name] for name, sign in sent.items()}
@@ -110,9 +110,9 @@ class HideNseek(Method):
         return Message(masks.apply({name: _sign(s) for name, s in learnt.items()}, mask), mask, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Take the vote."""
-        found, signs = reduced[MEAN], state.memory[_SIGN]
-        signs = {n: torch.where(found[n] == 0, s, _sign(found[n])) for n, s in signs.items()} if found else signs
+        """Set each sign to the clients' weighted vote."""
+        mean, signs = reduced[MEAN], state.memory[_SIGN]
+        signs = {n: torch.where(mean[n] == 0, s, _sign(mean[n])) for n, s in signs.items()} if mean else signs
         weights = {**state.weights, **{n: state.weights[n].abs() * s for n, s in signs.items()}}
         weights = masks.apply(weights, state.mask)
         return replace(state, round=reduced.ask.round, weights=weights, memory={**state.memory, _SIGN: signs})

@@ -1,4 +1,4 @@
-"""Independent Subnetwork Training: the units of each hidden layer are dealt out, so that no two clients share one.
+"""Independent Subnetwork Training: the units of each hidden layer are divided among clients, so that none share one.
 
     deal    in each round the units of each hidden layer are shuffled and dealt to P hands; client i of the cohort takes
             hand i mod P
@@ -9,10 +9,10 @@ Paper symbol -> option: number of subnetworks: parts.
 Reference: Yuan et al., "Distributed Learning of Deep Neural Networks using Independent Subnet Training",
 arXiv 1910.02120. *Read*: the published code, BinhangYuan/IST_Release (distributed_3layer_subnet_centralized_ps_gloo.py
 and its siblings, ist_utilis.py); of the paper only the abstract.
-Departures: there all hands have as many units, and every worker draws from all rows; here hands may differ by a unit,
-and where a layer has fewer units than hands, hands share units. Layers without removable units, such as the output
+Departures: in the code all hands have as many units, and every worker draws from all rows; here hands may differ by a
+unit, and if a layer has fewer units than hands, hands share units. Layers without removable units, such as the output
 layer's bias, are held by everyone and averaged by rows.
-Not reproduced: the paper's figures are times on its own cluster. It hangs on batch norm: the published networks have
+Not reproduced: the paper's figures are times on its own cluster. It depends on batch norm: the published networks have
 no biases and a norm behind every linear layer, the last one too, which takes the batch's statistics in tests as well,
 and hands are dealt every 20 steps. With such a network of 784-128-128-10 (Fashion-MNIST, rows spread evenly over 50
 clients, five hands, 30 rounds of an epoch, SGD 0.1, seed 0) it has 81.6 % and FedAvg 85.0 %; our MLP, without a norm,
@@ -34,10 +34,10 @@ from secateur.streams import stream
 
 @dataclass(frozen=True)
 class IndependentSubnetworks(Sliced):
-    """Disjoint slices.
+    """Trains disjoint slices of the model.
 
     Attributes:
-        parts: P, how many hands units are dealt to; 0: as many as a cohort has clients; 1 is FedAvg.
+        parts: P, the number of hands to which units are dealt; 0: one for each client of a cohort; 1 is FedAvg.
     """
 
     parts: int = 0
@@ -45,8 +45,8 @@ class IndependentSubnetworks(Sliced):
     def __post_init__(self) -> None:
         check(self.parts >= 0, name="parts", value=self.parts, must="be 0 or more")
 
-    def deal(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
-        """Deal the units of each layer to the cohort."""
+    def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
+        """Return the units of each layer that each client of the cohort is dealt."""
         cohort, draw = setting.cohort(round_), stream(setting.seed, "deal", round_)
         hands = self.parts or len(cohort)
         held: dict[int, dict[str, torch.Tensor]] = {client: {} for client in cohort}

@@ -1,4 +1,4 @@
-"""Narrow: a smaller dense model from the start, the same for all; the control that a structured method has to beat.
+"""Narrow: all clients train the same smaller dense model; the control that a structured method has to beat.
 
     model   the leading ceil(w u) of each layer's u units, from theta_0
     round   FedAvg
@@ -29,10 +29,10 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class Narrow(Narrowed):
-    """One width for all.
+    """Trains one narrower model on all clients.
 
     Attributes:
-        width: w, share of each layer's units; 1 is FedAvg.
+        width: w, the share of each layer's units that is kept; 1 is FedAvg.
     """
 
     width: float = 0.5
@@ -41,19 +41,19 @@ class Narrow(Narrowed):
         check(0 < self.width <= 1, name="width", value=self.width, must="be in (0, 1]")
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return theta_0, narrow."""
+        """Return the first state: theta_0 under the mask of the width."""
         mask = None if self.width == 1 else self.mask(setting, self.leading(setting, self.width))
         return State(setting, 0, masks.apply(weights, mask), mask, archive=archive)
 
     def plan(self, state: State) -> Ask | None:
-        """Ask one cohort for each round."""
+        """Ask the next cohort to train."""
         round_ = state.round + 1
         return train_ask(state, round_, state.mask) if round_ <= state.setting.rounds else None
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train."""
+        """Train the narrow model."""
         return train_reply(ask, client)
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Average."""
+        """Merge by FedAvg."""
         return merged(state, reduced)

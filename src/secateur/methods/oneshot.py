@@ -3,7 +3,7 @@
     after round T - 10:  keep the N - floor(s N) largest |w|;  train the rest under that mask
 
 Reference: the OneShot baseline of Stripelis et al., arXiv 2204.12430.
-Departures: as ``fedsparsify``. Where T < 10 the cut stands before round 1.
+Departures: as ``fedsparsify``. If T < 10, weights are pruned before round 1.
 Reproduced in part: clearly below the progressive ramp, as published (docs/results.md).
 """
 
@@ -17,6 +17,6 @@ from secateur.methods.kit.schedule import OneShot, Schedule
 
 @dataclass(frozen=True)
 class OneShotMagnitude(Composition):
-    """Magnitude x global x weight x one shot x server x mean."""
+    """A composition: magnitude x global x weight x one shot x server x mean."""
 
     schedule: Schedule = field(default=OneShot(sparsity=0.9, at=-10))

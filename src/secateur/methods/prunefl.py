@@ -1,4 +1,4 @@
-"""PruneFL: now and then the cohort sends squared gradients of all weights, and the server chooses the mask anew.
+"""PruneFL: every few rounds the cohort sends squared gradients of all weights, and the server makes a new mask.
 
     score    D_j = mean_k g_kj^2    every F rounds, for pruned weights too: what the loss can win by a weight
     protect  of each tensor all but the delta_t share of what it keeps, largest |w| first;  delta_t = delta 2^(-t/h)
@@ -41,11 +41,11 @@ class PruneFL(Method):
     """Adaptive pruning by squared gradients.
 
     Attributes:
-        sparsity: fraction of weights removed.
-        every: F, rounds between reconfigurations; 0: only the first mask.
-        delta: share of what a tensor keeps that is open to newcomers at the start.
-        half_life: h, rounds in which that share halves.
-        batches: how many a client's squared gradient is the mean of.
+        sparsity: the fraction of weights removed.
+        every: F, the number of rounds between reconfigurations; 0: only the first mask.
+        delta: the share of a tensor's kept weights that other weights may replace at the start.
+        half_life: h, the number of rounds in which that share halves.
+        batches: the number of batches over which a client's squared gradient is averaged.
     """
 
     sparsity: float = 0.7
@@ -60,11 +60,11 @@ class PruneFL(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: what was pruned may come back."""
+        """Return True: pruned weights may come back."""
         return True
 
     def plan(self, state: State) -> Ask | None:
-        """Ask the next cohort for its gradients where a reconfiguration is due, then to train."""
+        """Ask the next cohort for its gradients if a reconfiguration is due, then to train."""
         done = state.round
         if done >= state.setting.rounds:
             return None
@@ -77,12 +77,12 @@ class PruneFL(Method):
         """Return squared gradients, or train under the mask."""
         sent, mask = ask.message.tensors, ask.message.mask
         if ask.phase == SCORE:
-            squares, done = client.measure("square", sent, mask, round_=ask.round, batches=self.batches)
+            squares, done = client.gradient_statistic("square", sent, mask, round_=ask.round, batches=self.batches)
             return Message({n: squares[n] for n in client.setting.layout.names("weight")}, None, report(done))
         return train_reply(ask, client)
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Choose the mask, or merge."""
+        """Make a new mask, or merge."""
         if reduced.ask.phase != SCORE:
             return merged(state, reduced)
         state, importance = replace(state, notes={**state.notes, SCORE: state.round}), reduced[MEAN]
@@ -92,7 +92,10 @@ class PruneFL(Method):
         return replace(state, mask=mask, weights=masks.apply(state.weights, mask))
 
     def choose(self, state: State, importance: masks.Tensors) -> dict[str, torch.Tensor]:
-        """Return the mask: what is protected by magnitude, filled up by importance."""
+        """Return the mask: weights protected by magnitude, and others by importance up to the budget.
+
+        ``importance`` holds the mean squared gradient of each weight, by name.
+        """
         sizes = {name: worth.numel() for name, worth in importance.items()}
         total = sum(sizes.values())
         budget = total - pruned_count(self.sparsity, total)

@@ -20,7 +20,7 @@ from secateur.methods.kit.schedule import OneShot, Schedule
 
 @dataclass(frozen=True)
 class RandomPruning(Composition):
-    """Random x global x weight x before round 1 x server x mean."""
+    """A composition: random x global x weight x before round 1 x server x mean."""
 
     criterion: Criterion = field(default=Random())
     schedule: Schedule = field(default=OneShot(sparsity=0.9, at=0))

@@ -1,4 +1,4 @@
-"""SalientGrads (SSFL): one mask from all clients' gradients before round 1, then federated averaging under it.
+"""SalientGrads (SSFL): a mask is made from all clients' gradients before round 1, then FedAvg trains under it.
 
     score   s_k = |g_k * theta_0|    g_k: gradient of client k's loss over a few batches at theta_0 (SNIP)
     mask    M = the N - floor(s N) largest of mean_k s_k, all tensors together; fixed
@@ -26,18 +26,18 @@ from secateur.contract.reduction import Mean
 from secateur.contract.state import State
 from secateur.errors import check
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
-from secateur.pruning.allocation import Allocation, Global, spared
+from secateur.pruning.allocation import Allocation, Global, kept_by_guard
 from secateur.wire.message import Message
 
 
 @dataclass(frozen=True)
 class SalientGrads(Method):
-    """SNIP scores of every client, one global mask.
+    """Makes one global mask from the SNIP scores of every client.
 
     Attributes:
-        sparsity: fraction of weights removed.
-        batches: how many a client scores on.
-        allocation: mean scores -> what is kept.
+        sparsity: the fraction of weights removed.
+        batches: the number of batches for a client's scores.
+        allocation: chooses the weights to keep, by the mean scores.
     """
 
     sparsity: float = 0.5
@@ -57,18 +57,18 @@ class SalientGrads(Method):
         """Score, or train under the mask."""
         sent, mask = ask.message.tensors, ask.message.mask
         if ask.phase == SCORE:
-            gradients, done = client.measure("gradient", sent, mask, round_=0, batches=self.batches)
+            gradients, done = client.gradient_statistic("gradient", sent, mask, round_=0, batches=self.batches)
             names = client.setting.layout.names("weight")
             return Message({n: (gradients[n] * sent[n]).abs() for n in names}, None, report(done))
         return train_reply(ask, client)
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Make the mask of the mean score, or merge."""
+        """Make the mask from the mean scores, or merge."""
         if reduced.ask.phase != SCORE:
             return merged(state, reduced)
-        found = reduced[MEAN]
-        mask = self.allocation.on(state.setting.layout).keep(found, self.sparsity) if found else None
+        scores = reduced[MEAN]
+        mask = self.allocation.on(state.setting.layout).keep(scores, self.sparsity) if scores else None
         notes = {**state.notes, SCORE: True}
         if mask and (unguarded := self.allocation.unguarded) is not None:
-            notes[GUARDED] = spared(mask, unguarded.keep(found, self.sparsity))
+            notes[GUARDED] = kept_by_guard(mask, unguarded.keep(scores, self.sparsity))
         return replace(state, mask=mask, notes=notes)

@@ -1,10 +1,10 @@
-"""SpaFL: clients keep their weights and share nothing but one threshold for each filter or neuron.
+"""SpaFL: clients keep their weights to themselves and share only one threshold for each filter or neuron.
 
     mask     unit f of a layer is there where mean |w_f| > tau_f; where at most 1 % of a layer would stay, its
              thresholds go back to 0
     train    weights and thresholds together, by the loss plus lambda_t sum exp(-tau): the mask passes the slope of
              mean |w_f| - tau_f straight through; lambda_t = lambda/(1 + exp(5 - 10 (t - 1)/warmup))
-    merge    tau <- mean over the cohort, each client alike; Delta tau, what that changed, goes down with the new tau
+    merge    tau <- mean over the cohort, each client alike; the change Delta tau is sent down with the new tau
     receive  w_f <- w_f - sign(sum w_f) Delta tau_f / n, n the inputs of a linear layer, the positions of a kernel
     score    each client its own weights, under the thresholds that its last training left
 
@@ -48,11 +48,11 @@ from secateur.wire.message import Expected, Message, Spec
 
 @dataclass(frozen=True)
 class SpaFL(Method):
-    """Shared thresholds over personal weights.
+    """Trains shared thresholds over personal weights.
 
     Attributes:
-        penalty: lambda, which drives thresholds up.
-        warmup: rounds in which the penalty rises to lambda; 0: none.
+        penalty: lambda, the strength of the term that drives thresholds up.
+        warmup: the number of rounds in which the strength rises to lambda; 0: none.
     """
 
     penalty: float = 0.002
@@ -66,7 +66,7 @@ class SpaFL(Method):
 
     @property
     def regrows(self) -> bool:
-        """Return True: a unit comes back where its weights outgrow its threshold."""
+        """Return True: a unit comes back when its weights outgrow its threshold."""
         return True
 
     @property
@@ -80,13 +80,13 @@ class SpaFL(Method):
         return True
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return thresholds of 0, over which every unit lies."""
+        """Return the first state: thresholds of 0, which keep every unit."""
         names, specs = setting.layout.names("weight"), setting.specs
         zeros = {kind: {n: torch.zeros(specs[n].shape[0]) for n in names} for kind in (THRESHOLD, CHANGE)}
         return State(setting, 0, weights, memory=zeros, archive=archive)
 
     def accepts(self, setting: Setting) -> Expected:
-        """Return thresholds and their changes, or nothing."""
+        """Accept thresholds and their changes, or nothing."""
         return Expected(_specs(setting, THRESHOLD, CHANGE), optional=True)
 
     def plan(self, state: State) -> Ask | None:
@@ -101,31 +101,31 @@ class SpaFL(Method):
         trained = {n: weights[n] for n in client.setting.layout.trainable}
         thresholds = {n: t for n, t in ask.message.tensors.items() if n.startswith(THRESHOLD)}
         learnt, done = client.learn(
-            weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.pull, ask.round)
+            weights, trained | thresholds, effective, round_=ask.round, penalty=partial(self.penalty_of, ask.round)
         )
         client.memory |= resident.tensors_of(client.model) | learnt
         return Message({n: learnt[n] for n in thresholds}, None, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Average the thresholds."""
+        """Average the thresholds, and keep their changes."""
         mean, before = reduced[MEAN], state.memory[THRESHOLD]
         after = {n: mean[f"{THRESHOLD}.{n}"] for n in before} if mean else before
         memory = {THRESHOLD: after, CHANGE: {n: after[n] - tau for n, tau in before.items()}}
         return replace(state, round=reduced.ask.round, memory={**state.memory, **memory})
 
     def examine(self, state: State) -> Ask:
-        """Ask each client to score its own model."""
+        """Return the ask by which each client scores its own model."""
         return replace(super().examine(state), message=Message({}))
 
     def uses(self, message: Message, client: Client) -> Tensors:
-        """Return the client's own weights under its own thresholds, as its last training left them."""
+        """Return the client's own weights under its own thresholds, both from its last training."""
         del message
         weights = _own(client)
         thresholds = {n: t.clone() for n, t in client.memory.items() if n.startswith(THRESHOLD)}
         return weights | effective(weights | thresholds)
 
-    def pull(self, round_: int, scores: Tensors) -> torch.Tensor:
-        """Return the round's share of lambda, times sum exp(-tau)."""
+    def penalty_of(self, round_: int, scores: Tensors) -> torch.Tensor:
+        """Return the penalty of the thresholds: lambda_t sum exp(-tau)."""
         share = 1 / (1 + math.exp(5 - 10 * (round_ - 1) / self.warmup)) if self.warmup else 1.0
         thresholds = [tau for name, tau in scores.items() if name.startswith(THRESHOLD)]
         return self.penalty * share * torch.stack([torch.exp(-tau).sum() for tau in thresholds]).sum()

@@ -1,8 +1,8 @@
-"""Sub-FedAvg (unstructured): each client prunes a mask of its own while it trains; masks overlap in the average.
+"""Sub-FedAvg (unstructured): each client prunes its own mask while it trains, and weights are averaged where kept.
 
-    train    from w under the client's mask m_k; after the first and the last epoch, of each tensor what lies below the
-             p quantile of the |w_k| that m_k keeps would go: masks a and b
-    prune    m_k <- b where a and b differ in more than e of a tensor, in the mean over tensors, w_k under b has an
+    train    from w under the client's mask m_k; masks a, after the first epoch, and b, after the last, are m_k without
+             the weights of each tensor below the p quantile of the |w_k| that m_k keeps
+    prune    m_k <- b if a and b differ in more than e of a tensor, in the mean over tensors, w_k under b has an
              accuracy above A at the client, and m_k keeps more than 1 - target
     merge    each weight is the mean over those clients that kept it, by rows; one that nobody kept stays
 
@@ -11,9 +11,9 @@ Paper symbol -> option: target pruning rate: target; r_p: share; epsilon: distan
 Reference: Vahidian et al., "Personalized Federated Learning by Structured and Unstructured Pruning under Data
 Heterogeneity", arXiv 2105.00562. *Read*: the published code, MMorafah/Sub-FedAvg (client_u.py, unstructured.py,
 sub_fedavg_u.py).
-Departures: the accuracy that opens the gate is on the client's training rows, there on its test rows. With a single
-local epoch a is made of the weights that were sent. The last step goes to the target, there by at most 5 % at a time.
-There clients weigh alike in the mean.
+Departures: the accuracy that allows pruning is on the client's training rows, in the code on its test rows. With a
+single local epoch a is made of the weights that were sent. The last step goes to the target, in the code by at most 5 %
+at a time. In the code clients weigh alike in the mean.
 Not reproduced: the paper's personal accuracies; we did not run its settings.
 """
 
@@ -34,19 +34,19 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class SubFedAvg(Personal):
-    """Personal masks, overlapping averages.
+    """Trains personal masks, and averages each weight over the clients that keep it.
 
     Attributes:
         target, share: see ``Personal``.
-        distance: e, in how much of a tensor the two masks must differ.
-        accuracy: A, on the client's training rows.
+        distance: e, the share of a tensor in which masks a and b must differ.
+        accuracy: A, the accuracy on the client's training rows above which it prunes.
     """
 
     distance: float = 1e-4
     accuracy: float = 0.5
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Train; prune the own mask where the gate is open."""
+        """Train; prune the client's mask if both conditions hold."""
         sent, mask = ask.message.tensors, ask.message.mask
         if mask is None or client.training.epochs < 2:
             weights, done = client.train(sent, mask, round_=ask.round)
@@ -61,19 +61,19 @@ class SubFedAvg(Personal):
             done = replace(done, processed=done.processed + len(client.data) // 3)  # a third: forward only
             thin = thinner(weights, mask, share=self.share, target=self.target)
             if (
-                self.settled(early, weights, mask) > self.distance
-                and self.scored(weights, thin, client) > self.accuracy
+                self.mask_distance(early, weights, mask) > self.distance
+                and self.accuracy_under(weights, thin, client) > self.accuracy
             ):
                 mask = thin
         return Message(masks.apply(weights, mask), mask, report(done))
 
-    def settled(self, early: Tensors, late: Tensors, mask: Mask) -> float:
-        """Return the share of a tensor in which two masks differ that a step would make, in the mean over tensors."""
+    def mask_distance(self, early: Tensors, late: Tensors, mask: Mask) -> float:
+        """Return the share of entries in which the masks that two sets of weights lead to differ, mean over tensors."""
         a, b = (thinner(weights, mask, share=self.share) for weights in (early, late))
         return sum(float((a[name] != b[name]).double().mean()) for name in mask) / len(mask)
 
     @staticmethod
-    def scored(weights: Tensors, mask: Mask, client: Client) -> float:
-        """Return the accuracy under a mask, on the client's training rows."""
+    def accuracy_under(weights: Tensors, mask: Mask, client: Client) -> float:
+        """Return the accuracy of weights under a mask, on the client's training rows."""
         load(client.model, masks.apply(weights, mask))
         return evaluate(client.model, client.data).metric

@@ -1,7 +1,7 @@
-"""Allocation: scores and a target sparsity -> which entries to keep.
+"""Allocation: which entries are kept, from their scores and a target sparsity.
 
-All rules are exact in their counts, ties included: among equal scores the entry that comes first (tensor
-order, then row-major index) is kept.
+All rules keep exact counts, ties included: among equal scores the entry that comes first (tensor order, then
+row-major index) is kept.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from secateur.pruning.structure import Layout
 
 
 class Trial(Protocol):
-    """The merged model at the server, to be tried with some tensors changed."""
+    """The merged model at the server, whose outputs can be computed with some tensors changed."""
 
     def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:
-        """Return the model's outputs for as many random inputs, which are the same at each call."""
+        """Return the outputs for ``inputs`` random inputs, the same at each call; shape (inputs, outputs)."""
 
 
 class Allocation(ABC):
-    """Says which entries stay, by their scores and the sparsity; frozen dataclasses.
+    """Base of allocations, which choose the entries to keep by scores and sparsity; frozen dataclasses.
 
-    An own allocation derives from this class and writes ``keep``.
+    Your own allocation derives from this class and writes ``keep``.
     """
 
     @abstractmethod
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Return a boolean mask for each tensor of scores."""
+        """Return a boolean mask of the shape of each tensor of scores; True: kept."""
 
     def on(self, layout: Layout) -> Allocation:
-        """Return the allocation as it is on a model."""
+        """Return the allocation for a model with this layout; by default itself."""
         del layout
         return self
 
     @property
     def unguarded(self) -> Allocation | None:
-        """Return the same allocation without a guard, so that what a guard keeps can be counted; None: it has none."""
+        """Return the allocation without its guard, to count what the guard keeps; None: it has no guard."""
         return None
 
     @property
     def measures(self) -> bool:
-        """Return whether ``measured`` tries the model, which the server does before it prunes."""
+        """Return whether the server must call ``measured`` before it prunes."""
         return False
 
     def measured(self, scores: Tensors, weights: Tensors, trial: Trial) -> Allocation:
-        """Return the allocation that follows from trying the model of ``weights``."""
+        """Return the allocation that follows from outputs of the model with changed ``weights``."""
         del scores, weights, trial
         return self
 
 
 def pruned_count(sparsity: float, total: int) -> int:
-    """Return floor(sparsity * total), blind to the last bits of the product (0.29 * 100 prunes 29).
+    """Return floor(sparsity * total), whatever the last bits of the product (0.29 * 100 prunes 29).
 
     >>> pruned_count(0.29, 100)
     29
@@ -76,9 +76,9 @@ def kth(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Return a boolean vector that marks the ``count`` lowest of a score vector.
+    """Return a boolean vector that marks the ``count`` lowest entries of a score vector.
 
-    Ties at the boundary: the later index counts as lower.
+    Among ties at the boundary the later index counts as lower.
     """
     if count <= 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -100,20 +100,20 @@ def _split(flags: torch.Tensor, like: Tensors) -> dict[str, torch.Tensor]:
 
 
 _ROOM = 20
-"""How many weights there must be for each guarded row, on the average, for the guard to hold."""
+"""The number of kept weights for each guarded row, on average, from which the guard is used."""
 
 
 @dataclass(frozen=True)
 class Global(Allocation):
-    """The lowest floor(s N) scores of all tensors together; the count is exact.
+    """Prunes the lowest floor(s N) scores of all tensors together; the count is exact.
 
     Attributes:
         guard: keep the best weight of every output unit (a row of a tensor with two or more dimensions), so that no
-            unit dies by accident. A unit that is already dead stays dead. The guard stands back where fewer than twenty
-            weights may stay for each unit: it never takes more than a twentieth of what may stay, and scores alone
-            decide above.
+            unit dies by accident. A unit that is already dead stays dead. The guard is not used if fewer than twenty
+            weights may stay for each unit: it never takes more than a twentieth of the weights that stay, and beyond
+            that scores alone decide.
 
-    On a model rows of embeddings are not guarded: they are entries of a vocabulary, not units.
+    Rows of embeddings are not guarded: they are entries of a vocabulary, not units.
 
     Reference: FedSparsify, arXiv 2204.12430 (global threshold; the guard is ours, its published code has none).
     """
@@ -125,12 +125,12 @@ class Global(Allocation):
         return _global(scores, sparsity, guarded=scores if self.guard else ())
 
     def on(self, layout: Layout) -> Allocation:
-        """Return the allocation that guards units, not entries of a vocabulary."""
+        """Return the allocation that guards output units, but not entries of a vocabulary."""
         return _OnModel(layout.tokens) if self.guard else self
 
     @property
     def unguarded(self) -> Allocation | None:
-        """Return the choice by scores alone."""
+        """Return the allocation by scores alone; None if there is no guard."""
         return Global(guard=False) if self.guard else None
 
 
@@ -143,9 +143,9 @@ class _OnModel(Allocation):
         return _global(scores, sparsity, guarded=scores.keys() - self.tokens)
 
 
-def spared(mask: Mask, plain: Mask) -> int:
-    """Return how many entries stay by a guard alone: kept by ``mask``, but not by the plain choice among as many."""
-    return sum(int((kept & ~plain[name]).sum()) for name, kept in mask.items())
+def kept_by_guard(mask: Mask, unguarded: Mask) -> int:
+    """Return how many entries a guard alone keeps: those in ``mask`` but not in the mask made without a guard."""
+    return sum(int((kept & ~unguarded[name]).sum()) for name, kept in mask.items())
 
 
 def _global(scores: Tensors, sparsity: float, *, guarded: Collection[str]) -> dict[str, torch.Tensor]:
@@ -159,7 +159,7 @@ def _global(scores: Tensors, sparsity: float, *, guarded: Collection[str]) -> di
 
 
 def highest(scores: Tensors, count: int) -> dict[str, torch.Tensor]:
-    """Return the mask that keeps the ``count`` highest scores of all tensors together."""
+    """Return the mask that keeps the ``count`` highest scores of all tensors together, by name."""
     flat = _flat(scores)
     return _split(~lowest(flat, flat.numel() - count), scores)
 
@@ -176,10 +176,10 @@ def _protect_best(rows: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Uniform(Allocation):
-    """The same sparsity in every tensor: the lowest floor(s n) scores of each."""
+    """Prunes the lowest floor(s n) scores of each tensor, which gives every tensor the same sparsity."""
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Return the mask, exact in each tensor."""
+        """Return the mask that keeps exactly n - floor(s n) entries of each tensor."""
         return {
             name: ~lowest(s.reshape(-1), pruned_count(sparsity, s.numel())).reshape(s.shape)
             for name, s in scores.items()
@@ -188,10 +188,10 @@ class Uniform(Allocation):
 
 @dataclass(frozen=True)
 class ERK(Allocation):
-    """The lowest scores of each tensor, which is the denser the fewer its weights are for the units it joins.
+    """Prunes the lowest scores of each tensor, with densities by ERK: small tensors stay denser than large ones.
 
-    A tensor's density is proportional to the sum of its sizes over their product (Erdos-Renyi kernel); those that
-    would be above 1 stay dense and the others share the rest. The total is exact.
+    A tensor's density is proportional to the sum of its dimensions over their product (Erdos-Renyi kernel); tensors
+    whose density would be above 1 stay dense and the others share the rest. The total is exact.
 
     Reference: SET, Mocanu et al., Nature Communications 2018; kernels: RigL, Evci et al., arXiv 1911.11134.
     """
@@ -202,7 +202,7 @@ class ERK(Allocation):
 
 
 def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
-    """Return how many weights of each tensor ERK keeps; they add up to N - floor(s N).
+    """Return the number of weights of each tensor that ERK keeps; the sum is N - floor(s N).
 
     >>> erk({"a": (2, 2), "b": (8, 8)}, 0.5)
     {'a': 4, 'b': 30}
@@ -213,7 +213,7 @@ def erk(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int
 
 
 def shared(left: int, parts: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return how many entries each tensor keeps, ``left`` in all: in proportion to its part, and at most all it has.
+    """Return the number of entries each tensor keeps, ``left`` in all: in proportion to ``parts``, at most its size.
 
     >>> shared(34, {"a": 4, "b": 16}, {"a": 4, "b": 64})
     {'a': 4, 'b': 30}
@@ -237,9 +237,9 @@ def shared(left: int, parts: Mapping[str, float], sizes: Mapping[str, int]) -> d
 
 @dataclass(frozen=True)
 class LAMP(Allocation):
-    """The lowest of all tensors together, after each score was set against those that are no smaller in its tensor.
+    """Prunes the lowest LAMP scores of all tensors together: a score relative to the larger ones of its own tensor.
 
-    LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u: the largest weight of every tensor scores
+    LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u. The largest weight of every tensor scores
     1, so that no layer is emptied. Among equal scores the first entry counts as the larger.
 
     Reference: Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", arXiv 2010.07611.
@@ -253,16 +253,16 @@ class LAMP(Allocation):
 
 @dataclass(frozen=True)
 class Quantile(Allocation):
-    """Keep what lies strictly above the quantile of all scores at level T_p = sparsity.
+    """Keeps the scores strictly above their quantile at level T_p = sparsity, over all tensors together.
 
-    q is the (floor(T_p (N - 1)) + 1)-th lowest score; everything <= q goes, so ties at q may prune more than
-    T_p and the caller reports the sparsity reached. T_p = 0 prunes nothing.
+    q is the (floor(T_p (N - 1)) + 1)-th lowest score; every score <= q is pruned, so ties at q may prune more than
+    T_p, and records say the sparsity reached. T_p = 0 prunes nothing.
 
     Reference: AutoFLIP, arXiv 2405.10271 (threshold T_p as a global quantile level).
     """
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Return scores > q."""
+        """Return the mask of scores above q."""
         flat = _flat(scores)
         if sparsity <= 0 or flat.numel() == 0:
             return {name: torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()}
@@ -273,14 +273,14 @@ class Quantile(Allocation):
 
 @dataclass(frozen=True)
 class Threshold(Allocation):
-    """Keep what scores strictly above the number given as sparsity; the other reading of AutoFLIP's T_p.
+    """Keeps the scores strictly above the number given as sparsity; this is the other reading of AutoFLIP's T_p.
 
-    With heavy-tailed guidance this prunes nearly everything at 0.3; it exists for that ablation. 0 prunes
+    With heavy-tailed guidance it prunes nearly everything at 0.3; it exists for that ablation. 0 prunes
     nothing.
     """
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Return scores > sparsity."""
+        """Return the mask of scores above the sparsity."""
         return {
             name: s > sparsity if sparsity > 0 else torch.ones_like(s, dtype=torch.bool) for name, s in scores.items()
         }
@@ -288,10 +288,10 @@ class Threshold(Allocation):
 
 @dataclass(frozen=True)
 class Given(Allocation):
-    """As many of each tensor as is given: what another mask keeps, without where; with random scores it is shuffled.
+    """Keeps given counts of each tensor, such as those of another mask; with random scores that mask is shuffled.
 
     Attributes:
-        kept: how many entries of each tensor stay, in the order of tensors, such as ``400,12800,250``.
+        kept: the number of entries of each tensor that stay, in the order of tensors, such as ``400,12800,250``.
 
     Reference: the layer-shuffled control of Su et al., arXiv 2009.11094, and Frankle et al., arXiv 2009.08576.
     """
@@ -305,7 +305,7 @@ class Given(Allocation):
         )
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Return the mask with these counts, whatever the sparsity.
+        """Return the mask with the given counts, whatever the sparsity.
 
         Raises:
             ConfigError: there are more or fewer counts than tensors, or one is larger than its tensor.
@@ -320,9 +320,9 @@ class Given(Allocation):
 
 @dataclass(frozen=True)
 class UniformPlus(Allocation):
-    """The same sparsity in every tensor but the ends: a convolution at the front stays dense, the last keeps a fifth.
+    """Uniform sparsity, except that a first convolution stays dense and the last tensor keeps at least a fifth.
 
-    Where the budget is smaller than what the ends would keep, they give way last: everything between goes first.
+    If the budget is smaller than what these two would keep, all tensors between them are pruned first.
 
     Reference: Gale et al., "The State of Sparsity in Deep Neural Networks", arXiv 1902.09574.
     """
@@ -334,7 +334,7 @@ class UniformPlus(Allocation):
 
 
 def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:
-    """Return how many entries of each tensor ``UniformPlus`` keeps; they add up to N - floor(s N).
+    """Return the number of entries of each tensor that ``UniformPlus`` keeps; the sum is N - floor(s N).
 
     >>> uniform_plus({"conv": (2, 1, 2, 2), "a": (4, 10), "b": (4, 10), "end": (2, 5)}, 0.9)
     {'conv': 8, 'a': 0, 'b': 0, 'end': 2}
@@ -357,21 +357,21 @@ def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict
 
 
 def by_count(scores: Tensors, kept: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Return the mask that keeps the highest scores of each tensor, as many as are given."""
+    """Return the mask that keeps the ``kept[name]`` highest scores of each tensor."""
     return {n: ~lowest(s.reshape(-1), s.numel() - kept[n]).reshape(s.shape) for n, s in scores.items()}
 
 
 @dataclass(frozen=True)
 class RateDistortion(Allocation):
-    """Of each tensor the share whose loss, measured at the model's outputs, is least in the sum: a knapsack.
+    """Chooses each tensor's sparsity so that the model's outputs change least in sum, which is a knapsack problem.
 
-    The server prunes each tensor alone to some levels and notes how far the outputs move for random inputs; these
-    distortions are taken to add up over tensors. A level takes the lowest scores of its tensor.
+    The server prunes each tensor alone to some levels and measures how far the outputs move for random inputs; these
+    distortions are assumed to add up over tensors. A level prunes the lowest scores of its tensor.
 
     Attributes:
-        levels: into how many steps each tensor is cut; between them distortion is not measured.
-        proxies: random inputs.
-        bins: of the budget, in the knapsack.
+        levels: the number of levels of each tensor at which the distortion is measured.
+        proxies: the number of random inputs.
+        bins: the number of bins into which the knapsack divides the budget.
 
     Reference: joint layer-adaptive pruning by rate and distortion, Xu et al., ICCV 2023; its data-free mode.
     """
@@ -385,16 +385,16 @@ class RateDistortion(Allocation):
             check(getattr(self, name) >= 1, name=f"allocation.{name}", value=getattr(self, name), must="be at least 1")
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
-        """Refuse: without distortions there is nothing to choose by; see ``measured``."""
+        """Raise a TypeError: the choice needs distortions; ``measured`` returns the allocation that has them."""
         raise TypeError(f"distortions of {len(scores)} tensors at sparsity {sparsity} were not measured")
 
     @property
     def measures(self) -> bool:
-        """Return True."""
+        """Return True: distortions are measured."""
         return True
 
     def measured(self, scores: Tensors, weights: Tensors, trial: Trial) -> Allocation:
-        """Return the allocation by how far outputs move, in the mean over inputs of the squared distance."""
+        """Return the allocation by distortions: the squared distance of outputs, mean over the inputs."""
         whole, curves = trial.outputs({}, self.proxies), dict[str, list[float]]()
         for name, score in scores.items():
             curves[name], flat = [0.0], score.reshape(-1)
@@ -402,11 +402,11 @@ class RateDistortion(Allocation):
                 gone = lowest(flat, pruned_count(level / self.levels, flat.numel())).view(score.shape)
                 moved = trial.outputs({name: weights[name].masked_fill(gone, 0.0)}, self.proxies) - whole
                 curves[name].append(float(moved.square().sum(-1).mean()))
-        return _Distorted(curves, self.bins)
+        return _ByDistortion(curves, self.bins)
 
 
 @dataclass(frozen=True)
-class _Distorted(Allocation):
+class _ByDistortion(Allocation):
     curves: Mapping[str, Sequence[float]]
     bins: int
 

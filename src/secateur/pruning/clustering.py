@@ -9,10 +9,10 @@ import torch
 from secateur.pruning.mask import Tensors
 
 
-def spread(values: torch.Tensor, count: int) -> torch.Tensor:
+def quantile_centroids(values: torch.Tensor, count: int) -> torch.Tensor:
     """Return ``count`` ascending centroids at even quantiles of the values, shape (count,); float32.
 
-    >>> spread(torch.tensor([3.0, 0.0, 1.0, 2.0]), 2)
+    >>> quantile_centroids(torch.tensor([3.0, 0.0, 1.0, 2.0]), 2)
     tensor([1., 3.])
     """
     ordered = values.detach().reshape(-1).float().sort().values
@@ -26,7 +26,7 @@ def nearest(values: torch.Tensor, centroids: torch.Tensor) -> torch.Tensor:
     return torch.bucketize(values.detach().contiguous(), (centroids[1:] + centroids[:-1]) / 2)
 
 
-def settled(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> torch.Tensor:
+def lloyd(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> torch.Tensor:
     """Return ascending centroids after some steps of Lloyd's algorithm; a centroid without values stays."""
     flat, centroids = values.detach().reshape(-1).double(), centroids.detach().double().sort().values
     for _ in range(steps):
@@ -37,7 +37,7 @@ def settled(values: torch.Tensor, centroids: torch.Tensor, steps: int = 8) -> to
     return centroids.float()
 
 
-def apart(weight: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def clustering_losses(weight: torch.Tensor, centroids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the losses sum_i (w_i - mu_near(i))^2 with a gradient for weights alone, and one for centroids alone.
 
     The second is the mean over each centroid's weights, summed over centroids: a gradient step of 1/2 moves each
@@ -54,29 +54,29 @@ CODEBOOK = "codebook."
 _BIT = "bit"
 
 
-def plain(scores: Tensors) -> dict[str, torch.Tensor]:
+def without_codebooks(scores: Tensors) -> dict[str, torch.Tensor]:
     """Return the tensors that are no codebooks."""
     return {name: tensor for name, tensor in scores.items() if not name.startswith(CODEBOOK)}
 
 
-def pull(scores: Tensors, beta: float) -> torch.Tensor:
-    """Return the clustering loss of weights, times beta, plus that of centroids; see ``apart``."""
+def clustering_penalty(scores: Tensors, beta: float) -> torch.Tensor:
+    """Return the clustering loss of weights, times beta, plus that of centroids; see ``clustering_losses``."""
     total = torch.zeros(())
     for name, centroids in scores.items():
         if name.startswith(CODEBOOK):
-            weights, means = apart(scores[name.removeprefix(CODEBOOK)], centroids)
+            weights, means = clustering_losses(scores[name.removeprefix(CODEBOOK)], centroids)
             total = total + beta * weights + means
     return total
 
 
 def codebooks(weights: Tensors, learnt: Tensors, room: int) -> dict[str, torch.Tensor]:
     """Return the codebook of each weight: learnt centroids, settled, the last one repeated up to ``room`` entries."""
-    found = {}
+    padded = {}
     for name, centroids in learnt.items():
         if name.startswith(CODEBOOK):
-            middle = settled(weights[name.removeprefix(CODEBOOK)], centroids)
-            found[name.removeprefix(CODEBOOK)] = torch.cat([middle, middle[-1:].expand(room - len(middle))])
-    return found
+            middle = lloyd(weights[name.removeprefix(CODEBOOK)], centroids)
+            padded[name.removeprefix(CODEBOOK)] = torch.cat([middle, middle[-1:].expand(room - len(middle))])
+    return padded
 
 
 def width(count: int) -> int:
@@ -90,27 +90,27 @@ def planes(shapes: Mapping[str, tuple[int, ...]], bits: int) -> dict[str, tuple[
     return {f"{_BIT}{bit}.{name}": (size,) for name, size in sizes.items() for bit in range(bits)}
 
 
-def closed(tensors: Tensors, codebooks: Tensors, bits: int) -> dict[str, torch.Tensor]:
+def quantised(tensors: Tensors, codebooks: Tensors, bits: int) -> dict[str, torch.Tensor]:
     """Return tensors in which each one with a codebook is replaced by the codebook and by bit planes of indices.
 
     ``bits`` is the number of planes, enough for the indices of every codebook; see ``width``.
     """
-    found: dict[str, torch.Tensor] = {}
+    coded: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         if name not in codebooks:
-            found[name] = tensor
+            coded[name] = tensor
             continue
         near = nearest(tensor, codebooks[name]).reshape(-1)
         wide = torch.nn.functional.pad(near, (0, -near.numel() % 8)).view(-1, 8)
         for bit in range(bits):
-            found[f"{_BIT}{bit}.{name}"] = ((wide >> bit & 1) << torch.arange(8)).sum(1).to(torch.uint8)
-        found[CODEBOOK + name] = codebooks[name]
-    return found
+            coded[f"{_BIT}{bit}.{name}"] = ((wide >> bit & 1) << torch.arange(8)).sum(1).to(torch.uint8)
+        coded[CODEBOOK + name] = codebooks[name]
+    return coded
 
 
-def opened(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Return the tensors that ``closed`` replaced, each weight at its centroid; an index too large is the last."""
-    found = {name: tensor for name, tensor in tensors.items() if name in shapes}
+def dequantised(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """Return the tensors that ``quantised`` replaced, each weight at its centroid; an index too large is the last."""
+    decoded = {name: tensor for name, tensor in tensors.items() if name in shapes}
     for name, codebook in tensors.items():
         if not name.startswith(CODEBOOK):
             continue
@@ -120,5 +120,5 @@ def opened(tensors: Tensors, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
         while (plane := tensors.get(f"{_BIT}{bit}.{weight}")) is not None:
             near += ((plane.long()[:, None] >> torch.arange(8) & 1).reshape(-1)[:count]) << bit
             bit += 1
-        found[weight] = codebook[near.clamp(max=len(codebook) - 1)].view(shapes[weight])
-    return {name: found[name] for name in shapes if name in found}
+        decoded[weight] = codebook[near.clamp(max=len(codebook) - 1)].view(shapes[weight])
+    return {name: decoded[name] for name in shapes if name in decoded}

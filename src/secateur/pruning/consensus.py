@@ -1,4 +1,4 @@
-"""A vote on a mask, as a pure function; who makes masks is ``methods.kit.consensus``."""
+"""A vote on a mask, as a pure function; ``methods.kit.consensus`` says who makes masks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Rule = Literal["majority", "half", "union", "intersection"]
 
 
 def vote(rule: Rule, votes: Tensors, voters: int, magnitude: Tensors, budget: int) -> dict[str, torch.Tensor]:
-    """Return the mask voted for.
+    """Return the mask that clients voted for, by name.
 
     Args:
         rule: ``majority`` keeps v > K/2, ``half`` v >= max(1, floor(K/2)), ``union`` v >= 1, ``intersection`` v = K.
-        votes: v, how many clients kept each entry (integers).
-        voters: K, how many clients voted; without any, everything is kept.
-        magnitude: |mean w|; of ties under ``majority`` (v = K/2) the larger ones stay.
-        budget: how many entries the schedule leaves; ties are admitted up to it.
+        votes: v, the number of clients that kept each entry; integers, by name.
+        voters: K, the number of clients that voted; if 0, every entry is kept.
+        magnitude: |mean w|, by name; under ``majority`` the largest of the tied entries (v = K/2) are kept.
+        budget: the number of entries that the schedule keeps; tied entries are kept up to it.
     """
     least = {"majority": voters // 2 + 1, "half": max(1, voters // 2), "union": 1, "intersection": voters}
     mask = {name: v >= least[rule] if voters else v >= 0 for name, v in votes.items()}

@@ -1,6 +1,6 @@
-"""Scores of weights, as pure functions, and the settings of the statistics behind some.
+"""Scores of weights, as pure functions, and the settings of the statistics that some scores need.
 
-What scores low is pruned first. The criteria themselves, which speak with clients, are ``methods.kit.criteria``.
+The lowest scores are pruned first. The criteria themselves, which ask clients, are in ``methods.kit.criteria``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from secateur.pruning.mask import Tensors
 from secateur.streams import stream
 
 Form = Literal["gradient", "square", "saliency", "curvature", "flow"]
-"""A statistic of each weight that is measured by gradients; see ``secateur.learning.gradients``."""
+"""The statistics of each weight that gradients give; see ``secateur.learning.gradients``."""
 
 Scope = Literal["tensor", "global"]
 
@@ -25,17 +25,17 @@ Scope = Literal["tensor", "global"]
 class Exploration:
     """Loss exploration: explorers train from a common start and report squared deviations D_k.
 
-    D_k = (theta_start - theta_k)^2 for every trainable scalar; uploaded once, before round 1.
+    D_k = (theta_start - theta_k)^2 for every trainable scalar; sent once, before round 1.
 
     Attributes:
-        epochs: E_x, the most epochs an explorer trains.
-        patience: P, epochs without a better epoch-mean training loss after which it stops.
-        fraction: share of all clients that explore (``perc``); at least one.
-        data: share of an explorer's training rows that it uses.
-        start: ``common`` (each from its own copy of theta_0) or ``sequential`` (each from where the one
+        epochs: E_x, the most epochs that an explorer trains.
+        patience: P, the number of epochs without a better epoch-mean training loss after which it stops.
+        fraction: the share of all clients that explore (``perc``); at least one explores.
+        data: the share of its training rows that an explorer uses.
+        start: ``common`` (each explorer from its own copy of theta_0) or ``sequential`` (each from where the one
             before stopped, as the published code does by accident).
-        base: what deviations are measured from: ``initial`` weights or ``epoch`` (the mean of all explorers
-            after one common epoch).
+        base: the weights from which deviations are measured: the ``initial`` ones, or after one ``epoch`` (the mean
+            of all explorers after one common epoch).
         warm_start: start the federation from the mean of the explored weights instead of theta_0.
 
     Reference: AutoFLIP, arXiv 2405.10271; learning spread of Guided Transfer Learning, arXiv 2303.16154.
@@ -64,11 +64,11 @@ class Exploration:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Which gradients are measured, at the current model before each pruning; see ``secateur.learning.gradients``.
+    """How gradients are measured at the current model before each pruning; see ``secateur.learning.gradients``.
 
     Attributes:
-        batches: over how many a client takes the mean.
-        clients: whom to ask: the ``cohort`` of the next round, or ``all``.
+        batches: the number of batches over which a client takes the mean.
+        clients: the clients to ask: the ``cohort`` of the next round, or ``all``.
     """
 
     batches: int = 1
@@ -79,7 +79,7 @@ class Gradients:
 
 
 def magnitudes(weights: Tensors) -> dict[str, torch.Tensor]:
-    """Return |w|."""
+    """Return |w| of each weight, by name."""
     return {name: w.abs() for name, w in weights.items()}
 
 
@@ -95,9 +95,9 @@ def guidance(deviations: Iterable[Tensors], *, before: bool, scope: Scope) -> di
     """Return G of AutoFLIP in float64, the mean of squared deviations scaled to [0, 1]; see ``min_max``.
 
     Args:
-        deviations: D_k of each explorer.
-        before: each D_k is scaled before the mean; else the mean is.
-        scope: of minimum and maximum.
+        deviations: D_k of each explorer, by name.
+        before: scale each D_k before the mean is taken; False: scale the mean.
+        scope: the entries of which minimum and maximum are taken.
     """
     total: dict[str, torch.Tensor] = {}
     count = 0
@@ -111,7 +111,7 @@ def guidance(deviations: Iterable[Tensors], *, before: bool, scope: Scope) -> di
 
 
 def min_max(tensors: Tensors, scope: Scope) -> dict[str, torch.Tensor]:
-    """Scale to [0, 1] over each tensor, or over all; 1 where minimum equals maximum.
+    """Return tensors scaled to [0, 1], each by itself or all together; 1 if minimum equals maximum.
 
     >>> min_max({"a": torch.tensor([1.0, 3.0, 2.0]), "b": torch.tensor([5.0])}, "tensor")["b"]
     tensor([1.])

@@ -1,4 +1,4 @@
-"""Granularity: what is removed together, and which tensors take part."""
+"""Granularity: which weights are removed together, and which tensors take part."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _HALF = 0.5
 
 
 class Granularity(ABC):
-    """Says what is removed together, and which tensors take part; frozen dataclasses.
+    """Base of granularities, which say what is removed together, and from which tensors; frozen dataclasses.
 
-    An own granularity derives from this class and writes ``prunable`` and ``mask``.
+    Your own granularity derives from this class and writes ``prunable`` and ``mask``.
     """
 
     @abstractmethod
@@ -29,60 +29,67 @@ class Granularity(ABC):
 
     @property
     def single(self) -> bool:
-        """Return whether single weights go, and those that the allocation chooses."""
+        """Return whether single weights are removed, exactly as the allocation chooses them."""
         return False
 
     @abstractmethod
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
-        """Return the mask over exactly the prunable tensors."""
+        """Return the mask over exactly the prunable tensors, by name.
+
+        Args:
+            scores: a score of each entry, by name; the lowest are pruned first.
+            layout: the roles and units of the model's tensors.
+            allocation: chooses the entries to keep.
+            sparsity: the share to prune.
+        """
 
 
 @dataclass(frozen=True)
 class Weight(Granularity):
-    """Single weights.
+    """Removes single weights.
 
     Attributes:
-        biases: biases take part (FedSparsify's code prunes them; protected by default here).
-        norms: scale and shift of normalisation layers take part (likewise).
+        biases: whether biases take part (FedSparsify's code prunes them; protected by default here).
+        norms: whether scale and shift of normalisation layers take part (likewise).
     """
 
     biases: bool = False
     norms: bool = False
 
     def prunable(self, layout: Layout) -> list[str]:
-        """Return the weights, and what the options add."""
+        """Return the weights, and biases and norms if they take part."""
         return _prunable(layout, biases=self.biases, norms=self.norms)
 
     @property
     def single(self) -> bool:
-        """Return True."""
+        """Return True: single weights are removed."""
         return True
 
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
-        """Return the allocation's choice."""
+        """Return the mask that the allocation chooses."""
         return allocation.keep({name: scores[name] for name in self.prunable(layout)}, sparsity)
 
 
 @dataclass(frozen=True)
 class Hybrid(Granularity):
-    """Single weights, then whole units: M = Mu AND Ms.
+    """Removes single weights, then whole units: M = Mu AND Ms.
 
-    Mu is the allocation's mask over single weights. A unit (filter, neuron or attention head, with its bias) goes
-    when the kept fraction of its incoming weights in Mu is below rho; Ms is 0 on its incoming weights, its
+    Mu is the allocation's mask over single weights. A unit (filter, neuron or attention head, with its bias) is removed
+    if the kept fraction of its incoming weights in Mu is below rho; Ms is 0 on its incoming weights, its
     bias and the next layer's matching inputs. Output layers and layers outside ``layout.groups`` lose no
     units.
 
     Attributes:
-        rho: unit threshold on the kept fraction; 0 switches unit removal off.
-        floor: share of a layer's units that always stays (at least one), best mean score first; 0 leaves
-            only the one.
-        rule: ``kept`` fraction below rho, or ``mean`` score of a unit among the lowest T_p of its layer.
-        biases: biases take part in Mu.
-        multiple: kept units of a layer are rounded up to a multiple of it.
+        rho: the threshold on a unit's kept fraction; 0 switches the removal of units off.
+        floor: the share of a layer's units that always stays (at least one), best mean score first; 0: only one unit.
+        rule: remove a unit if its ``kept`` fraction is below rho, or if its ``mean`` score is among the lowest T_p of
+            its layer.
+        biases: whether biases take part in Mu.
+        multiple: the number of kept units of a layer is rounded up to a multiple of it.
 
     Reference: AutoFLIP, arXiv 2405.10271 (hybrid pruning). No published rule for units was found; this one
     follows from the same guidance without a new threshold on it.
@@ -99,7 +106,7 @@ class Hybrid(Granularity):
         _check_units(self.floor, self.multiple)
 
     def prunable(self, layout: Layout) -> list[str]:
-        """Return weights and, if asked, biases; and what goes with a removable unit (its batch norm)."""
+        """Return the weights, biases if they take part, and the other tensors of removable units (batch norm)."""
         names = set(_prunable(layout, biases=self.biases, norms=False))
         if self._removes_units:
             names.update(slot.tensor for group in layout.layers for slot in group.incoming)
@@ -108,7 +115,7 @@ class Hybrid(Granularity):
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
-        """Return Mu AND Ms."""
+        """Return the mask Mu AND Ms."""
         single = allocation.keep(
             {name: scores[name] for name in _prunable(layout, biases=self.biases, norms=False)}, sparsity
         )
@@ -138,13 +145,13 @@ class Hybrid(Granularity):
 
 @dataclass(frozen=True)
 class NM(Granularity):
-    """N of every M consecutive inputs of a filter or neuron stay: the pattern that some accelerators skip.
+    """Keeps N of every M consecutive inputs of a filter or neuron, a pattern that some accelerators are built for.
 
-    The sparsity says how many go: floor(sparsity M) of each M; the allocation has no say. What is left over of a row
-    that M does not divide is kept.
+    floor(sparsity M) of each M are pruned, by score; the allocation is not used. The rest of a row that M does not
+    divide is kept.
 
     Attributes:
-        m: M; sparsity 0.5 with m = 4 is 2:4.
+        m: M, the length of a pattern; sparsity 0.5 with m = 4 is 2:4.
 
     Reference: Mishra et al., "Accelerating Sparse Deep Neural Networks", arXiv 2104.08378.
     """
@@ -161,7 +168,7 @@ class NM(Granularity):
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
-        """Return the pattern."""
+        """Return the mask of the pattern."""
         del allocation
         gone = pruned_count(sparsity, self.m)
         return {name: self._pattern(scores[name], gone) for name in self.prunable(layout)}
@@ -179,10 +186,10 @@ class NM(Granularity):
 
 @dataclass(frozen=True)
 class Kernel(Granularity):
-    """Whole kernels: all positions that join one input channel to one filter; single weights in linear layers.
+    """Removes whole kernels: all positions that join one input channel to one filter; single weights in linear layers.
 
-    A kernel's score is the mean of its weights', which all stand or fall together; where the allocation's boundary, or
-    a weight that it guards, splits a kernel, the larger part decides.
+    A kernel's score is the mean of its weights' scores, and its weights are kept or pruned together; a kernel that the
+    allocation splits, at its boundary or by its guard, is kept.
     """
 
     def prunable(self, layout: Layout) -> list[str]:
@@ -192,7 +199,7 @@ class Kernel(Granularity):
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
     ) -> dict[str, torch.Tensor]:
-        """Return the allocation's choice among kernels."""
+        """Return the mask of the kernels that the allocation keeps."""
         kernels = {name: scores[name] for name in self.prunable(layout)}
         means = {n: s.flatten(2).mean(2) if s.dim() > 2 else s for n, s in kernels.items()}
         shaped = {n: m.reshape(*m.shape, *[1] * (kernels[n].dim() - m.dim())) for n, m in means.items()}
@@ -203,16 +210,16 @@ class Kernel(Granularity):
 
 @dataclass(frozen=True)
 class Channel(Granularity):
-    """Whole channels, neurons and hidden units, which are then cut out of the model.
+    """Removes whole channels, neurons and hidden units, which are then cut out of the model.
 
-    A unit's score is the mean of its own weights', which all stand or fall together; layers whose outputs are added
-    share their units. The sparsity is that of the units' own weights, as the allocation spreads it (to the nearest
-    unit): what the next layers no longer read goes besides.
-    Layers without removable units (``Layout.whole``) stay dense.
+    A unit's score is the mean of its own weights' scores, and its weights are kept or pruned together; layers whose
+    outputs are added share their units. The sparsity is that of the units' own weights, as the allocation distributes
+    it (to the nearest unit); the weights of the next layers that read removed units are removed besides. Layers without
+    removable units (``Layout.whole``) stay dense.
 
     Attributes:
-        floor: share of a layer's units that always stays (at least one), best score first.
-        multiple: kept units of a layer are rounded up to a multiple of it (4 or 8 suit vector units).
+        floor: the share of a layer's units that always stays (at least one), best score first.
+        multiple: the number of kept units of a layer is rounded up to a multiple of it (4 or 8 suit vector units).
     """
 
     floor: float = 0.0
@@ -224,7 +231,7 @@ class Channel(Granularity):
         _check_units(self.floor, self.multiple)
 
     def prunable(self, layout: Layout) -> list[str]:
-        """Return the tensors of the units, and of what reads them.
+        """Return the tensors of the units, and the tensors that read their outputs.
 
         Raises:
             ModelError: the model has no such units; the text says why.
@@ -261,14 +268,14 @@ class Channel(Granularity):
 
 @dataclass(frozen=True)
 class Head(Channel):
-    """Whole attention heads; see ``Channel``."""
+    """Removes whole attention heads; see ``Channel``."""
 
     _kind: ClassVar[Kind] = "head"
 
 
 @dataclass(frozen=True)
 class Block(Channel):
-    """Whole residual blocks, without which the model passes on what entered them; see ``Channel``.
+    """Removes whole residual blocks, whose input is then passed on unchanged; see ``Channel``.
 
     ``floor`` and ``multiple`` do not apply: each block is one unit.
     """
@@ -277,9 +284,9 @@ class Block(Channel):
 
 
 def unit_scores(scores: Tensors, group: Group) -> torch.Tensor:
-    """Return the mean score of each unit's own weights in float64; entries at -inf (already pruned) do not count.
+    """Return the mean score of each unit's own weights in float64, shape (units,); entries at -inf are left out.
 
-    A unit with nothing left scores -inf.
+    They are pruned already. A unit with no other entry scores -inf.
     """
     each = torch.cat([per_unit(scores[slot.tensor], slot, group.units) for slot in group.weights], dim=1).double()
     counts = torch.isfinite(each)
@@ -288,7 +295,7 @@ def unit_scores(scores: Tensors, group: Group) -> torch.Tensor:
 
 
 def _with_best(keep: torch.Tensor, scores: torch.Tensor, *, floor: float, multiple: int) -> torch.Tensor:
-    """Return the kept units with the best few of all, and with the best others up to a multiple."""
+    """Return flags of the kept units, with the best ones up to the floor, and others up to a multiple."""
     units = len(keep)
     keep = keep | ~lowest(scores, units - max(1, math.ceil(floor * units - 1e-9)))
     wanted = min(units, math.ceil(int(keep.sum()) / multiple) * multiple)

@@ -33,31 +33,31 @@ def swap(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[st
         slopes: the gradients, by name; an entry without one counts as 0.
         share: the share of a tensor's kept entries to replace.
     """
-    found = {}
+    swapped = {}
     for name, kept in mask.items():
         flat, count = kept.reshape(-1), quota(kept, share)
         gone = smallest({name: kept}, weights, share)[name].reshape(-1)
         slope = torch.where(flat, -torch.inf, slopes[name].abs().reshape(-1))
-        found[name] = (flat & ~gone | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
-    return found
+        swapped[name] = (flat & ~gone | ~lowest(slope, flat.numel() - count)).reshape(kept.shape)
+    return swapped
 
 
 def smallest(mask: Mask, weights: Tensors, share: float) -> dict[str, torch.Tensor]:
     """Return flags of the kept entries with the smallest |w|, as many of each tensor as ``swap`` prunes."""
-    found = {}
+    flags = {}
     for name, kept in mask.items():
         size = torch.where(kept, weights[name].abs(), torch.inf).reshape(-1)
-        found[name] = lowest(size, quota(kept, share)).reshape(kept.shape)
-    return found
+        flags[name] = lowest(size, quota(kept, share)).reshape(kept.shape)
+    return flags
 
 
-def steepest(mask: Mask, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
+def largest_gradients(mask: Mask, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
     """Return flags of the pruned entries with the largest |slope|, as many of each tensor as ``swap`` regrows."""
-    found = {}
+    flags = {}
     for name, kept in mask.items():
         slope = torch.where(kept, -1.0, slopes[name].abs()).reshape(-1)
-        found[name] = ~lowest(slope, slope.numel() - quota(kept, share)).reshape(kept.shape)
-    return found
+        flags[name] = ~lowest(slope, slope.numel() - quota(kept, share)).reshape(kept.shape)
+    return flags
 
 
 def block(names: Sequence[str], blocks: int, turn: int) -> list[str]:
@@ -69,10 +69,10 @@ def block(names: Sequence[str], blocks: int, turn: int) -> list[str]:
 
 def adjusted(mask: Mask, weights: Tensors, slopes: Tensors, share: float) -> dict[str, torch.Tensor]:
     """Return the mask after a share of each tensor's kept entries was dropped and as many grown, others or the same."""
-    found = {}
+    masks = {}
     for name, kept in mask.items():
         count = math.ceil(share * int(kept.sum()))
         left = kept.reshape(-1) & ~lowest(torch.where(kept, weights[name].abs(), torch.inf).reshape(-1), count)
         slope = torch.where(left, -1.0, slopes[name].abs().reshape(-1))
-        found[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
-    return found
+        masks[name] = (left | ~lowest(slope, slope.numel() - count)).reshape(kept.shape)
+    return masks

@@ -34,6 +34,6 @@ class Wire:
         check(0 < self.topk <= 1, name="wire.topk", value=self.topk, must="be in (0, 1]")
 
     @property
-    def leaves_out(self) -> bool:
+    def has_residual(self) -> bool:
         """Return whether replies have a residual: they are rounded, or not all of the update."""
         return self.values != "fp32" or self.replies == "topk"

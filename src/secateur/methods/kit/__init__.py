@@ -1,1 +1,1 @@
-"""What several methods share; no method by itself."""
+"""The parts that several methods share; none of them is a method by itself."""

@@ -1,4 +1,4 @@
-"""Models whose weights are few values: what they look like on the wire, and what of them is trained."""
+"""Models with clustered weights: their tensors on the wire, and the parameters that are trained."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
-from secateur.pruning.clustering import CODEBOOK, opened, planes, settled, spread, width
+from secateur.pruning.clustering import CODEBOOK, dequantised, lloyd, planes, quantile_centroids, width
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Spec
 
 
 def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
-    """Return what a model of ``count`` values a tensor looks like; codebooks have room for ``room``."""
+    """Return the tensors of a message with a model of ``count`` values a tensor, in codebooks of ``room`` entries."""
     names = setting.layout.names("weight")
     tensors = {name: setting.specs[name].shape for name in names}
     return {
@@ -23,15 +23,17 @@ def specs(setting: Setting, count: int, room: int) -> dict[str, Spec]:
 
 
 def start(weights: Tensors, count: int, setting: Setting) -> dict[str, torch.Tensor]:
-    """Return what is trained of a model: its parameters, and ``count`` centroids of each weight tensor."""
-    found = {name: weights[name] for name in setting.layout.trainable}
+    """Return the tensors to train: a model's parameters, and ``count`` centroids of each weight tensor."""
+    parameters = {name: weights[name] for name in setting.layout.trainable}
     names = setting.layout.names("weight")
-    return found | {CODEBOOK + name: settled(weights[name], spread(weights[name], count)) for name in names}
+    return parameters | {
+        CODEBOOK + name: lloyd(weights[name], quantile_centroids(weights[name], count)) for name in names
+    }
 
 
-def opened_model(reply: Reply, sent: Sent) -> Tensors:
-    """Return the weights of a reply of clusters."""
-    return opened(reply.tensors, shapes(sent.setting))
+def dequantised_model(reply: Reply, sent: Sent) -> Tensors:
+    """Return the weights of a reply that holds clustered tensors."""
+    return dequantised(reply.tensors, shapes(sent.setting))
 
 
 def shapes(setting: Setting) -> dict[str, tuple[int, ...]]:

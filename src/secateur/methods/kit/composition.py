@@ -1,9 +1,9 @@
-"""Composition: a method as one frozen dataclass of slots; the round that all of them share stands here once.
+"""Composition: a pruning method made of slots, and the round that all such methods share.
 
 criterion x allocation x granularity x schedule x consensus x recovery x aggregator
 
-A slot has the verbs of its class (``Criterion``, ``Allocation`` ...), and nothing here asks which class it is: an own
-slot works as those of the package do.
+The round uses only the methods of a slot's base class (``Criterion``, ``Allocation`` ...) and never asks for its type,
+so your own slots work as those of the package do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.schedule import Never, Schedule
 from secateur.methods.kit.trial import ServerTrial
 from secateur.pruning import mask as masks
-from secateur.pruning.allocation import Allocation, Global, pruned_count, spared
+from secateur.pruning.allocation import Allocation, Global, kept_by_guard, pruned_count
 from secateur.pruning.granularity import Granularity, Weight
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -38,19 +38,19 @@ from secateur.wire.message import Message
 
 @dataclass(frozen=True)
 class Composition(Method):
-    """A federated pruning method made of slots; the defaults are dense FedAvg.
+    """A federated pruning method made of slots; with the default slots it is dense FedAvg.
 
     Attributes:
-        criterion: what scores low is pruned first, and the statistic it needs from clients.
-        allocation: scores and sparsity -> what is kept.
-        granularity: what is removed together, and which tensors take part.
-        schedule: state -> sparsity.
-        consensus: who makes the mask: the server, each client with a vote, or the server for each cohort.
-        recovery: from which weights the federation goes on after a pruning.
-        aggregator: the merge, and what becomes of the server's value of a pruned weight.
+        criterion: scores weights, of which the lowest are pruned first; may ask clients for a statistic.
+        allocation: chooses the entries to keep, from the scores and the sparsity.
+        granularity: what is removed together (weights, kernels, channels), and from which tensors.
+        schedule: when weights are pruned, and to which sparsity.
+        consensus: who makes the mask: the server, the clients by a vote, or the server for each cohort.
+        recovery: the weights from which training goes on after a pruning.
+        aggregator: the server's step, and what it does with its value of a pruned weight.
 
     Raises:
-        ConfigError: a slot lacks a verb of its class; the text names both.
+        ConfigError: a slot lacks a method of its base class; the text names both.
 
     Guarantees:
         Without pruning (``schedule=Never()`` or sparsity 0) this is FedAvg with the same aggregator, bit for
@@ -71,11 +71,16 @@ class Composition(Method):
             check_verbs(type(getattr(self, slot.name)), hints[slot.name], name=slot.name)
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
-        """Return the first state; a schedule with an event before round 1 prunes here."""
+        """Return the first state, pruned already if the schedule has an event before round 1."""
         return self._after_event(self.recovery.remember(State(setting, 0, weights, archive=archive)))
 
     def check(self, setting: Setting) -> None:
-        """Refuse a model without the units that are to be pruned, and slots that do not go together."""
+        """Refuse a model without the units that are to be pruned, and slots that do not fit together.
+
+        Raises:
+            ModelError: the model has no such units.
+            ConfigError: two slots do not fit together; the text says what to choose.
+        """
         if not self._prunes(setting):
             return
         name = type(self.consensus).__name__
@@ -100,26 +105,26 @@ class Composition(Method):
 
     @property
     def refines(self) -> bool:
-        """Return whether the server measures something itself: what pruning does to the model, or the criterion's."""
+        """Return whether the server itself measures something before pruning, for the criterion or the allocation."""
         return self.allocation.measures or (self.criterion.refines and not self.consensus.ballot)
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Measure what the criterion and the allocation want, where the schedule has an event, and prune."""
+        """If the schedule has an event, measure what the criterion and the allocation need at the server, and prune."""
         if not self._due(state):
             return state, 0
         allocation, rows = self.allocation, 0
         if self.criterion.refines:
             state, rows = self.criterion.refine(state, server)
         if allocation.measures:
-            names, found = self.granularity.prunable(state.setting.layout), self.criterion.statistics(state, None)
-            scores = self._scores(state.setting, state.weights, found or (), state.mask)
+            names, statistics = self.granularity.prunable(state.setting.layout), self.criterion.statistics(state, None)
+            scores = self._scores(state.setting, state.weights, statistics or (), state.mask)
             trial = ServerTrial(server, state.model())
             allocation = allocation.measured({n: scores[n] for n in names}, state.model(), trial)
             rows += trial.processed // 3  # a third of a training row's work: forward only
         return replace(self, allocation=allocation)._pruned(state), rows  # noqa: SLF001 -- its own
 
     def plan(self, state: State) -> Ask | None:
-        """Ask first for what the criterion needs, then one cohort for each round."""
+        """Return the ask for the criterion's statistic if one is due, otherwise that of the next training round."""
         setting, round_ = state.setting, state.round + 1
         if (ask := self._statistic_ask(state)) is not None:
             return ask
@@ -141,10 +146,10 @@ class Composition(Method):
         return replace(ask, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Answer the criterion, or train under the mask; with a vote, prune the result and send the own mask."""
+        """Answer the criterion's ask, or train under the mask; if clients vote, prune the result and send its mask."""
         if ask.phase != TRAIN:
             reply = self.criterion.respond(ask, client)
-            if self.consensus.ballot:  # the server will not hold what this client's vote is made of
+            if self.consensus.ballot:  # the client's vote needs its own answer
                 client.memory |= {n: t for n, t in reply.tensors.items() if n in client.setting.specs}
             return reply
         mask = self.consensus.enforced(ask.message.mask)
@@ -156,7 +161,7 @@ class Composition(Method):
         return Message(masks.apply(weights, mask), mask, report(done))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Merge, then prune where this round has an event."""
+        """Merge the replies, then prune if the round has an event."""
         if reduced.ask.phase != TRAIN:
             return self._after_event(self.criterion.absorb(state, reduced))
         state = self.recovery.remember(merged(state, reduced, self.aggregator))
@@ -170,29 +175,29 @@ class Composition(Method):
         return self._recovered(state, masks.intersect(mask, state.mask))
 
     def final(self, state: State) -> State:
-        """Ship under the mask that the consensus has for everybody."""
+        """Return the state with the mask under which the model is shipped."""
         return replace(state, mask=self.consensus.mask_for(state, None, self._prune(state)))
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return the criterion's."""
+        """Return the histograms of the criterion."""
         return self.criterion.histograms(state) if self._prunes(state.setting) else {}
 
     @property
     def regrows(self) -> bool:
-        """Return True where the mask is made anew for each cohort."""
+        """Return whether the mask is made anew for each cohort."""
         return self.consensus.regrows
 
     def _prunes(self, setting: Setting) -> bool:
-        """Return whether the schedule may remove anything in all rounds."""
+        """Return whether the schedule has any event in the whole run."""
         return any(self.schedule.due(done, setting.rounds) for done in range(setting.rounds + 1))
 
     def _due(self, state: State) -> bool:
-        """Return whether the server is to make a mask at the end of this round, for itself or the next cohort."""
+        """Return whether the server makes a mask at the end of this round, for itself or for the next cohort."""
         last = self.consensus.regrows and state.round == state.setting.rounds
         return not last and self.schedule.due(state.round, state.setting.rounds)
 
     def _votes(self, setting: Setting, round_: int) -> bool:
-        """Return whether clients send masks of their own in a round; both sides know."""
+        """Return whether clients send their own masks in a round; the server and the clients both ask it."""
         return bool(self.consensus.ballot) and self.schedule.due(round_, setting.rounds)
 
     def _statistic_ask(self, state: State) -> Ask | None:
@@ -200,7 +205,7 @@ class Composition(Method):
         return self.criterion.ask(state, due=due) if self._prunes(state.setting) else None
 
     def _level(self, state: State) -> float:
-        """Return the sparsity of this round's event; 0: there is none."""
+        """Return the sparsity of this round's event; 0 if there is none."""
         if not self.schedule.due(state.round, state.setting.rounds):
             return 0.0
         held, whole = state.mask or {}, torch.ones((), dtype=torch.bool)
@@ -209,24 +214,24 @@ class Composition(Method):
         return self.schedule.level(replace(state, mask=seen)) or 0.0
 
     def _after_event(self, state: State) -> State:
-        """Return the state with this round's pruning done, unless something must be measured first."""
+        """Return the state after this round's pruning, or unchanged if something must be measured first."""
         waits = self.refines or not self._due(state) or self._statistic_ask(state) is not None
         return state if waits else self._pruned(state)
 
     def _pruned(self, state: State) -> State:
-        """Return the state after an event at the server; as it is where there is none, or nothing was heard."""
+        """Return the state after an event at the server; unchanged without an event or without the statistic."""
         level = self._level(state)
         if not level or self.criterion.statistics(state, None) is None:
             return state
         mask = self.consensus.mask_after(state, self._prune(state, level))
         if (unguarded := self.allocation.unguarded) is not None and mask and mask is not state.mask:
-            plain = replace(self, allocation=unguarded)
-            without = self.consensus.mask_after(state, plain._prune(state, level))  # noqa: SLF001 -- its own
-            state = replace(state, notes={**state.notes, GUARDED: spared(mask, without or {})})
+            alone = replace(self, allocation=unguarded)
+            without = self.consensus.mask_after(state, alone._prune(state, level))  # noqa: SLF001 -- its own
+            state = replace(state, notes={**state.notes, GUARDED: kept_by_guard(mask, without or {})})
         return self._recovered(state, mask)
 
     def _recovered(self, state: State, mask: Mask | None) -> State:
-        """Return the state from which training goes on after an event that led to ``mask``."""
+        """Return the state from which training goes on after an event with this new ``mask``."""
         new = mask is not state.mask
         state = self.recovery.recover(replace(state, mask=mask))
         if not new or self.aggregator.pruned != "zero":
@@ -234,9 +239,9 @@ class Composition(Method):
         return replace(state, weights=masks.apply(state.weights, mask))
 
     def _own_mask(self, client: Client, weights: Tensors, statistic: Tensors | None, ask: Ask) -> Mask:
-        """Return a client's vote, made of its own weights or of its own statistic.
+        """Return a client's vote: the mask made from its own weights or its own statistic.
 
-        A client that never measured the statistic, or lost it, votes to keep what it was sent.
+        A client that never measured the statistic, or lost it, votes for the mask that it was sent.
         """
         held = ask.message.mask
         level = 0.0 if statistic is None else self._level(State(client.setting, ask.round, weights, held))
@@ -245,21 +250,21 @@ class Composition(Method):
         return mask or {name: torch.ones_like(weights[name], dtype=torch.bool) for name in names}
 
     def _prune(self, state: State, level: float | None = None) -> Prune:
-        """Return what makes a mask at the server, at a level or at that of the state."""
+        """Return the function that makes a mask at the server, at a given sparsity or at that of this round."""
 
         def prune(cohort: tuple[int, ...] | None, *, anew: bool = False) -> Mask | None:
             sparsity = self._level(state) if level is None else level
-            found = self.criterion.statistics(state, cohort) if sparsity else None
-            if found is None:
+            statistics = self.criterion.statistics(state, cohort) if sparsity else None
+            if statistics is None:
                 return state.mask
-            return self._mask(state.setting, state.weights, found, sparsity, held=None if anew else state.mask)
+            return self._mask(state.setting, state.weights, statistics, sparsity, held=None if anew else state.mask)
 
         return prune
 
     def _mask(
         self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], level: float, *, held: Mask | None
     ) -> Mask | None:
-        """Return the mask at ``level``, within ``held``; level 0 leaves what is held."""
+        """Return the mask of sparsity ``level`` within ``held``; ``held`` itself if the level is 0."""
         if level <= 0:
             return held
         scores = self._scores(setting, weights, statistics, held)
@@ -270,6 +275,6 @@ class Composition(Method):
     def _scores(
         self, setting: Setting, weights: Tensors, statistics: Iterable[Tensors], held: Mask | None
     ) -> dict[str, torch.Tensor]:
-        """Return the criterion's scores; what is pruned already is lower than everything."""
+        """Return the criterion's scores, with -inf for entries that are pruned already."""
         scores = self.criterion.scores(weights, statistics, seed=setting.seed)
         return scores | {n: torch.where(m, scores[n], -torch.inf) for n, m in (held or {}).items()}

@@ -1,4 +1,4 @@
-"""Consensus: who makes the mask: the server of the merged model, each client with a vote, or the server by cohort."""
+"""Consensus: who makes the mask: the server from the merged model, the clients by a vote, or the server by cohort."""
 
 from __future__ import annotations
 
@@ -17,59 +17,59 @@ _VOTES = "votes"
 
 
 class Prune(Protocol):
-    """Makes a mask of the other slots."""
+    """The function by which a consensus lets the other slots make a mask."""
 
     def __call__(self, cohort: tuple[int, ...] | None, *, anew: bool = False) -> Mask | None:
-        """Return the mask at the schedule's level.
+        """Return the mask at the schedule's sparsity.
 
-        Without an event, or where the criterion lacks its statistic, it is the mask that is held.
+        Without an event, or without the criterion's statistic, it is the current mask.
 
         Args:
-            cohort: by whose statistics, where the criterion keeps them client by client; None: by all.
-            anew: whether a weight may come back; else the mask lies within the one that is held.
+            cohort: the clients whose statistics are used, if the criterion keeps them by client; None: all.
+            anew: whether pruned weights may come back; if not, the mask lies within the current one.
         """
 
 
 class Consensus:
-    """Says who makes the mask; frozen dataclasses. What stands here is the server's own choice: see ``Pooled``.
+    """Base of consensus rules, which say who makes the mask; frozen dataclasses. By default the server does.
 
-    An own consensus derives from this class and writes what differs.
+    Your own consensus derives from this class and overrides what differs.
     """
 
     @property
     def regrows(self) -> bool:
-        """Return whether the mask is made for each cohort before it trains, so that pruned weights may come back."""
+        """Return whether each cohort gets a new mask before it trains, so that pruned weights may come back."""
         return False
 
     @property
     def ballot(self) -> Mapping[str, Reduction]:
-        """Return what becomes of the masks that clients make, by names of your own; empty: clients make none."""
+        """Return the reductions of the masks that clients make, by names of your choice; empty: clients make none."""
         return {}
 
     def mask_after(self, state: State, prune: Prune) -> Mask | None:
-        """Return the mask after an event, at the server; ``state`` is merged."""
+        """Return the mask after an event, at the server; ``state`` holds the merged weights."""
         del state
         return prune(None)
 
     def mask_for(self, state: State, cohort: tuple[int, ...] | None, prune: Prune) -> Mask | None:
-        """Return the mask under which a cohort trains; without a cohort the one that is shipped."""
+        """Return the mask under which a cohort trains; None for the cohort asks for the mask of the shipped model."""
         del cohort, prune
         return state.mask
 
     def enforced(self, mask: Mask | None) -> Mask | None:
-        """Return what clients hold to while they train under a mask; None: they train and return dense weights."""
+        """Return the mask that clients apply while they train; None: they train and return dense weights."""
         return mask
 
     def vote(self, state: State, reduced: Reduced, budget: int) -> Mask:
-        """Return the mask that clients' masks come to; it is then held within the mask before.
+        """Return the mask made from the clients' masks; it is then intersected with the mask before.
 
         Args:
-            state: merged.
-            reduced: what the replies became, the ballot's reductions among it; at least one client answered.
-            budget: how many entries the schedule leaves.
+            state: the state with the merged weights.
+            reduced: the reduced replies, with the ballot's reductions; at least one client answered.
+            budget: the number of entries that the schedule keeps.
 
         Raises:
-            ConfigError: the consensus has a ballot, and no vote.
+            ConfigError: the consensus has a ballot but no ``vote``.
         """
         del state, reduced, budget
         raise ConfigError(f"consensus {type(self).__name__} has a ballot, and lacks 'vote' of Consensus")
@@ -82,12 +82,12 @@ class Pooled(Consensus):
 
 @dataclass(frozen=True)
 class Participants(Consensus):
-    """A mask for each round from the statistics of the clients that take part in it.
+    """The server makes a mask for each round from the statistics of the clients that take part in it.
 
     Attributes:
-        static: use all explorers' statistics in every round instead (one mask, the ablation).
-        enforce: clients prune after every optimiser step and send surviving values only; False: the server
-            prunes before it sends, clients train and return the dense model (the ablation).
+        static: use the statistics of all explorers in every round, which gives one mask (an ablation).
+        enforce: clients apply the mask after every optimiser step and send surviving values only; False: the server
+            prunes before it sends, and clients train and return the dense model (an ablation).
 
     Reference: AutoFLIP, arXiv 2405.10271: the mask is updated in each round.
     """
@@ -101,17 +101,17 @@ class Participants(Consensus):
         return True
 
     def mask_after(self, state: State, prune: Prune) -> Mask | None:
-        """Return the mask as it is."""
+        """Return the mask unchanged."""
         del prune
         return state.mask
 
     def mask_for(self, state: State, cohort: tuple[int, ...] | None, prune: Prune) -> Mask | None:
-        """Return the mask of the cohort's statistics; the shipped one is of all."""
+        """Return the mask from the cohort's statistics; the shipped mask is from those of all explorers."""
         del state
         return prune(None if self.static else cohort, anew=True)
 
     def enforced(self, mask: Mask | None) -> Mask | None:
-        """Return the mask, or nothing."""
+        """Return the mask if it is enforced, otherwise None."""
         return mask if self.enforce else None
 
 
@@ -120,13 +120,13 @@ class Majority(Consensus):
     """Each client prunes its own model; the server keeps what enough of them kept.
 
     Attributes:
-        rule: ``majority`` keeps v > K/2; ties (v = K/2) go to the larger mean magnitude while the schedule's
-            budget has room. ``half`` keeps v >= max(1, floor(K/2)): the published code without the maximum, so
-            that one voter alone keeps everything there, whatever it pruned. ``union`` keeps v >= 1,
+        rule: with v of K votes, ``majority`` keeps v > K/2; ties (v = K/2) are kept by the larger mean magnitude while
+            the schedule's budget has room. ``half`` keeps v >= max(1, floor(K/2)); the published code lacks the
+            maximum, so that there a single voter keeps everything, whatever it pruned. ``union`` keeps v >= 1,
             ``intersection`` v = K.
 
     Guarantees:
-        No rule keeps what no voter kept, so that masks are nested where voters' are.
+        No rule keeps an entry that no voter kept, so masks are nested if the voters' masks are.
 
     Reference: FedSparsify-Local, arXiv 2204.12430; *read*: dstripelis/FedSparsify, utils/model_merge.py.
     """
@@ -135,11 +135,11 @@ class Majority(Consensus):
 
     @property
     def ballot(self) -> Mapping[str, Reduction]:
-        """Count, for each entry, the clients that kept it."""
+        """Return the reduction that counts, for each entry, the clients that kept it."""
         return {_VOTES: Sum(masks_of)}
 
     def vote(self, state: State, reduced: Reduced, budget: int) -> Mask:
-        """Return the mask voted for."""
+        """Return the mask of the vote."""
         votes = reduced[_VOTES]
         magnitude = {name: state.weights[name].abs() for name in votes}
         return vote(self.rule, votes, len(reduced.clients), magnitude, budget)

@@ -1,6 +1,6 @@
-"""Criteria: how much each weight is worth; what scores low is pruned first.
+"""Criteria: scores of the importance of each weight; the lowest scores are pruned first.
 
-A criterion that needs more than the weights asks clients for it. Each docstring says where the non-linear step stands,
+A criterion that needs more than the weights asks clients for it. Each docstring says whether the non-linear step comes
 before or after the mean over clients: |mean g| and mean |g| are different criteria.
 """
 
@@ -29,24 +29,24 @@ _STATISTIC = "statistic"
 
 
 class Criterion(ABC):
-    """Scores weights; frozen dataclasses. As it stands here it asks clients for nothing: the weights are enough.
+    """Base of criteria, which score weights; frozen dataclasses. By default clients are asked for nothing.
 
-    An own criterion derives from this class and writes ``scores``, or from ``Statistic``.
+    Your own criterion derives from this class and writes ``scores``, or derives from ``Statistic``.
     """
 
     @abstractmethod
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
         """Return one score for each entry of ``weights`` (same names and shapes) that may be pruned.
 
-        ``statistics`` are what the verb of that name returned, or ``own``; the seed is the run's.
+        ``statistics`` is the result of the method of that name, or of ``own``; ``seed`` is the run's.
         """
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Return what clients must be asked now; None: nothing, or nothing more.
+        """Return the next ask for the criterion's statistic; None if nothing is missing.
 
         Args:
-            state: the server's.
-            due: the server is about to make a mask, at the end of round ``state.round``.
+            state: the server's state.
+            due: whether the server is about to make a mask, at the end of round ``state.round``.
         """
         del state, due
         return None
@@ -61,7 +61,7 @@ class Criterion(ABC):
         raise ConfigError(f"criterion {name} asks clients for nothing, and client {who} got phase {ask.phase!r}")
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Return the state that keeps what the answers became.
+        """Return the state that keeps the reduced answers to ``ask``.
 
         Raises:
             ConfigError: the criterion asks for nothing.
@@ -70,46 +70,46 @@ class Criterion(ABC):
         raise ConfigError(f"criterion {name} asks clients for nothing, and got {phase!r} after round {state.round}")
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
-        """Return what was kept for ``scores``, of clients in ``cohort`` where that matters; None: nothing was heard."""
+        """Return the kept statistics for ``scores``, of the cohort if they are kept by client; None: there are none."""
         del state, cohort
         return ()
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
-        """Return a client's own statistic for a mask of its own, and rows processed for it.
+        """Return a client's own statistic, from which it makes its own mask, and the rows processed for it.
 
-        None: it has none, and cannot say what goes. Where the criterion asks clients, and they make the masks, what
-        they answered last stands in ``client.memory`` under its tensors' names.
+        None: the client has no statistic and cannot make a mask. If the criterion asks clients and they make the masks,
+        ``client.memory`` holds the client's last answer under the names of its tensors.
         """
         del client, weights, mask, round_
         return {}, 0
 
     @property
     def refines(self) -> bool:
-        """Return whether the server measures the statistic itself; see ``refine``."""
+        """Return whether the server itself measures the statistic; see ``refine``."""
         return False
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Return the state that keeps what the server measured, where a mask is due, and rows processed for it."""
+        """Return the state with the statistic that the server measured, and the rows processed for it."""
         del server
         return state, 0
 
     @property
     def by_training(self) -> int | None:
-        """Return the epochs of ordinary training after which squared deviations of the weights are a client's answer.
+        """Return the epochs of ordinary training after which a client's answer is the squared change of its weights.
 
-        0: clients are asked for nothing. None: they need code of their own.
+        0: clients are asked for nothing. None: clients need the criterion's own code.
         """
         return 0
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return how scores are spread, for a drawing: by name and tensor, counts in even bins."""
+        """Return histograms of the scores: by name and tensor, counts in bins of equal width."""
         del state
         return {}
 
 
 @dataclass(frozen=True)
 class Magnitude(Criterion):
-    """|w| of the merged weights (the absolute value stands after the mean over clients).
+    """The magnitude |w| of the merged weights; the absolute value is taken after the mean over clients.
 
     Reference: FedSparsify, arXiv 2204.12430.
     """
@@ -122,7 +122,7 @@ class Magnitude(Criterion):
 
 @dataclass(frozen=True)
 class Random(Criterion):
-    """Uniform draws, fixed by the run's seed: the same entries go first in every round and on every client.
+    """Uniform random scores, fixed by the run's seed: every round and every client prunes the same entries first.
 
     Reference: the random control of FedSparsify, arXiv 2204.12430 (one fixed permutation).
     """
@@ -137,14 +137,14 @@ class Random(Criterion):
 class Deviation(Criterion):
     """The guidance G of AutoFLIP: how far explorers moved each weight, scaled to [0, 1].
 
-    d = mean_k D_k,  G = (d - min d) / (max d - min d) for each tensor; G = 1 where max = min, so that a
+    d = mean_k D_k,  G = (d - min d) / (max d - min d) for each tensor; G = 1 if max = min, so that a
     constant tensor is never pruned and never NaN.
 
     Attributes:
-        explore: what the explorers do.
-        normalise: ``after`` the mean over explorers (the published code), or ``before`` it, client by client
-            (FedLEx's figure; one client with huge deviations then counts no more than another).
-        scope: minimum and maximum of each ``tensor`` or over the whole model (``global``).
+        explore: the settings of the exploration.
+        normalise: scale ``after`` the mean over explorers (the published code), or ``before`` it, client by client
+            (FedLEx's figure; a client with huge deviations then counts no more than another).
+        scope: take minimum and maximum of each ``tensor``, or of the whole model (``global``).
 
     Reference: AutoFLIP, arXiv 2405.10271, the pruning guidance matrix; reconstructed, the full text was not
     available.
@@ -155,17 +155,17 @@ class Deviation(Criterion):
     scope: Scope = "tensor"
 
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return G; names of ``weights`` that the statistics lack (buffers) are left out."""
+        """Return G in float64; weights without a statistic (buffers) have no score."""
         del weights, seed
         return guidance(statistics, before=self.normalise == "before", scope=self.scope)
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Ask explorers for their deviations, before round 1."""
+        """Ask the explorers for their deviations before round 1."""
         del due
         return exploration.ask(self.explore, state)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Explore."""
+        """Explore, and return the deviations."""
         return exploration.respond(self.explore, ask, client)
 
     def absorb(self, state: State, reduced: Reduced) -> State:
@@ -173,34 +173,34 @@ class Deviation(Criterion):
         return exploration.absorb(self.explore, state, reduced)
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
-        """Return D_k of the explorers in the cohort; of all where none is in it."""
-        heard = exploration.known(self.explore, state)
-        return exploration.deviations(self.explore, state, cohort) if heard else None
+        """Return D_k of the explorers in the cohort, or of all explorers if the cohort has none."""
+        explored = exploration.known(self.explore, state)
+        return exploration.deviations(self.explore, state, cohort) if explored else None
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
-        """Return the client's own D_k; None where it never explored, or lost it."""
+        """Return the client's own D_k; None if it never explored, or lost it."""
         del weights, mask, round_
         return {n: t for n, t in client.memory.items() if n in client.setting.specs} or None, 0
 
     @property
     def by_training(self) -> int | None:
-        """Return the explorers' epochs, where each starts from theta_0 and sends nothing but D_k."""
+        """Return the explorers' epochs if each starts from theta_0 and sends D_k only, otherwise None."""
         plain = self.explore.start == "common" and self.explore.base == "initial" and not self.explore.warm_start
         return self.explore.epochs if plain else None
 
     def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return how the guidance is spread over [0, 1], in 40 bins."""
-        heard = self.statistics(state, None)
-        scores = {} if heard is None else self.scores(state.weights, heard, seed=state.setting.seed)
+        """Return histograms of the guidance over [0, 1], in 40 bins."""
+        deviations = self.statistics(state, None)
+        scores = {} if deviations is None else self.scores(state.weights, deviations, seed=state.setting.seed)
         names = state.setting.layout.names("weight")
         counts = {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}
         return {"guidance": counts} if counts else {}
 
 
 class Statistic(Criterion):
-    """Base of criteria by one statistic of each weight: clients measure it before each mask, at the current model.
+    """Base of criteria with one statistic of each weight, which clients measure at the current model before each mask.
 
-    The server gets what the clients' statistics are reduced to; where clients make masks, each uses its own. An own
+    The server uses the clients' reduced statistics; if clients make the masks, each uses its own statistic. Your own
     criterion writes ``observe`` and ``score``.
     """
 
@@ -208,33 +208,33 @@ class Statistic(Criterion):
     def observe(
         self, client: Client, weights: Tensors, mask: Mask | None, round_: int
     ) -> tuple[dict[str, torch.Tensor], Mapping[str, Scalar]]:
-        """Return a statistic of each trainable tensor, in its shape, at ``weights`` under ``mask``, and a report.
+        """Return a statistic of each trainable tensor, in its shape, at ``weights`` under ``mask``, and the scalars.
 
-        The report is that of ``contract.client.report``: ``samples``, ``processed`` and ``loss``.
+        The scalars are those of ``contract.client.report``: ``samples``, ``processed`` and ``loss``.
         """
 
     @abstractmethod
     def score(self, w: torch.Tensor, statistic: torch.Tensor) -> torch.Tensor:
-        """Return the scores of one tensor."""
+        """Return the scores of one tensor, from its weights and their statistic, all of one shape."""
 
     @property
     def everybody(self) -> bool:
-        """Return whether all clients are asked; else the cohort of the next round."""
+        """Return whether all clients are asked; if not, the cohort of the next round is."""
         return False
 
     @property
     def reduction(self) -> Reduction:
-        """Return what the clients' statistics become: tensors by name; their mean by rows."""
+        """Return the reduction of the clients' statistics to tensors by name; by default their mean by rows."""
         return Mean()
 
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return a score for each entry that was measured."""
+        """Return a score for each entry that has a statistic."""
         del seed
-        (found,) = statistics
-        return {name: self.score(weights[name], tensor) for name, tensor in found.items()}
+        (measured,) = statistics
+        return {name: self.score(weights[name], tensor) for name, tensor in measured.items()}
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Ask for the statistic at the current model, once for each mask."""
+        """Return the ask for the statistic at the current model, once for each mask."""
         if not due or state.notes.get(SCORE) == state.round:
             return None
         asked = range(state.setting.clients) if self.everybody else state.setting.cohort(state.round + 1)
@@ -242,35 +242,35 @@ class Statistic(Criterion):
         return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
-        """Measure."""
-        found, told = self.observe(client, ask.message.tensors, ask.message.mask, ask.round)
-        return Message(found, None, dict(told))
+        """Measure the statistic."""
+        statistic, scalars = self.observe(client, ask.message.tensors, ask.message.mask, ask.round)
+        return Message(statistic, None, dict(scalars))
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Keep the statistic for this round's mask; without an answer there is none, and the mask stays as it is."""
+        """Keep the statistic for this round's mask; without any answer there is none, and the mask does not change."""
         return self.keep(state, reduced[_STATISTIC])
 
-    def keep(self, state: State, found: Tensors) -> State:
-        """Return the state with a statistic that was measured at the end of its round, in place of the one before."""
+    def keep(self, state: State, statistic: Tensors) -> State:
+        """Return the state with the statistic of its round instead of the one before."""
         state.archive.pop(_at(state), None)
         state = replace(state, notes={**state.notes, SCORE: state.round})
-        if found:
-            state.archive[_at(state)] = found
+        if statistic:
+            state.archive[_at(state)] = statistic
         return state
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
-        """Return the statistic that was measured last."""
+        """Return the last statistic."""
         del cohort
         return [state.archive[_at(state)]] if _at(state) in state.archive else None
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
         """Measure the client's own statistic."""
-        found, told = self.observe(client, weights, mask, round_)
-        return found, int(told["processed"])
+        statistic, scalars = self.observe(client, weights, mask, round_)
+        return statistic, int(scalars["processed"])
 
     @property
     def by_training(self) -> int | None:
-        """Return None: training alone does not measure it."""
+        """Return None: the statistic is not a result of training alone."""
         return None
 
 
@@ -280,14 +280,14 @@ def _at(state: State) -> str:
 
 @dataclass(frozen=True)
 class Measured(Statistic):
-    """Base of criteria by a statistic of gradients, the mean over clients."""
+    """Base of criteria with a statistic of gradients; the server uses the mean over clients."""
 
     measure: Gradients = field(default_factory=Gradients)
 
     @property
     @abstractmethod
     def form(self) -> Form:
-        """What a client reports; see ``secateur.learning.gradients``."""
+        """Return which statistic clients measure; see ``secateur.learning.gradients``."""
 
     @property
     def everybody(self) -> bool:
@@ -297,18 +297,20 @@ class Measured(Statistic):
     def observe(
         self, client: Client, weights: Tensors, mask: Mask | None, round_: int
     ) -> tuple[dict[str, torch.Tensor], Mapping[str, Scalar]]:
-        """Take gradients over some batches."""
-        found, done = client.measure(self.form, weights, mask, round_=round_, batches=self.measure.batches)
-        return {n: found[n] for n in client.setting.layout.trainable}, report(done)
+        """Measure the statistic over some batches."""
+        statistic, done = client.gradient_statistic(
+            self.form, weights, mask, round_=round_, batches=self.measure.batches
+        )
+        return {n: statistic[n] for n in client.setting.layout.trainable}, report(done)
 
 
 @dataclass(frozen=True)
 class SNIP(Measured):
-    """Connection sensitivity: |w g|, how much the loss changes to first order when a weight goes.
+    """Connection sensitivity |w g|: the change of the loss, to first order, when a weight is removed.
 
     Attributes:
-        measure: on which rows of which clients.
-        each: the absolute value stands before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
+        measure: the number of batches, and which clients are asked.
+        each: take the absolute value before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
 
     Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
     """
@@ -317,7 +319,7 @@ class SNIP(Measured):
 
     @property
     def form(self) -> Form:
-        """Return gradients, or sensitivities where each client takes the absolute value."""
+        """Return ``saliency`` if each client takes the absolute value, otherwise ``gradient``."""
         return "saliency" if self.each else "gradient"
 
     def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
@@ -327,7 +329,7 @@ class SNIP(Measured):
 
 @dataclass(frozen=True)
 class Taylor(Measured):
-    """First-order Taylor importance: (w g)^2, g the mean over clients. Of a unit the mean over its weights.
+    """First-order Taylor importance (w g)^2, with g the mean over clients; a unit's score is the mean over its weights.
 
     Reference: Molchanov et al., arXiv 1906.10771.
     """
@@ -344,9 +346,9 @@ class Taylor(Measured):
 
 @dataclass(frozen=True)
 class Fisher(Measured):
-    """The loss to second order by the diagonal of the empirical Fisher matrix: w^2 F / 2, F the mean of g^2.
+    """The loss's change to second order by the diagonal of the empirical Fisher matrix: w^2 F / 2, F the mean of g^2.
 
-    g is the mean gradient of a batch; squares are taken batch by batch, before the mean over clients.
+    g is the mean gradient of a batch; squares are taken of each batch, before the mean over clients.
 
     Reference: Theis et al., arXiv 1801.05787; after Optimal Brain Damage, LeCun et al., NeurIPS 1989.
     """
@@ -363,9 +365,9 @@ class Fisher(Measured):
 
 @dataclass(frozen=True)
 class Grasp(Measured):
-    """GraSP, gradient signal preservation: w (H g), low where a weight's removal hardly hurts the gradient's norm.
+    """GraSP, gradient signal preservation: w (H g), low for weights whose removal hardly lowers the gradient's norm.
 
-    H_k g_k is taken client by client and averaged; the loss has no temperature. Scores may be negative.
+    Each client measures H_k g_k, and the server averages; the loss has no temperature. Scores may be negative.
 
     Reference: Wang et al., arXiv 2002.07376, whose score -w (H g) is highest for what goes first.
     """
@@ -384,8 +386,8 @@ class Grasp(Measured):
 class Synflow(Measured):
     """SynFlow, synaptic flow: |w| dR/d|w|, R the sum of outputs for an input of ones through |w|; needs no data.
 
-    The server measures it, once for each pruning event; where clients vote, each measures its own model's. Scores are
-    over the largest, so that only their order is told. It is one shot per event; a schedule of many events is the
+    The server measures it once for each pruning event; if clients vote, each measures it on its own model. Scores are
+    divided by the largest, which keeps their order. One event prunes in one shot; a schedule with many events is the
     iterative form.
 
     Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
@@ -398,7 +400,7 @@ class Synflow(Measured):
         return "flow"
 
     def score(self, w: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-        """Return the flow."""
+        """Return the flow itself."""
         del w
         return mean
 
@@ -408,11 +410,11 @@ class Synflow(Measured):
         return True
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Ask nobody."""
+        """Return None: the server measures the flow."""
         del state, due
         return None
 
     def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Measure the merged model's flow."""
-        found, told = self.observe(server, state.model(), state.mask, state.round)
-        return self.keep(state, found), int(told["processed"])
+        """Measure the flow of the merged model."""
+        statistic, scalars = self.observe(server, state.model(), state.mask, state.round)
+        return self.keep(state, statistic), int(scalars["processed"])

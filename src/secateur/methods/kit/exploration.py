@@ -1,7 +1,7 @@
 """Exploration: explorers measure how far training moves each weight, before the federation starts.
 
-The settings are ``pruning.criteria.Exploration``; here stands the protocol: which asks, in which order, and
-what is kept of the replies. AutoFLIP thresholds the result into masks.
+The settings are ``pruning.criteria.Exploration``; this module has the protocol: which asks are sent, in which order,
+and what is kept of the replies. AutoFLIP makes masks of the result by a threshold.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _EXPLORED = "explored/"
 
 
 def explorers(settings: Exploration, setting: Setting) -> tuple[int, ...]:
-    """Return X: round(fraction * K) clients, at least one, uniform without replacement, ascending."""
+    """Return X, the explorers: round(fraction * K) clients, at least one, drawn without replacement, ascending."""
     count = max(1, round(settings.fraction * setting.clients))
     draw = torch.randperm(setting.clients, generator=stream(setting.seed, "explorers"))[:count]
     return tuple(sorted(draw.tolist()))
 
 
 def ask(settings: Exploration, state: State) -> Ask | None:
-    """Return the next exploration ask; None when exploration is complete.
+    """Return the next exploration ask; None when the exploration is complete.
 
-    ``common`` start: one ask to all of X. ``base = epoch``: an ask for one common epoch goes before it.
-    ``sequential``: one ask after the other, each from the weights that the one before ended with.
+    ``start = common``: one ask to all of X. ``base = epoch``: an ask for one common epoch is sent before it.
+    ``start = sequential``: one ask after another, each from the weights with which the explorer before ended.
     """
     chosen = explorers(settings, state.setting)
     step = int(state.notes.get(PHASE, 0))
@@ -59,9 +59,9 @@ def ask(settings: Exploration, state: State) -> Ask | None:
 
 
 def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
-    """Train from the weights sent and return D_k, the squared deviations (shape and names of the weights).
+    """Train from the weights of the ask and return D_k, the squared deviations (names and shapes of the weights).
 
-    The weights themselves are sent only where the settings need them, and are counted.
+    The trained weights are sent too if the settings need them; their bytes are counted.
     """
     first = bool(ask.message.scalars["common_epoch"])
     effort = Effort(1 if first else settings.epochs, 0 if first else settings.patience, settings.data)
@@ -75,7 +75,7 @@ def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
 
 
 def absorb(settings: Exploration, state: State, reduced: Reduced) -> State:
-    """Keep each D_k in the archive; move the start of the next ask, or the federation, where asked to."""
+    """Keep each D_k in the archive; change the start of the next ask, or of the federation, if the settings say so."""
     step = int(state.notes.get(PHASE, 0))
     initial, base = state.weights, dict(reduced.get(MEAN, {}))
     for client, tensors in reduced.get("single", {}).items():
@@ -92,7 +92,7 @@ def absorb(settings: Exploration, state: State, reduced: Reduced) -> State:
 
 
 def weights(reply: Reply, sent: Sent) -> Tensors:
-    """Return the weights that an explorer ended with."""
+    """Return the weights with which an explorer ended."""
     del sent
     return _explored(reply.tensors)
 
@@ -103,9 +103,9 @@ def known(settings: Exploration, state: State) -> list[int]:
 
 
 def deviations(settings: Exploration, state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
-    """Iterate D_k of S_t, the explorers in ``cohort``; of all explorers where none is in it or it is None."""
-    heard = known(settings, state)
-    chosen = [k for k in heard if cohort is not None and k in cohort] or heard
+    """Yield D_k of S_t: the explorers in ``cohort``, or all explorers if it is None or has none."""
+    arrived = known(settings, state)
+    chosen = [k for k in arrived if cohort is not None and k in cohort] or arrived
     return (state.archive[f"deviation/{k}"] for k in chosen)
 
 

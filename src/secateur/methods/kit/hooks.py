@@ -1,4 +1,4 @@
-"""Hooks of published methods: error feedback, pulls towards zero, widths drawn at each step, pruned activations."""
+"""Hooks of published methods: error feedback, norms pulled to zero, widths drawn at each step, pruned activations."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ Shown = Sequence[tuple[torch.Tensor, torch.Tensor]]
 
 
 class _Masked(Steps):
-    """Weights that are shown masked while a gradient is taken, and brought back."""
+    """Steps that mask weights while a gradient is taken, and restore them afterwards."""
 
     def __init__(self) -> None:
         self._whole: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def show(self, masked: Shown) -> None:
-        """Multiply weights by masks."""
+        """Multiply weights by their masks, and remember them unmasked."""
         self._whole = [(weight, weight.clone()) for weight, _ in masked]
         for weight, keep in masked:
             weight.mul_(keep)
 
     def gradients(self) -> None:
-        """Bring back what was shown masked."""
+        """Restore the masked weights."""
         for weight, whole in self._whole:
             weight.copy_(whole)
 
 
 @dataclass(frozen=True)
 class Feedback(Hook):
-    """Gradients are taken under the mask, but move all weights, and the mask does not hold in the result.
+    """Takes gradients under the mask, but moves all weights by them; the mask does not hold in the result.
 
     Reference: dynamic pruning with feedback, Lin et al., arXiv 2006.07253.
     """
@@ -46,7 +46,7 @@ class Feedback(Hook):
     dense: ClassVar[bool] = True
 
     def begin(self, view: View, turn: Turn) -> Steps:
-        """Take the masks from the view: nothing holds after a step."""
+        """Take the masks over from the view, so that none is applied after a step."""
         del turn
         held = [(p.detach(), keep) for p, keep in view.kept.items()]
         view.kept, view.pruned = {}, []
@@ -64,10 +64,10 @@ class _Feedback(_Masked):
 
 @dataclass(frozen=True)
 class Narrow(Hook):
-    """Each step draws one of some masks: its gradient is that of the model under it, and moves only what it keeps.
+    """Draws a mask at each step: the gradient is that of the model under the mask, and moves only what it keeps.
 
     Attributes:
-        masks: of the narrower models; one at least.
+        masks: the masks of the narrower models; at least one.
 
     Reference: ordered dropout, Horváth et al., arXiv 2102.13451.
     """
@@ -75,11 +75,11 @@ class Narrow(Hook):
     masks: tuple[Mask, ...]
 
     def begin(self, view: View, turn: Turn) -> Steps:
-        """Begin a stream of draws."""
+        """Start the stream from which each step draws."""
         return _Narrow(self.masks, view, turn.derive("narrow"))
 
     def slim(self, removal: Plan) -> Hook:
-        """Cut the masks."""
+        """Return the hook with the masks cut to the slim model."""
         return Narrow(tuple(slim_mask(mask, removal) for mask in self.masks))
 
 
@@ -105,23 +105,23 @@ class _Narrow(_Masked):
 
 @dataclass(frozen=True)
 class Fading(Hook):
-    """Entries are pulled to 0 beside the loss, by ``strength`` times the L2 norm of each tensor's.
+    """Pulls chosen entries to 0, by a term of ``strength`` times their L2 norm in each tensor, added to the loss.
 
     Attributes:
-        chosen: which entries, by tensor; True: pulled.
-        strength: lambda.
+        chosen: flags of the entries, by tensor name; True: pulled.
+        strength: lambda, the factor of the term.
     """
 
     chosen: Mask
     strength: float
 
     def begin(self, view: View, turn: Turn) -> Steps:
-        """Find the parameters."""
+        """Look up the parameters with chosen entries."""
         del turn
         return _Fading([(p, self.chosen[n]) for n, p in view.parameters.items() if n in self.chosen], self.strength)
 
     def slim(self, removal: Plan) -> Hook:
-        """Cut what is pulled."""
+        """Return the hook with the flags cut to the slim model."""
         return Fading(slim_mask(self.chosen, removal), self.strength)
 
 
@@ -138,16 +138,16 @@ class _Fading(Steps):
 
 @dataclass(frozen=True)
 class PrunedActivations(Hook):
-    """Of each activation the largest entries alone are kept for the backward pass; see ``pruning.activations``.
+    """Keeps only the largest entries of each activation for the backward pass; see ``pruning.activations``.
 
     Attributes:
-        share: of the entries, that is kept; 1: all.
+        share: the share of entries that is kept; 1: all.
     """
 
     share: float
 
     def begin(self, view: View, turn: Turn) -> Steps:
-        """Keep the share."""
+        """Return the steps that prune activations; steps that do nothing if all is kept."""
         del view, turn
         return _PrunedActivations(self.share) if self.share < 1 else Steps()
 

@@ -1,7 +1,7 @@
-"""Learned resizing: a convolution over a weight tensor makes it smaller, a transposed one brings it back to size.
+"""Learned resizing: a convolution over a weight tensor makes it smaller, a transposed one restores its size.
 
-Of each tensor the first two dimensions (outputs, inputs) are an image; what is left (kernel positions) is its batch.
-The kernels are as large as what they take away and bring back, so they are applied by their Fourier transforms.
+The first two dimensions of a tensor (outputs, inputs) are treated as an image, the others (kernel positions) as its
+batch. The kernels are as large as the difference in size, so they are applied by Fourier transforms.
 
 Reference: FedConv, "A Learning-on-Model Paradigm for Heterogeneous Federated Clients", arXiv 2502.20639.
 """
@@ -31,10 +31,10 @@ _MIX, _KERNEL, _GAIN = "mix.", "kernel.", "gain."
 def identity(large: Shapes, small: Shapes) -> dict[str, torch.Tensor]:
     """Return parameters with which ``compressed`` cuts the leading entries out and ``dilated`` puts them back.
 
-    For each tensor whose shapes differ: ``mix`` (2,), slope and offset of the residual 1x1 convolution, the offset in
-    standard deviations of the tensor; ``kernel``, one larger than the difference of the shapes in each of its first two
-    dimensions: what is added to an impulse, times the root of its size, so that a step moves large kernels no further
-    than small ones; ``gain`` (), the norm of the sum.
+    Each tensor whose shapes differ has three: ``mix`` (2,), slope and offset of the residual 1x1 convolution, the
+    offset in standard deviations of the tensor; ``kernel``, one larger than the difference of the shapes in each of the
+    first two dimensions, which is divided by the root of its size and added to an impulse, so that a step moves large
+    kernels no further than small ones; ``gain`` (), the norm of the resulting kernel.
     """
     made: dict[str, torch.Tensor] = {}
     for name, shape in small.items():
@@ -45,8 +45,8 @@ def identity(large: Shapes, small: Shapes) -> dict[str, torch.Tensor]:
 
 
 def compressed(tensors: Tensors, learnt: Tensors, small: Shapes) -> dict[str, torch.Tensor]:
-    """Return tensors of the shapes of ``small``: x + f(a x + b), convolved with a kernel of norm g."""
-    found = {}
+    """Return tensors with the shapes of ``small``: x + f(a x + b), convolved with a kernel of norm g."""
+    resized = {}
     for name, shape in small.items():
         x = tensors[name]
         if _KERNEL + name in learnt:
@@ -56,33 +56,33 @@ def compressed(tensors: Tensors, learnt: Tensors, small: Shapes) -> dict[str, to
             around, kernel = image.shape[-2:], _normed(learnt, name)
             made = _inverse(_forward(image, around) * _forward(kernel, around).conj(), around)
             x = _tensor(made[:, : shape[0], : _inputs(shape)], shape)
-        found[name] = x
-    return found
+        resized[name] = x
+    return resized
 
 
 def dilated(tensors: Tensors, learnt: Tensors, large: Shapes) -> dict[str, torch.Tensor]:
-    """Return tensors of the shapes of ``large``: the transposed convolution with a kernel of norm g."""
-    found = {}
+    """Return tensors with the shapes of ``large``: the transposed convolution of x with a kernel of norm g."""
+    resized = {}
     for name, shape in large.items():
         x = tensors[name]
         if _KERNEL + name in learnt:
             image, around = _image(x), torch.Size([shape[0], _inputs(shape)])
             made = _inverse(_forward(image, around) * _forward(_normed(learnt, name), around), around)
             x = _tensor(made, shape)
-        found[name] = x
-    return found
+        resized[name] = x
+    return resized
 
 
 @dataclass
-class Bench:
-    """The server at work on its public rows: what it learns here, it learns by the loss of the model that is made.
+class ServerResizing:
+    """Learns resizing at the server, by the loss of the resized model on the public rows.
 
-    Running statistics are not learnt: they are cut, put back and averaged as they are.
+    Running statistics are not learnt: they are cut, put back and averaged unchanged.
 
     Attributes:
-        server: its view of the model and of its rows.
-        how: the training of what is learnt.
-        round: the round that is over.
+        server: the server seen as a client, with the model and the public rows.
+        how: the settings of the training.
+        round: the number of the last round.
     """
 
     server: Client
@@ -90,7 +90,7 @@ class Bench:
     round: int
 
     def compress(self, weights: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
-        """Return the smaller model, at the leading entries of tensors of full size, and how it was made."""
+        """Return the smaller model, in the leading entries of full-size tensors, and the learnt parameters."""
         parts, cut_parts = self._parts(weights), slim(weights, cut)
         small = {n: tuple(cut_parts[n].shape) for n in parts}
         learnt = learnt or identity(self._shapes(parts), small)
@@ -99,21 +99,21 @@ class Bench:
         made = {**cut_parts, **compressed(parts, learnt, small)}
         return widen(made, cut, {n: torch.zeros_like(t) for n, t in weights.items()}), learnt
 
-    def dilate(self, told: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
-        """Return a model of full size of one that lies at the leading entries, and how it was made."""
+    def dilate(self, model: Tensors, cut: Plan, learnt: Tensors) -> tuple[Tensors, Tensors]:
+        """Return the full-size model of a smaller one, given in leading entries, and the learnt parameters."""
         if not cut:
-            return told, learnt
-        small, large = self._parts(slim(told, cut)), self._shapes(self._parts(told))
+            return model, learnt
+        small, large = self._parts(slim(model, cut)), self._shapes(self._parts(model))
         learnt = learnt or identity(large, self._shapes(small))
-        learnt = self._learn(self.server.model, told, learnt, lambda p: dilated(small, p, large))
-        return {**told, **dilated(small, learnt, large)}, learnt
+        learnt = self._learn(self.server.model, model, learnt, lambda p: dilated(small, p, large))
+        return {**model, **dilated(small, learnt, large)}, learnt
 
     def merge(
         self, large: Mapping[int, Tensors], rows: Mapping[int, float], cuts: Mapping[int, Plan], before: Tensors
     ) -> dict[str, torch.Tensor]:
-        """Return sum_l n_l v_l W_l / sum_l n_l, the shares v_l learnt; what no width held stays as it was before.
+        """Return sum_l n_l v_l W_l / sum_l n_l with learnt shares v_l; weights that no width held stay as before.
 
-        The shares begin as those of an average over who holds a weight.
+        The shares start as those of the average over the holders of a weight.
         """
         held = {level: self._held(cuts[level], before) for level in large}
         total = {n: sum(rows[level] * held[level][n] for level in large) for n in before}
@@ -136,7 +136,7 @@ class Bench:
         return {**start, **made(learnt)}
 
     def tune(self, weights: Tensors, how: Training) -> dict[str, torch.Tensor]:
-        """Train the model itself."""
+        """Return the model's own weights after training on the public rows."""
         server = self.server
         resident.load(server.model, weights)
         loop.fit(server.model, server.data, how, server.turn(self.round))
@@ -157,7 +157,7 @@ class Bench:
 
     @staticmethod
     def _held(cut: Plan, like: Tensors) -> dict[str, torch.Tensor]:
-        """Return 1 where a width has entries, 0 elsewhere."""
+        """Return tensors that are 1 at the entries of a width, 0 elsewhere."""
         ones = {n: torch.ones_like(t) for n, t in like.items()}
         return widen(slim(ones, cut), cut, {n: torch.zeros_like(t) for n, t in like.items()})
 
@@ -172,7 +172,7 @@ def _normed(learnt: Tensors, name: str) -> torch.Tensor:
 
 
 def _image(tensor: torch.Tensor) -> torch.Tensor:
-    """Return (positions, outputs, inputs); a vector has one input."""
+    """Return the tensor in the shape (positions, outputs, inputs); a vector has one input."""
     wide = tensor.reshape(tensor.shape[0], _inputs(tensor.shape), -1)
     return wide.permute(2, 0, 1)
 

@@ -1,8 +1,9 @@
-"""Selection: clients judge a pool of masks, one after the other, and the best one is what the federation trains under.
+"""Mask selection: clients score a pool of candidate masks, one after another, and the best becomes the run's mask.
 
-Where the model has batch norm each candidate is asked twice: for the statistics of its layers on the clients' rows, and
-under the mean of these for its loss. All candidates have one density, and differ in how the layers share it: as ERK
-would, each layer's share times a factor from U(1/2, 3/2), so that no layer is left nearly empty. Candidate 0 is ERK.
+If the model has batch norm there are two asks for each candidate: first for the statistics of its layers on the
+clients' rows, then for its loss with the mean of these statistics. All candidates have the same density and differ in
+how the layers share it: candidate 0 is ERK, and for the others each layer's ERK share is multiplied by a factor from
+U(1/2, 3/2), so that no layer is left nearly empty.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _JUDGED = {MEAN: Mean(), "loss": Scalars("loss")}
 
 
 def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
-    """Return the next question about a candidate; None when all were judged."""
+    """Return the next ask about a candidate; None when all candidates are scored."""
     step, buffers = int(state.notes.get(_STEP, 0)), state.setting.layout.names("buffer")
     asks = 2 if buffers else 1
     if step == asks * candidates:
@@ -50,7 +51,7 @@ def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
 
 
 def candidate(state: State, number: int, sparsity: float) -> Mask:
-    """Return a mask of the pool: of each tensor the largest |w|, as many as ERK keeps, varied from number 1 on."""
+    """Return a mask of the pool: the largest |w| of each tensor, counts as in ERK, varied from number 1 on."""
     scores = {name: state.weights[name].abs() for name in state.setting.layout.names("weight")}
     sizes = {name: score.numel() for name, score in scores.items()}
     parts = {}
@@ -62,18 +63,18 @@ def candidate(state: State, number: int, sparsity: float) -> Mask:
 
 
 def respond(ask: Ask, client: Client) -> Message:
-    """Return the statistics of the candidate's batch norms on all rows, or its loss; nothing is trained."""
+    """Return the candidate's batch norm statistics on all rows, or its loss; nothing is trained."""
     resident.load(client.model, ask.message.tensors)
     rows = len(client.data)
     if ask.message.scalars["statistics"]:
-        found = _statistics(client)
-        return Message(found, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
+        statistics = _statistics(client)
+        return Message(statistics, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
     score = evaluate(client.model, client.data)
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
 
 def absorb(state: State, reduced: Reduced, sparsity: float, candidates: int) -> State:
-    """Note statistics or a loss; after the last candidate go on under the best, with its statistics."""
+    """Keep statistics or a loss; after the last candidate, set the best mask and its statistics."""
     step = int(state.notes.get(_STEP, 0))
     notes = {**state.notes, _STEP: step + 1}
     memory = {name: held for name, held in state.memory.items() if name != _STATISTICS}
@@ -94,7 +95,7 @@ def absorb(state: State, reduced: Reduced, sparsity: float, candidates: int) -> 
 
 
 def _statistics(client: Client) -> dict[str, torch.Tensor]:
-    """Return running means and variances over all batches of the client's rows, each batch counting alike."""
+    """Return running means and variances over all batches of the client's rows, with equal weight for each batch."""
     model, size = client.model, client.training.batch_size
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001 -- torch's own
     usual = [norm.momentum for norm in norms]
@@ -108,5 +109,5 @@ def _statistics(client: Client) -> dict[str, torch.Tensor]:
             model(x)
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
-    found: Tensors = resident.tensors_of(model)
-    return {name: found[name] for name in client.setting.layout.names("buffer")}
+    tensors: Tensors = resident.tensors_of(model)
+    return {name: tensors[name] for name in client.setting.layout.names("buffer")}

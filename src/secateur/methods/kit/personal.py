@@ -1,4 +1,4 @@
-"""What belongs to one client: tensors that the server keeps for each, and methods of personal masks."""
+"""Personal tensors: those that the server keeps for each client, and the base of methods with personal masks."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _MASK = "mask"
 
 
 def load_own(state: State, kind: str, client: int) -> Tensors | None:
-    """Read a client's tensors of a kind (``mask``, ``weights`` ...) from the archive; None where it has none."""
+    """Return a client's tensors of a kind (``mask``, ``weights`` ...) from the archive; None if there are none."""
     return state.archive.get(f"{kind}/{client}")
 
 
 def store_own(state: State, kind: str, kept: Iterable[tuple[int, Tensors]]) -> None:
-    """Write each client's tensors of a kind into the archive, in place of those before."""
+    """Write each client's tensors of a kind into the archive, replacing those before."""
     for client, tensors in kept:
         state.archive[f"{kind}/{client}"] = tensors
 
 
-class Each(Mapping[int, Tensors]):
-    """Tensors by client that are made when they are wanted, one client's at a time."""
+class LazyTensors(Mapping[int, Tensors]):
+    """Tensors by client, made by a function each time an entry is read, so that memory holds one client's."""
 
     def __init__(self, clients: Collection[int], make: Callable[[int], Tensors]) -> None:
         self._clients, self._make = clients, make
 
     def __getitem__(self, client: int) -> Tensors:
-        """Make a client's tensors."""
+        """Return a client's tensors, newly made."""
         if client not in self._clients:
             raise KeyError(client)
         return self._make(client)
@@ -57,13 +57,14 @@ class Each(Mapping[int, Tensors]):
 
 @dataclass(frozen=True)
 class Personal(Method):
-    """Each client is sent its own part and answers under a mask within it; weights are averaged over who kept them.
+    """Base of methods with personal masks: each weight is averaged over the clients whose masks keep it.
 
-    A weight that nobody kept stays. Each client is scored with its own part of the shipped model.
+    Each client is sent the model under its own mask and answers under a mask within that one. A weight that no client
+    kept does not change. Each client is scored with its own part of the shipped model.
 
     Attributes:
-        target: fraction of its weights that a client ends up without; 0 is FedAvg.
-        share: p, of what is left of each tensor, pruned in one step.
+        target: the fraction of its weights that a client prunes in the end; 0 is FedAvg.
+        share: p, the share of each tensor's kept weights that is pruned in one step.
     """
 
     target: float = 0.5
@@ -75,11 +76,11 @@ class Personal(Method):
 
     @property
     def personal_masks(self) -> bool:
-        """Return whether clients have masks at all."""
+        """Return whether clients have their own masks; not if ``target`` is 0."""
         return self.target > 0
 
     def plan(self, state: State) -> Ask | None:
-        """Send each client of the next cohort its own part."""
+        """Return the ask that sends each client of the next cohort its own part of the model."""
         round_ = state.round + 1
         if round_ > state.setting.rounds:
             return None
@@ -91,41 +92,41 @@ class Personal(Method):
         return replace(ask, expects=expects, reduce={**(ask.reduce or {}), _MASK: Keep(masks_of)})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Average over who kept a weight, and note each client's mask."""
+        """Average each weight over the clients that kept it, and store each client's mask."""
         store_own(state, _MASK, reduced.get(_MASK, {}).items())
         return merged(state, reduced)
 
     def examine(self, state: State) -> Ask:
-        """Score each client with its own part."""
+        """Return the ask by which each client scores its own part of the model."""
         ask = super().examine(state)
         if not self.personal_masks:
             return ask
         return replace(ask, message=Message(dict(state.weights)), slices=self.parts(state, ask.clients))
 
     def parts(self, state: State, clients: Collection[int]) -> Mapping[int, Mask]:
-        """Return the masks of clients; before one answered for the first time, all weights."""
+        """Return the masks of clients; a client that has not answered yet has all weights."""
         full = {n: torch.ones_like(state.weights[n], dtype=torch.bool) for n in state.setting.layout.names("weight")}
-        return Each(clients, lambda client: load_own(state, _MASK, client) or full)
+        return LazyTensors(clients, lambda client: load_own(state, _MASK, client) or full)
 
 
 def reached(mask: Mask, target: float) -> bool:
-    """Return whether every tensor of a mask is as sparse as ``target`` lets it be."""
+    """Return whether every tensor of a mask has reached the sparsity ``target``."""
     return all(int((~kept).sum()) >= pruned_count(target, kept.numel()) for kept in mask.values())
 
 
 def thinner(weights: Tensors, mask: Mask, *, share: float, target: float = 1.0) -> dict[str, torch.Tensor]:
-    """Return a mask without what lies below the ``share`` quantile of each tensor's kept magnitudes.
+    """Return a mask without the kept weights below the ``share`` quantile of each tensor's kept magnitudes.
 
-    Of n kept weights ceil(share (n - 1)) go, so that the largest of a tensor stays; no tensor gets sparser than
-    ``target``.
+    ceil(share (n - 1)) of n kept weights are pruned, so that the largest of a tensor stays; no tensor becomes sparser
+    than ``target``.
 
     >>> thinner({"w": torch.tensor([1.0, 2.0, 3.0])}, {"w": torch.ones(3, dtype=torch.bool)}, share=0.9)["w"].tolist()
     [False, False, True]
     """
-    found = {}
+    thinned = {}
     for name, held in mask.items():
         total, kept = held.numel(), int(held.sum())
         gone = min(total - kept + math.ceil(share * (kept - 1) - 1e-9), pruned_count(target, total))
         size = torch.where(held, weights[name].abs(), -1.0).reshape(-1)
-        found[name] = held & ~lowest(size, gone).reshape(held.shape)
-    return found
+        thinned[name] = held & ~lowest(size, gone).reshape(held.shape)
+    return thinned

@@ -1,4 +1,4 @@
-"""Recovery: from which weights the federation goes on after weights were pruned."""
+"""Recovery: the weights from which the federation goes on after a pruning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _REWIND = "rewind"
 
 
 class Recovery(ABC):
-    """Says what becomes of the weights that survive a pruning; frozen dataclasses.
+    """Base of recoveries, which set the weights that survive a pruning; frozen dataclasses.
 
-    An own recovery derives from this class and writes ``recover``, and ``remember`` where it needs the past.
+    Your own recovery derives from this class and writes ``recover``, and ``remember`` if it needs earlier weights.
     """
 
     def remember(self, state: State) -> State:
-        """Return the state that keeps what ``recover`` will need; asked at the start and after each merge."""
+        """Return the state with what ``recover`` will need; called at the start and after each merge."""
         return state
 
     @abstractmethod
@@ -28,24 +28,24 @@ class Recovery(ABC):
 
 @dataclass(frozen=True)
 class FineTune(Recovery):
-    """Survivors keep what they were trained to, and are trained on.
+    """Surviving weights keep their values, and training goes on from them.
 
     Reference: Renda et al., "Comparing Rewinding and Fine-tuning in Neural Network Pruning", arXiv 2003.02389.
     """
 
     def recover(self, state: State) -> State:
-        """Return the state as it is."""
+        """Return the state unchanged."""
         return state
 
 
 @dataclass(frozen=True)
 class Rewind(Recovery):
-    """Survivors go back to what they were after an early round; what the server's steps accumulated is dropped.
+    """Surviving weights return to their values after an early round, and the memory of the server's steps is dropped.
 
-    An event before that round leaves them as they are.
+    An event before that round does not change them.
 
     Attributes:
-        round: 0: theta_0, the lottery ticket; a few rounds: late rewinding.
+        round: the number of the early round; 0: theta_0, the lottery ticket; a few rounds: late rewinding.
 
     Reference: Frankle and Carbin, arXiv 1803.03635; to an early round: Frankle et al., arXiv 1903.01611.
     """
@@ -56,13 +56,13 @@ class Rewind(Recovery):
         check(self.round >= 0, name="recovery.round", value=self.round, must="be 0 or more")
 
     def remember(self, state: State) -> State:
-        """Keep the weights of that round."""
+        """Keep the weights of the early round."""
         if state.round != self.round:
             return state
         return replace(state, memory={**state.memory, _REWIND: state.weights})
 
     def recover(self, state: State) -> State:
-        """Return the weights of that round."""
+        """Return the state with the weights of the early round."""
         if _REWIND not in state.memory:
             return state
         return replace(state, weights=state.memory[_REWIND], memory={_REWIND: state.memory[_REWIND]})

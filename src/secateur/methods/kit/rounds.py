@@ -1,4 +1,4 @@
-"""The parts of an ordinary round: ask a cohort for trained weights or for a statistic, merge what came."""
+"""The parts of an ordinary round: asks for trained weights or for a statistic, the reply, and the merge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from secateur.pruning.structure import Role
 from secateur.wire.message import Expected, Message
 
 MEAN = "mean"
-"""The name under which these asks reduce replies to their mean by rows."""
+"""The name of the reduction, in these asks, to the mean by rows."""
 
 
 def score_ask(
@@ -30,11 +30,17 @@ def score_ask(
     chosen: Sequence[str] = (),
     reduce: Mapping[str, Reduction] | None = None,
 ) -> Ask:
-    """Return the ask for a statistic of each weight (or of tensors of these roles), at the current model.
+    """Return the ask for a statistic of each weight at the current model.
 
-    With ``chosen`` it is for these tensors alone, of which each client sends the entries that it chooses, by a mask.
-    The replies are not trained weights, so they never travel as updates; their costs stand under ``score``. They are
-    reduced to their mean by rows, unless ``reduce`` says otherwise.
+    The replies are not trained weights, so they never travel as updates; their costs are reported as phase ``score``.
+
+    Args:
+        state: the server's state.
+        round_: the number of completed rounds.
+        clients: the clients to ask.
+        roles: the roles of the tensors that have a statistic; by default weights alone.
+        chosen: names of tensors, instead of roles; each client sends, under a mask, only the entries that it chooses.
+        reduce: the reductions of the replies; None: their mean by rows.
     """
     names = chosen or state.setting.layout.names(*(roles or ("weight",)))
     expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
@@ -52,14 +58,14 @@ def train_ask(
     votes: Iterable[str] | None = None,
     reduce: Mapping[str, Reduction] | None = None,
 ) -> Ask:
-    """Return the ask of an ordinary training round: weights down, weights up.
+    """Return the ask of an ordinary training round, in which weights go down and trained weights come up.
 
     Args:
         state: the server's state.
-        round_: t.
-        mask: what the cohort trains under; sent along, and not sent back.
-        votes: names of the tensors that clients send a mask of their own for, None if they keep this one.
-        reduce: what becomes of the replies; None: their mean by rows.
+        round_: t, the round.
+        mask: the mask under which the cohort trains; it is sent down and not sent back. None: nothing is pruned.
+        votes: names of the tensors for which clients send their own masks; None: they keep ``mask``.
+        reduce: the reductions of the replies; None: their mean by rows.
     """
     held: Literal["same", "none"] = "same" if votes is None and mask is not None else "none"
     expects = Expected(
@@ -77,7 +83,7 @@ def train_ask(
 def plain_ask(
     state: State, message: Message, expects: Expected, reduce: Mapping[str, Reduction], *, dense: bool = False
 ) -> Ask | None:
-    """Return the ask of a round in which scores, signs or the like travel and no weights; None after the last."""
+    """Return the ask of a round in which scores, signs or the like travel instead of weights; None after the last."""
     round_ = state.round + 1
     if round_ > state.setting.rounds:
         return None
@@ -86,7 +92,7 @@ def plain_ask(
 
 
 def train_reply(ask: Ask, client: Client) -> Message:
-    """Return the reply of an ordinary training round: trained under the mask that was sent."""
+    """Train under the mask that was sent, and return the reply of an ordinary training round."""
     weights, done = client.train(ask.message.tensors, ask.message.mask, round_=ask.round)
     return Message(weights, ask.message.mask, report(done))
 
@@ -97,9 +103,9 @@ def merged(state: State, reduced: Reduced, aggregator: Aggregator | None = None)
 
 
 def stepped(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator | None = None) -> State:
-    """Return the state after one step of an aggregator (None: the mean itself) from the mean of a round.
+    """Return the state after an aggregator's step from the mean of a round; without an aggregator, the mean is taken.
 
-    Buffers (running statistics) take the plain mean. Without any reply only the round goes on.
+    Buffers (running statistics) always take the mean. If ``mean`` is empty, only the round and the mask change.
     """
     if not mean:
         return replace(state, round=ask.round, mask=ask.message.mask)

@@ -1,6 +1,6 @@
-"""Schedules: how sparse the model becomes at the end of which round.
+"""Schedules: how sparse the model becomes, and at the end of which round.
 
-Rounds count from 1; an event at round t stands at its end, and round 0 is before round 1.
+Rounds count from 1; an event of round t happens at its end, and round 0 means before round 1.
 """
 
 from __future__ import annotations
@@ -15,50 +15,50 @@ from secateur.errors import check
 
 
 class Schedule(ABC):
-    """Says when pruning happens and how sparse the model is after it; frozen dataclasses.
+    """Base of schedules, which say when pruning happens and how sparse the model is after it; frozen dataclasses.
 
-    An own schedule derives from this class and writes ``level``; see ``Planned`` for one that follows from the round.
+    Your own schedule derives from this class and writes ``level``, or derives from ``Planned`` if the sparsity follows
+    from the round alone.
     """
 
     def due(self, done: int, rounds: int) -> bool:
         """Return whether there may be an event after ``done`` of ``rounds`` rounds.
 
-        Server and clients both ask it, before the weights of that round are known: it follows from the numbers alone.
-        Where it is False nothing is measured, nobody votes and ``level`` is not asked. True by default, which costs
-        a vote or a statistic in every round where the other slots want one.
+        The server and the clients both call it before the weights of that round are known, so it must follow from the
+        numbers alone. If False, nothing is measured, nobody votes and ``level`` is not called. The default is True,
+        which costs a vote or a statistic in every round if other slots need one.
         """
         del done, rounds
         return True
 
     @abstractmethod
     def level(self, state: State) -> float | None:
-        """Return the sparsity that comes into force after ``state.round`` rounds; None or 0: no event.
+        """Return the sparsity after ``state.round`` rounds, the pruned share of prunable entries; None or 0: no event.
 
-        It is the share that is gone of what may be pruned: ``state.mask`` names those tensors in any case, and says
-        what is left of them. Where clients make masks each of them asks, with its own trained weights in
-        ``state.weights``.
+        ``state.mask`` always names the prunable tensors and says which entries are left. If clients make masks, each
+        client calls this with its own trained weights in ``state.weights``.
         """
 
 
 class Planned(Schedule):
-    """Base of schedules that follow from the number of rounds alone."""
+    """Base of schedules whose sparsity follows from the round alone."""
 
     @abstractmethod
     def after(self, done: int, rounds: int) -> float | None:
-        """Return the sparsity that comes into force after ``done`` of ``rounds`` rounds; None: no event."""
+        """Return the sparsity after ``done`` of ``rounds`` rounds; None: no event."""
 
     def due(self, done: int, rounds: int) -> bool:
-        """Return whether something goes."""
+        """Return whether there is an event after ``done`` rounds."""
         return bool(self.after(done, rounds))
 
     def level(self, state: State) -> float | None:
-        """Return the sparsity that was planned."""
+        """Return the planned sparsity of the round."""
         return self.after(state.round, state.setting.rounds)
 
 
 @dataclass(frozen=True)
 class Never(Planned):
-    """No pruning."""
+    """No pruning in any round."""
 
     def after(self, done: int, rounds: int) -> float | None:
         """Return None."""
@@ -68,11 +68,11 @@ class Never(Planned):
 
 @dataclass(frozen=True)
 class OneShot(Planned):
-    """One cut to the final sparsity.
+    """One pruning to the final sparsity.
 
     Attributes:
-        sparsity: fraction removed.
-        at: the round at whose end the cut stands; 0: before round 1; negative: counted from the last round
+        sparsity: the fraction of weights that is removed.
+        at: the round at whose end weights are pruned; 0: before round 1; negative: counted from the last round
             (-10 leaves ten rounds to tune, FedSparsify's one-shot baseline).
 
     Reference: the OneShot baseline of FedSparsify, arXiv 2204.12430.
@@ -85,9 +85,9 @@ class OneShot(Planned):
         _check_sparsity(self.sparsity)
 
     def after(self, done: int, rounds: int) -> float | None:
-        """Return the sparsity at the round of the cut.
+        """Return the sparsity at the round of the pruning.
 
-        A negative ``at`` that reaches back before the first round cuts before round 1.
+        A negative ``at`` that reaches back before the first round prunes before round 1.
         """
         at = self.at if self.at >= 0 else max(0, rounds + self.at)
         return self.sparsity if done == at else None
@@ -95,7 +95,7 @@ class OneShot(Planned):
 
 @dataclass(frozen=True)
 class EveryRound(Planned):
-    """The same level in every round, with the mask made anew before each (AutoFLIP).
+    """The same sparsity in every round, with a new mask before each (AutoFLIP).
 
     Attributes:
         sparsity: T_p of AutoFLIP (the paper's experiments: 0.30; ablation 0.1 to 0.5).
@@ -109,21 +109,21 @@ class EveryRound(Planned):
         _check_sparsity(self.sparsity)
 
     def after(self, done: int, rounds: int) -> float | None:
-        """Return the level."""
+        """Return the sparsity."""
         del done, rounds
         return self.sparsity
 
 
 @dataclass(frozen=True)
 class Geometric(Planned):
-    """Iterative magnitude pruning: every ``every`` rounds a share of what is left goes, until S_T.
+    """Iterative pruning: every ``every`` rounds a share of the weights that are left is removed, until S_T.
 
-    s = min(S_T, 1 - (1 - share)^k) after the k-th event; S_T is forced at the last round where it was not reached.
+    s = min(S_T, 1 - (1 - share)^k) after the k-th event; S_T is forced at the last round if it was not reached.
 
     Attributes:
-        sparsity: S_T.
-        share: p, of what is left, pruned at an event (lottery tickets: 20 %).
-        every: rounds between events.
+        sparsity: S_T, the final sparsity.
+        share: p, the share of the weights left that an event removes (lottery tickets: 20 %).
+        every: the number of rounds between events.
 
     With ``recovery = rewind`` these are lottery tickets.
 
@@ -140,7 +140,7 @@ class Geometric(Planned):
         check(self.every >= 1, name="schedule.every", value=self.every, must="be at least 1")
 
     def after(self, done: int, rounds: int) -> float | None:
-        """Return the sparsity at the rounds where an event stands."""
+        """Return the sparsity at the rounds of events."""
         before, now = (1 - (1 - self.share) ** k for k in ((done - 1) // self.every, done // self.every))
         if done == 0 or self.sparsity == 0 or before >= self.sparsity:
             return None
@@ -155,9 +155,9 @@ class Cubic(Planned):
 
     Attributes:
         sparsity: S_T, reached exactly at round ``end``.
-        initial: S_0.
-        start: t_0; the first event is after it (strictly).
-        every: F, rounds between events; S_T is forced at the end where F does not divide it.
+        initial: S_0, where the ramp starts.
+        start: t_0; the first event is strictly after it.
+        every: F, the number of rounds between events; S_T is forced at the end if F does not divide it.
         exponent: n; larger prunes earlier (the paper studies 1, 3, 6, 12); 1 is a linear ramp.
         end: T of the formula; 0 means the last round, -k leaves k rounds of tuning at the final mask.
 
@@ -183,7 +183,7 @@ class Cubic(Planned):
         check(self.end <= 0, name="schedule.end", value=self.end, must="be 0 or negative (counted from the last round)")
 
     def after(self, done: int, rounds: int) -> float | None:
-        """Return s_t at the rounds where an event stands."""
+        """Return s_t at the rounds of events."""
         last = max(1, rounds + self.end)
         if done == last:
             return self.sparsity
@@ -198,16 +198,16 @@ class Cubic(Planned):
 
 @dataclass(frozen=True)
 class PQIndex(Schedule):
-    """Sparsity-informed adaptive pruning: how much goes follows from how unequal the weights are that are left.
+    """Sparsity-informed adaptive pruning: the share to prune follows from how unequal the surviving weights are.
 
-    Of d surviving weights w:  I = 1 - d^(1/q - 1/p) |w|_p / |w|_q,  m = d (1 + eta)^(-q/(q-p)) (1 - I)^(q p/(q-p)),
-    and min(gamma (1 - m/d), beta) of them go, all tensors together.
+    For the d surviving weights w of all tensors: I = 1 - d^(1/q - 1/p) |w|_p / |w|_q is their index of inequality,
+    m = d (1 + eta)^(-q/(q-p)) (1 - I)^(q p/(q-p)), and the share min(gamma (1 - m/d), beta) of them is pruned.
 
     Attributes:
-        most: sparsity that is never exceeded.
-        every: rounds between prunings.
-        p, q: of the index, 0 < p < q.
-        eta, gamma, beta: see above.
+        most: the sparsity that is never exceeded.
+        every: the number of rounds between prunings.
+        p, q: the norms of the index, 0 < p < q.
+        eta, gamma, beta: see the formulas.
 
     Reference: Diao et al., "Pruning Deep Neural Networks from a Sparsity Perspective", arXiv 2302.05601.
     """
@@ -229,19 +229,19 @@ class PQIndex(Schedule):
         check(0 < self.beta <= 1, name="schedule.beta", value=self.beta, must="be in (0, 1]")
 
     def due(self, done: int, rounds: int) -> bool:
-        """Return whether weights are looked at."""
+        """Return whether weights are pruned after this round."""
         del rounds
         return bool(self.most and done and done % self.every == 0)
 
     def level(self, state: State) -> float | None:
-        """Return the sparsity that the weights themselves suggest, up to ``most``."""
+        """Return the sparsity that follows from the surviving weights, at most ``most``."""
         held = state.mask or {}
         left = torch.cat([state.weights[name][kept] for name, kept in held.items()])
         total = sum(kept.numel() for kept in held.values())
         return min(self.most, 1 - left.numel() * (1 - self.goes(left)) / total)
 
     def goes(self, survivors: torch.Tensor) -> float:
-        """Return the share of surviving weights that goes, from their values, any shape."""
+        """Return the share of surviving weights to prune, from their values in any shape."""
         size = survivors.reshape(-1).double().abs()
         if not size.any():
             return 0.0

@@ -1,4 +1,4 @@
-"""How models act: what enters their last layer, how rich it is, how alike two of them are, what one teaches another."""
+"""Models compared by what they compute: features, their effective rank, similarity of clients, and distillation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from secateur.pruning.mask import Tensors
 from secateur.streams import stream
 
 
-def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
-    """Return what enters the model's last linear layer for some inputs, shape (inputs, width)."""
+def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the features that enter the model's last linear layer for some inputs, shape (inputs, width)."""
     seen: list[torch.Tensor] = []
     last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
     hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
@@ -32,12 +32,14 @@ def entering(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Te
 
 
 def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:
-    """Return the mean of what enters the last linear layer for ``count`` random inputs, shape (width,)."""
-    return entering(weights, client, noise(client, count)).mean(0)
+    """Return the mean of the last layer's inputs over ``count`` random inputs of the model, shape (width,)."""
+    return last_layer_inputs(weights, client, random_inputs(client, count)).mean(0)
 
 
-def quality(features: torch.Tensor) -> float:
+def effective_rank(features: torch.Tensor) -> float:
     """Return the effective rank of features: exp of the entropy of their singular values' shares; at most the width.
+
+    ``features`` has the shape (inputs, width).
 
     Reference: Garrido et al. (RankMe), arXiv 2210.02885.
     """
@@ -47,16 +49,16 @@ def quality(features: torch.Tensor) -> float:
 
 
 EMBEDDING = "embedding"
-"""The name of a model's embedding in a reply."""
+"""The name of a model's embedding among the tensors of a reply."""
 
 
 @dataclass(frozen=True)
 class Distillation(Task):
-    """A teacher's outputs as targets; the loss is the divergence of its classes, or of its values."""
+    """Distillation: the targets are a teacher's outputs, and the loss is the divergence from them."""
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Return the divergence."""
+        """Return the divergence, the only score."""
         return (Metric("divergence", higher=False, most=None),)
 
     def scores(self, outputs: torch.Tensor, targets: torch.Tensor) -> Mapping[str, float]:
@@ -80,8 +82,8 @@ class Distillation(Task):
         return nn.functional.kl_div(output.log_softmax(-1), target.softmax(-1), reduction="batchmean")
 
 
-def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
-    """Return inputs with what a model answers to them."""
+def distillation_data(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
+    """Return inputs with the teacher's outputs at ``weights`` as their targets."""
     resident.load(teacher.model, weights)
     teacher.model.eval()
     with torch.no_grad():
@@ -89,8 +91,11 @@ def outputs(weights: Tensors, teacher: Client, inputs: torch.Tensor) -> Data:
         return Data(inputs, teacher.model(inputs), kind, task=Distillation())
 
 
-def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:
-    """Return for each client i the share exp(tau cos(h_i, h_j)) / sum_k exp(tau cos(h_i, h_k)) of each client j."""
+def mixing_shares(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[int, float]]:
+    """Return for each client i the share exp(tau cos(h_i, h_j)) / sum_k exp(tau cos(h_i, h_k)) of each client j.
+
+    ``embeddings`` maps each client to h, shape (width,).
+    """
     if not embeddings:
         return {}
     unit = nn.functional.normalize(torch.stack(list(embeddings.values())).double(), dim=1)
@@ -99,7 +104,7 @@ def alike(embeddings: Mapping[int, torch.Tensor], tau: float) -> dict[int, dict[
 
 
 def weights_of(reply: Reply, sent: Sent) -> Tensors:
-    """Return a reply without its embedding."""
+    """Return the tensors of a reply without its embedding."""
     del sent
     return {name: tensor for name, tensor in reply.tensors.items() if name != EMBEDDING}
 
@@ -115,7 +120,8 @@ def mixtures(
 ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
     """Yield for each client i the mean sum_j a_ij w_j of the kept weights, in float32; the shares of a client sum to 1.
 
-    The weights are read in blocks of coordinates, once for each ``together`` clients, whose means are in memory.
+    The weights are read in blocks of coordinates, once for each group of ``together`` clients, whose means fit in
+    memory.
     """
     clients = list(shares)
     for start in range(0, len(clients), together):
@@ -130,8 +136,8 @@ def mixtures(
             yield client, {name: flat[name][place].reshape(shape) for name, shape in shapes.items()}
 
 
-def noise(client: Client, count: int) -> torch.Tensor:
-    """Return random inputs, the same wherever they are made: token ids, or values drawn N(0, 1)."""
+def random_inputs(client: Client, count: int) -> torch.Tensor:
+    """Return ``count`` random inputs, the same in every process: token ids, or values from N(0, 1)."""
     draw = stream(client.setting.seed, "proxies")
     shape = (count, *client.data.x.shape[1:])
     if client.data.kind != "tokens":

@@ -1,4 +1,4 @@
-"""Thresholds of units, over which the mean size of a unit's weights must lie; all that travels is they."""
+"""Thresholds of units: a unit is kept while the mean magnitude of its weights exceeds its threshold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ THRESHOLD, CHANGE = "threshold", "change"
 
 
 def effective(scores: Tensors) -> dict[str, torch.Tensor]:
-    """Return the weights without the units below their thresholds, which go back to 0 where they leave no layer."""
-    found = {name: tensor for name, tensor in scores.items() if not name.startswith(THRESHOLD)}
-    for name, weight in list(found.items()):
+    """Return the weights without the units below their thresholds.
+
+    ``scores`` holds the weights by name and the thresholds under ``threshold.NAME``, shape (units,). If at most 1 % of
+    a layer's units would stay, its thresholds are set to 0 first.
+    """
+    weights = {name: tensor for name, tensor in scores.items() if not name.startswith(THRESHOLD)}
+    for name, weight in list(weights.items()):
         tau = scores.get(f"{THRESHOLD}.{name}")
         if tau is not None:
             sizes = weight.abs().flatten(1).mean(1)
@@ -23,12 +27,16 @@ def effective(scores: Tensors) -> dict[str, torch.Tensor]:
                 with torch.no_grad():
                     tau.zero_()
             mask = straight_through((sizes > tau).float(), sizes - tau)
-            found[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
-    return found
+            weights[name] = weight * mask.view(-1, *[1] * (weight.dim() - 1))
+    return weights
 
 
 def received(message: Tensors, weights: Tensors) -> dict[str, torch.Tensor]:
-    """Return a client's weights after it heard how the thresholds changed."""
+    """Return a client's weights after the change of the thresholds that the message brings.
+
+    ``message`` holds the changes under ``change.NAME``, shape (units,); each weight moves against the sign of its
+    unit's sum.
+    """
     pushed = dict(weights)
     for name, weight in weights.items():
         change = message.get(f"{CHANGE}.{name}")

@@ -1,4 +1,4 @@
-"""Trial: the merged model at the server, tried on random inputs with some tensors changed."""
+"""Trials of the merged model at the server, on random inputs and with some tensors changed."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import torch
 
 from secateur.contract.client import Client
 from secateur.learning import resident
-from secateur.methods.kit.similarity import noise
+from secateur.methods.kit.similarity import random_inputs
 from secateur.pruning.mask import Tensors
 
 
 class ServerTrial:
-    """Runs the resident model in evaluation mode; no data are needed.
+    """Computes outputs of the resident model, in evaluation mode, on random inputs.
 
     Args:
         server: the server, seen as a client.
-        weights: of the model, without changes.
+        weights: the model's unchanged weights.
 
     Attributes:
-        processed: inputs that went through the model.
+        processed: the number of inputs computed.
     """
 
     def __init__(self, server: Client, weights: Tensors) -> None:
@@ -29,15 +29,15 @@ class ServerTrial:
         server.model.eval()
 
     def outputs(self, changed: Tensors, inputs: int) -> torch.Tensor:
-        """Return the outputs, shape (inputs, classes)."""
+        """Return the outputs with some tensors changed, shape (inputs, classes)."""
         if inputs not in self._inputs:
-            self._inputs[inputs] = noise(self._server, inputs)
+            self._inputs[inputs] = random_inputs(self._server, inputs)
         state = self._server.model.state_dict()
         self.processed += inputs
         with torch.no_grad():
             for name, tensor in changed.items():
                 state[name].copy_(tensor)
-            found: torch.Tensor = self._server.model(self._inputs[inputs])
+            outputs: torch.Tensor = self._server.model(self._inputs[inputs])
             for name in changed:
                 state[name].copy_(self._weights[name])
-        return found
+        return outputs
