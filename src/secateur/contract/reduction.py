@@ -128,13 +128,13 @@ class Mean(Reduction):
             if self.holders is not None:
                 gain = torch.full_like(part, weight) if name not in held else held[name].double() * weight
                 _add(accumulator, f"held {name}", gain)
-        _add(accumulator, "weight", torch.tensor(weight, dtype=torch.float64))
+        accumulator["weight"] = accumulator.get("weight", 0.0) + weight
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> dict[str, torch.Tensor]:
         """Return the mean: the sum over its weight."""
-        weight = accumulator.get("weight")
-        if weight is None or not weight:
+        weight = accumulator.get("weight", 0.0)
+        if not weight:
             return {}
         sums = {name.removeprefix("sum "): part for name, part in accumulator.items() if name.startswith("sum ")}
         if self.holders is None:
@@ -222,7 +222,7 @@ class Moments(Reduction):
             exact = value.double()
             _add(accumulator, f"sum {name}", exact * weight)
             _add(accumulator, f"square {name}", exact.square() * weight)
-        _add(accumulator, "weight", torch.tensor(weight, dtype=torch.float64))
+        accumulator["weight"] = accumulator.get("weight", 0.0) + weight
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> Spread:
@@ -256,8 +256,8 @@ class Scalars(Reduction):
         """Add n_k s_k and n_k."""
         del sent
         weight = float(reply.rows if self.by == "rows" else 1)
-        _add(accumulator, "sum", torch.tensor(float(reply.scalars[self.name]) * weight, dtype=torch.float64))
-        _add(accumulator, "weight", torch.tensor(weight, dtype=torch.float64))
+        accumulator["sum"] = accumulator.get("sum", 0.0) + float(reply.scalars[self.name]) * weight
+        accumulator["weight"] = accumulator.get("weight", 0.0) + weight
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> float | None:
@@ -371,6 +371,8 @@ def _add(accumulator: Accumulator, name: str, part: torch.Tensor) -> None:
     accumulator[name] = accumulator[name].add_(part) if name in accumulator else part
 
 
-def _plus(one: Any, part: torch.Tensor) -> torch.Tensor:
-    total: torch.Tensor = part if one is None else one.add_(part)
-    return total
+def _plus(one: Any, part: Any) -> Any:
+    """Return a sum of tensors, in place, or of numbers; ``one`` may be None."""
+    if one is None:
+        return part
+    return one.add_(part) if isinstance(one, torch.Tensor) else one + part
