@@ -114,7 +114,7 @@ class Exchange:
         self._slices: dict[int, _Slice] = {}
         self._name = "" if self.ask.message.mask is None else name_of(self.ask.message.mask)
         self._outgoing: Outgoing | None = None
-        self._written: OrderedDict[tuple[str | None, bool], bytes] = OrderedDict()
+        self._written: OrderedDict[tuple[str | None, bool], tuple[bytes, _Sent]] = OrderedDict()
         self._base: Tensors = {}
         if self.ask.slices is None and not self.ask.own:
             self._outgoing, self._base = self._prepare()
@@ -248,21 +248,22 @@ class Exchange:
         base = self.books.named(who)
         carries = base is not None and len(base.carried) > 0
         # clients that hold the same mask are sent the very same bytes, which an engine need not carry twice
-        request = self._written.get((held, carries)) if shared else None
-        if request is None:
+        written = self._written.get((held, carries)) if shared else None
+        if written is None:
             known = None if held is None else mask if held == name else self.books.masks.mask(held)
             request = outgoing.bytes(known, base)
-            self._remember((held, carries), request)
-        refers = {_MASK: held is not None, _TENSORS: base is not None and not carries}
-        parts = part_sizes(request, checked=True)
-        self._sent[who] = _Sent(context_of(request), parts, frozenset(what for what, does in refers.items() if does))
+            refers = {_MASK: held is not None, _TENSORS: base is not None and not carries}
+            named = frozenset(what for what, does in refers.items() if does)
+            written = request, _Sent(context_of(request), part_sizes(request, checked=True), named)
+            self._remember((held, carries), written)
+        request, self._sent[who] = written
         return request
 
-    def _remember(self, to: tuple[str | None, bool], request: bytes) -> None:
+    def _remember(self, to: tuple[str | None, bool], written: tuple[bytes, _Sent]) -> None:
         """Keep the last encoded requests, within a budget of bytes."""
         if self._outgoing is not None:
-            self._written[to] = request
-            while len(self._written) > 1 and len(self._written) * len(request) > _WRITTEN:
+            self._written[to] = written
+            while len(self._written) > 1 and len(self._written) * len(written[0]) > _WRITTEN:
                 self._written.popitem(last=False)
 
     def _check(self, who: int, reply: bytes | Failure) -> Reply | None:

@@ -38,6 +38,8 @@ class WireMemory:
     @classmethod
     def split(cls, memory: Tensors, specs: Mapping[str, Spec]) -> tuple[WireMemory, dict[str, torch.Tensor]]:
         """Return the wire memory that ``tensors`` added to a client's memory, and the rest of the memory."""
+        if not memory:
+            return cls(), {}
         residual = {n: t for n, t in _group(memory, _RESIDUAL).items() if n in specs and _shape(t) == specs[n].shape}
         rest = {n: t for n, t in memory.items() if not n.startswith((_HELD, _OWN, _RESIDUAL, _BASE))}
         base = next(iter(_group(memory, _BASE)), "")
