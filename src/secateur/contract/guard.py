@@ -60,6 +60,11 @@ class Guard:
                     f"({name} = {type(reduction).__name__}): choose another guard, or a method that adds replies up"
                 )
 
+    @property
+    def leaves(self) -> bool:
+        """Return whether the guard does anything at the client."""
+        return type(self).leaving is not Guard.leaving
+
     def leaving(self, message: Message, sent: Message, passage: Passage) -> Message:
         """Return the message that the client sends instead of ``message``, its reply to ``sent``."""
         del sent, passage

@@ -202,7 +202,7 @@ def open_shards(folder: Path) -> Shards:
     """
     try:
         meta = json.loads((folder / _META).read_text())
-        bounds = np.load(folder / f"{_BOUNDS}.npy", mmap_mode="r")
+        bounds = np.load(folder / f"{_BOUNDS}.npy", mmap_mode="r").view(np.ndarray)  # plain views are read faster
         rows = dict(zip(_OF_CLIENTS, bounds[:, -1].tolist(), strict=True)) | {k: meta[k] for k in ("test", "public")}
         arrays = {}
         for name in _ARRAYS:

@@ -100,7 +100,7 @@ class Participant:
         self.kept = kept
         self.shards = shards
         self.method = study.build_method()
-        self.guards = study.build_guards()
+        self.guards = [guard for guard in study.build_guards() if guard.leaves]
         self.model = make_model(study, shards)
         self.base = Base(self.model, partial(make_model, study, shards))
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
@@ -143,12 +143,14 @@ class Participant:
         rows, settings = self.data(client), self.study.training
         view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, fit)
         reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
-        passage = Passage(phase, round_, client, self.setting, self.study.wire)
         for guard in self.guards if phase != EVALUATE else ():
+            passage = Passage(phase, round_, client, self.setting, self.study.wire)
             reply = guard.leaving(reply, message, passage)
         memory = view.memory
         seed = derive(self.study.seed, "wire", phase, round_, client)
-        kept = replace(kept.after(message.mask, reply.mask), base=self.base.came)
+        kept = kept.after(message.mask, reply.mask)
+        if kept.base != self.base.came:
+            kept = replace(kept, base=self.base.came)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
         answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()

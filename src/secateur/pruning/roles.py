@@ -40,10 +40,13 @@ def roles(model: nn.Module) -> dict[str, Role]:
 
 def travelling(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of a model that are exchanged, themselves, in state-dict order."""
-    constant = _constant(model)
+    state = model.state_dict(keep_vars=True)
+    # most models have no buffers, and asking each module for constant ones takes longer than all else here
+    has_buffers = any(not isinstance(tensor, nn.Parameter) for tensor in state.values())
+    constant = _constant(model) if has_buffers else set()
     return {
         name: tensor.detach()
-        for name, tensor in model.state_dict(keep_vars=True).items()
+        for name, tensor in state.items()
         if tensor.is_floating_point()
         and name not in constant
         and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
