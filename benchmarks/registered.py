@@ -39,7 +39,7 @@ from secateur.study.study import parse_study
 COUNTS = (1_000, 10_000, 100_000, 1_000_000)
 METHODS = ("fedsparsify", "subfedavg", "lotteryfl")
 OPTIONS: dict[str, dict[str, Any]] = {
-    "fedsparsify": {"schedule": "every_round"},
+    "fedsparsify": {},  # its ramp, so that the mask changes in every round
     "subfedavg": {"accuracy": 0.01},
     "lotteryfl": {"accuracy": 0.01},
 }
@@ -81,7 +81,8 @@ def rounds(method: str, count: int, measured: int, shards: Path, folder: Path) -
     """Play some rounds of a federation; return what they cost."""
     made = parse_study(
         {
-            "method": method, "rounds": 10_000, "participation": COHORT / count, "evaluate_every": 10_000,
+            "method": method, "rounds": 2 * (WARM + measured), "participation": COHORT / count,
+            "evaluate_every": 10_000,
             "data": {"clients": count, "partition": "iid", "test_fraction": 0.0, "validation_fraction": 0.0},
             "model": {"name": "mlp", "options": {"hidden": (32, 16)}},
             "training": {"epochs": 2, "batch_size": 4, "lr": 0.05}, "options": OPTIONS[method],
