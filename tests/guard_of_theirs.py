@@ -5,6 +5,14 @@ from dataclasses import dataclass, replace
 from secateur.contract.guard import Guard
 
 CALLS = []
+SENT = {"leaving": {}, "arriving": {}}
+
+
+def note(side, sent, passage):
+    CALLS.append(side)
+    bits = {n: t.numpy().tobytes() for n, t in sent.tensors.items()}
+    kept = None if sent.mask is None else {n: m.tolist() for n, m in sent.mask.items()}
+    SENT[side][passage.phase, passage.round, passage.client] = bits, kept
 
 
 @dataclass(frozen=True)
@@ -20,9 +28,9 @@ class Theirs(Guard):
         return self.secret
 
     def leaving(self, message, sent, passage):
-        CALLS.append("leaving")
+        note("leaving", sent, passage)
         return replace(message, tensors={n: t * self.factor for n, t in message.tensors.items()})
 
     def arriving(self, reply, sent, passage):
-        CALLS.append("arriving")
+        note("arriving", sent, passage)
         return replace(reply, tensors={n: t * (self.back or 1 / self.factor) for n, t in reply.tensors.items()})

@@ -90,6 +90,19 @@ def test_merge_of_nothing_counts_the_round_and_keeps_the_rest():
     assert after.mask is mask
 
 
+def test_a_step_takes_tensors_by_the_models_names_and_returns_a_pair():
+    state = State(setting(), 0, {n: torch.zeros(2) for n in ("w", "b", "m")})
+    with pytest.raises(ConfigError, match=r"reduced to \['0', '1'\] \.\.\., and the model has \['b', 'm', 'w'\]"):
+        stepped(state, ask(), {0: {"w": torch.zeros(2)}, 1: {"w": torch.zeros(2)}})
+
+    class Half(ServerMomentum):
+        def step(self, weights, mean, *, mask, memory):
+            return dict(mean)
+
+    with pytest.raises(ConfigError, match=r"aggregator Half: step returns the pair \(weights, memory\)"):
+        stepped(state, ask(), dict(state.weights), Half())
+
+
 def test_the_evaluated_model_is_the_pruned_one():
     state = State(setting(), 0, {"w": torch.ones(2), "b": torch.ones(2)}, {"w": torch.tensor([True, False])})
     assert state.model()["w"].tolist() == [1.0, 0.0]

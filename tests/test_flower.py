@@ -160,6 +160,48 @@ def test_a_node_that_lost_what_it_kept_goes_on_and_it_is_said(method, values, tm
     assert "client 2 had lost what it kept and went on without" in (tmp_path / "run" / "run.log").read_text()
 
 
+def test_a_damaged_state_on_a_node_is_a_lost_one(tmp_path, said):
+    """Bits of client 2's state flip on its disk before each request: it goes on without, and it is said."""
+    settings = {**SETTINGS, "method": "fedavg", "wire.values": "int8", "out": str(tmp_path / "run")}
+    for path in [p for p in settings if p.startswith(("criterion", "schedule"))]:
+        settings.pop(path)
+    grid = grid_of(settings, state=str(tmp_path / "state"))
+    answer = grid.nodes[12].answer
+
+    def damaged(message):
+        for path in (tmp_path / "state").glob("*-2/*"):
+            data = bytearray(path.read_bytes())
+            data[-5] ^= 64
+            path.write_bytes(data)
+        return answer(message)
+
+    grid.nodes[12].answer = damaged
+    summary = apps.serve(grid, settings)
+    assert summary["left_out"] == {}
+    assert [2] in [row["lost_state"] for row in rows_of(tmp_path / "run")]
+    assert any("client 2 no longer has what it kept" in line for line in said())
+
+
+def test_the_name_of_a_state_is_short_or_costs_its_sender_the_round(tmp_path):
+    settings = {**SETTINGS, "method": "fedavg", "wire.values": "int8", "out": str(tmp_path / "run")}
+    for path in [p for p in settings if p.startswith(("criterion", "schedule"))]:
+        settings.pop(path)
+    grid = grid_of(settings)
+    answer = grid.nodes[12].answer
+
+    def endless(message):
+        reply = answer(message)
+        if reply is not None and not reply.has_error() and "kept" in engine_of.unpack(reply.content)[0]:
+            about, payload = engine_of.unpack(reply.content)
+            reply.content = engine_of.pack({**about, "kept": "x" * 10**6}, payload)
+        return reply
+
+    grid.nodes[12].answer = endless
+    apps.serve(grid, settings)
+    reasons = {e["reason"] for row in rows_of(tmp_path / "run") for e in row["left_out"]}
+    assert reasons == {"the name of its state has 1000000 characters; 64 at most"}
+
+
 def test_a_node_that_never_answers_is_left_out_by_the_deadline(tmp_path):
     settings = {**SETTINGS, "out": str(tmp_path / "run"), "deadline": 1.0, "rounds": 2}
     grid = grid_of(settings)
@@ -382,6 +424,34 @@ def test_the_engine_alone(tmp_path):
     assert found[3] == Failure(3, "no node of this client is connected", sent=False)
     assert isinstance(found[0], Failure)
     assert "payload ends within the header" in found[0].reason
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"own": None}, {"inputs": None}, {"inputs": "ab"}, {"inputs": [10**9]}, {"inputs": ["a"]}, {"outputs": 0},
+        {"outputs": "2"}, {"scale": "x"}, {"kind": 3}, {"task": None}, {"model": None}, {"inputs": [1] * 99},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_greeting_without_its_facts_costs_the_sender_its_place_alone(lie, tmp_path, said):
+    """Node 10 would be the lowest client, whose facts the server takes first."""
+    settings = {**SETTINGS, "method": "fedavg", "out": str(tmp_path / "run"), "wait": 0.2}
+    settings = {k: v for k, v in settings.items() if not k.startswith("criterion")}
+    grid = grid_of(settings)
+    answer = grid.nodes[10].answer
+
+    def lying(message):
+        reply = answer(message)
+        if message.metadata.message_type == engine_of.HELLO and not reply.has_error():
+            about = {k: v for k, v in (engine_of.unpack(reply.content)[0] | lie).items() if v is not None}
+            reply.content = engine_of.pack(about)
+        return reply
+
+    grid.nodes[10].answer = lying
+    summary = apps.serve(grid, settings)
+    assert summary["left_out"] == {"0": sum(0 in row["clients"] for row in rows_of(tmp_path / "run"))}
+    assert any("node 10 cannot take part: its " in line for line in said())
 
 
 def test_no_more_replies_than_a_window_are_in_memory(monkeypatch):

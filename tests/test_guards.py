@@ -16,7 +16,7 @@ from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.data.shards import Shards
 from secateur.engines import Failure
-from secateur.errors import ConfigError, EngineError, WireError
+from secateur.errors import ConfigError, EngineError, NobodyTrainedError, WireError
 from secateur.federation.claims import Claims
 from secateur.federation.client import build
 from secateur.federation.server import Run
@@ -101,6 +101,20 @@ def test_guards_are_found_by_name_and_anybodys_by_module():
         guards.find("bouns")
     with pytest.raises(ConfigError, match="must define exactly one frozen dataclass"):
         guards.find("toy_method")
+
+
+@pytest.mark.parametrize("method", ["fedavg", "heterofl", "subfedavg", "fedsparsify", "feddip"])
+def test_both_sides_of_a_guard_see_the_same_request(method, tmp_path, shards):
+    guard_of_theirs.SENT.update(leaving={}, arriving={})
+    play(small(method, "guards.guard_of_theirs.factor=2.0"), tmp_path, shards)
+    pairs = guard_of_theirs.SENT
+    assert len(pairs["leaving"]) >= 12
+    assert pairs["leaving"] == pairs["arriving"]
+
+
+def test_what_guards_make_of_a_reply_is_finite_or_costs_its_sender(tmp_path, shards):
+    with pytest.raises(NobodyTrainedError, match="what the guards made of it holds NaN or infinity"):
+        play(small("fedavg", "guards.guard_of_theirs.back=1e300"), tmp_path, shards)
 
 
 class Liar(Wrapped):

@@ -249,6 +249,40 @@ def test_changed_data_is_noticed_before_going_on(tmp_path, shards):
         server.resume(tmp_path / "run", INLINE, shards=other)
 
 
+def stopped_after_one_row(folder, shards):
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["event"] == "row":
+            raise Stop
+
+    reserve(folder, small())
+    with pytest.raises(Stop):
+        server.resume(folder, INLINE, shards=shards, watch=stop)
+
+
+def test_an_edited_study_is_not_gone_on_with(tmp_path, shards):
+    stopped_after_one_row(tmp_path, shards)
+    path = tmp_path / "study.toml"
+    whole = path.read_text()
+    path.write_text(whole.replace("lr = 0.1", "lr = 0.9"))
+    with pytest.raises(CheckpointError, match=r"study.toml was changed since the run began.*bring it back"):
+        server.resume(tmp_path, INLINE, shards=shards)
+    path.write_text(whole)
+    server.resume(tmp_path, INLINE, shards=shards)
+    play(small(), tmp_path / "whole", shards)
+    assert same(model_of(tmp_path), model_of(tmp_path / "whole"))
+
+
+def test_replies_that_a_killed_server_left_on_disk_are_removed(tmp_path, shards):
+    stopped_after_one_row(tmp_path, shards)
+    (tmp_path / "spool-abc").mkdir()
+    (tmp_path / "spool-abc" / "0.safetensors").write_bytes(b"x")
+    server.resume(tmp_path, INLINE, shards=shards)
+    assert not list(tmp_path.glob("spool-*"))
+
+
 def test_a_finished_run_returns_its_summary_without_running(tmp_path, shards):
     summary = play(small(), tmp_path / "run", shards)
     (tmp_path / "run" / checkpoint.NAME).unlink()

@@ -15,7 +15,7 @@ from secateur.contract.reduction import BLOCK, Grouped, Keep, Mean, Moments, Sca
 from secateur.contract.reply import Reply, Sent, Stack
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.errors import CheckpointError, ConfigError
+from secateur.errors import CheckpointError, ConfigError, EngineError
 from secateur.pruning.structure import Layout
 from secateur.wire.message import Expected, Message, Spec
 
@@ -114,12 +114,12 @@ def test_scalars_are_averaged():
 
 def test_classes_are_reduced_apart():
     replies = [message([float(k)] * 3, k + 1) for k in range(12)]
-    grouped = found(Grouped(Mean(), {k: k % 3 for k in range(12)}), *replies[:11])
+    grouped = found(Grouped(Mean(), {k: k % 3 for k in range(20)}), *replies[:11])
     for group in range(3):
         members = range(group, 11, 3)
         expected = sum(k * (k + 1) for k in members) / sum(k + 1 for k in members)
         assert grouped[group]["w"].tolist() == pytest.approx([expected] * 3)
-    assert found(Grouped(Sum(), {0: 4, 1: 4}), *replies[:2])[4]["w"].tolist() == [1.0, 1.0, 1.0]
+    assert found(Grouped(Sum(), dict.fromkeys(range(20), 4)), *replies[:2])[4]["w"].tolist() == [1.0, 1.0, 1.0]
 
 
 def by_blocks(values, rows):
@@ -159,6 +159,21 @@ def test_who_failed_is_not_waited_for_and_who_is_silent_neither():
     assert reduced["mean"]["w"].tolist() == [4.0] * 3
     assert reduced.clients == (1, 3, 8)
     assert reduced.scalars == {1: {"loss": 0.5}, 3: {"loss": 1.5}, 8: {"loss": 4.0}}
+
+
+def test_nobody_answers_twice_or_unasked():
+    reducer = Reducer(asked({"mean": Mean()}, range(6)), SETTING, Spool())
+    reply = Reply(1, 2, {"w": torch.ones(3)}, None, {})
+    reducer.add(reply)
+    for late in (replace(reply, rows=999), replace(reply, client=6)):
+        with pytest.raises(EngineError, match=f"client {late.client} has answered 'train' already, or was not asked"):
+            reducer.add(late)
+    reduced = reducer.finish(STATE)
+    assert reduced.rows == {1: 2}
+    with pytest.raises(EngineError, match="answered 'train' already"):
+        reducer.add(reply)
+    with pytest.raises(KeyError, match="'sum' is no reduction of the ask for 'train'; it has 'mean'"):
+        _ = reduced["sum"]
 
 
 def test_a_late_first_client_keeps_only_its_own_block_waiting():
@@ -237,6 +252,11 @@ def nested():
         (lambda: Mean(of=lambda reply, sent: reply.tensors), "must stand in a module under a name"),
         (lambda: Sum(nested()), "must stand in a module under a name"),
         (lambda: Grouped(Keep(), {}), "Grouped of Keep: group a linear one"),
+        (lambda: Mean(by="row"), "reduction Mean: by = 'row'; it can be rows or clients"),
+        (lambda: Mean(fallback="zeros"), "reduction Mean: fallback = 'zeros'; it can be zero or state"),
+        (lambda: Sum(by="row"), "reduction Sum: by = 'row'"),
+        (lambda: Moments(by="row"), "reduction Moments: by = 'row'"),
+        (lambda: Scalars("loss", by="row"), "reduction Scalars: by = 'row'"),
     ],
 )
 def test_a_reduction_that_others_could_not_do_is_refused_when_it_is_made(make, said):
@@ -250,8 +270,11 @@ def test_a_reduction_that_others_could_not_do_is_refused_when_it_is_made(make, s
         (Sum(masks_of), "reduction Sum is of masks, and the ask expects replies without any"),
         (Mean(holders=masks_of), "reduction Mean is of masks"),
         (Keep(masks_of), "reduction Keep is of masks"),
-        (Grouped(Sum(masks_of), {}), "reduction Sum is of masks"),
+        (Grouped(Sum(masks_of), dict.fromkeys(range(20), 0)), "reduction Sum is of masks"),
         (Scalars("quality"), r"Scalars\('quality'\): replies have \['loss', 'samples'\]"),
+        (Grouped(Mean(), {0: 1, 3: 1}), r"Grouped: clients \[1, 2, 4, 5, 6\] are asked and have no class"),
+        (Mean, r"reduce\['x'\] is <class .*Mean'>, and no reduction"),
+        ("mean", r"reduce\['x'\] is 'mean', and no reduction"),
         (None, "does not say what becomes of the replies"),
     ],
 )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from secateur.contract.reduction import Reduction
-from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.mask import Mask, Tensors, apply
 from secateur.wire.message import Expected, Message
 
 SERVER = -1
@@ -72,3 +72,10 @@ class Ask:
     def tensors(self, client: int) -> Tensors:
         """Return the tensors that a client is sent, before its slice is applied."""
         return self.own.get(client, self.message.tensors)
+
+    def request(self, client: int) -> tuple[Tensors, Mask | None]:
+        """Return the tensors that a client is sent, under its slice, and the mask that it holds then."""
+        if self.slices is None:
+            return self.tensors(client), self.message.mask
+        mask = self.slices[client]
+        return apply(self.tensors(client), mask), mask

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import BLOCK, Accumulator
+from secateur.contract.reduction import BLOCK, Accumulator, Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.errors import ConfigError
-from secateur.pruning.mask import Mask, Tensors, apply
+from secateur.errors import ConfigError, EngineError
 from secateur.wire.message import Message, Scalar
 
 
@@ -39,6 +39,9 @@ class Reduced(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         """Return the result of one reduction."""
+        if name not in self.results:
+            known = ", ".join(map(repr, self.results)) or "none"
+            raise KeyError(f"{name!r} is no reduction of the ask for {self.ask.phase!r}; it has {known}")
         return self.results[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -79,8 +82,12 @@ class Reducer:
                 f"the ask for {ask.phase!r} does not say what becomes of the replies: declare it, for example "
                 "Ask(..., reduce={'mean': Mean()}); docs/migration.md has more"
             )
-        for reduction in ask.reduce.values():
-            reduction.check(ask.expects)
+        for name, reduction in ask.reduce.items():
+            if not isinstance(reduction, Reduction):
+                raise ConfigError(
+                    f"the ask for {ask.phase!r}: reduce[{name!r}] is {reduction!r}, and no reduction; make one"
+                )
+            reduction.check(ask.expects, ask.clients)
         self.ask = ask
         self.reductions = ask.reduce
         self._setting, self._spool = setting, spool
@@ -94,9 +101,13 @@ class Reducer:
         self._answers: dict[int, tuple[int, Mapping[str, Scalar]]] = {}
 
     def add(self, reply: Reply) -> None:
-        """Reduce a reply; replies may come in any order."""
-        self._answers[reply.client] = reply.rows, dict(reply.scalars)
+        """Reduce a reply; replies may come in any order.
+
+        Raises:
+            EngineError: its client has answered already, or was not asked.
+        """
         self._settle(reply.client, reply)
+        self._answers[reply.client] = reply.rows, dict(reply.scalars)
 
     def skip(self, client: int) -> None:
         """Stop waiting for a client that failed or was refused."""
@@ -113,22 +124,16 @@ class Reducer:
         rows = {client: self._answers[client][0] for client in answered}
         return Reduced(self.ask, results, rows, {client: self._answers[client][1] for client in answered})
 
-    def _sent(self, client: int) -> Sent:
-        def read() -> tuple[Tensors, Mask | None]:
-            mask = self.ask.message.mask if self.ask.slices is None else self.ask.slices[client]
-            tensors = self.ask.tensors(client)
-            return tensors if self.ask.slices is None else apply(tensors, mask), mask
-
-        return Sent(self._setting, read)
-
     def _settle(self, client: int, reply: Reply | None) -> None:
-        block = self._blocks[self._place[client]]
+        block = self._blocks.get(self._place.get(client, -1))
+        if block is None or client not in block.left or client in block.early:
+            raise EngineError(f"client {client} has answered {self.ask.phase!r} already, or was not asked")
         block.early[client] = reply
         block.sums = block.sums or self._zeros()
         while block.left and block.left[0] in block.early:
             first = block.early.pop(block.left.pop(0))
             if first is not None:
-                request = self._sent(first.client)
+                request = Sent(self._setting, partial(self.ask.request, first.client))
                 for name, reduction in self.reductions.items():
                     block.sums[name] = reduction.add(block.sums[name], first, request)
         while self._merged in self._blocks and not self._blocks[self._merged].left:

@@ -28,6 +28,7 @@ BLOCK = 4
 """Clients whose replies are reduced as one block. Smaller blocks cost more merging, larger ones leave workers idle."""
 
 By = Literal["rows", "clients"]
+_BY = ("rows", "clients")
 
 
 Made = Callable[[Reply, Sent], Tensors]
@@ -60,7 +61,7 @@ class Reduction(ABC):
     linear: ClassVar[bool] = True
     reveals: ClassVar[str] = "sums over clients"
 
-    def check(self, expects: Expected) -> None:  # noqa: B027 -- most fit any reply
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:  # noqa: B027 -- most fit any reply
         """Refuse replies that the reduction cannot reduce; called before any client is asked.
 
         Raises:
@@ -111,11 +112,13 @@ class Mean(Reduction):
     fallback: Literal["zero", "state"] = "zero"
 
     def __post_init__(self) -> None:
+        _one_of(self, by=(self.by, _BY), fallback=(self.fallback, ("zero", "state")))
         named(self.of)
         named(self.holders)
 
-    def check(self, expects: Expected) -> None:
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse to average masks if replies have none."""
+        del clients
         _needs_masks(self, expects, self.of, self.holders)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
@@ -162,10 +165,12 @@ class Sum(Reduction):
     by: By = "clients"
 
     def __post_init__(self) -> None:
+        _one_of(self, by=(self.by, _BY))
         named(self.of)
 
-    def check(self, expects: Expected) -> None:
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse to sum masks if replies have none."""
+        del clients
         _needs_masks(self, expects, self.of)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
@@ -209,10 +214,12 @@ class Moments(Reduction):
     by: By = "clients"
 
     def __post_init__(self) -> None:
+        _one_of(self, by=(self.by, _BY))
         named(self.of)
 
-    def check(self, expects: Expected) -> None:
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse moments of masks if replies have none."""
+        del clients
         _needs_masks(self, expects, self.of)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
@@ -247,8 +254,12 @@ class Scalars(Reduction):
     name: str
     by: By = "rows"
 
-    def check(self, expects: Expected) -> None:
+    def __post_init__(self) -> None:
+        _one_of(self, by=(self.by, _BY))
+
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse a scalar that replies do not have."""
+        del clients
         if expects.scalars is not None and self.name not in expects.scalars:
             raise ConfigError(f"reduction Scalars({self.name!r}): replies have {sorted(expects.scalars)}")
 
@@ -286,9 +297,12 @@ class Grouped(Reduction):
         if not self.inner.linear:
             raise ConfigError(f"reduction Grouped of {type(self.inner).__name__}: group a linear one, such as Mean")
 
-    def check(self, expects: Expected) -> None:
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse replies that the inner reduction refuses."""
-        self.inner.check(expects)
+        missing = [client for client in clients if client not in self.classes]
+        if missing:
+            raise ConfigError(f"reduction Grouped: clients {missing[:5]} are asked and have no class")
+        self.inner.check(expects, clients)
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
         """Add the reply to the accumulator of its client's class."""
@@ -323,8 +337,9 @@ class Keep(Reduction):
     def __post_init__(self) -> None:
         named(self.of)
 
-    def check(self, expects: Expected) -> None:
+    def check(self, expects: Expected, clients: Sequence[int]) -> None:
         """Refuse to keep masks if replies have none."""
+        del clients
         _needs_masks(self, expects, self.of)
 
     def zero(self, spool: Spool) -> Accumulator:
@@ -357,6 +372,14 @@ def named(function: Callable[..., Any] | None) -> None:
         raise ConfigError(
             f"a reduction's function must stand in a module under a name, so that it can be found there: {function!r}"
         )
+
+
+def _one_of(reduction: Reduction, **choices: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in choices.items():
+        if value not in known:
+            raise ConfigError(
+                f"reduction {type(reduction).__name__}: {name} = {value!r}; it can be {' or '.join(known)}"
+            )
 
 
 def _needs_masks(reduction: Reduction, expects: Expected, *made: Made | None) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -278,7 +279,7 @@ class Exchange:
             message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
             _sane(message.scalars, {**_COUNTED, **self.bounds})
             message = self._restore(message, self._bases.pop(who, self._base), known)
-            counted = self._guarded(who, message, known)
+            counted = self._guarded(who, message)
             self._check_claims(who, message.scalars)
         except WireError as broken:
             self.up["refused"] += len(reply)
@@ -300,14 +301,18 @@ class Exchange:
             if name in scalars:
                 self.books.claims.check(who, kind, int(scalars[name]))
 
-    def _guarded(self, who: int, message: Message, known: Masks | None) -> Reply:
+    def _guarded(self, who: int, message: Message) -> Reply:
         """Return what the guards let the server count of a reply."""
         rows = int(message.scalars.get("samples", 0))
         reply = Reply(who, rows, message.tensors, message.mask, message.scalars)
-        sent = Sent(self.setting, lambda: (self.ask.tensors(who), known))
+        sent = Sent(self.setting, partial(self.ask.request, who))
         passage = Passage(self.ask.phase, self.ask.round, who, self.setting, self.study.wire)
         for guard in reversed(self.guards) if self.ask.phase != EVALUATE else ():
             reply = guard.arriving(reply, sent, passage)
+            if not isinstance(reply, Reply):
+                raise ConfigError(f"guard {type(guard).__name__}: arriving returned {reply!r}, and no reply")
+        if reply.tensors is not message.tensors:
+            _finite(reply.tensors)
         return reply
 
     def _restore(self, message: Message, base: Tensors, known: Masks | None) -> Message:
@@ -318,6 +323,13 @@ class Exchange:
         if replies == "topk":
             message = replace(message, mask=known if self.ask.expects.mask == "same" else None)
         return feedback.from_update(message, base)
+
+
+def _finite(tensors: Tensors) -> None:
+    """Refuse what guards made of a reply if it is not finite; decoding has refused the reply itself otherwise."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise WireError(f"tensor {name!r}: what the guards made of it holds NaN or infinity")
 
 
 def _sane(scalars: Mapping[str, Scalar], bounds: Mapping[str, tuple[float, float]]) -> None:

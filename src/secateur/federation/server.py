@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -133,6 +134,11 @@ class Run:
             CheckpointError: the run cannot go on from there; nothing in its folder was changed.
         """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
+        if saved.extra["study"] != self.study.hash():
+            raise CheckpointError(
+                f"{self.folder / STUDY} was changed since the run began (its study is {self.study.hash()}, the "
+                f"checkpoint's {saved.extra['study']}): bring it back, or start a new run with it"
+            )
         if saved.extra["data"] != self.shards.fingerprint():
             raise CheckpointError(
                 f"the data of {self.folder} is no longer what the run began with (rows, labels or partition differ): "
@@ -161,6 +167,8 @@ class Run:
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
+                for left in self.folder.glob("spool-*"):  # by a server that was killed
+                    shutil.rmtree(left, ignore_errors=True)
                 if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
                     os.truncate(self.folder / ROUNDS, self.records)
                 return self._loop(state, engine, watch)
@@ -174,7 +182,7 @@ class Run:
         for remark in self.method.remarks(self.setting):
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
-        fingerprint = self.shards.fingerprint()
+        of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
         state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
@@ -191,7 +199,7 @@ class Run:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            self.books.save(state, {"records": length, "data": fingerprint}, engine.states)
+            self.books.save(state, {"records": length, **of}, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
         return self._finish(self.method.final(state), engine, watch)

@@ -173,12 +173,25 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
         yield prepare.bare(study, shape, Path(folder))
 
 
+# What a node says of itself: facts that must be there before any of them is used, with their types.
+_FACTS: Mapping[str, type | tuple[type, ...]] = {
+    "own": bool, "inputs": list, "outputs": int, "kind": str, "scale": (int, float), "task": str, "model": str,
+}  # fmt: skip
+_LARGEST_SIZE, _MOST_SIZES = 2**20, 9
+
+
 def _versions(about: About) -> str | None:
     if about.get("wire") != codec.VERSION:
         return (
             f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
             f"{importlib.metadata.version('secateur')} ({codec.VERSION}): install the same on both"
         )
+    wrong = [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]
+    if wrong:
+        return f"its introduction lacks {wrong[0]!r}, or it is of another type"
+    sizes = [*about["inputs"], about["outputs"]]
+    if not all(isinstance(size, int) and 1 <= size <= _LARGEST_SIZE for size in sizes) or len(sizes) > _MOST_SIZES:
+        return f"its rows cannot have the shape {str(about['inputs'])[:_LONGEST]} and {about['outputs']} outputs"
     return None
 
 
@@ -319,13 +332,19 @@ class _Memory:
             return None
         if self._folder is not None:
             path = self._folder / _plain(name)
-            return path.read_bytes() if path.exists() else None
+            data = path.read_bytes() if path.exists() else None
+            # a damaged state is a lost one: its name is the digest of what was written
+            return data if data is not None and self._name(data) == name else None
         held = self._records.get(self._key)
         array = held.get(name) if isinstance(held, ArrayRecord) else None
         return None if array is None else array.data
 
+    @staticmethod
+    def _name(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()[:16]
+
     def put(self, data: bytes, *, after: str) -> str:
-        name = hashlib.sha256(data).hexdigest()[:16]
+        name = self._name(data)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             checkpoint.write(self._folder / name, data)

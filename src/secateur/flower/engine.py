@@ -46,6 +46,7 @@ About = dict[str, Any]
 _ABOUT, _PAYLOAD = "about", "payload"
 _STYPE = "secateur.wire"
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
+_LONGEST_NAME = 64  # of what a client keeps; it is stored and sent back
 _WINDOW = 16  # replies that are in memory at a time, at most
 
 
@@ -311,6 +312,8 @@ class _Exchange:
             self.engine.states.missed.append(client)
         kept = about.get("kept")
         if isinstance(kept, str):
+            if len(kept) > _LONGEST_NAME:
+                return Failure(client, f"the name of its state has {len(kept)} characters; {_LONGEST_NAME} at most")
             self.engine.states.held[client] = kept
         return payload
 

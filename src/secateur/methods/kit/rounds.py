@@ -13,6 +13,7 @@ from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Reduction
 from secateur.contract.state import State
+from secateur.errors import ConfigError
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Role
@@ -47,7 +48,7 @@ def score_ask(
     if chosen:
         expects = replace(expects, mask="required", maskable=frozenset(chosen), known=state.mask)
     message = Message(masks.apply(state.weights, state.mask), state.mask)
-    return Ask(SCORE, round_, tuple(sorted(clients)), message, expects, reduce or {MEAN: Mean()})
+    return Ask(SCORE, round_, tuple(sorted(clients)), message, expects, {MEAN: Mean()} if reduce is None else reduce)
 
 
 def train_ask(
@@ -77,7 +78,9 @@ def train_ask(
         scalars=REPORT,
     )
     message = Message(masks.apply(state.weights, mask), mask)
-    return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, reduce or {MEAN: Mean()})
+    return Ask(
+        TRAIN, round_, state.setting.cohort(round_), message, expects, {MEAN: Mean()} if reduce is None else reduce
+    )
 
 
 def plain_ask(
@@ -106,11 +109,24 @@ def stepped(state: State, ask: Ask, mean: Tensors, aggregator: Aggregator | None
     """Return the state after an aggregator's step from the mean of a round; without an aggregator, the mean is taken.
 
     Buffers (running statistics) always take the mean. If ``mean`` is empty, only the round and the mask change.
+
+    Raises:
+        ConfigError: the mean has other names than the model, or the aggregator returns something else than weights and
+            memory.
     """
     if not mean:
         return replace(state, round=ask.round, mask=ask.message.mask)
+    if set(mean) != set(state.weights):
+        raise ConfigError(
+            f"the replies to {ask.phase!r} were reduced to {sorted(map(str, mean))[:3]} ..., and the model has "
+            f"{sorted(state.weights)[:3]} ...: a step takes tensors by the model's names"
+        )
     buffers = set(state.setting.layout.names("buffer"))
     trained = {name: tensor for name, tensor in mean.items() if name not in buffers}
-    after, memory = (aggregator or PlainMean()).step(state.weights, trained, mask=ask.message.mask, memory=state.memory)
+    taking = aggregator or PlainMean()
+    result = taking.step(state.weights, trained, mask=ask.message.mask, memory=state.memory)
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise ConfigError(f"aggregator {type(taking).__name__}: step returns the pair (weights, memory)")
+    after, memory = result
     weights = {name: mean[name] if name in buffers else after[name] for name in mean}
     return replace(state, round=ask.round, weights=weights, mask=ask.message.mask, memory=memory)
