@@ -137,6 +137,13 @@ class Wrapped:
         self.close()
 
 
+def noted(requests, asked):
+    """Pass requests on, and note in ``asked`` what each client was sent."""
+    for who, request in requests:
+        asked[who] = request
+        yield who, request
+
+
 def edited(**scalars):
     """Return an attack that changes scalars of an honest reply and seals it again."""
 

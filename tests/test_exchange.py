@@ -11,7 +11,7 @@ import pytest
 import torch
 import zstandard
 
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
+from helpers import INLINE, Wrapped, model_of, noted, play, rows_of, same, small, tiny_shards
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError
@@ -124,12 +124,7 @@ class Hostile(Wrapped):
     def exchange(self, requests, deadline=None):
         asked = {}
 
-        def noted():
-            for client, request in requests:
-                asked[client] = request
-                yield client, request
-
-        for client, reply in self.inner.exchange(noted(), deadline):
+        for client, reply in self.inner.exchange(noted(requests, asked), deadline):
             if client not in HOSTILE or isinstance(reply, Failure):
                 yield client, reply
             elif self.attack:

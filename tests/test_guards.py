@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import guard_of_theirs
-from helpers import Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
+from helpers import Wrapped, edited, model_of, noted, play, rows_of, same, small, tiny_shards
 from secateur import guards
 from secateur.contract.ask import Ask
 from secateur.contract.guard import Guard, Passage
@@ -181,12 +181,7 @@ def test_an_fp16_study_takes_no_other_format_and_no_value_beyond_it(tmp_path, sh
         def exchange(self, requests, deadline=None):
             asked = {}
 
-            def noted():
-                for client, request in requests:
-                    asked[client] = request
-                    yield client, request
-
-            for client, answer in self.inner.exchange(noted(), deadline):
+            for client, answer in self.inner.exchange(noted(requests, asked), deadline):
                 if client == 1:
                     specs = Run(study, Runtime(workers=0), tmp_path / "attacked", shards).setting.specs
                     huge = {n: torch.full(s.shape, 1e7) for n, s in specs.items()}
