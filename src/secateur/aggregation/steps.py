@@ -130,7 +130,18 @@ class _Adaptive(Aggregator):
 
 
 @dataclass(frozen=True)
-class FedAdam(_Adaptive):
+class _Decaying(_Adaptive):
+    """An adaptive step whose v forgets: beta2 is its decay rate."""
+
+    beta2: float = 0.99
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 <= self.beta2 < 1, name="aggregator.beta2", value=self.beta2, must="be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class FedAdam(_Decaying):
     """Adam on the server: v <- beta2 v + (1 - beta2) Delta^2.
 
     Attributes:
@@ -140,19 +151,13 @@ class FedAdam(_Adaptive):
     Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
     """
 
-    beta2: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 <= self.beta2 < 1, name="aggregator.beta2", value=self.beta2, must="be in [0, 1)")
-
     def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         """Return beta2 v + (1 - beta2) Delta^2."""
         return self.beta2 * before + (1 - self.beta2) * delta.square()
 
 
 @dataclass(frozen=True)
-class FedYogi(_Adaptive):
+class FedYogi(_Decaying):
     """Yogi on the server: v <- v - (1 - beta2) Delta^2 sign(v - Delta^2), which falls more slowly than Adam's.
 
     Attributes:
@@ -161,12 +166,6 @@ class FedYogi(_Adaptive):
 
     Reference: Reddi et al., "Adaptive Federated Optimization", arXiv 2003.00295, algorithm 2.
     """
-
-    beta2: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check(0 <= self.beta2 < 1, name="aggregator.beta2", value=self.beta2, must="be in [0, 1)")
 
     def second(self, before: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
         """Return v - (1 - beta2) Delta^2 sign(v - Delta^2)."""

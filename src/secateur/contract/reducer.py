@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import BLOCK, Accumulator, Reduction
+from secateur.contract.reduction import BLOCK, Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.weighted import Accumulator
 from secateur.errors import ConfigError, EngineError
 from secateur.wire.message import Message, Scalar
 

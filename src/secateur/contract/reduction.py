@@ -20,6 +20,7 @@ import torch
 from secateur.contract.reply import Reply, Sent, Stack
 from secateur.contract.spool import Kept, Spool
 from secateur.contract.state import State
+from secateur.contract.weighted import Accumulator, add_part, add_weighted, weighted_mean
 from secateur.errors import ConfigError
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected
@@ -33,9 +34,6 @@ _BY = ("rows", "clients")
 
 Made = Callable[[Reply, Sent], Tensors]
 """A function of a reply and its request that returns the tensors to reduce; it is found by its module and name."""
-
-Accumulator = dict[str, Any]
-"""The intermediate result of a reduction: for a linear one tensors by name, and two are merged by adding them."""
 
 
 def tensors_of(reply: Reply, sent: Sent) -> Tensors:
@@ -124,42 +122,17 @@ class Mean(Reduction):
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
         """Add n_k x_k, and n_k at each coordinate that the client holds."""
         weight = float(reply.rows if self.by == "rows" else 1)
-        held = {} if self.holders is None else self.holders(reply, sent)
-        for name, value in self.of(reply, sent).items():
-            part = value.to(torch.float64, copy=True).mul_(weight)
-            _add(accumulator, f"sum {name}", part)
-            if self.holders is not None:
-                gain = torch.full_like(part, weight) if name not in held else held[name].double() * weight
-                _add(accumulator, f"held {name}", gain)
-        accumulator["weight"] = accumulator.get("weight", 0.0) + weight
-        return accumulator
+        held = None if self.holders is None else self.holders(reply, sent)
+        return add_weighted(accumulator, self.of(reply, sent), weight, held)
 
     def finish(self, accumulator: Accumulator, state: State) -> dict[str, torch.Tensor]:
         """Return the mean: the sum over its weight."""
-        weight = accumulator.get("weight", 0.0)
-        if not weight:
-            return {}
-        sums = {name.removeprefix("sum "): part for name, part in accumulator.items() if name.startswith("sum ")}
-        if self.holders is None:
-            return {name: (part / weight).float() for name, part in sums.items()}
-        mean = {}
-        for name, part in sums.items():
-            held = accumulator[f"held {name}"]
-            otherwise = state.weights[name].double() if self.fallback == "state" else torch.zeros((), dtype=part.dtype)
-            mean[name] = torch.where(held > 0, part / held.clamp(min=1e-300), otherwise).float()
-        return mean
+        return weighted_mean(accumulator, state.weights if self.fallback == "state" else None)
 
 
 @dataclass(frozen=True)
-class Sum(Reduction):
-    """The sum over clients: int64 for integers and booleans, float64 for others; by name, empty without replies.
-
-    The sum of masks counts, for each entry, the clients that kept it.
-
-    Attributes:
-        of: returns the tensors of a reply that are summed.
-        by: whether a client counts once (``clients``) or as often as it has rows (``rows``).
-    """
+class _OfReplies(Reduction):
+    """Base of reductions of something that a function makes of each reply, with a weight for each client."""
 
     of: Made = tensors_of
     by: By = "clients"
@@ -169,15 +142,27 @@ class Sum(Reduction):
         named(self.of)
 
     def check(self, expects: Expected, clients: Sequence[int]) -> None:
-        """Refuse to sum masks if replies have none."""
+        """Refuse to reduce masks if replies have none."""
         del clients
         _needs_masks(self, expects, self.of)
+
+
+@dataclass(frozen=True)
+class Sum(_OfReplies):
+    """The sum over clients: int64 for integers and booleans, float64 for others; by name, empty without replies.
+
+    The sum of masks counts, for each entry, the clients that kept it.
+
+    Attributes:
+        of: returns the tensors of a reply that are summed.
+        by: whether a client counts once (``clients``) or as often as it has rows (``rows``).
+    """
 
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
         """Add x_k, or n_k x_k."""
         for name, value in self.of(reply, sent).items():
             part = value.to(torch.float64 if value.is_floating_point() else torch.int64, copy=True)
-            _add(accumulator, name, part.mul_(reply.rows) if self.by == "rows" else part)
+            add_part(accumulator, name, part.mul_(reply.rows) if self.by == "rows" else part)
         return accumulator
 
     def finish(self, accumulator: Accumulator, state: State) -> dict[str, torch.Tensor]:
@@ -202,7 +187,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Moments(Reduction):
+class Moments(_OfReplies):
     """Weighted mean and variance of each entry over clients, from sums of x and x^2 in float64.
 
     Attributes:
@@ -210,25 +195,13 @@ class Moments(Reduction):
         by: whether a client's weight is its rows (``rows``) or 1 (``clients``).
     """
 
-    of: Made = tensors_of
-    by: By = "clients"
-
-    def __post_init__(self) -> None:
-        _one_of(self, by=(self.by, _BY))
-        named(self.of)
-
-    def check(self, expects: Expected, clients: Sequence[int]) -> None:
-        """Refuse moments of masks if replies have none."""
-        del clients
-        _needs_masks(self, expects, self.of)
-
     def add(self, accumulator: Accumulator, reply: Reply, sent: Sent) -> Accumulator:
         """Add n_k x_k and n_k x_k^2."""
         weight = float(reply.rows if self.by == "rows" else 1)
         for name, value in self.of(reply, sent).items():
             exact = value.double()
-            _add(accumulator, f"sum {name}", exact * weight)
-            _add(accumulator, f"square {name}", exact.square() * weight)
+            add_part(accumulator, f"sum {name}", exact * weight)
+            add_part(accumulator, f"square {name}", exact.square() * weight)
         accumulator["weight"] = accumulator.get("weight", 0.0) + weight
         return accumulator
 
@@ -388,10 +361,6 @@ def _needs_masks(reduction: Reduction, expects: Expected, *made: Made | None) ->
             f"reduction {type(reduction).__name__} is of masks, and the ask expects replies without any: "
             "let them be expected (Ask.expects.mask), or reduce tensors"
         )
-
-
-def _add(accumulator: Accumulator, name: str, part: torch.Tensor) -> None:
-    accumulator[name] = accumulator[name].add_(part) if name in accumulator else part
 
 
 def _plus(one: Any, part: Any) -> Any:
