@@ -4,7 +4,7 @@
 
 The architectures are those of ``tests/architectures``: small, own code, in the idioms of torchvision, timm and Hugging
 Face. *whole* is the share of the MACs (of layers' weights) in layers whose outputs are not units; *half* is what is
-left of a model's MACs, by torch's counter, when half of each layer's units are gone; *slim = masked* is by how much they
+left of a model's MACs, by torch's counter, when half of each layer's units are gone; *slim = masked* is by how much
 differ in double precision, in training and in evaluation mode; *ONNX* in single precision, not with ``--quick``.
 """
 
