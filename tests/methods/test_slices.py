@@ -41,7 +41,7 @@ def start(folder):
     def of(study):
         shards = open_shards(folder)
         model = client.make_model(study, shards)
-        setting = client.make_setting(study, model, shards.clients)
+        setting = client.make_setting(study, model, shards.clients, client.example(shards))
         return study.build_method().start(setting, tensors_of(model), {}), model
 
     return of
@@ -297,7 +297,7 @@ def test_layers_that_stay_whole_are_recorded(tmp_path, capsys):
     text.write_text("A:\n" + "to be or not to be " * 60 + "\n\nB:\n" + "that is the question " * 60)
     study = small(
         "heterofl", rounds=1, data={"source": f"text:{text}", "clients": 2, "partition": "iid"},
-        model={"name": "charlstm", "options": {"hidden": 8}},
+        model={"name": "chartransformer", "options": {"width": 8, "heads": 2, "depth": 1}},
     )  # fmt: skip
     with prepare.federation(study) as folder:
         summary = play(study, tmp_path / "run", folder)

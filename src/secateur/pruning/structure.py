@@ -33,14 +33,22 @@ Kind = Literal["channel", "head", "block"]
 class Slot:
     """The place of a group's units in a tensor.
 
-    Dimension ``dim`` has ``tiles`` runs of all units, and each unit has ``repeat`` consecutive indices in each run: a
-    flattened feature map repeats each channel, an LSTM stacks four gates as tiles.
+    From index ``offset`` on, dimension ``dim`` has ``tiles`` runs of all units, and each unit has ``repeat``
+    consecutive indices in each run: a flattened feature map repeats each channel, an LSTM stacks four gates as tiles,
+    and behind a concatenation each layer's units begin at an offset, and the dimension's ``size`` is that of all (0:
+    its own).
     """
 
     tensor: str
     dim: int
     repeat: int = 1
     tiles: int = 1
+    offset: int = 0
+    size: int = 0
+
+    def length(self, units: int) -> int:
+        """Return the number of indices of so many units."""
+        return units * self.repeat * self.tiles
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Group:
         kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit; without it the
             model passes on the block's input.
         family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
+        silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
+            only where the weights that read it are pruned as well.
     """
 
     name: str
@@ -67,6 +77,7 @@ class Group:
     outgoing: tuple[Slot, ...] = ()
     kind: Kind = "channel"
     family: str = ""
+    silent: bool = True
 
 
 @dataclass(frozen=True)
@@ -111,17 +122,22 @@ class Layout:
 
 def per_unit(tensor: torch.Tensor, slot: Slot, units: int) -> torch.Tensor:
     """Return the entries of a tensor by unit, shape (units, entries of each)."""
-    front = tensor.movedim(slot.dim, 0)
+    front = tensor.movedim(slot.dim, 0).narrow(0, slot.offset, slot.length(units))
     return front.reshape(slot.tiles, units, slot.repeat, -1).transpose(0, 1).reshape(units, -1)
 
 
 def spread(units: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Return one value for each index along the slot's dimension, given one for each unit."""
-    return units.repeat_interleave(slot.repeat).repeat(slot.tiles)
+    """Return one value for each index along the slot's dimension, given one for each unit; 1 for those of others."""
+    own = units.repeat_interleave(slot.repeat).repeat(slot.tiles)
+    if not slot.size:
+        return own
+    whole = torch.ones(slot.size, dtype=units.dtype, device=units.device)
+    whole[slot.offset : slot.offset + len(own)] = own
+    return whole
 
 
 def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
-    """Broadcast one value for each unit to the entries of a tensor of ``shape`` that belong to it."""
+    """Broadcast one value for each unit to the entries of a tensor of ``shape`` that belong to it; 1 to the others."""
     view = [1] * len(shape)
     view[slot.dim] = -1
     return spread(units, slot).view(view).expand(shape)
@@ -146,12 +162,13 @@ def dead_units(mask: Mask, group: Group) -> torch.Tensor:
     """Return a flag for each unit: whether all its incoming entries are pruned, bias and norm included.
 
     Such a unit is zero for every input, so removing it changes nothing. A unit whose bias is not masked
-    still adds a constant and is not dead.
+    still adds a constant and is not dead. One that is not ``silent`` is a constant, and dead if nothing reads it.
     """
-    if any(slot.tensor not in mask for slot in group.incoming):
+    needed = group.incoming if group.silent else (*group.incoming, *group.outgoing)
+    if any(slot.tensor not in mask for slot in needed):
         return torch.zeros(group.units, dtype=torch.bool)
     dead = torch.ones(group.units, dtype=torch.bool)
-    for slot in group.incoming:
+    for slot in needed:
         dead &= ~per_unit(mask[slot.tensor], slot, group.units).any(1)
     return dead
 
@@ -255,16 +272,16 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
         least = max(1, *(int(keep[name].sum()) for name in (*relatives, group.name)))
         dead = (~keep[group.name]).nonzero().flatten()
         keep[group.name][dead[: max(0, least - int(keep[group.name].sum()))]] = True
-    cuts: dict[tuple[str, int], Cut] = {}
+    kept: dict[tuple[str, int], torch.Tensor] = {}
     for group in layers:
         if bool(keep[group.name].all()):
             continue
         for slot in (*group.incoming, *group.statistics, *group.outgoing):
             if not dropped.drops(slot.tensor):
                 flags = spread(keep[group.name], slot)
-                index = flags.nonzero().flatten().tolist()
-                cuts[slot.tensor, slot.dim] = Cut(slot.tensor, slot.dim, len(flags), tuple(index))
-    return Plan(tuple(cuts.values()), dropped.dropped)
+                kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
+    cuts = [Cut(*place, len(flags), tuple(flags.nonzero().flatten().tolist())) for place, flags in kept.items()]
+    return Plan(tuple(cuts), dropped.dropped)
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

@@ -150,7 +150,7 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
     groups = sorted({k // each for k in kept})
     if isinstance(norm, SlimGroupNorm) or len(kept) < each * len(groups):
         return SlimGroupNorm(norm, kept)
-    whole = nn.GroupNorm(len(groups), len(kept), eps=norm.eps)
+    whole = nn.GroupNorm(len(groups), len(kept), eps=norm.eps).to(norm.weight)
     index = torch.tensor(kept)
     with torch.no_grad():
         whole.weight.copy_(norm.weight[index])
@@ -162,16 +162,24 @@ def _resize(module: nn.Module) -> None:
     """Update the sizes that a layer stores to those of its parameters."""
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        module.out_channels = len(module.weight)
+    elif isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 -- torch's own base class
         if module.groups > 1:
-            module.in_channels = module.groups = module.out_channels
+            module.groups = module.out_channels = len(module.weight)
         else:
-            module.in_channels = module.weight.shape[1]
+            module.out_channels = module.weight.shape[1]
+        module.in_channels = len(module.weight)
+    elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 -- likewise
+        if module.groups > 1:
+            module.groups = len(module.weight) * module.groups // module.out_channels
+        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
     elif isinstance(module, nn.RNNBase):
         first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
         module.input_size, module.hidden_size = first.shape[1], own.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 -- torch's own base class
-        module.num_features = len(module.weight)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001 -- likewise
+        module.num_features = len(module.weight if module.weight is not None else module.running_mean)
     else:
         raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
