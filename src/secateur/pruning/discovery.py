@@ -18,6 +18,7 @@ from secateur.errors import ModelError
 from secateur.pruning import depgraph
 from secateur.pruning.blocks import blocks
 from secateur.pruning.following import Walk
+from secateur.pruning.forwards import STORED, Site
 from secateur.pruning.proposals import proposals
 from secateur.pruning.roles import FIXED, roles, tokens
 from secateur.pruning.structure import Group, Layout
@@ -71,13 +72,33 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
     if trial.broken:
         return (), {"": trial.broken}
     proposed, whole = proposed_by_walk(trial) if how != "torch_pruning" else ([], dict[str, str]())
-    found, held = trial.passing([*proposed, *_blocks(model)])
+    found, held = _tried(trial, [*proposed, *_blocks(model)])
     whole |= held
     if how in {"both", "torch_pruning"}:
         more, refused = _by_graph(model, example, trial, found, alone=how == "torch_pruning")
         named = {group.name for group in more}
         found, whole = [*found, *more], {n: why for n, why in {**refused, **whole}.items() if n not in named}
     return tuple(sorted(found, key=lambda group: group.kind == "block")), whole
+
+
+def _tried(trial: Trial, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
+    """Return the groups that pass, and why others do not; sizes in a model's own code change only if they must."""
+
+    def bare(some: list[Group]) -> list[Group]:
+        stored = {group.name: tuple(s for s in group.calls if Site.parse(s.tensor).call in STORED) for group in some}
+        return [replace(group, calls=stored[group.name]) for group in some]
+
+    if not any(group.calls for group in groups) or not trial.failure(bare(groups)):
+        return trial.passing(bare(groups))
+    found, held = trial.passing(groups)
+    again = [group for group in groups if group.calls and group.name in held]
+    if not trial.failure(bare(found)):
+        found = bare(found)
+    if again:
+        more, still = trial.passing([*found, *bare(again)])
+        named = {group.name for group in more}
+        found, held = more, {name: held.get(name, why) for name, why in (held | still).items() if name not in named}
+    return found, held
 
 
 def _by_graph(
@@ -107,7 +128,7 @@ def proposed_by_walk(trial: Trial) -> tuple[list[Group], dict[str, str]]:
     for training in (False, True):
         model.train(training)
         with warnings.catch_warnings(action="ignore"):
-            walk.run(trial.rows)
+            walk.run(trial.inputs(training=training))
     groups, whole = proposals(walk.units)
     return groups, {name: why for name, why in walk.whole.items() if name not in whole} | whole
 

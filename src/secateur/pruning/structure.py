@@ -65,6 +65,7 @@ class Group:
         kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit; without it the
             model passes on the block's input.
         family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
+        calls: slots in the calls of modules' own code that name sizes (``forwards``), where the model needs that.
         silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
             only where the weights that read it are pruned as well.
     """
@@ -78,6 +79,7 @@ class Group:
     kind: Kind = "channel"
     family: str = ""
     silent: bool = True
+    calls: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,10 +192,12 @@ class Plan:
     Attributes:
         cuts: at most one for each tensor and dimension.
         dropped: the removed blocks; the model passes on their inputs.
+        calls: what is left of sizes that modules' own code names, in the place of the tensor the call (``forwards``).
     """
 
     cuts: tuple[Cut, ...] = ()
     dropped: tuple[str, ...] = ()
+    calls: tuple[Cut, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything is removed."""
@@ -201,34 +205,39 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
-        cuts = [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in self.cuts]
-        return json.dumps({"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts})
+        cuts, calls = (
+            [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in part]
+            for part in (self.cuts, self.calls)
+        )
+        version = {"secateur_plan": 3, "calls": calls} if calls else {"secateur_plan": 2}
+        return json.dumps({**version, "dropped": list(self.dropped), "cuts": cuts})
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            ModelError: not a plan of version 1 or 2, a tensor's dimension cut twice, or indices out of range, repeated
-                or unordered.
+            ModelError: not a plan of version 1, 2 or 3, a tensor's dimension cut twice, or indices out of range,
+                repeated or unordered.
         """
         try:
             document = json.loads(text)
-            if document["secateur_plan"] not in {1, 2}:
-                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 and 2")
+            if document["secateur_plan"] not in {1, 2, 3}:
+                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 to 3")
             cuts = tuple(_cut(entry) for entry in document["cuts"])
+            calls = tuple(_cut(entry) for entry in document.get("calls", []))
             dropped = tuple(str(name) for name in document.get("dropped", []))
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
-        for cut in cuts:
+        for cut in (*cuts, *calls):
             rising = bool(cut.kept) and list(cut.kept) == sorted(set(cut.kept))
             if not rising or cut.dim < 0 or not 0 <= cut.kept[0] <= cut.kept[-1] < cut.size:
                 raise ModelError(
                     f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}"
                 )
-        if len({(cut.tensor, cut.dim) for cut in cuts}) < len(cuts):
+        if len({(cut.tensor, cut.dim) for cut in (*cuts, *calls)}) < len(cuts) + len(calls):
             raise ModelError("structural plan: a dimension of a tensor is cut twice")
-        return cls(cuts, dropped)
+        return cls(cuts, dropped, calls)
 
     def of(self, tensor: str) -> tuple[Cut, ...]:
         """Return the cuts of one tensor."""
@@ -240,18 +249,26 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """Return one plan for the dense model that equals this one followed by ``later``, which is for its result."""
-        first = {(cut.tensor, cut.dim): cut for cut in self.cuts}
-        for cut in later.cuts:
-            before = first.get((cut.tensor, cut.dim))
-            if before is not None and cut.size != len(before.kept):
-                raise ModelError(
-                    f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}"
-                )
-            kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
-            size = cut.size if before is None else before.size
-            first[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
         both = Plan((), self.dropped + later.dropped)
-        return Plan(tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped)
+        cuts, calls = composed(self.cuts, later.cuts), composed(self.calls, later.calls)
+        return Plan(tuple(cut for cut in cuts if not both.drops(cut.tensor)), both.dropped, calls)
+
+
+def composed(first: Iterable[Cut], later: Iterable[Cut]) -> tuple[Cut, ...]:
+    """Return the cuts that equal the first ones followed by later ones, which are of what the first leave.
+
+    Raises:
+        ModelError: a later cut is of another size.
+    """
+    found = {(cut.tensor, cut.dim): cut for cut in first}
+    for cut in later:
+        before = found.get((cut.tensor, cut.dim))
+        if before is not None and cut.size != len(before.kept):
+            raise ModelError(f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}")
+        kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
+        size = cut.size if before is None else before.size
+        found[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+    return tuple(found.values())
 
 
 def _cut(entry: Mapping[str, Any]) -> Cut:
@@ -273,15 +290,18 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
         dead = (~keep[group.name]).nonzero().flatten()
         keep[group.name][dead[: max(0, least - int(keep[group.name].sum()))]] = True
     kept: dict[tuple[str, int], torch.Tensor] = {}
+    whole = {group.name for group in layers if bool(keep[group.name].all())}
     for group in layers:
-        if bool(keep[group.name].all()):
-            continue
-        for slot in (*group.incoming, *group.statistics, *group.outgoing):
+        tensors = () if group.name in whole else (*group.incoming, *group.statistics, *group.outgoing)
+        # a size may be read off a value that has lost other units: all are named as soon as any unit goes
+        for slot in (*tensors, *(group.calls if len(whole) < len(layers) else ())):
             if not dropped.drops(slot.tensor):
                 flags = spread(keep[group.name], slot)
                 kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
+    calls = {slot.tensor for group in layers for slot in group.calls}
     cuts = [Cut(*place, len(flags), tuple(flags.nonzero().flatten().tolist())) for place, flags in kept.items()]
-    return Plan(tuple(cuts), dropped.dropped)
+    of_tensors = tuple(cut for cut in cuts if cut.tensor not in calls)
+    return Plan(of_tensors, dropped.dropped, tuple(cut for cut in cuts if cut.tensor in calls))
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

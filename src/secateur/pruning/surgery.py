@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
-from secateur.pruning.structure import Plan, slim
+from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
+from secateur.pruning.forwards import STORED, Site, resize
+from secateur.pruning.mask import Tensors
+from secateur.pruning.structure import Cut, Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
@@ -114,15 +117,34 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         setattr(owner, block.rpartition(".")[2], nn.Identity())
     for name in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in plan.cuts):
         module = _submodule(model, name)
-        if isinstance(module, (nn.GroupNorm, SlimGroupNorm)):
+        if isinstance(module, (nn.GroupNorm, SlimGroupNorm, nn.MultiheadAttention, SlimMultiheadAttention)):
             owner = _submodule(model, name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
+            setattr(owner, name.rpartition(".")[2], _replaced(name, module, plan, smaller))
             continue
         for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
             part, value = tensor.rpartition(".")[2], smaller[tensor]
             setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
         _resize(module)
+    _rename_sizes(model, plan)
     return model
+
+
+def _rename_sizes(model: nn.Module, plan: Plan) -> None:
+    """Change the sizes that modules store beside their tensors, and those that their code names."""
+    for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
+        if any(isinstance(module, SlimMultiheadAttention) for module in encoder.modules()):
+            encoder.use_nested_tensor = False  # only torch's own attention takes rows of different lengths
+    calls: dict[str, list[Cut]] = {}
+    for cut in plan.calls:
+        site = Site.parse(cut.tensor)
+        if plan.drops(site.module):
+            continue
+        if site.call in STORED:
+            setattr(_submodule(model, site.module), site.call, len(cut.kept))
+        else:
+            calls.setdefault(site.module, []).append(cut)
+    for name, cuts in calls.items():
+        resize(_submodule(model, name), cuts)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -144,6 +166,15 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise ModelError(f"structural plan names {name!r}, which the model does not have") from absent
 
 
+def _replaced(name: str, module: nn.Module, plan: Plan, smaller: Tensors) -> nn.Module:
+    """Return the layer that stands for one whose torch class cannot lose units."""
+    if isinstance(module, (nn.MultiheadAttention, SlimMultiheadAttention)):
+        own = {part: smaller[f"{name}.{part}"] for part in PROJECTIONS if f"{name}.{part}" in smaller}
+        of_heads = next((cut for part in own for cut in plan.of(f"{name}.{part}") if cut.dim == 0), None)
+        return SlimMultiheadAttention(module, of_heads, own)
+    return _group_norm(cast("nn.GroupNorm", module), plan.of(f"{name}.weight")[0].kept)
+
+
 def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.Module:
     """Return torch's own layer, which is faster, if only whole groups are removed."""
     each = norm.num_channels // norm.num_groups
@@ -159,27 +190,63 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
 
 
 def _resize(module: nn.Module) -> None:
-    """Update the sizes that a layer stores to those of its parameters."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 -- torch's own base class
-        if module.groups > 1:
-            module.groups = module.out_channels = len(module.weight)
-        else:
-            module.out_channels = module.weight.shape[1]
-        module.in_channels = len(module.weight)
-    elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 -- likewise
-        if module.groups > 1:
-            module.groups = len(module.weight) * module.groups // module.out_channels
-        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.RNNBase):
-        first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
-        module.input_size, module.hidden_size = first.shape[1], own.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001 -- likewise
-        module.num_features = len(module.weight if module.weight is not None else module.running_mean)
-    else:
+    """Update the sizes that a layer of torch stores to those of its parameters; whether others store any is tried."""
+    for kind, update in _STORES.items():
+        if isinstance(module, kind):
+            return update(module)
+    if type(module).__module__.startswith("torch.nn."):
         raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
+    return None
+
+
+def _linear(layer: nn.Linear) -> None:
+    layer.out_features, layer.in_features = layer.weight.shape
+
+
+def _transposed(layer: nn.ConvTranspose2d) -> None:
+    if layer.groups > 1:
+        layer.groups = layer.out_channels = len(layer.weight)
+    else:
+        layer.out_channels = layer.weight.shape[1]
+    layer.in_channels = len(layer.weight)
+
+
+def _convolution(layer: nn.Conv2d) -> None:
+    if layer.groups > 1:
+        layer.groups = len(layer.weight) * layer.groups // layer.out_channels
+    layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
+
+
+def _embedding(layer: nn.Embedding) -> None:
+    layer.embedding_dim = layer.weight.shape[1]
+
+
+def _prelu(layer: nn.PReLU) -> None:
+    layer.num_parameters = len(layer.weight)
+
+
+def _recurrent(layer: nn.RNNBase) -> None:
+    first, own = (cast("torch.Tensor", getattr(layer, f"weight_{part}_l0")) for part in ("ih", "hh"))
+    layer.input_size, layer.hidden_size = first.shape[1], own.shape[1]
+
+
+def _cell(layer: nn.RNNCellBase) -> None:
+    layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
+
+
+def _norm(layer: nn.BatchNorm2d) -> None:
+    held = layer.running_mean if layer.weight is None else layer.weight
+    layer.num_features = len(cast("torch.Tensor", held))
+
+
+_STORES: Mapping[type[nn.Module], Callable[[Any], None]] = {
+    nn.Linear: _linear,
+    nn.modules.conv._ConvTransposeNd: _transposed,  # noqa: SLF001 -- torch's own base classes
+    nn.modules.conv._ConvNd: _convolution,  # noqa: SLF001
+    nn.Embedding: _embedding,
+    nn.PReLU: _prelu,
+    nn.RNNBase: _recurrent,
+    nn.RNNCellBase: _cell,
+    nn.modules.batchnorm._NormBase: _norm,  # noqa: SLF001
+}
+"""The layers of torch that store sizes of their parameters, and what updates those; a class before its base."""

@@ -15,7 +15,7 @@ import torch
 
 from secateur.errors import ModelError
 
-Part = Literal["weights", "incoming", "statistics", "outgoing"]
+Part = Literal["weights", "incoming", "statistics", "outgoing", "calls"]
 """What a parameter's dimension is to its units; see ``structure.Group``."""
 
 
