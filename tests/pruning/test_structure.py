@@ -110,7 +110,7 @@ def test_plan_json_round_trip_and_replay_on_a_fresh_model():
     [
         ("{", "not a structural plan"),
         ('{"cuts": []}', "not a structural plan"),
-        ('{"secateur_plan": 3, "cuts": []}', "version 3"),
+        ('{"secateur_plan": 4, "cuts": []}', "version 4"),
         ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": -1, "size": 2, "kept": [0]}]}', "must rise"),
         ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": []}]}', "must rise"),
         (

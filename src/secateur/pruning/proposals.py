@@ -95,7 +95,7 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
     if len(members) == 1:
         return _ALONE
     order = torch.tensor(members)
-    slots: dict[str, list[Slot]] = {"weights": [], "incoming": [], "statistics": [], "outgoing": []}
+    slots: dict[str, list[Slot]] = {"weights": [], "incoming": [], "statistics": [], "outgoing": [], "numbers": []}
     for axis, labels in axes:
         places = _slots(axis, labels, order)
         if places is None:
@@ -108,7 +108,7 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
     return Group(
         name, len(members), own, own + more, tuple(slots["statistics"]), tuple(slots["outgoing"]),
         "head" if first in facts.heads else "channel", facts.families.get(first, ""),
-        silent=facts.audible.isdisjoint(members),
+        silent=facts.audible.isdisjoint(members), numbers=tuple(slots["numbers"]),
     )  # fmt: skip
 
 

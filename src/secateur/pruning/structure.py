@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -67,6 +67,7 @@ class Group:
         family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
         silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
             only where the weights that read it are pruned as well.
+        numbers: slots of the units in integer attributes of modules that count them, such as a number of heads.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Group:
     kind: Kind = "channel"
     family: str = ""
     silent: bool = True
+    numbers: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -184,16 +186,27 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A count of units that a module holds in an integer attribute: ``left`` remain of ``size``."""
+
+    attribute: str
+    size: int
+    left: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The parts to remove from a model; a plan can be applied to any fresh model of the same architecture.
 
     Attributes:
         cuts: at most one for each tensor and dimension.
         dropped: the removed blocks; the model passes on their inputs.
+        numbers: the attributes of modules that count units, at most one entry for each.
     """
 
     cuts: tuple[Cut, ...] = ()
     dropped: tuple[str, ...] = ()
+    numbers: tuple[Number, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything is removed."""
@@ -202,22 +215,29 @@ class Plan:
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
         cuts = [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in self.cuts]
-        return json.dumps({"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts})
+        document: dict[str, Any] = {"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts}
+        if self.numbers:  # what reads version 2 does not know of them
+            document |= {"secateur_plan": 3, "numbers": [asdict(number) for number in self.numbers]}
+        return json.dumps(document)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            ModelError: not a plan of version 1 or 2, a tensor's dimension cut twice, or indices out of range, repeated
+            ModelError: not a plan of version 1 to 3, a tensor's dimension cut twice, or indices out of range, repeated
                 or unordered.
         """
         try:
             document = json.loads(text)
-            if document["secateur_plan"] not in {1, 2}:
-                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 and 2")
+            if document["secateur_plan"] not in {1, 2, 3}:
+                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 to 3")
             cuts = tuple(_cut(entry) for entry in document["cuts"])
             dropped = tuple(str(name) for name in document.get("dropped", []))
+            numbers = tuple(
+                Number(str(entry["attribute"]), int(entry["size"]), int(entry["left"]))
+                for entry in document.get("numbers", [])
+            )
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
         for cut in cuts:
@@ -228,7 +248,10 @@ class Plan:
                 )
         if len({(cut.tensor, cut.dim) for cut in cuts}) < len(cuts):
             raise ModelError("structural plan: a dimension of a tensor is cut twice")
-        return cls(cuts, dropped)
+        for number in numbers:
+            if not 0 < number.left <= number.size:
+                raise ModelError(f"structural plan: {number.attribute!r} must keep 1 to {number.size} units")
+        return cls(cuts, dropped, numbers)
 
     def of(self, tensor: str) -> tuple[Cut, ...]:
         """Return the cuts of one tensor."""
@@ -250,8 +273,15 @@ class Plan:
             kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
             size = cut.size if before is None else before.size
             first[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+        counts = {number.attribute: number for number in self.numbers}
+        for number in later.numbers:
+            size = counts[number.attribute].size if number.attribute in counts else number.size
+            counts[number.attribute] = Number(number.attribute, size, number.left)
         both = Plan((), self.dropped + later.dropped)
-        return Plan(tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped)
+        return Plan(
+            tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped,
+            tuple(number for number in counts.values() if not both.drops(number.attribute)),
+        )  # fmt: skip
 
 
 def _cut(entry: Mapping[str, Any]) -> Cut:
@@ -276,12 +306,14 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
     for group in layers:
         if bool(keep[group.name].all()):
             continue
-        for slot in (*group.incoming, *group.statistics, *group.outgoing):
+        for slot in (*group.incoming, *group.statistics, *group.outgoing, *group.numbers):
             if not dropped.drops(slot.tensor):
                 flags = spread(keep[group.name], slot)
                 kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
-    cuts = [Cut(*place, len(flags), tuple(flags.nonzero().flatten().tolist())) for place, flags in kept.items()]
-    return Plan(tuple(cuts), dropped.dropped)
+    counts = {slot.tensor for group in layers for slot in group.numbers}
+    cuts = [Cut(*at, len(f), tuple(f.nonzero().flatten().tolist())) for at, f in kept.items() if at[0] not in counts]
+    numbers = [Number(name, len(f), int(f.sum())) for (name, _), f in kept.items() if name in counts]
+    return Plan(tuple(cuts), dropped.dropped, tuple(numbers))
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

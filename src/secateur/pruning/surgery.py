@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
-from secateur.pruning.structure import Plan, slim
+from secateur.pruning.structure import Number, Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
@@ -119,10 +120,35 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
             setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
             continue
         for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
-            part, value = tensor.rpartition(".")[2], smaller[tensor]
-            setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
+            _replace(model, module, tensor.rpartition(".")[2], smaller[tensor])
         _resize(module)
+    for number in plan.numbers:
+        _recount(model, number)
     return model
+
+
+def _replace(model: nn.Module, module: nn.Module, part: str, value: torch.Tensor) -> None:
+    """Put a smaller tensor in the place of a module's tensor, and of every other that it is tied to."""
+    old = getattr(module, part)
+    if not isinstance(old, nn.Parameter):
+        setattr(module, part, value)
+        return
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    for other in model.modules():
+        tied = [name for name, parameter in other.named_parameters(recurse=False) if parameter is old]
+        for name in tied:
+            setattr(other, name, new)
+        if tied and other is not module:
+            _resize(other)
+
+
+def _recount(model: nn.Module, number: Number) -> None:
+    """Set an attribute that counts units to the number of those that are left."""
+    owner, _, attribute = number.attribute.rpartition(".")
+    module = _submodule(model, owner)
+    if getattr(module, attribute, None) != number.size:
+        raise ModelError(f"structural plan sets {number.attribute!r} from {number.size}: the model has another number")
+    setattr(module, attribute, number.left)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -158,28 +184,51 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
     return whole
 
 
+@singledispatch
 def _resize(module: nn.Module) -> None:
     """Update the sizes that a layer stores to those of its parameters."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.conv._ConvTransposeNd):  # noqa: SLF001 -- torch's own base class
-        if module.groups > 1:
-            module.groups = module.out_channels = len(module.weight)
-        else:
-            module.out_channels = module.weight.shape[1]
-        module.in_channels = len(module.weight)
-    elif isinstance(module, nn.modules.conv._ConvNd):  # noqa: SLF001 -- likewise
-        if module.groups > 1:
-            module.groups = len(module.weight) * module.groups // module.out_channels
-        module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
-    elif isinstance(module, nn.Embedding):
-        module.embedding_dim = module.weight.shape[1]
-    elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
-    elif isinstance(module, nn.RNNBase):
-        first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
-        module.input_size, module.hidden_size = first.shape[1], own.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._NormBase):  # noqa: SLF001 -- likewise
-        module.num_features = len(module.weight if module.weight is not None else module.running_mean)
-    else:
+    if type(module).__module__.startswith("torch.nn.modules"):
         raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
+
+
+@_resize.register
+def _(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+@_resize.register(nn.modules.conv._ConvNd)  # noqa: SLF001 -- torch's own base class
+def _(module: nn.Conv2d) -> None:
+    if module.groups > 1:
+        module.groups = len(module.weight) * module.groups // module.out_channels
+    module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+
+
+@_resize.register(nn.modules.conv._ConvTransposeNd)  # noqa: SLF001 -- likewise
+def _(module: nn.ConvTranspose2d) -> None:
+    if module.groups > 1:
+        module.groups = module.out_channels = len(module.weight)
+    else:
+        module.out_channels = module.weight.shape[1]
+    module.in_channels = len(module.weight)
+
+
+@_resize.register
+def _(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+@_resize.register
+def _(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)
+
+
+@_resize.register
+def _(module: nn.RNNBase) -> None:
+    first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
+    module.input_size, module.hidden_size = first.shape[1], own.shape[1]
+
+
+@_resize.register(nn.modules.batchnorm._NormBase)  # noqa: SLF001 -- likewise
+def _(module: nn.BatchNorm2d) -> None:
+    kept = module.running_mean if module.weight is None else module.weight
+    module.num_features = len(cast("torch.Tensor", kept))
