@@ -12,7 +12,7 @@ from secateur.pruning.structure import Group, Slot
 from secateur.pruning.units import Axis, Units, distinct
 
 _ALONE = "all its units go together"
-_MINGLED = "its units are mingled with those of others"
+_MINGLED = "its units do not lie in the same order everywhere"
 
 
 def proposals(units: Units) -> tuple[list[Group], dict[str, str]]:
