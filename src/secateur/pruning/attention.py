@@ -61,7 +61,8 @@ class SlimMultiheadAttention(nn.Module):
             self.kept, self.dense_heads = tuple(dense.kept[k] for k in heads), dense.dense_heads
         for name in PROJECTIONS:
             part = tensors.get(name)
-            self.register_parameter(name, None if part is None else nn.Parameter(part))
+            trained = part is not None and getattr(dense, name).requires_grad
+            self.register_parameter(name, None if part is None else nn.Parameter(part, requires_grad=trained))
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_padding_mask: torch.Tensor | None = None,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Hashable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -18,13 +19,17 @@ from secateur.errors import ModelError
 from secateur.pruning import depgraph
 from secateur.pruning.blocks import blocks
 from secateur.pruning.following import Walk
-from secateur.pruning.forwards import STORED, Site
 from secateur.pruning.proposals import proposals
 from secateur.pruning.roles import FIXED, roles, tokens
 from secateur.pruning.structure import Group, Layout
 from secateur.pruning.trial import Trial
 
 How = Literal["trace", "both", "torch_pruning", "none"]
+
+_KNOWN: dict[Hashable, tuple[tuple[Group, ...], dict[str, str]]] = {}
+"""What was found for models by all that their forward passes depend on, but for the values of their weights: a trial
+takes longer than many a round, and the same models come again."""
+_MOST = 64
 
 
 def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = None) -> Layout:
@@ -45,9 +50,42 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
     found = roles(model)
     if how == "none" or example is None:
         return Layout(found, tokens=tokens(model))
-    groups, whole = units(model, how, example)
+    facts = _facts(model, how, example)
+    if facts not in _KNOWN:
+        while len(_KNOWN) >= _MOST:
+            _KNOWN.pop(next(iter(_KNOWN)))
+        _KNOWN[facts] = units(model, how, example)
+    groups, whole = _KNOWN[facts]
     groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED})
     return Layout(found, groups, {**whole, **fixed}, tokens(model))
+
+
+def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
+    """Return all that decides what the units of a model are, as far as it can be seen."""
+    skipped = {"training", "_parameters", "_buffers", "_modules"}
+    modules = [
+        (
+            name,
+            type(module),
+            *(
+                (k, _hashable(list(v.values()) if k.endswith("_hooks") else v))
+                for k, v in vars(module).items()
+                if k not in skipped
+            ),
+        )
+        for name, module in model.named_modules()
+    ]
+    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
+    largest = None if example.is_floating_point() else int(example.max())
+    return how, example.shape, example.dtype, largest, tuple(modules), tuple(tensors)
+
+
+def _hashable(value: Any) -> Hashable:
+    if isinstance(value, Mapping):
+        return tuple((_hashable(k), _hashable(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple, set)):
+        return tuple(_hashable(v) for v in value)
+    return value if isinstance(value, Hashable) else repr(value)
 
 
 def _movable(groups: tuple[Group, ...], fixed: set[str]) -> tuple[tuple[Group, ...], dict[str, str]]:
@@ -85,8 +123,7 @@ def _tried(trial: Trial, groups: list[Group]) -> tuple[list[Group], dict[str, st
     """Return the groups that pass, and why others do not; sizes in a model's own code change only if they must."""
 
     def bare(some: list[Group]) -> list[Group]:
-        stored = {group.name: tuple(s for s in group.calls if Site.parse(s.tensor).call in STORED) for group in some}
-        return [replace(group, calls=stored[group.name]) for group in some]
+        return [replace(group, calls=()) for group in some]
 
     if not any(group.calls for group in groups) or not trial.failure(bare(groups)):
         return trial.passing(bare(groups))

@@ -27,9 +27,6 @@ BOUNDED = frozenset({"chunk", "split", "split_with_sizes", "getitem"})
 """Calls whose arguments name places along a dimension of what they get."""
 FILLED = frozenset({"zeros", "new_zeros"})
 """Calls that make a tensor of the sizes that they name, of nothing else."""
-STORED = frozenset({"num_features"})
-"""Sizes that a layer stores beside its tensors, of which it may have none."""
-
 _GUARDS = {"_assert", "_assert_is_none"}
 _MAKERS = ("arange", "empty", "eye", "full", "linspace", "ones", "randn", "tril_indices", "zeros")
 _CONSTANT = "_tensor_constant"
@@ -41,7 +38,7 @@ class Site:
 
     Attributes:
         module: the module's name.
-        call: what is called, as ``view``; or the name of a size that the module stores.
+        call: what is called, as ``view``.
         index: how many such calls the forward pass makes before it.
         rank: number of dimensions of the tensor whose sizes it names; of a split or chunk, the number of parts.
     """
@@ -63,7 +60,7 @@ class Site:
             ModelError: it is none.
         """
         module, *rest = name.split(":")
-        if len(rest) != 3 or rest[0] not in SHAPED | BOUNDED | FILLED | STORED or not (rest[1] + rest[2]).isdecimal():
+        if len(rest) != 3 or rest[0] not in SHAPED | BOUNDED | FILLED or not (rest[1] + rest[2]).isdecimal():
             raise ModelError(f"structural plan: {name!r} is no call in a module's forward pass")
         return cls(module, rest[0], int(rest[1]), int(rest[2]))
 

@@ -13,7 +13,7 @@ from secateur.pruning.structure import Group, Slot
 from secateur.pruning.units import Axis, Units, distinct
 
 _ALONE = "all its units go together"
-_MINGLED = "its units are mingled with those of others"
+_MINGLED = "its units do not lie in the same order everywhere"
 
 
 def proposals(units: Units) -> tuple[list[Group], dict[str, str]]:
@@ -96,7 +96,14 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
     if len(members) == 1:
         return _ALONE
     order = torch.tensor(members)
-    slots: dict[str, list[Slot]] = {"weights": [], "incoming": [], "statistics": [], "outgoing": [], "calls": []}
+    slots: dict[str, list[Slot]] = {
+        "weights": [],
+        "incoming": [],
+        "statistics": [],
+        "outgoing": [],
+        "numbers": [],
+        "calls": [],
+    }
     for axis, labels in axes:
         places = _slots(axis, labels, order)
         if places is None:
@@ -109,7 +116,8 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
     return Group(
         name, len(members), own, own + more, tuple(slots["statistics"]), tuple(slots["outgoing"]),
         "head" if first in facts.heads else "channel", facts.families.get(first, ""),
-        silent=facts.audible.isdisjoint(members), calls=tuple(slots["calls"]),
+        silent=facts.audible.isdisjoint(members), numbers=tuple(slots["numbers"]),
+        calls=tuple(slots["calls"]),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -68,6 +68,7 @@ class Group:
         calls: slots in the calls of modules' own code that name sizes (``forwards``), where the model needs that.
         silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
             only where the weights that read it are pruned as well.
+        numbers: slots of the units in integer attributes of modules that count them, such as a number of heads.
     """
 
     name: str
@@ -79,6 +80,7 @@ class Group:
     kind: Kind = "channel"
     family: str = ""
     silent: bool = True
+    numbers: tuple[Slot, ...] = ()
     calls: tuple[Slot, ...] = ()
 
 
@@ -186,17 +188,28 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A count of units that a module holds in an integer attribute: ``left`` remain of ``size``."""
+
+    attribute: str
+    size: int
+    left: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The parts to remove from a model; a plan can be applied to any fresh model of the same architecture.
 
     Attributes:
         cuts: at most one for each tensor and dimension.
         dropped: the removed blocks; the model passes on their inputs.
+        numbers: the attributes of modules that count units, at most one entry for each.
         calls: what is left of sizes that modules' own code names, in the place of the tensor the call (``forwards``).
     """
 
     cuts: tuple[Cut, ...] = ()
     dropped: tuple[str, ...] = ()
+    numbers: tuple[Number, ...] = ()
     calls: tuple[Cut, ...] = ()
 
     def __bool__(self) -> bool:
@@ -205,20 +218,19 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
-        cuts, calls = (
-            [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in part]
-            for part in (self.cuts, self.calls)
-        )
-        version = {"secateur_plan": 3, "calls": calls} if calls else {"secateur_plan": 2}
-        return json.dumps({**version, "dropped": list(self.dropped), "cuts": cuts})
+        document: dict[str, Any] = {"secateur_plan": 2, "dropped": list(self.dropped), "cuts": _json(self.cuts)}
+        if self.numbers or self.calls:  # what reads version 2 does not know of them
+            numbers = [asdict(number) for number in self.numbers]
+            document |= {"secateur_plan": 3, "numbers": numbers, "calls": _json(self.calls)}
+        return json.dumps(document)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            ModelError: not a plan of version 1, 2 or 3, a tensor's dimension cut twice, or indices out of range,
-                repeated or unordered.
+            ModelError: not a plan of version 1 to 3, a tensor's dimension cut twice, or indices out of range, repeated
+                or unordered.
         """
         try:
             document = json.loads(text)
@@ -227,6 +239,10 @@ class Plan:
             cuts = tuple(_cut(entry) for entry in document["cuts"])
             calls = tuple(_cut(entry) for entry in document.get("calls", []))
             dropped = tuple(str(name) for name in document.get("dropped", []))
+            numbers = tuple(
+                Number(str(entry["attribute"]), int(entry["size"]), int(entry["left"]))
+                for entry in document.get("numbers", [])
+            )
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
         for cut in (*cuts, *calls):
@@ -237,7 +253,10 @@ class Plan:
                 )
         if len({(cut.tensor, cut.dim) for cut in (*cuts, *calls)}) < len(cuts) + len(calls):
             raise ModelError("structural plan: a dimension of a tensor is cut twice")
-        return cls(cuts, dropped, calls)
+        for number in numbers:
+            if not 0 < number.left <= number.size:
+                raise ModelError(f"structural plan: {number.attribute!r} must keep 1 to {number.size} units")
+        return cls(cuts, dropped, numbers, calls)
 
     def of(self, tensor: str) -> tuple[Cut, ...]:
         """Return the cuts of one tensor."""
@@ -249,9 +268,20 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """Return one plan for the dense model that equals this one followed by ``later``, which is for its result."""
+        counts = {number.attribute: number for number in self.numbers}
+        for number in later.numbers:
+            size = counts[number.attribute].size if number.attribute in counts else number.size
+            counts[number.attribute] = Number(number.attribute, size, number.left)
         both = Plan((), self.dropped + later.dropped)
-        cuts, calls = composed(self.cuts, later.cuts), composed(self.calls, later.calls)
-        return Plan(tuple(cut for cut in cuts if not both.drops(cut.tensor)), both.dropped, calls)
+        return Plan(
+            tuple(cut for cut in composed(self.cuts, later.cuts) if not both.drops(cut.tensor)), both.dropped,
+            tuple(number for number in counts.values() if not both.drops(number.attribute)),
+            tuple(call for call in composed(self.calls, later.calls) if not both.drops(call.tensor.partition(":")[0])),
+        )  # fmt: skip
+
+
+def _json(cuts: Iterable[Cut]) -> list[dict[str, Any]]:
+    return [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in cuts]
 
 
 def composed(first: Iterable[Cut], later: Iterable[Cut]) -> tuple[Cut, ...]:
@@ -292,16 +322,18 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
     kept: dict[tuple[str, int], torch.Tensor] = {}
     whole = {group.name for group in layers if bool(keep[group.name].all())}
     for group in layers:
-        tensors = () if group.name in whole else (*group.incoming, *group.statistics, *group.outgoing)
+        tensors = () if group.name in whole else (*group.incoming, *group.statistics, *group.outgoing, *group.numbers)
         # a size may be read off a value that has lost other units: all are named as soon as any unit goes
         for slot in (*tensors, *(group.calls if len(whole) < len(layers) else ())):
-            if not dropped.drops(slot.tensor):
+            if not dropped.drops(slot.tensor.partition(":")[0]):
                 flags = spread(keep[group.name], slot)
                 kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
+    counts = {slot.tensor for group in layers for slot in group.numbers}
     calls = {slot.tensor for group in layers for slot in group.calls}
-    cuts = [Cut(*place, len(flags), tuple(flags.nonzero().flatten().tolist())) for place, flags in kept.items()]
-    of_tensors = tuple(cut for cut in cuts if cut.tensor not in calls)
-    return Plan(of_tensors, dropped.dropped, tuple(cut for cut in cuts if cut.tensor in calls))
+    cuts = [Cut(*at, len(f), tuple(f.nonzero().flatten().tolist())) for at, f in kept.items() if at[0] not in counts]
+    numbers = [Number(name, len(f), int(f.sum())) for (name, _), f in kept.items() if name in counts]
+    of_tensors, of_calls = ([c for c in cuts if (c.tensor in calls) == named] for named in (False, True))
+    return Plan(tuple(of_tensors), dropped.dropped, tuple(numbers), tuple(of_calls))
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any, cast
 
 import torch
@@ -11,9 +12,9 @@ from torch import fx, nn
 
 from secateur.errors import ModelError
 from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
-from secateur.pruning.forwards import STORED, Site, resize
+from secateur.pruning.forwards import Site, resize
 from secateur.pruning.mask import Tensors
-from secateur.pruning.structure import Cut, Plan, slim
+from secateur.pruning.structure import Cut, Number, Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
@@ -122,29 +123,43 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
             setattr(owner, name.rpartition(".")[2], _replaced(name, module, plan, smaller))
             continue
         for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
-            part, value = tensor.rpartition(".")[2], smaller[tensor]
-            setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
+            _replace(model, module, tensor.rpartition(".")[2], smaller[tensor])
         _resize(module)
-    _rename_sizes(model, plan)
-    return model
-
-
-def _rename_sizes(model: nn.Module, plan: Plan) -> None:
-    """Change the sizes that modules store beside their tensors, and those that their code names."""
+    for number in plan.numbers:
+        _recount(model, number)
     for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
         if any(isinstance(module, SlimMultiheadAttention) for module in encoder.modules()):
             encoder.use_nested_tensor = False  # only torch's own attention takes rows of different lengths
     calls: dict[str, list[Cut]] = {}
     for cut in plan.calls:
-        site = Site.parse(cut.tensor)
-        if plan.drops(site.module):
-            continue
-        if site.call in STORED:
-            setattr(_submodule(model, site.module), site.call, len(cut.kept))
-        else:
-            calls.setdefault(site.module, []).append(cut)
+        calls.setdefault(Site.parse(cut.tensor).module, []).append(cut)
     for name, cuts in calls.items():
         resize(_submodule(model, name), cuts)
+    return model
+
+
+def _replace(model: nn.Module, module: nn.Module, part: str, value: torch.Tensor) -> None:
+    """Put a smaller tensor in the place of a module's tensor, and of every other that it is tied to."""
+    old = getattr(module, part)
+    if not isinstance(old, nn.Parameter):
+        setattr(module, part, value)
+        return
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    for other in model.modules():
+        tied = [name for name, parameter in other.named_parameters(recurse=False) if parameter is old]
+        for name in tied:
+            setattr(other, name, new)
+        if tied and other is not module:
+            _resize(other)
+
+
+def _recount(model: nn.Module, number: Number) -> None:
+    """Set an attribute that counts units to the number of those that are left."""
+    owner, _, attribute = number.attribute.rpartition(".")
+    module = _submodule(model, owner)
+    if getattr(module, attribute, None) != number.size:
+        raise ModelError(f"structural plan sets {number.attribute!r} from {number.size}: the model has another number")
+    setattr(module, attribute, number.left)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -189,64 +204,56 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
     return whole
 
 
+@singledispatch
 def _resize(module: nn.Module) -> None:
-    """Update the sizes that a layer of torch stores to those of its parameters; whether others store any is tried."""
-    for kind, update in _STORES.items():
-        if isinstance(module, kind):
-            return update(module)
-    if type(module).__module__.startswith("torch.nn."):
+    """Update the sizes that a layer stores to those of its parameters."""
+    if type(module).__module__.startswith("torch.nn.modules"):
         raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
-    return None
 
 
-def _linear(layer: nn.Linear) -> None:
-    layer.out_features, layer.in_features = layer.weight.shape
+@_resize.register
+def _(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
 
 
-def _transposed(layer: nn.ConvTranspose2d) -> None:
-    if layer.groups > 1:
-        layer.groups = layer.out_channels = len(layer.weight)
+@_resize.register(nn.modules.conv._ConvNd)  # noqa: SLF001 -- torch's own base class
+def _(module: nn.Conv2d) -> None:
+    if module.groups > 1:
+        module.groups = len(module.weight) * module.groups // module.out_channels
+    module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+
+
+@_resize.register(nn.modules.conv._ConvTransposeNd)  # noqa: SLF001 -- likewise
+def _(module: nn.ConvTranspose2d) -> None:
+    if module.groups > 1:
+        module.groups = module.out_channels = len(module.weight)
     else:
-        layer.out_channels = layer.weight.shape[1]
-    layer.in_channels = len(layer.weight)
+        module.out_channels = module.weight.shape[1]
+    module.in_channels = len(module.weight)
 
 
-def _convolution(layer: nn.Conv2d) -> None:
-    if layer.groups > 1:
-        layer.groups = len(layer.weight) * layer.groups // layer.out_channels
-    layer.out_channels, layer.in_channels = len(layer.weight), layer.weight.shape[1] * layer.groups
+@_resize.register
+def _(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
 
 
-def _embedding(layer: nn.Embedding) -> None:
-    layer.embedding_dim = layer.weight.shape[1]
+@_resize.register
+def _(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)
 
 
-def _prelu(layer: nn.PReLU) -> None:
-    layer.num_parameters = len(layer.weight)
+@_resize.register
+def _(module: nn.RNNBase) -> None:
+    first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
+    module.input_size, module.hidden_size = first.shape[1], own.shape[1]
 
 
-def _recurrent(layer: nn.RNNBase) -> None:
-    first, own = (cast("torch.Tensor", getattr(layer, f"weight_{part}_l0")) for part in ("ih", "hh"))
-    layer.input_size, layer.hidden_size = first.shape[1], own.shape[1]
+@_resize.register
+def _(module: nn.RNNCellBase) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
 
-def _cell(layer: nn.RNNCellBase) -> None:
-    layer.input_size, layer.hidden_size = layer.weight_ih.shape[1], layer.weight_hh.shape[1]
-
-
-def _norm(layer: nn.BatchNorm2d) -> None:
-    held = layer.running_mean if layer.weight is None else layer.weight
-    layer.num_features = len(cast("torch.Tensor", held))
-
-
-_STORES: Mapping[type[nn.Module], Callable[[Any], None]] = {
-    nn.Linear: _linear,
-    nn.modules.conv._ConvTransposeNd: _transposed,  # noqa: SLF001 -- torch's own base classes
-    nn.modules.conv._ConvNd: _convolution,  # noqa: SLF001
-    nn.Embedding: _embedding,
-    nn.PReLU: _prelu,
-    nn.RNNBase: _recurrent,
-    nn.RNNCellBase: _cell,
-    nn.modules.batchnorm._NormBase: _norm,  # noqa: SLF001
-}
-"""The layers of torch that store sizes of their parameters, and what updates those; a class before its base."""
+@_resize.register(nn.modules.batchnorm._NormBase)  # noqa: SLF001 -- likewise
+def _(module: nn.BatchNorm2d) -> None:
+    kept = module.running_mean if module.weight is None else module.weight
+    module.num_features = len(cast("torch.Tensor", kept))

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -125,7 +125,7 @@ class Trial:
         if training:
             trained = {name: grad for name, grad in expected[1].items() if not removal.drops(name)}
             cuts = tuple(cut for cut in removal.cuts if cut.tensor in trained)
-            for name, grad in slim(trained, Plan(cuts, removal.dropped)).items():
+            for name, grad in slim(trained, replace(removal, cuts=cuts)).items():
                 part = slim({name: mask[name]}, Plan(removal.of(name)))[name] if name in mask else torch.ones_like(grad)
                 words = f"without some of them {name!r} is trained otherwise"
                 _near(grad * part, found[1][name] * part, words, self._close * _GRADIENTS)

@@ -68,7 +68,7 @@ def prelu(walk: Walk, call: Call) -> Flow | None:
     return flow
 
 
-@follows("softmax", "log_softmax", "cumsum", "normalize")
+@follows("softmax", "softmin", "log_softmax", "cumsum", "normalize")
 def along_other_dimensions(walk: Walk, call: Call) -> Flow | None:
     """Follow a call that mixes the entries along one dimension, if no units lie along it."""
     flow = walk.flow(call.get(0, "input"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from secateur.errors import ModelError
 from secateur.pruning.following.walk import Call, Walk, follows
-from secateur.pruning.forwards import Site
 from secateur.pruning.units import Flow
 
 
@@ -19,8 +18,8 @@ def by_channel(walk: Walk, call: Call) -> Flow | None:
     walk.bind(call.get(4, "bias"), 0, labels)
     for part in (call.get(1, "running_mean"), call.get(2, "running_var")):
         walk.bind(part, 0, labels, "statistics")
-    if weight is None and call.get(1, "running_mean") is None:
-        walk.units.bind(str(Site(call.owner, "num_features", 0, 1)), 0, labels, "calls")
+    if weight is None and call.get(1, "running_mean") is None:  # no tensor tells its size
+        walk.count(call.owner, "num_features", labels)
     centred = call.name == "instance_norm" and call.get(1, "running_mean") is None and flow.zero
     return Flow(walk.units.roots(flow.labels), zero=weight is not None or centred)
 

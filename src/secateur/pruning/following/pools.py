@@ -41,7 +41,7 @@ def pooled(walk: Walk, call: Call) -> Flow | list[Flow | None] | None:
     "mean", "sum", "nansum", "amax", "amin", "max", "min", "var", "std", "norm", "vector_norm", "logsumexp", "median"
 )
 def reduced(walk: Walk, call: Call) -> Flow | list[Flow | None] | None:
-    """Follow a call that combines all positions along dimensions in which no units lie."""
+    """Follow a call that combines all positions along some dimensions; units must lie along another."""
     x = call.get(0, "input")
     flow = walk.flow(x)
     position = 2 if call.name in {"norm", "vector_norm"} else 1
@@ -51,12 +51,15 @@ def reduced(walk: Walk, call: Call) -> Flow | list[Flow | None] | None:
     if flow is None or dims is None:
         raise ModelError("")
     gone = sorted({d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)}, reverse=True)
-    if set(gone) & set(places(walk, flow)):
+    lying = set(places(walk, flow))
+    if lying and lying <= set(gone):
         raise ModelError("")
     several = not isinstance(call.value, torch.Tensor)
     keeps = (call.value[0] if several else call.value).dim() == x.dim()
     labels = walk.units.roots(flow.labels)
     for dim in gone:
+        if dim in lying:  # what is combined is one unit
+            walk.units.join(labels, labels.narrow(dim, 0, 1))
         labels = labels.narrow(dim, 0, 1) if keeps else labels.select(dim, 0)
     found = Flow(labels, flow.zero and call.name != "logsumexp")
     return [found, None] if several else found

@@ -224,6 +224,11 @@ class Walk(TorchFunctionMode):
         if tensor is not None:
             self.units.bind(self.named(tensor), dim, labels, part)
 
+    def count(self, owner: str, attribute: str, labels: torch.Tensor) -> None:
+        """Say that an integer attribute of a module is the number of these labels, if it is."""
+        if getattr(self.model.get_submodule(owner), attribute, None) == len(labels):
+            self.units.bind(f"{owner}.{attribute}".lstrip("."), 0, labels, "numbers")
+
     def read(self, weight: torch.Tensor, dim: int, value: torch.Tensor, along: int) -> torch.Tensor:
         """Bind a weight's dimension to the units that it reads along a dimension of a value; return their labels."""
         flow = self.flow(value) or self.filled(value)
