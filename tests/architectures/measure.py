@@ -38,7 +38,12 @@ def whole(model, found, example):
     every = found.whole.get("", "")
     if not macs:
         return {"": (every or "its weights are its own parameters", 1.0)}
-    return {layer: (found.whole.get(layer, every), macs[layer] / total) for layer in left}
+    return {layer: (_reason(layer, found.whole) or every, macs[layer] / total) for layer in left}
+
+
+def _reason(layer, whole):
+    """Return why a layer is whole, or the first part of it that is listed."""
+    return whole.get(layer) or next((why for n, why in whole.items() if n.startswith((f"{layer}.", f"{layer}["))), "")
 
 
 def cut(model, found, keep):

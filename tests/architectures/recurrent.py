@@ -32,7 +32,9 @@ class LastStep(nn.Module):
         self.fc2 = nn.Linear(8, outputs)
 
     def forward(self, x):
-        out, _ = self.lstm(x)
+        h0 = torch.zeros(1, x.size(0), self.hidden_size, dtype=x.dtype).to(x.device)
+        c0 = torch.zeros(1, x.size(0), self.hidden_size, dtype=x.dtype).to(x.device)
+        out, _ = self.lstm(x, (h0, c0))
         return self.fc2(functional.relu(self.fc1(out[:, -1, :])))
 
 

@@ -111,7 +111,9 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
         return (), {"": trial.broken}
     proposed, whole = proposed_by_walk(trial) if how != "torch_pruning" else ([], dict[str, str]())
     found, held = _tried(trial, [*proposed, *_blocks(model)])
-    whole |= held
+    cut = {layer for group in found for layer in group.layers}
+    lost = {layer: held[group.name] for group in proposed if group.name in held for layer in group.layers - cut}
+    whole |= lost | held
     if how in {"both", "torch_pruning"}:
         more, refused = _by_graph(model, example, trial, found, alone=how == "torch_pruning")
         named = {group.name for group in more}
@@ -131,11 +133,12 @@ def _tried(trial: Trial, groups: list[Group]) -> tuple[list[Group], dict[str, st
     again = [group for group in groups if group.calls and group.name in held]
     if not trial.failure(bare(found)):
         found = bare(found)
-    if again:
-        more, still = trial.passing([*found, *bare(again)])
-        named = {group.name for group in more}
-        found, held = more, {name: held.get(name, why) for name, why in (held | still).items() if name not in named}
-    return found, held
+    if again:  # without its code changed after all, or with attributes changed that its code may take the sizes from
+        counted = proposed_by_walk(trial, attributes=True)[0]
+        for other in (bare(again), [group for group in counted if group.name in {g.name for g in again}]):
+            found = trial.passing([*found, *(group for group in other if group.name not in {g.name for g in found})])[0]
+    named = {group.name for group in found}
+    return found, {name: why for name, why in held.items() if name not in named}
 
 
 def _by_graph(
@@ -158,14 +161,20 @@ def _by_graph(
     return [named[group.name] for group in free if group.name in named], whole | held
 
 
-def proposed_by_walk(trial: Trial) -> tuple[list[Group], dict[str, str]]:
-    """Return what a walk through a model proposes, in both modes: a layer of one mode only must fit both."""
+def proposed_by_walk(trial: Trial, *, attributes: bool = False) -> tuple[list[Group], dict[str, str]]:
+    """Return what a walk through a model proposes, in both modes: a layer of one mode only must fit both.
+
+    Args:
+        trial: the model and its inputs.
+        attributes: whether sizes are changed in attributes of modules instead of in their code.
+    """
     model = copy.deepcopy(trial.model)
-    walk = Walk(model)
+    walk = Walk(model, attributes=attributes)
     for training in (False, True):
         model.train(training)
         with warnings.catch_warnings(action="ignore"):
             walk.run(trial.inputs(training=training))
+    walk.finish()
     groups, whole = proposals(walk.units)
     return groups, {name: why for name, why in walk.whole.items() if name not in whole} | whole
 

@@ -83,6 +83,11 @@ class Group:
     numbers: tuple[Slot, ...] = ()
     calls: tuple[Slot, ...] = ()
 
+    @property
+    def layers(self) -> set[str]:
+        """Return the names of the layers whose own weights make the units."""
+        return {slot.tensor.rpartition(".")[0] for slot in self.weights}
+
 
 @dataclass(frozen=True)
 class Layout:

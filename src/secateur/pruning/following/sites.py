@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,20 +70,29 @@ class Sites:
         """Return whether the model filled a tensor itself."""
         return value in self._makers
 
-    def bind(self) -> None:
-        """Bind units to the calls' sizes; those that lie along several dimensions of a value become one on the last."""
+    def bind(self, count: Callable[[str, torch.Tensor], None] | None = None) -> None:
+        """Bind units to the calls' sizes; those that lie along several dimensions of a value become one on the last.
+
+        Args:
+            count: gets module and labels of each size, instead of binding them; default: they are bound to the calls.
+        """
         for _, labels, _ in self._found:
             lying = varying(self.units.roots(labels))
             if len(lying) > 1:
                 Flow(labels).along(lying[-1], self.units)
+        sizes: dict[tuple[Site, int], set[int]] = {}
+        for site, labels, dims in self._found:
+            for dim in dims:
+                sizes.setdefault((site, dim), set()).add(labels.shape[dim])
         for site, labels, dims in self._found:
             for dim in dims.intersection(varying(self.units.roots(labels))):
                 line = Flow(labels).along(dim, self.units)
-                known = self.units.axes.get((str(site), dim))
-                if known is None or len(known.labels) == len(line):
+                if len(sizes[site, dim]) > 1:  # it depends on the number of rows
+                    continue
+                if count is None:
                     self.units.bind(str(site), dim, line, "calls")
                 else:
-                    self.units.fix(line, f"{site.module!r} names other sizes for it in each mode")
+                    count(site.module, line)
 
 
 def _sliced(index: Any, rank: int) -> set[int]:

@@ -78,11 +78,13 @@ class Walk(TorchFunctionMode):
         model: the model, whose tensors it knows by name.
         units: what was found.
         whole: layers that could not be followed, with the reason.
+        attributes: whether sizes that code names are bound to attributes that have these values, and not to the calls.
     """
 
     model: nn.Module
     units: Units = field(default_factory=Units)
     whole: dict[str, str] = field(default_factory=dict)
+    attributes: bool = False
 
     def __post_init__(self) -> None:
         """Name the tensors of the model; of tied ones the first name counts."""
@@ -97,11 +99,20 @@ class Walk(TorchFunctionMode):
         """Run the model in its current mode; the units of its outputs stay."""
         with self._watched(), torch.no_grad(), self:
             output = self.model(*inputs)
-        self._sites.bind()
         for tensor in (leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)):
             flow = self.flow(tensor)
             if flow is not None:
                 self.units.fix(flow.labels, OUTPUT)
+
+    def finish(self) -> None:
+        """Bind the units to the sizes that the model's own code names, after the last run."""
+        self._sites.bind(self._count_all if self.attributes else None)
+
+    def _count_all(self, owner: str, labels: torch.Tensor) -> None:
+        """Say that each attribute of a module that has their number counts these labels."""
+        for name, value in vars(self.model.get_submodule(owner)).items():
+            if type(value) is int and value == len(labels):
+                self.count(owner, name, labels)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -144,7 +155,7 @@ class Walk(TorchFunctionMode):
         return value
 
     def _follow(self, call: Call) -> None:
-        if not any(t in self._flows or t in self._names for t in call.tensors):
+        if not any(t in self._flows or t in self._names or self._sites.knows(t) for t in call.tensors):
             return
         try:
             found = _FOLLOWERS.get(call.name, _unknown)(self, call)
