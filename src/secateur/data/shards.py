@@ -12,9 +12,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from secateur.data.schema import Schema
 from secateur.data.sources import Kind, Source
 from secateur.errors import DataError
 from secateur.streams import stream
+
+SCHEMA = "schema.json"
+"""The file beside the rows of a table that has their schema; a run's folder has one of this name too."""
 
 _META = "meta.json"
 _PARTS = ("train", "local", "validation", "test", "public")
@@ -22,7 +26,7 @@ _ARRAYS = tuple(f"{kind}_{part}" for part in _PARTS for kind in "xy")
 _OF_CLIENTS = ("train", "local", "validation")
 _BOUNDS = "bounds"  # where each client's rows begin in the array of each part, and the end of the last
 _BLOCK = 2**20
-LAYOUT = 2
+LAYOUT = 3
 """The number of the files' layout; kept shards of another one are made again."""
 
 
@@ -31,7 +35,7 @@ class Meta:
     """The description of the arrays.
 
     Attributes:
-        source, outputs, kind, scale, task: see ``Source``.
+        source, outputs, kind, scale, task, target_scale: see ``Source``.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
     """
@@ -43,6 +47,7 @@ class Meta:
     task: str
     test: int
     public: int
+    target_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,12 @@ class Shape:
     kind: Kind
     scale: float
     task: str
+    target_scale: float = 1.0
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
         """Return the shape of some shards' rows."""
-        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task)
+        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task, shards.target_scale)
 
 
 class Shards:
@@ -101,6 +107,21 @@ class Shards:
     def task(self) -> str:
         """Return the name of the task."""
         return self.meta.task
+
+    @property
+    def target_scale(self) -> float:
+        """Return what differences of stored targets are multiplied by to be in the target's own unit."""
+        return self.meta.target_scale
+
+    @property
+    def schema(self) -> Schema | None:
+        """Return the schema by which rows were made of a table; None if they were not.
+
+        Raises:
+            DataError: its file is damaged.
+        """
+        path = self._folder / SCHEMA
+        return Schema.from_json(path.read_text("utf-8")) if path.exists() else None
 
     def fingerprint(self) -> str:
         """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
@@ -163,12 +184,7 @@ def make_shards(
     drawn from its own random stream, so that the test rows do not depend on the validation fraction. At least one row
     stays for training.
     """
-    found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
-    for client, rows in enumerate(parts):
-        rest, local = _split(rows, test_fraction * len(rows), seed, "split", client)
-        train, validation = _split(rest, validation_fraction * len(rows), seed, "validation", client)
-        for part, taken in zip(_OF_CLIENTS, (train, local, validation), strict=True):
-            found[part].append(taken)
+    found = split(parts, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed)
     chosen = {part: np.concatenate(taken) for part, taken in found.items()}
     chosen["public"] = np.arange(0) if public is None else np.sort(public)
     arrays = {f"x_{part}": source.x_train[rows] for part, rows in chosen.items()}
@@ -177,12 +193,25 @@ def make_shards(
     arrays[_BOUNDS] = np.stack([np.cumsum([0, *map(len, found[part])]) for part in _OF_CLIENTS])
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
-        test=len(source.x_test), public=len(chosen["public"]),
+        test=len(source.x_test), public=len(chosen["public"]), target_scale=source.target_scale,
     )  # fmt: skip
     for name, array in arrays.items():
         np.save(folder / f"{name}.npy", array)
     (folder / _META).write_text(json.dumps(asdict(meta)))
     return open_shards(folder)
+
+
+def split(
+    parts: Sequence[np.ndarray], *, test_fraction: float, validation_fraction: float, seed: int
+) -> dict[str, list[np.ndarray]]:
+    """Return the rows of each client in each part: ``train``, ``local`` (its test rows) and ``validation``."""
+    found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
+    for client, rows in enumerate(parts):
+        rest, local = _split(rows, test_fraction * len(rows), seed, "split", client)
+        train, validation = _split(rest, validation_fraction * len(rows), seed, "validation", client)
+        for part, taken in zip(_OF_CLIENTS, (train, local, validation), strict=True):
+            found[part].append(taken)
+    return found
 
 
 def _split(rows: np.ndarray, share: float, seed: int, label: str, client: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from secateur.data import formats
+from secateur.data.raw_table import RawTable
+from secateur.data.schema import MOST_NUMBERS
 from secateur.errors import DataError, SecateurError, unknown
 
 Kind = Literal["image", "tokens", "tabular"]
@@ -35,6 +37,9 @@ class Source:
         kind: how a row becomes a model's input.
         scale: the number that image values are divided by.
         task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
+        target_scale: what a difference of stored targets is multiplied by to be in the target's own unit.
+        table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
+            before rows are made of them, and hold out test rows of their own.
     """
 
     name: str
@@ -47,6 +52,18 @@ class Source:
     kind: Kind = "image"
     scale: float = 255.0
     task: str = "classification"
+    target_scale: float = 1.0
+    table: RawTable | None = None
+
+    @classmethod
+    def of_table(cls, name: str, table: RawTable) -> Source:
+        """Return a source whose rows wait for a schema; its classes are for partitions by class."""
+        x, target = np.zeros((len(table.ids), 0), np.float32), table.target
+        values, labels = np.unique(target.values, return_inverse=True)
+        classes = bool(target.categories) or len(values) <= MOST_NUMBERS
+        y = labels.astype(np.int64) if classes else target.values.astype(np.float32)
+        ids = table.ids if len(table.sites) > 1 else None
+        return cls(name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0, table=table)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,14 @@ def names() -> dict[str, DataInfo]:
 def embedded() -> frozenset[str]:
     """Return the names of the formats that read no file of the user's."""
     return frozenset(name for name, info in names().items() if not _needs_place(info))
+
+
+def recommended(spec: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the settings, by section, that a format recommends where a study does not set them itself."""
+    name = spec.partition(":")[0]
+    if name not in {module.name for module in pkgutil.iter_modules(formats.__path__)}:
+        return {}
+    return getattr(importlib.import_module(f"{formats.__name__}.{name}"), "RECOMMENDED", {})
 
 
 def _needs_place(info: DataInfo) -> bool:
@@ -108,7 +133,7 @@ def load(spec: str, *, seed: int, whole: bool = True) -> Source:
         source = _load_with(name, *argument.partition(":")[::2], seed)
     else:
         raise unknown("data source", name, known, error=DataError)
-    if not len(source.x_train) or (whole and not len(source.x_test)):
+    if not len(source.x_train) or (whole and source.table is None and not len(source.x_test)):
         raise DataError(f"data {spec!r} has {len(source.x_train)} training and {len(source.x_test)} test rows")
     if source.x_train.shape[1:] != source.x_test.shape[1:]:
         shapes = f"{source.x_train.shape[1:]} and {source.x_test.shape[1:]}"

@@ -19,6 +19,7 @@ from secateur.data import Source, load
 from secateur.data.partition import partition
 from secateur.data.shards import LAYOUT, Shape, make_shards
 from secateur.errors import DataError
+from secateur.federation import tables
 from secateur.learning.task import find
 from secateur.streams import stream
 from secateur.study.study import Study
@@ -115,10 +116,13 @@ def _simulated(study: Study, folder: Path) -> None:
     )
     public, rest = order[: section.public], np.sort(order[section.public :])
     ids = None if source.ids is None else source.ids[rest]
-    parts = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    drawn = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    parts = [rest[part] for part in drawn]
+    if source.table is not None:
+        source, agreed = tables.simulated(study, source, source.table, parts)
+        tables.write(folder, agreed.schema, agreed.rows)
     make_shards(
-        source, [rest[part] for part in parts],
-        test_fraction=section.test_fraction, seed=study.seed, folder=folder,
+        source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder,
         validation_fraction=section.validation_fraction, public=public,
     )  # fmt: skip
 

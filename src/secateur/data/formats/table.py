@@ -4,59 +4,31 @@ from __future__ import annotations
 
 import csv
 import gzip
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from secateur.data.hold import hold_out
+from secateur.data.raw_table import Column, RawTable
 from secateur.data.sources import Source
 from secateur.errors import DataError
 
 _MISSING = {"", "?", "NA", "NaN", "nan"}
-_MOST_CLASSES = 20
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of a table, with a test part.
-
-    Attributes:
-        x_train, x_test: float32 features, scaled by the training rows' mean and standard deviation; a missing value
-            is 0, and an extra column marks it.
-        y_train, y_test: int64 classes, or float32 values.
-        ids: the site of each training row.
-        outputs: number of classes; 1 for values.
-    """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    ids: np.ndarray
-    outputs: int
-
-    @property
-    def task(self) -> str:
-        """Return what is learnt."""
-        return "classification" if self.outputs > 1 else "regression"
-
-    @property
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the arrays, in this order."""
-        return self.x_train, self.y_train, self.x_test, self.y_test, self.ids
+RECOMMENDED = {"data": {"partition": "natural"}, "model": {"name": "mlp"}, "training": {"clip": 1.0}}
+"""Settings for tables where a study does not say: a client for each site, and steps that no outlier blows up."""
 
 
 def load(argument: str, seed: int) -> Source:
     """`table:FILE#TARGET#SITE`: numbers in a CSV file, sites as natural ids; or `table:FOLDER#TARGET`, a file each.
 
-    Reference: none; a fifth of each site is the test set
+    Reference: none
     """
-    read = _read_table(argument, seed)
-    return Source("table", *read.parts, read.outputs, "tabular", 1.0, read.task)
+    del seed
+    return Source.of_table("table", _read_table(argument))
 
 
-def _read_table(argument: str, seed: int) -> Table:
+def _read_table(argument: str) -> RawTable:
     """Return the table of ``FILE#TARGET#SITE``, or of ``FOLDER#TARGET`` with a file for each site.
 
     Columns are named by the header, or by their numbers from 1 without one. Columns of words are dropped. A target with
@@ -85,25 +57,18 @@ def _read_table(argument: str, seed: int) -> Table:
         raise DataError(f"data 'table:{argument}': {target} has rows that are no numbers")
     y = (y > float(limit)).astype(float) if above else y
     dropped = {target, *names[1:]}
-    columns = [_numbers([row[name] for row in rows]) for name in rows[0] if name not in dropped]
-    features = np.stack([column for column in columns if column is not None], axis=1)
-    return _split(features, y, np.unique(sites, return_inverse=True)[1], seed)
+    columns = tuple(_column(name, [row[name] for row in rows]) for name in rows[0] if name not in dropped)
+    names, ids = np.unique(sites, return_inverse=True)
+    return RawTable(columns, Column(target, y), tuple(map(str, names)), ids.astype(np.int64))
 
 
-def _split(features: np.ndarray, y: np.ndarray, ids: np.ndarray, seed: int) -> Table:
-    """Return the table with a fifth of each site held out, and features scaled by the rows that are left."""
-    train, test = hold_out(ids, seed)
-    with np.errstate(invalid="ignore"):
-        mean, spread = np.nanmean(features[train], axis=0), np.nanstd(features[train], axis=0)
-    missing = np.isnan(features)
-    scaled = np.where(missing, 0.0, (features - mean) / np.where(spread > 0, spread, 1.0))
-    x = np.concatenate([scaled, missing[:, missing.any(axis=0)]], axis=1).astype(np.float32)
-    values = np.unique(y)
-    if len(values) <= _MOST_CLASSES and (values == values.round()).all():
-        y, outputs = np.searchsorted(values, y).astype(np.int64), len(values)
-    else:
-        y, outputs = y.astype(np.float32), 1
-    return Table(x[train], y[train], x[test], y[test], ids[train].astype(np.int64), outputs)
+def _column(name: str, cells: list[str]) -> Column:
+    numbers = _numbers(cells)
+    if numbers is not None:
+        return Column(name, numbers)
+    words = sorted({cell for cell in cells if cell.strip() not in _MISSING})
+    place = {word: code for code, word in enumerate(words)}
+    return Column(name, np.array([place.get(cell, -1) for cell in cells]), tuple(words))
 
 
 def _read(path: Path) -> list[dict[str, str]]:
