@@ -438,6 +438,7 @@ def test_natural_ids_and_the_largest_of_them():
     assert [len(p) for p in parts] == [30, 10, 20]
     assert [set(ids[p]) for p in parts] == [{3}, {7}, {9}]
     assert [set(ids[p]) for p in partition(labels, ids, "natural", clients=2, seed=0)] == [{3}, {9}]
+    assert [set(ids[p]) for p in partition(labels, ids, "natural", clients=0, seed=0)] == [{3}, {7}, {9}]
     with pytest.raises(DataError, match="has 3 natural ids"):
         partition(labels, ids, "natural", clients=4, seed=0)
     with pytest.raises(DataError, match="no natural client ids"):
@@ -445,9 +446,8 @@ def test_natural_ids_and_the_largest_of_them():
 
 
 def test_partitions_that_cannot_be_made():
-    for spec in ("iid", "natural"):
-        with pytest.raises(DataError, match=r"data\.clients = 0 must be at least 1"):
-            partition(LABELS, LABELS, spec, clients=0, seed=0)
+    with pytest.raises(DataError, match=r"data\.clients = 0 must be at least 1"):
+        partition(LABELS, LABELS, "iid", clients=0, seed=0)
     with pytest.raises(DataError, match="only 600 training rows"):
         partition(LABELS, None, "iid", clients=601, seed=0)
     with pytest.raises(DataError, match=r"pathological:11.*cannot be made"):

@@ -212,6 +212,9 @@ class Schema:
         if wrong is not None:
             held = _held(here[wrong.name])
             return f"its column {wrong.name!r} holds {held}, at most sites {_held(wrong)}: mend its cells"
+        return self._unlike_target(site)
+
+    def _unlike_target(self, site: Outline) -> str:
         if self.target.kind != site.target.kind:
             return f"its target {self.target.name!r} holds {_held(site.target)}, at most sites {_held(self.target)}"
         if self.classes and not site.target.categories:

@@ -8,7 +8,7 @@ Four asks of phase ``schema``, each answered by every site:
     agreed    -> the complete schema has arrived, and the site's rows are made by it
 
 Sums are reduced as replies to any ask are. A sum of float64 travels as two tensors of float32 that add up to it, so
-that 48 of its bits arrive and a sum over sites stays a sum. Two passes keep the scale of a column whose mean is far from 0.
+that 48 of its bits arrive and a sum over sites stays a sum. Two passes keep the scale of a column with a large mean.
 Means are sums over sites, medians are not, which is why missing cells become means. No guard stands before these sums:
 each site's own sums are seen by the server, and a hostile site can shift a mean.
 """
