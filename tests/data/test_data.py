@@ -263,7 +263,7 @@ def test_hub_text_without_labels_is_next_character_prediction(hub, tmp_path):
     [([10, 2, 10, 2, 1], [2, 1, 2, 1, 0]), (["b", None, "a", "b", None], [2, 0, 1, 2, 0])],  # numbers in their order
 )
 def test_hub_ids_keep_the_order_of_their_kind(hub, tmp_path, who, ids):
-    rows = hub.Dataset.from_dict({"text": ["hello"] * 5, "label": [0] * 5, "who": who})
+    rows = hub.Dataset.from_dict({"text": ["hello"] * 5, "label": [0, 1, 0, 1, 0], "who": who})
     spec = save(hub.DatasetDict({"train": rows, "test": rows}), tmp_path / "set")
     assert data.load(f"{spec}#who", seed=0).ids.tolist() == ids
 
@@ -738,10 +738,11 @@ def test_a_folder_of_tables_without_headers(tmp_path):
 @pytest.mark.parametrize(
     ("text", "argument", "told"),
     [
-        ("a,b\n1,2\n", "#b", "write table:FILE#TARGET#SITE"),
-        ("a,b\n1,2\n", "#c#a", "no such column; the first ones are: a, b"),
-        ("a,b\n1,x\n2,3\n", "#b#a", "b has rows that are no numbers"),
-        ("a,b\n1\n", "#b#a", "row 1 has 1 cells, 2 are expected"),
+        ("a,b\n1,2\n", "#b#a#c", "write table:FILE#TARGET#SITE"),
+        ("a,b\n1,2\n", "#c#a", r"has no column 'c' \(data.target\): its columns are 'a', 'b'"),
+        ("age,b\n1,2\n", "#agee#b", r"did you mean 'age'\?"),
+        ("a,b,c\n1,x,0\n2,3,1\n", "#b#a", "row 2, column 'b': 'x' is a word"),
+        ("a,b\n1\n", "#b#a", "row 2 has 1 cells, 2 are expected"),
     ],
 )
 def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):

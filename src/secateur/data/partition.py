@@ -88,7 +88,8 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
 def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
     if ids is None:
         raise DataError(
-            "data.partition = 'natural': this data set has no natural client ids; use another partition, such as iid"
+            "data.partition = 'natural': this data set has no natural client ids; name the column of sites if it is a "
+            "table, or use another partition, such as iid"
         )
     values, counts = np.unique(ids, return_counts=True)
     clients = clients or len(values)

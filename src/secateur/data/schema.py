@@ -34,6 +34,7 @@ _Names = Annotated[tuple[_Name, ...], Field(max_length=MOST_CATEGORIES)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _WORDS = frozenset({"category", "text"})
+_UNUSED = frozenset({"text", "unknown"})
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Schema:
     Attributes:
         features: the columns that are used, in order.
         target: the column to learn.
-        unused: the columns of words that are no categories; sites have them, and nothing is made of them.
+        unused: the columns that sites have and nothing is made of: words that are no categories, or no cell at all.
         mean, scale: of each feature over all sites' training rows, in its own unit; 0 and 1 of categories.
         marked: whether a cell of the feature is missing in any training row; an input marks it then.
         target_mean, target_scale: of a number to learn, in its own unit; 0 and 1 of classes.
@@ -150,6 +151,12 @@ class Schema:
             *words,
             *(f"{f.name} missing" for f, mark in zip(self.features, self.marked, strict=True) if mark),
         )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return a line for each column that nothing is made of."""
+        why = f"it is empty, or its words are no categories (more than {MOST_CATEGORIES}, or each in one row only)"
+        return tuple(f"column {name!r} is left out: {why}" for name in self.unused)
 
     def raw(self, table: RawTable) -> NDArray[np.float64]:
         """Return the features of rows in their own units, float64 (rows, features).
@@ -266,8 +273,8 @@ def agree(sites: Mapping[int, Outline], *, classes: bool | None = None) -> tuple
             held.setdefault(feature.name, []).append(feature)
     used = [_agreed(held[name]) for name in held if 2 * names[name] > len(sites)]
     target = _agreed_target([site.target for site in sites.values()], classes=classes)
-    unused = tuple(f.name for f in used if f.kind == "text")
-    schema = Schema(tuple(f for f in used if f.kind != "text"), target, unused)
+    unused = tuple(f.name for f in used if f.kind in _UNUSED)
+    schema = Schema(tuple(f for f in used if f.kind not in _UNUSED), target, unused)
     left = {who: wrong for who, site in sites.items() if (wrong := schema.unlike(site))}
     fits = [site for who, site in sites.items() if who not in left]
     if not fits:
@@ -283,12 +290,14 @@ def _complete(schema: Schema, fits: Sequence[Outline]) -> Schema:
     features, unused = list[Feature](), list(schema.unused)
     for feature in schema.features:
         words = {word for site in fits for f in site.features if f.name == feature.name for word in f.categories}
-        if feature.kind != "category":
-            features.append(replace(feature, kind="number"))
+        if feature.kind == "number":
+            features.append(feature)
         elif len(words) > MOST_CATEGORIES:
             unused.append(feature.name)
         else:
             features.append(replace(feature, categories=tuple(sorted(words))))
+    if not features:
+        raise DataError(f"no column can be learnt from: {_some(unused)} have no cell, or words that are no categories")
     target = schema.target
     if target.categories:
         classes = {word for site in fits for word in site.target.categories}

@@ -49,10 +49,18 @@ def simulated(study: Study, source: Source, table: RawTable, parts: Sequence[np.
     left = {entry["client"]: entry["reason"] for row in agreed.rows for entry in row["left_out"]}
     if left:
         who = min(left)
-        raise DataError(f"client {who}: {left[who]}")
+        raise DataError(f"client {who} ({_sites(table, table.ids[parts[who]])}): {left[who]}")
     made = made_by(agreed.schema, source, table, study)
+    absent = np.setdiff1d(table.ids, np.concatenate([table.ids[rows] for rows in parts]))
+    if len(absent):
+        dropped = f"data.clients = {len(parts)} leaves out the smallest sites: {_sites(table, absent)}"
+        made = replace(made, remarks=(*made.remarks, dropped))
     test = np.concatenate(held["local"])
     return replace(made, x_test=made.x_train[test], y_test=made.y_train[test]), agreed
+
+
+def _sites(table: RawTable, ids: np.ndarray) -> str:
+    return ", ".join(table.sites[place] for place in np.unique(ids).tolist())
 
 
 def held_out(study: Study, parts: Sequence[np.ndarray]) -> Mapping[str, list[np.ndarray]]:
@@ -73,6 +81,7 @@ def made_by(schema: Schema, source: Source, table: RawTable, study: Study) -> So
     return replace(
         source, x_train=x, y_train=y, x_test=x[:0], y_test=y[:0], outputs=schema.outputs,
         task=study.data.task or schema.task, target_scale=schema.target_scale, table=None,
+        remarks=(*source.remarks, *schema.remarks),
     )  # fmt: skip
 
 
