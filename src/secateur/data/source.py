@@ -56,8 +56,8 @@ class Source:
         y = labels.astype(np.int64) if classes else target.values.astype(np.float32)
         ids = table.ids if len(table.sites) > 1 else None
         return cls(
-            name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0, remarks=table.remarks,
-            table=table,
+            name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0,
+            "classification" if classes else "regression", remarks=table.remarks, table=table,
         )  # fmt: skip
 
 
