@@ -15,9 +15,13 @@ from typing import Literal
 import numpy as np
 import torch
 
+from secateur.data.schema import Schema
 from secateur.data.sources import Kind, Source
 from secateur.errors import DataError
 from secateur.streams import stream
+
+SCHEMA = "schema.json"
+"""The file beside the rows of a table that has their schema; a run's folder has one of this name too."""
 
 _META = "meta.json"
 _PARTS = ("train", "local", "validation", "test", "public")
@@ -34,7 +38,7 @@ class Meta:
     """The description of the arrays.
 
     Attributes:
-        source, outputs, kind, scale, task: see ``Source``.
+        source, outputs, kind, scale, task, target_scale: see ``Source``.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
         remarks: see ``Source``.
@@ -48,6 +52,7 @@ class Meta:
     test: int
     public: int
     remarks: tuple[str, ...] = ()
+    target_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,12 @@ class Shape:
     kind: Kind
     scale: float
     task: str
+    target_scale: float = 1.0
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
         """Return the shape of some shards' rows."""
-        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task)
+        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task, shards.target_scale)
 
 
 class Shards:
@@ -112,6 +118,21 @@ class Shards:
     def task(self) -> str:
         """Return the name of the task."""
         return self.meta.task
+
+    @property
+    def target_scale(self) -> float:
+        """Return what differences of stored targets are multiplied by to be in the target's own unit."""
+        return self.meta.target_scale
+
+    @property
+    def schema(self) -> Schema | None:
+        """Return the schema by which rows were made of a table; None if they were not.
+
+        Raises:
+            DataError: its file is damaged.
+        """
+        path = None if self._folder is None else self._folder / SCHEMA
+        return Schema.from_json(path.read_text("utf-8")) if path and path.exists() else None
 
     def fingerprint(self) -> str:
         """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
@@ -183,12 +204,7 @@ def make_shards(
     split ``validation_fraction``. Each is drawn from its own random stream, so that the test rows do not depend on the
     validation fraction. At least one row stays for training.
     """
-    found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
-    for client, rows in enumerate(parts):
-        rest, local = _split(rows, test_fraction * len(rows), seed, "split", client)
-        train, validation = _split(rest, validation_fraction * len(rows), seed, "validation", client)
-        for part, taken in zip(_OF_CLIENTS, (train, local, validation), strict=True):
-            found[part].append(taken)
+    found = split(parts, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed)
     chosen = {part: np.concatenate(taken) for part, taken in found.items()}
     chosen["public"] = np.arange(0) if public is None else np.sort(public)
     arrays = {f"x_{part}": source.x_train[rows] for part, rows in chosen.items()}
@@ -197,7 +213,7 @@ def make_shards(
     bounds = np.stack([np.cumsum([0, *map(len, found[part])]) for part in _OF_CLIENTS])
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
-        test=len(source.x_test), public=len(chosen["public"]), remarks=source.remarks,
+        test=len(source.x_test), public=len(chosen["public"]), remarks=source.remarks, target_scale=source.target_scale,
     )  # fmt: skip
     if folder is None:
         return Shards(meta, bounds, arrays, None)
@@ -205,6 +221,19 @@ def make_shards(
         np.save(folder / f"{name}.npy", array)
     (folder / _META).write_text(json.dumps(asdict(meta)))
     return open_shards(folder)
+
+
+def split(
+    parts: Sequence[np.ndarray], *, test_fraction: float, validation_fraction: float, seed: int
+) -> dict[str, list[np.ndarray]]:
+    """Return the rows of each client in each part: ``train``, ``local`` (its test rows) and ``validation``."""
+    found: dict[str, list[np.ndarray]] = {part: [] for part in _OF_CLIENTS}
+    for client, rows in enumerate(parts):
+        rest, local = _split(rows, test_fraction * len(rows), seed, "split", client)
+        train, validation = _split(rest, validation_fraction * len(rows), seed, "validation", client)
+        for part, taken in zip(_OF_CLIENTS, (train, local, validation), strict=True):
+            found[part].append(taken)
+    return found
 
 
 def _split(rows: np.ndarray, share: float, seed: int, label: str, client: int) -> tuple[np.ndarray, np.ndarray]:

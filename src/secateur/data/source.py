@@ -7,6 +7,9 @@ from typing import Literal
 
 import numpy as np
 
+from secateur.data.raw_table import RawTable
+from secateur.data.schema import MOST_NUMBERS
+
 Kind = Literal["image", "tokens", "tabular"]
 
 
@@ -24,6 +27,9 @@ class Source:
         kind: how a row becomes a model's input.
         scale: the number that image values are divided by.
         task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
+        target_scale: what a difference of stored targets is multiplied by to be in the target's own unit.
+        table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
+            before rows are made of them, and hold out test rows of their own.
         remarks: what a reader of the results should know of how the rows were read, one line each.
     """
 
@@ -38,6 +44,21 @@ class Source:
     scale: float = 255.0
     task: str = "classification"
     remarks: tuple[str, ...] = ()
+    target_scale: float = 1.0
+    table: RawTable | None = None
+
+    @classmethod
+    def of_table(cls, name: str, table: RawTable) -> Source:
+        """Return a source whose rows wait for a schema; its classes are for partitions by class."""
+        x, target = np.zeros((len(table.ids), 0), np.float32), table.target
+        values, labels = np.unique(target.values, return_inverse=True)
+        classes = bool(target.categories) or len(values) <= MOST_NUMBERS
+        y = labels.astype(np.int64) if classes else target.values.astype(np.float32)
+        ids = table.ids if len(table.sites) > 1 else None
+        return cls(
+            name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0,
+            "classification" if classes else "regression", remarks=table.remarks, table=table,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,7 +21,7 @@ from secateur.data.source import DataInfo, Kind, Source
 from secateur.data.validate import checked
 from secateur.errors import DataError, SecateurError, unknown
 
-__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names"]
+__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "recommended"]
 
 
 def names() -> dict[str, DataInfo]:
@@ -41,6 +41,14 @@ def embedded() -> frozenset[str]:
     return frozenset(name for name, info in names().items() if not _needs_place(info))
 
 
+def recommended(spec: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the settings, by section, that a format recommends where a study does not set them itself."""
+    name = spec.partition(":")[0]
+    if name not in {module.name for module in pkgutil.iter_modules(formats.__path__)}:
+        return {}
+    return getattr(importlib.import_module(f"{formats.__name__}.{name}"), "RECOMMENDED", {})
+
+
 def _needs_place(info: DataInfo) -> bool:
     return ":" in info.name
 
@@ -51,7 +59,9 @@ def _format(name: str) -> Callable[..., Source]:
     return load_format
 
 
-def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, object] = MappingProxyType({})) -> Source:
+def load(
+    spec: str, *, seed: int, whole: bool = True, task: str = "", options: Mapping[str, object] = MappingProxyType({})
+) -> Source:
     """Return the data set that a specification names, validated: see ``validate.checked``.
 
     Args:
@@ -59,6 +69,7 @@ def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, obje
             own ``module:function:FOLDER``, whose function gets (folder, seed) and returns a ``Source``.
         seed: the seed that draws a test part where the data set has none.
         whole: refuse a data set without a test part; a single node's own rows need none.
+        task: what is learnt, where that is not what the loader says.
         options: the fields of the dataclass that a loader's third parameter is annotated with, such as
             ``TableOptions``; a loader with two parameters takes none.
 
@@ -76,7 +87,7 @@ def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, obje
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     else:
         raise unknown("data source", name, known, error=DataError)
-    return checked(source, spec, whole=whole)
+    return checked(replace(source, task=task) if task else source, spec, whole=whole)
 
 
 def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object]) -> Source:

@@ -31,6 +31,10 @@ def checked(source: Source, spec: str, *, whole: bool = True) -> Source:
         DataError: in one line, with the array and, where there is one, the row.
     """
     check = _Checks(f"data {spec!r}", source)
+    if source.table is not None:
+        if not len(source.table.ids):
+            raise DataError(f"data {spec!r} has no rows")
+        return source
     check.facts()
     train, test = check.rows("x_train", source.x_train), check.rows("x_test", source.x_test)
     if not len(train) or (whole and not len(test)):

@@ -11,7 +11,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from secateur.data import Source, load, names
 from secateur.data.partition import partition
 from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
 from secateur.errors import ConfigError, DataError
+from secateur.federation import tables
 from secateur.learning.task import find
 from secateur.streams import stream
 from secateur.study.study import DataSection, Study
@@ -74,7 +74,7 @@ def own(study: Study, client: int, folder: str) -> Shards:
 def _own(section: str, seed: int, client: int, place: Path, found: Marks) -> Shards:
     del found  # a part of the key: what the folder's files hold
     data = DataSection.model_validate_json(section)
-    source = _learnt(data, load(f"{data.source}:{place}", seed=seed, whole=False, options=data.reading))
+    source = load(f"{data.source}:{place}", seed=seed, whole=False, task=data.task, options=data.reading)
     rows = np.arange(len(source.y_train))
     parts = [rows if k == client else rows[:0] for k in range(data.clients)]
     return make_shards(
@@ -96,11 +96,6 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def _learnt(section: DataSection, source: Source) -> Source:
-    """Return the source with the study's task, if the study names one."""
-    return replace(source, task=section.task) if section.task else source
-
-
 def places(source: str) -> list[Path]:
     """Return the paths that a data specification may hold, and the file of a loader of one's own."""
     head, _, given = source.partition(":")
@@ -120,14 +115,22 @@ def _ends(text: str) -> list[int]:
 
 
 def marks(*given: Path) -> Marks:
-    """Return path, size, modification time and digest of each file under some paths: what shows that one changed."""
-    files = [p for place in given for p in ([place] if place.is_file() else sorted(place.rglob("*"))) if p.is_file()]
-    found = []
-    for path in files:
-        facts = path.stat()
-        stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
-        found.append((str(path.absolute()), facts.st_size, facts.st_mtime_ns, _digest(path.absolute(), stamp)))
-    return tuple(found)
+    """Return path, size, modification time and digest of each file under some paths: what shows that one changed.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    try:
+        files = [p for at in given for p in ([at] if at.is_file() else sorted(at.rglob("*"))) if p.is_file()]
+        return tuple(_mark(path.absolute()) for path in files)
+    except OSError as broken:
+        raise DataError(f"cannot read {broken.filename}: {broken.strerror}") from broken
+
+
+def _mark(path: Path) -> tuple[str, int, int, str]:
+    facts = path.stat()
+    stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+    return str(path), facts.st_size, facts.st_mtime_ns, _digest(path, stamp)
 
 
 @functools.lru_cache(maxsize=2**16)
@@ -139,7 +142,7 @@ def _digest(path: Path, stamp: tuple[int, ...]) -> str:
 
 def _simulated(study: Study, folder: Path) -> None:
     section = study.data
-    source = _learnt(section, load(section.source, seed=study.seed, options=section.reading))
+    source = load(section.source, seed=study.seed, task=section.task, options=section.reading)
     count = len(source.y_train)
     if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")
@@ -148,10 +151,13 @@ def _simulated(study: Study, folder: Path) -> None:
     )
     public, rest = order[: section.public], np.sort(order[section.public :])
     ids = None if source.ids is None else source.ids[rest]
-    parts = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    drawn = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    parts = [rest[part] for part in drawn]
+    if source.table is not None:
+        source, agreed = tables.simulated(study, source, source.table, parts)
+        tables.write(folder, agreed.schema, agreed.rows)
     make_shards(
-        source, [rest[part] for part in parts],
-        test_fraction=section.test_fraction, seed=study.seed, folder=folder,
+        source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder,
         validation_fraction=section.validation_fraction, public=public,
     )  # fmt: skip
 

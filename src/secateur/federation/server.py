@@ -25,12 +25,12 @@ from secateur.contract.client import Client
 from secateur.contract.method import Method
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.data.shards import Shape, Shards, open_shards
+from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import CLIENT, LocalEngine
 from secateur.engines.store import StateStore
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client
+from secateur.federation import base, checkpoint, client, tables
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -183,7 +183,12 @@ class Run:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
-        state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
+        if not (self.folder / checkpoint.NAME).exists():
+            for asked in tables.begin(self.shards_folder, self.folder):
+                row = asked | self._quality(state, evaluate=False)
+                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                watch({"event": "row", **row})
+            state = self._refined(state)
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
 
@@ -321,6 +326,7 @@ class Run:
             **self._widths(state),
         }
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
+        about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
         about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
         checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)

@@ -12,7 +12,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -28,7 +28,7 @@ from pydantic import (
 from secateur import guards, methods
 from secateur.contract.guard import Guard
 from secateur.contract.method import Method
-from secateur.data import partition
+from secateur.data import partition, sources
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
 from secateur.learning.optimiser import Training
@@ -53,7 +53,7 @@ class DataSection(_Section):
 
     Attributes:
         source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``; see ``secateur list``.
-        clients: K, the number of clients.
+        clients: K, the number of clients; 0, the default of ``natural``: as many as there are natural ids.
         partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
         test_fraction: share of each client's rows held out as its local test split.
         validation_fraction: share of each client's rows held out for choosing a setting, an epoch or a round; reported
@@ -69,7 +69,7 @@ class DataSection(_Section):
     """
 
     source: str = "digits"
-    clients: int = Field(default=20, ge=1, le=1_000_000)
+    clients: int = Field(default=20, ge=0, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
@@ -84,6 +84,20 @@ class DataSection(_Section):
         """Return what the source's loader is told: the options, and the names of columns that are given."""
         named = {name: value for name, value in (("target", self.target), ("site", self.site)) if value}
         return {**self.options, **named}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_sites(cls, values: Any) -> Any:
+        """Let there be as many clients as natural ids if the study does not say how many."""
+        natural = isinstance(values, Mapping) and values.get("partition") == "natural"
+        return {"clients": 0, **values} if natural else values
+
+    @model_validator(mode="after")
+    def _some_clients(self) -> Self:
+        """Refuse no clients where nothing else says how many there are."""
+        if not self.clients and self.partition != "natural":
+            raise ValueError("data.clients = 0 must be at least 1, unless data.partition = natural")
+        return self
 
 
 class ModelSection(_Section):
@@ -134,13 +148,18 @@ class Study(_Section):
     @model_validator(mode="before")
     @classmethod
     def _as_recommended(cls, values: Any) -> Any:
-        """Fill in the training settings that the method recommends and the study does not set itself."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
+        """Fill in what the data and the method recommend and the study does not set itself."""
+        sections = ("data", "model", "training")
+        if not isinstance(values, Mapping) or not all(isinstance(values.get(s, {}), Mapping) for s in sections):
             return values
         method = values.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str):
+        source = values.get("data", {}).get("source", DataSection.model_fields["source"].default)
+        if not isinstance(method, str) or not isinstance(source, str):
             return values
-        return {**values, "training": {**methods.find(method).recommended, **values.get("training", {})}}
+        usual = sources.recommended(source)
+        filled = {section: {**usual[section], **values.get(section, {})} for section in usual}
+        training = {**filled.get("training", {}), **methods.find(method).recommended, **values.get("training", {})}
+        return {**values, **filled, "training": training}
 
     @field_validator("guards", mode="before")
     @classmethod

@@ -11,16 +11,17 @@ import numpy as np
 
 from secateur.data.columns import as_text, number_column, text_column
 from secateur.data.delimited import Cells, read_delimited
-from secateur.data.hold import hold_out
 from secateur.data.parquet import read_parquet
 from secateur.data.raw_table import Column, RawTable
 from secateur.data.sources import Source
 from secateur.data.table_options import TableOptions
 from secateur.errors import DataError, need
 
-_MOST_CLASSES = 20
-_FEW = 20
 _ENDINGS = (".csv", ".data", ".tsv", ".tab", ".txt", ".parquet")
+
+
+RECOMMENDED = {"data": {"partition": "natural"}, "model": {"name": "mlp"}, "training": {"clip": 1.0}}
+"""Settings for tables where a study does not say: a client for each site, and steps that no outlier blows up."""
 
 
 def load(argument: str, seed: int, options: TableOptions) -> Source:
@@ -28,16 +29,10 @@ def load(argument: str, seed: int, options: TableOptions) -> Source:
 
     The columns can be named apart instead: data.target and data.site.
 
-    Reference: none; a fifth of each site is the test set
+    Reference: none; what clients hold out is the test set
     """
-    raw = read(argument, options)
-    train, test = hold_out(raw.ids, seed)
-    x, y, outputs = _scaled(raw, train)
-    ids = raw.ids[train] if len(raw.sites) > 1 else None
-    task = "classification" if outputs > 1 else "regression"
-    return Source(
-        "table", x[train], y[train], x[test], y[test], ids, outputs, "tabular", 1.0, task, remarks=raw.remarks
-    )
+    del seed
+    return Source.of_table("table", read(argument, options))
 
 
 def read(argument: str, options: TableOptions) -> RawTable:
@@ -76,8 +71,7 @@ def read(argument: str, options: TableOptions) -> RawTable:
     else:
         sites = tuple(file.name for file in files)
         ids = np.repeat(np.arange(len(files)), np.diff(ends, prepend=0))
-    features, more = _features(columns)
-    return RawTable(features, target, sites, ids.astype(np.int64), (*remarks, *more))
+    return RawTable(tuple(columns.values()), target, sites, ids.astype(np.int64), tuple(remarks))
 
 
 def place_of(argument: str, options: TableOptions) -> tuple[Path, TableOptions]:
@@ -210,50 +204,3 @@ def _by_column(tables: list[Cells], name: str, where: Any) -> tuple[tuple[str, .
     _refuse_missing(words == "", name, where, "each row is of a site; fill it in, or delete the row")
     sites, ids = np.unique(words, return_inverse=True)
     return tuple(sites), ids
-
-
-def _features(columns: dict[str, Column]) -> tuple[tuple[Column, ...], list[str]]:
-    """Return the columns that can tell something about a row they were not made for, and remarks on the others."""
-    kept, remarks = [], []
-    for column in columns.values():
-        present = int((~column.missing).sum())
-        if not present:
-            remarks.append(f"column {column.name!r} is empty in every row: left out")
-        elif len(column.categories) > max(_FEW, present / 2):
-            remarks.append(
-                f"column {column.name!r} has {len(column.categories)} different words in {present} rows, as names or "
-                "numbers of people have: left out"
-            )
-        else:
-            kept.append(column)
-    if not kept:
-        raise DataError(f"no column can be learnt from; {'; '.join(remarks)}")
-    return tuple(kept), remarks
-
-
-def _scaled(raw: RawTable, train: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return features, targets and outputs; numbers are scaled by the training rows' mean and standard deviation.
-
-    A missing number is 0, and an extra column marks it; a category is a column of its own.
-    """
-    numbers = [column.values for column in raw.features if not column.categories]
-    parts = []
-    if numbers:
-        values = np.stack(numbers, axis=1)
-        missing = np.isnan(values)
-        counted = np.maximum((~missing[train]).sum(axis=0), 1)
-        known = np.where(missing, 0.0, values)
-        mean = known[train].sum(axis=0) / counted
-        off = np.where(missing, 0.0, values - mean)
-        spread = np.sqrt(np.square(off[train]).sum(axis=0) / counted)
-        usable = (~missing[train]).any(axis=0)
-        parts = [np.where(usable, off / np.where(spread > 0, spread, 1.0), 0.0), missing[:, missing.any(axis=0)]]
-    for column in raw.features:
-        if column.categories:
-            parts.insert(-1 if numbers else len(parts), column.values[:, None] == np.arange(len(column.categories)))
-    x = np.concatenate(parts, axis=1).astype(np.float32)
-    y = raw.target.values
-    values = np.unique(y)
-    if raw.target.categories or (len(values) <= _MOST_CLASSES and (values == values.round()).all()):
-        return x, np.searchsorted(values, y).astype(np.int64), len(values)
-    return x, y.astype(np.float32), 1
