@@ -123,7 +123,7 @@ def _refuse_mixtures(kinds: dict[str, np.ndarray], present: np.ndarray, at: Wher
     Raises:
         DataError: there are such cells.
     """
-    if kinds["infinite"].any() and (kinds["number"] | kinds["infinite"])[present].all():
+    if kinds["infinite"].any() and (kinds["number"].any() or kinds["infinite"][present].all()):
         row = int(np.flatnonzero(kinds["infinite"])[0])
         raise DataError(f"{at(row)} is not finite; correct the cell or leave it empty")
     if kinds["local"].any():
