@@ -149,7 +149,7 @@ def _used(tables: list[Cells], target: str, options: TableOptions) -> list[str]:
         if lacks or more:
             told = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} beside them"] * bool(more)
             raise DataError(
-                f"{table.file}, row 1: of the columns of {first.file} it {' and '.join(told)}; give all sites the same, "
+                f"{table.file}, row 1: of the columns of {first.file} it {' and '.join(told)}; give all the same, "
                 f"or leave out what not all have with data.options.drop"
             )
     used = [name for name in first.columns if name != options.site]
