@@ -24,6 +24,7 @@ from secateur.errors import DataError
 MOST_FEATURES, MOST_CATEGORIES, MOST_NUMBERS, LONGEST_NAME = 10_000, 100, 20, 200
 """The most columns of a table, categories of a column or classes, whole numbers that are classes, and characters."""
 
+_HALF = 0.5
 _UNKNOWN = -1.0  # the code of a word that is none of the agreed categories
 
 Made = TypeVar("Made")
@@ -186,6 +187,23 @@ class Schema:
         hot = [raw[:, [at]] == np.arange(len(f.categories)) for at, f in enumerate(self.features) if f.categories]
         parts = [numbers, *hot, missing[:, np.array(self.marked, dtype=bool)]]
         return np.concatenate(parts, axis=1).astype(np.float32)
+
+    def undone(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return rows of ``raw`` whose ``rows`` are these inputs, up to rounding; float64 (rows, features)."""
+        raw, at = np.zeros((len(inputs), len(self.features))), 0
+        for place, feature in enumerate(self.features):
+            if not feature.categories:
+                raw[:, place] = inputs[:, at].astype(np.float64) * self.scale[place] + self.mean[place]
+                at += 1
+        for place, feature in enumerate(self.features):
+            if feature.categories:
+                hot = inputs[:, at : at + len(feature.categories)]
+                raw[:, place] = np.where(hot.any(axis=1), hot.argmax(axis=1), _UNKNOWN)
+                at += len(feature.categories)
+        for place in np.flatnonzero(self.marked).tolist():
+            raw[inputs[:, at] > _HALF, place] = np.nan
+            at += 1
+        return raw
 
     def targets(self, table: RawTable) -> NDArray[np.int64] | NDArray[np.float32]:
         """Return what rows teach: class numbers, or numbers with the mean 0 and the scale 1.
