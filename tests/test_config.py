@@ -20,7 +20,10 @@ from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study, read_toml
 
-LATER = {"training": {"schedule", "period", "floor"}, "data": {"task"}}  # came after the first runs
+LATER = {
+    "training": {"schedule", "period", "floor"},
+    "data": {"task", "target", "site", "options"},
+}  # came after the first runs
 
 
 def test_defaults_are_the_main_job():

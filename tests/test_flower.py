@@ -34,7 +34,7 @@ from own_schedule import Below
 from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
-from secateur.errors import ConfigError, DataError, EngineError, NobodyTrainedError
+from secateur.errors import ConfigError, EngineError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
@@ -395,7 +395,7 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     apps.serve(LoopGrid(nodes), settings)
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="client 1: its data folder .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
         apps._introduce(nodes[2].context)
 
 

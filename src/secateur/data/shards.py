@@ -1,10 +1,13 @@
-"""Shards: the rows of a federation as memory-mapped arrays, which all workers share without copying them."""
+"""Shards: the rows of a federation as memory-mapped arrays, which all workers share without copying them.
+
+A node's own rows are held in its memory instead: nothing is written of them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,6 +41,7 @@ class Meta:
         source, outputs, kind, scale, task, target_scale: see ``Source``.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
+        remarks: see ``Source``.
     """
 
     source: str
@@ -47,6 +51,7 @@ class Meta:
     task: str
     test: int
     public: int
+    remarks: tuple[str, ...] = ()
     target_scale: float = 1.0
 
 
@@ -71,9 +76,15 @@ class Shards:
     """The training, validation and test rows of every client, and the server's test set and public rows.
 
     Settings, epochs and rounds are chosen by validation rows; reported figures are of test rows.
+
+    Args:
+        meta: the description.
+        bounds: where each client's rows begin, (3, clients + 1).
+        arrays: the rows by name.
+        folder: where they are mapped from; None: they are in memory.
     """
 
-    def __init__(self, meta: Meta, bounds: np.ndarray, arrays: dict[str, np.ndarray], folder: Path) -> None:
+    def __init__(self, meta: Meta, bounds: np.ndarray, arrays: Mapping[str, np.ndarray], folder: Path | None) -> None:
         self.meta = meta
         self._bounds, self._folder = dict(zip(_OF_CLIENTS, bounds, strict=True)), folder
         self._tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -120,17 +131,26 @@ class Shards:
         Raises:
             DataError: its file is damaged.
         """
-        path = self._folder / SCHEMA
-        return Schema.from_json(path.read_text("utf-8")) if path.exists() else None
+        path = None if self._folder is None else self._folder / SCHEMA
+        return Schema.from_json(path.read_text("utf-8")) if path and path.exists() else None
 
     def fingerprint(self) -> str:
         """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
-        running = hashlib.blake2b(json.dumps(asdict(self.meta)).encode(), digest_size=8)
+        facts = {name: value for name, value in asdict(self.meta).items() if name != "remarks"}
+        running = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8)
         for name in (_BOUNDS, *_ARRAYS):
-            with (self._folder / f"{name}.npy").open("rb") as file:  # mapped pages would stay in this process
-                while block := file.read(_BLOCK):
-                    running.update(block)
+            for block in self._blocks(name):
+                running.update(block)
         return running.hexdigest()
+
+    def _blocks(self, name: str) -> Iterator[bytes]:
+        if self._folder is None:
+            held = np.stack(list(self._bounds.values())) if name == _BOUNDS else self._tensors[name].numpy()
+            yield f"{held.dtype} {held.shape} ".encode() + held.tobytes()
+            return
+        with (self._folder / f"{name}.npy").open("rb") as file:  # mapped pages would stay in this process
+            while block := file.read(_BLOCK):
+                yield block
 
     def train(self, client: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a client's training rows and targets, as views."""
@@ -175,14 +195,14 @@ class Shards:
 
 
 def make_shards(
-    source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path,
+    source: Source, parts: Sequence[np.ndarray], *, test_fraction: float, seed: int, folder: Path | None,
     validation_fraction: float = 0.0, public: np.ndarray | None = None,
 ) -> Shards:  # fmt: skip
     """Write the shards of a partition, and the server's ``public`` rows, into ``folder`` and open them.
 
-    Each client's test split is ``test_fraction`` of its rows and its validation split ``validation_fraction``. Each is
-    drawn from its own random stream, so that the test rows do not depend on the validation fraction. At least one row
-    stays for training.
+    Without a folder they stay in memory. Each client's test split is ``test_fraction`` of its rows and its validation
+    split ``validation_fraction``. Each is drawn from its own random stream, so that the test rows do not depend on the
+    validation fraction. At least one row stays for training.
     """
     found = split(parts, test_fraction=test_fraction, validation_fraction=validation_fraction, seed=seed)
     chosen = {part: np.concatenate(taken) for part, taken in found.items()}
@@ -190,12 +210,14 @@ def make_shards(
     arrays = {f"x_{part}": source.x_train[rows] for part, rows in chosen.items()}
     arrays |= {f"y_{part}": source.y_train[rows] for part, rows in chosen.items()}
     arrays |= {"x_test": source.x_test, "y_test": source.y_test}
-    arrays[_BOUNDS] = np.stack([np.cumsum([0, *map(len, found[part])]) for part in _OF_CLIENTS])
+    bounds = np.stack([np.cumsum([0, *map(len, found[part])]) for part in _OF_CLIENTS])
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
-        test=len(source.x_test), public=len(chosen["public"]), target_scale=source.target_scale,
+        test=len(source.x_test), public=len(chosen["public"]), remarks=source.remarks, target_scale=source.target_scale,
     )  # fmt: skip
-    for name, array in arrays.items():
+    if folder is None:
+        return Shards(meta, bounds, arrays, None)
+    for name, array in {**arrays, _BOUNDS: bounds}.items():
         np.save(folder / f"{name}.npy", array)
     (folder / _META).write_text(json.dumps(asdict(meta)))
     return open_shards(folder)
@@ -237,7 +259,7 @@ def open_shards(folder: Path) -> Shards:
         for name in _ARRAYS:
             # an array without rows cannot be mapped
             arrays[name] = np.load(folder / f"{name}.npy", mmap_mode="c" if rows[name[2:]] else None)
-        return Shards(Meta(**meta), bounds, arrays, folder)
+        return Shards(Meta(**{**meta, "remarks": tuple(meta["remarks"])}), bounds, arrays, folder)
     except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as broken:
         message = " ".join(str(broken).split())
         raise DataError(f"{folder} holds no complete shards ({message}): make them again from the data") from broken

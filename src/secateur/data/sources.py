@@ -9,7 +9,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_origin, get_type_hints
@@ -59,7 +59,9 @@ def _format(name: str) -> Callable[..., Source]:
     return load_format
 
 
-def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, object] = MappingProxyType({})) -> Source:
+def load(
+    spec: str, *, seed: int, whole: bool = True, task: str = "", options: Mapping[str, object] = MappingProxyType({})
+) -> Source:
     """Return the data set that a specification names, validated: see ``validate.checked``.
 
     Args:
@@ -67,6 +69,7 @@ def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, obje
             own ``module:function:FOLDER``, whose function gets (folder, seed) and returns a ``Source``.
         seed: the seed that draws a test part where the data set has none.
         whole: refuse a data set without a test part; a single node's own rows need none.
+        task: what is learnt, where that is not what the loader says.
         options: the fields of the dataclass that a loader's third parameter is annotated with, such as
             ``TableOptions``; a loader with two parameters takes none.
 
@@ -84,7 +87,7 @@ def load(spec: str, *, seed: int, whole: bool = True, options: Mapping[str, obje
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     else:
         raise unknown("data source", name, known, error=DataError)
-    return checked(source, spec, whole=whole)
+    return checked(replace(source, task=task) if task else source, spec, whole=whole)
 
 
 def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object]) -> Source:

@@ -179,7 +179,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in self.method.remarks(self.setting):
+        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from secateur.data.shards import Shape, Shards, open_shards
-from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
+from secateur.errors import CheckpointError, ConfigError, DataError, EngineError, SecateurError
 from secateur.federation import checkpoint, prepare, records, server
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
@@ -238,9 +238,10 @@ def _answered(message: Message, make: Any) -> Message:
 
 
 def _introduce(context: Context) -> About:
-    client, study, shards = _place(context)
-    data = open_shards(shards)
-    return {"client": client, "own": "data" in context.node_config, **_about(study, data)}
+    client, study, rows = _place(context)
+    for remark in rows.meta.remarks:
+        LOG.info("%s", remark)
+    return {"client": client, "own": "data" in context.node_config, **_about(study, rows)}
 
 
 def _about(study: Study, shards: Shards) -> About:
@@ -255,8 +256,8 @@ def _about(study: Study, shards: Shards) -> About:
     }  # fmt: skip
 
 
-def _place(context: Context) -> tuple[int, Study, Path]:
-    """Return the number of this node's client, its study, and the folder of its shards."""
+def _place(context: Context) -> tuple[int, Study, Shards]:
+    """Return the number of this node's client, its study, and its rows."""
     study = _permitted(context)
     number = context.node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
@@ -265,8 +266,13 @@ def _place(context: Context) -> tuple[int, Study, Path]:
             f"K from 0 to {study.data.clients - 1}"
         )
     data = context.node_config.get("data")
-    rows = prepare.simulated(study, _cache()) if data is None else prepare.own(study, number, str(data), _cache())
-    return number, study, rows
+    if data is None:
+        return number, study, _opened(prepare.simulated(study, _cache()))
+    try:
+        return number, study, prepare.own(study, number, str(data))
+    except DataError as broken:  # its text may hold what a cell of the node's own table holds
+        LOG.error("%s", str(broken)[:_LOGGED])
+        raise DataError(f"client {number}: its own data cannot be used; the node's own log says why") from None
 
 
 def _permitted(context: Context) -> Study:
@@ -292,14 +298,14 @@ def _permitted(context: Context) -> Study:
 
 
 def _serve(message: Message, context: Context) -> Any:
-    client, study, shards = _place(context)
+    client, study, rows = _place(context)
     about, request = unpack(message.content)
     if request is None or about.get("client") != client:
         raise ConfigError(f"a request for client {about.get('client')} came to client {client}")
     memory = _Memory(context, str(about["run"]), client)
     wanted = str(about["kept"])
     state = memory.get(wanted)
-    participant = _participant(study.model_dump_json(), str(shards))
+    participant = _participant(study.model_dump_json(), rows)
     participant.kept = bases.kept(context)
     reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
@@ -309,10 +315,15 @@ def _serve(message: Message, context: Context) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _participant(study: str, shards: str) -> Participant:
+def _participant(study: str, rows: Shards) -> Participant:
     # one torch thread: the split of a reduction over threads would change its last bits
     torch.set_num_threads(1)
-    return Participant(Study.model_validate_json(study), open_shards(Path(shards)))
+    return Participant(Study.model_validate_json(study), rows)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(folder: Path) -> Shards:
+    return open_shards(folder)
 
 
 class _Memory:

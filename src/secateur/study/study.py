@@ -39,7 +39,8 @@ from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
 
-_LATER_DATA, _LATER_TRAINING = ("validation_fraction", "task"), ("schedule", "period", "floor")
+_LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
+_LATER_TRAINING = ("schedule", "period", "floor")
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
@@ -61,6 +62,10 @@ class DataSection(_Section):
             trains.
         task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
             ``module:Class`` of your own (``learning.task``).
+        target: the column of a table that is learnt, where ``source`` does not name it.
+        site: the column of a table that says which site a row is of.
+        options: how the source is to be read, as its format takes it: ``delimiter`` or ``drop`` of a table, ``size`` of
+            images.
     """
 
     source: str = "digits"
@@ -70,6 +75,15 @@ class DataSection(_Section):
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     public: int = Field(default=0, ge=0)
     task: str = ""
+    target: str = ""
+    site: str = ""
+    options: dict[str, Option | tuple[str, ...]] = Field(default_factory=dict)
+
+    @property
+    def reading(self) -> dict[str, Option | tuple[str, ...]]:
+        """Return what the source's loader is told: the options, and the names of columns that are given."""
+        named = {name: value for name, value in (("target", self.target), ("site", self.site)) if value}
+        return {**self.options, **named}
 
     @model_validator(mode="before")
     @classmethod
@@ -286,6 +300,8 @@ def assign(values: dict[str, Any], setting: str) -> None:
     fields = Study.model_fields
     if head == "model" and rest and rest not in ModelSection.model_fields:
         values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
+    elif head == "data" and rest.startswith("options."):
+        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
     elif head in fields and head != "options":
         section = values.setdefault(head, {}) if rest else values
         section[rest or head] = value
@@ -293,8 +309,8 @@ def assign(values: dict[str, Any], setting: str) -> None:
         values.setdefault("options", {})[path.removeprefix("options.")] = value
 
 
-def _literal(text: str) -> Option | tuple[int, ...]:
-    """Return a model option's text as a number, boolean or list of integers if it is one, else as text."""
+def _literal(text: str) -> Any:
+    """Return an option's text as a number, boolean or list if it is one, else as text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:
