@@ -12,68 +12,36 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
+from secateur.data.outline import (
+    MOST_CATEGORIES,
+    MOST_FEATURES,
+    MOST_NUMBERS,
+    Feature,
+    Kind,
+    Name,
+    Outline,
+    check_names,
+    labels_of,
+    outline,
+    read,
+    some,
+)
 from secateur.data.raw_table import Column, RawTable
 from secateur.errors import DataError
 
-MOST_FEATURES, MOST_CATEGORIES, MOST_NUMBERS, LONGEST_NAME = 10_000, 100, 20, 200
-"""The most columns of a table, categories of a column or classes, whole numbers that are classes, and characters."""
-
+_HALF = 0.5
 _UNKNOWN = -1.0  # the code of a word that is none of the agreed categories
 
-Made = TypeVar("Made")
-
-Kind = Literal["number", "category", "text", "unknown"]
-_Name = Annotated[str, StringConstraints(max_length=LONGEST_NAME)]
-_Names = Annotated[tuple[_Name, ...], Field(max_length=MOST_CATEGORIES)]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _WORDS = frozenset({"category", "text"})
 _UNUSED = frozenset({"text", "unknown"})
-
-
-@dataclass(frozen=True)
-class Feature:
-    """A column: its name, and what it holds.
-
-    Attributes:
-        name: of the column.
-        kind: numbers; categories; words that are none (too many, or each in one row only); or unknown, as every cell is
-            missing. A target has numbers or categories.
-        categories: the words, sorted; of a target, the classes, empty if it is a number.
-    """
-
-    name: _Name
-    kind: Kind = "number"
-    categories: _Names = ()
-
-
-@dataclass(frozen=True)
-class Outline:
-    """What a site says of its table: features, target. It holds no cell but words that at least two rows share."""
-
-    features: Annotated[tuple[Feature, ...], Field(max_length=MOST_FEATURES)]
-    target: Feature
-
-    def to_json(self) -> str:
-        """Return it as JSON."""
-        return json.dumps(asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> Outline:
-        """Return what ``to_json`` wrote.
-
-        Raises:
-            DataError: it is none, beyond the bounds, or names a column twice.
-        """
-        found = _read(_OUTLINE, text, "the outline of a table")
-        _check_names([*found.features, found.target])
-        return found
 
 
 @dataclass(frozen=True)
@@ -91,7 +59,7 @@ class Schema:
 
     features: Annotated[tuple[Feature, ...], Field(max_length=MOST_FEATURES)]
     target: Feature
-    unused: Annotated[tuple[_Name, ...], Field(max_length=MOST_FEATURES)] = ()
+    unused: Annotated[tuple[Name, ...], Field(max_length=MOST_FEATURES)] = ()
     mean: tuple[_Number, ...] = ()
     scale: tuple[_Scale, ...] = ()
     marked: tuple[bool, ...] = ()
@@ -109,8 +77,8 @@ class Schema:
         Raises:
             DataError: it is none, beyond the bounds, or its parts do not fit each other.
         """
-        found = _read(_SCHEMA, text, "a schema")
-        _check_names([*found.features, found.target])
+        found = read(_SCHEMA, text, "a schema")
+        check_names([*found.features, found.target])
         if not {len(found.mean), len(found.scale), len(found.marked)} <= {len(found.features)}:
             raise DataError("a schema must have a mean, a scale and a mark for each feature")
         return found
@@ -187,6 +155,23 @@ class Schema:
         parts = [numbers, *hot, missing[:, np.array(self.marked, dtype=bool)]]
         return np.concatenate(parts, axis=1).astype(np.float32)
 
+    def undone(self, inputs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return rows of ``raw`` whose ``rows`` are these inputs, up to rounding; float64 (rows, features)."""
+        raw, at = np.zeros((len(inputs), len(self.features))), 0
+        for place, feature in enumerate(self.features):
+            if not feature.categories:
+                raw[:, place] = inputs[:, at].astype(np.float64) * self.scale[place] + self.mean[place]
+                at += 1
+        for place, feature in enumerate(self.features):
+            if feature.categories:
+                hot = inputs[:, at : at + len(feature.categories)]
+                raw[:, place] = np.where(hot.any(axis=1), hot.argmax(axis=1), _UNKNOWN)
+                at += len(feature.categories)
+        for place in np.flatnonzero(self.marked).tolist():
+            raw[inputs[:, at] > _HALF, place] = np.nan
+            at += 1
+        return raw
+
     def targets(self, table: RawTable) -> NDArray[np.int64] | NDArray[np.float32]:
         """Return what rows teach: class numbers, or numbers with the mean 0 and the scale 1.
 
@@ -196,7 +181,7 @@ class Schema:
         if not self.classes:
             return ((table.target.values - self.target_mean) / self.target_scale).astype(np.float32)
         place = {name: number for number, name in enumerate(self.classes)}
-        labels = _labels(table.target)
+        labels = labels_of(table.target)
         new = next((label for label in labels if label not in place), None)
         if new is not None:
             raise DataError(
@@ -211,10 +196,10 @@ class Schema:
             return f"it learns {site.target.name!r}, most sites {self.target.name!r}: name the same target column"
         lacking = [name for name in (*due, *self.unused) if name not in here]
         if lacking:
-            return f"its table lacks column {_some(lacking)}: add it (its cells may be empty)"
+            return f"its table lacks column {some(lacking)}: add it (its cells may be empty)"
         more = [name for name in here if name not in due and name not in self.unused]
         if more:
-            return f"its table has column {_some(more)}, which most sites lack: take it out"
+            return f"its table has column {some(more)}, which most sites lack: take it out"
         wrong = next((f for name, f in due.items() if _group(here[name].kind) not in {_group(f.kind), "unknown"}), None)
         if wrong is not None:
             held = _held(here[wrong.name])
@@ -229,27 +214,7 @@ class Schema:
         return ""
 
 
-_OUTLINE, _SCHEMA = TypeAdapter(Outline), TypeAdapter(Schema)
-
-
-def outline(train: RawTable, whole: RawTable) -> Outline:
-    """Return what a site says of its table.
-
-    Args:
-        train: the training rows, whose words are the categories.
-        whole: all rows, whose targets are the classes.
-
-    Raises:
-        DataError: more columns or classes than a site may have, or a name that is too long.
-    """
-    if len(train.features) > MOST_FEATURES:
-        raise DataError(f"the table has {len(train.features)} columns; {MOST_FEATURES} at most can be used")
-    long = next((c.name for c in (*train.features, train.target) if len(c.name) > LONGEST_NAME), None)
-    if long is not None:
-        raise DataError(
-            f"column {long[:40]!r}...: its name has {len(long)} characters; {LONGEST_NAME} at most can be used"
-        )
-    return Outline(tuple(map(_feature, train.features)), _target(whole.target))
+_SCHEMA = TypeAdapter(Schema)
 
 
 def agree(sites: Mapping[int, Outline], *, classes: bool | None = None) -> tuple[Schema, dict[int, str]]:
@@ -297,7 +262,7 @@ def _complete(schema: Schema, fits: Sequence[Outline]) -> Schema:
         else:
             features.append(replace(feature, categories=tuple(sorted(words))))
     if not features:
-        raise DataError(f"no column can be learnt from: {_some(unused)} have no cell, or words that are no categories")
+        raise DataError(f"no column can be learnt from: {some(unused)} have no cell, or words that are no categories")
     target = schema.target
     if target.categories:
         classes = {word for site in fits for word in site.target.categories}
@@ -335,42 +300,6 @@ def _agreed_target(targets: Sequence[Feature], *, classes: bool | None) -> Featu
     return Feature(name)
 
 
-def _feature(column: Column) -> Feature:
-    if column.missing.all():
-        return Feature(column.name, "unknown")
-    if not column.categories:
-        return Feature(column.name)
-    rows = np.bincount(column.values[~column.missing].astype(np.int64), minlength=len(column.categories))
-    shared = tuple(word for word, count in zip(column.categories, rows, strict=True) if count > 1)
-    usable = 0 < len(shared) <= MOST_CATEGORIES and max(map(len, shared)) <= LONGEST_NAME
-    return Feature(column.name, "category" if usable else "text", shared if usable else ())
-
-
-def _target(column: Column) -> Feature:
-    if not column.categories and (
-        (column.values != column.values.round()).any() or len(np.unique(column.values)) > MOST_CATEGORIES
-    ):
-        return Feature(column.name)
-    labels = sorted(set(_labels(column)))
-    if len(labels) > MOST_CATEGORIES or any(len(label) > LONGEST_NAME for label in labels):
-        raise DataError(
-            f"target {column.name!r} has {len(labels)} classes of words; {MOST_CATEGORIES} of {LONGEST_NAME} "
-            "characters at most can be learnt: it may be the wrong column"
-        )
-    return Feature(column.name, "category" if column.categories else "number", tuple(labels))
-
-
-def _labels(column: Column) -> list[str]:
-    """Return the target of each row as text: its word, or its number."""
-    if column.categories:
-        return [column.categories[code] for code in column.values.astype(np.int64)]
-    return [_text(value) for value in column.values.tolist()]
-
-
-def _text(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else repr(value)
-
-
 def _order(label: str) -> tuple[float, str]:
     """Return what numbers as text are sorted by."""
     try:
@@ -393,23 +322,3 @@ def _group(kind: Kind) -> str:
 
 def _held(feature: Feature) -> str:
     return "words" if feature.kind in _WORDS else "numbers"
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name[:40]) for name in names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def _check_names(features: Sequence[Feature]) -> None:
-    twice = next((name for name, count in Counter(f.name for f in features).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"column {twice[:40]!r} comes twice")
-
-
-def _read(of: TypeAdapter[Made], text: str, what: str) -> Made:
-    try:
-        return of.validate_json(text)
-    except ValidationError as broken:
-        first = broken.errors()[0]
-        path = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"{what} cannot be read: {path[:80]}: {first['msg']}") from broken

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from secateur.data.outline import MOST_NUMBERS
 from secateur.data.raw_table import RawTable
-from secateur.data.schema import MOST_NUMBERS
 
 Kind = Literal["image", "tokens", "tabular"]
 

@@ -31,8 +31,9 @@ from secateur.contract.reduction import Sum
 from secateur.contract.reply import Reply
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.data.outline import Outline, outline
 from secateur.data.raw_table import RawTable
-from secateur.data.schema import Outline, Schema, agree, outline
+from secateur.data.schema import Schema, agree
 from secateur.engines import Failure
 from secateur.errors import DataError, WireError
 from secateur.federation.records import Row, check_any, short
