@@ -59,11 +59,17 @@ def text_column(name: str, cells: Any, where: Where, options: TableOptions) -> t
         _refuse_mixtures(kinds, present, at, cells)
         return _categories(name, cells, missing), ()
     text = compute.if_else(arrow.array(missing), None, compute.replace_substring_regex(cells, r"^\+", ""))
-    return number_column(name, compute.cast(text, arrow.float64()), where), ()
+    return number_column(name, compute.cast(text, arrow.float64()), where, written=True), ()
 
 
-def number_column(name: str, cells: Any, where: Where) -> Column:
+def number_column(name: str, cells: Any, where: Where, *, written: bool = False) -> Column:
     """Return a column of numbers, null where they are missing.
+
+    Args:
+        name: of the column.
+        cells: an Arrow array of numbers.
+        where: the place of a row, for messages.
+        written: whether they were text, in which an infinite number was one too large to be read.
 
     Raises:
         DataError: a number is infinite, or too large for single precision.
@@ -71,9 +77,10 @@ def number_column(name: str, cells: Any, where: Where) -> Column:
     values = cells.to_numpy(zero_copy_only=False).astype(np.float64)
     large = np.flatnonzero(np.abs(values) > _LARGEST)
     if len(large):
+        value = values[large[0]]
+        wrong = "not finite" if np.isinf(value) and not written else f"too large, models take {_LARGEST:.1e} at most"
         raise DataError(
-            f"{where(int(large[0]))}, column {name!r}: {values[large[0]]} is too large, models compute with at most "
-            f"{_LARGEST:.1e}; correct the cell or leave it empty"
+            f"{where(int(large[0]))}, column {name!r}: {value} is {wrong}; correct the cell or leave it empty"
         )
     return Column(name, values)
 
@@ -123,7 +130,7 @@ def _refuse_mixtures(kinds: dict[str, np.ndarray], present: np.ndarray, at: Wher
     Raises:
         DataError: there are such cells.
     """
-    if kinds["infinite"].any() and (kinds["number"] | kinds["infinite"])[present].all():
+    if kinds["infinite"].any() and (kinds["number"].any() or kinds["infinite"][present].all()):
         row = int(np.flatnonzero(kinds["infinite"])[0])
         raise DataError(f"{at(row)} is not finite; correct the cell or leave it empty")
     if kinds["local"].any():

@@ -181,7 +181,7 @@ def _records(file: str, text: str, delimiter: str, skipped: int) -> tuple[list[A
     ends = np.zeros(len(found), np.int64)
     if '"' in text:
         for column in columns:
-            ends += compute.count_substring(column, "\n").to_numpy(zero_copy_only=False)
+            ends += compute.count_substring_regex(column, "\r\n|\n|\r").to_numpy(zero_copy_only=False)
     starts = np.arange(1, len(found) + 1) + skipped + np.concatenate([[0], np.cumsum(ends)[:-1]])
     return [compute.utf8_trim_whitespace(column) for column in columns], starts
 

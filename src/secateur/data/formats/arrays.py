@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -80,11 +81,12 @@ def _file(path: Path) -> Path:
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as held:
-            if not isinstance(held, np.lib.npyio.NpzFile):
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
                 raise DataError(f"{path} is a single array: write x and y with numpy.savez({path.stem!r}, x=x, y=y)")
             return dict(held)
-    except (OSError, EOFError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as broken:
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as broken:
         line = " ".join(str(broken).split())[:200]
         raise DataError(f"cannot read the arrays {path}: {line}; write them with numpy.savez, as numbers") from broken
 

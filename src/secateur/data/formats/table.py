@@ -147,10 +147,10 @@ def _used(tables: list[Cells], target: str, options: TableOptions) -> list[str]:
         lacks = [name for name in first.columns if name not in table.columns]
         more = [name for name in table.columns if name not in first.columns]
         if lacks or more:
-            told = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} more"] * bool(more)
+            told = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} beside them"] * bool(more)
             raise DataError(
-                f"{table.file} {' and '.join(told)} than {first.file}: give all sites the same columns, or leave "
-                f"columns out with data.options.drop"
+                f"{table.file}, row 1: of the columns of {first.file} it {' and '.join(told)}; give all the same, "
+                f"or leave out what not all have with data.options.drop"
             )
     used = [name for name in first.columns if name != options.site]
     if used == [target]:
