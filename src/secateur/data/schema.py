@@ -251,9 +251,10 @@ def agree(sites: Mapping[int, Outline], *, classes: bool | None = None) -> tuple
 
 
 def _complete(schema: Schema, fits: Sequence[Outline]) -> Schema:
-    """Return a schema with the categories and classes of the sites that fit."""
+    """Return a schema with the categories and classes of the sites that fit, its columns in the first one's order."""
     features, unused = list[Feature](), list(schema.unused)
-    for feature in schema.features:
+    place = {feature.name: at for at, feature in enumerate(fits[0].features)}
+    for feature in sorted(schema.features, key=lambda feature: place[feature.name]):
         words = {word for site in fits for f in site.features if f.name == feature.name for word in f.categories}
         if feature.kind == "number":
             features.append(feature)

@@ -151,6 +151,15 @@ def settle(
     return Agreed(schema, tuple(asking.rows), tuple(notes), notes)
 
 
+def last_request(schema: Schema) -> bytes:
+    """Return the request of the last ask, for a site that comes later or has lost the schema."""
+    return encode(_message(_AGREED, schema.to_json()))
+
+
+def _message(step: str, text: str) -> Message:
+    return Message({}, None, {"phase": PHASE, "round": 0, _STEP: step, **_pieces(text)})
+
+
 def _with_means(schema: Schema, reduced: Reduced) -> Schema:
     filled, sums = _totals(reduced)
     mean = (sums / np.maximum(filled, 1)).tolist()
@@ -231,8 +240,9 @@ class _Asking:
             return reducer.finish(State(setting, 0, {}))
 
     def _ask(self, step: str, clients: tuple[int, ...], text: str, specs: Mapping[str, Spec]) -> Ask:
-        message = Message({}, None, {"phase": PHASE, "round": 0, _STEP: step, **_pieces(text)})
-        return Ask(PHASE, 0, clients, message, Expected(specs, values="fp32"), {"sums": Sum()} if specs else {})
+        return Ask(
+            PHASE, 0, clients, _message(step, text), Expected(specs, values="fp32"), {"sums": Sum()} if specs else {}
+        )
 
     def _replies(self, ask: Ask, scalars: Mapping[str, type] | None) -> Iterator[tuple[int, Message]]:
         """Yield the replies that count, and write the record of the ask."""

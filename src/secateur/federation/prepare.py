@@ -18,6 +18,7 @@ import torch
 
 from secateur.data import Source, load, names
 from secateur.data.partition import partition
+from secateur.data.schema import Schema
 from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
 from secateur.errors import ConfigError, DataError
 from secateur.federation import tables
@@ -53,33 +54,65 @@ def simulated(study: Study, cache: Path) -> Path:
     return _once(cache, key, lambda folder: _simulated(study, folder))
 
 
-def own(study: Study, client: int, folder: str) -> Shards:
+def own(study: Study, client: int, folder: str, schema: Schema | None = None) -> Shards:
     """Return shards in memory, in which one client has the rows of ``folder`` and all others have none.
 
     Nothing of them is written anywhere. The last ones are kept in this process until a file of the folder changes.
+
+    Args:
+        study: the study.
+        client: whose rows they are.
+        folder: where they lie.
+        schema: by which rows are made of a table.
 
     Raises:
         ConfigError: there is no such folder, or it is empty.
         DataError: its rows cannot be used.
     """
+    text = schema.to_json() if schema else ""
+    return _own(study.model_dump_json(), client, *_found(client, folder), text)
+
+
+def own_source(study: Study, client: int, folder: str) -> Source:
+    """Return what a node's folder holds, as it was read; kept as the rows of ``own`` are.
+
+    Raises:
+        ConfigError: there is no such folder, or it is empty.
+        DataError: its rows cannot be used.
+    """
+    return _own_source(study.data.model_dump_json(), study.seed, *_found(client, folder))
+
+
+def alone(study: Study, client: int, rows: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each client where one has all of them."""
+    return [rows if k == client else rows[:0] for k in range(study.data.clients)]
+
+
+def _found(client: int, folder: str) -> tuple[Path, Marks]:
     place = Path(folder).expanduser()
     found = marks(place) if place.is_dir() else ()
     if not found:
         state = "is empty" if place.is_dir() else "does not exist"
         raise ConfigError(f"client {client}: its data folder {place} {state}; set data=... in --node-config")
-    return _own(study.data.model_dump_json(), study.seed, client, place, found)
+    return place, found
 
 
 @functools.lru_cache(maxsize=1)
-def _own(section: str, seed: int, client: int, place: Path, found: Marks) -> Shards:
+def _own_source(section: str, seed: int, place: Path, found: Marks) -> Source:
     del found  # a part of the key: what the folder's files hold
     data = DataSection.model_validate_json(section)
-    source = load(f"{data.source}:{place}", seed=seed, whole=False, task=data.task, options=data.reading)
-    rows = np.arange(len(source.y_train))
-    parts = [rows if k == client else rows[:0] for k in range(data.clients)]
+    return load(f"{data.source}:{place}", seed=seed, whole=False, task=data.task, options=data.reading)
+
+
+@functools.lru_cache(maxsize=1)
+def _own(text: str, client: int, place: Path, found: Marks, schema: str) -> Shards:
+    study = Study.model_validate_json(text)
+    source = _own_source(study.data.model_dump_json(), study.seed, place, found)
+    if source.table is not None:
+        source = tables.made_by(Schema.from_json(schema), source, source.table, study)
     return make_shards(
-        source, parts, test_fraction=data.test_fraction, seed=seed, folder=None,
-        validation_fraction=data.validation_fraction,
+        source, alone(study, client, np.arange(len(source.y_train))), test_fraction=study.data.test_fraction,
+        seed=study.seed, folder=None, validation_fraction=study.data.validation_fraction,
     )  # fmt: skip
 
 
@@ -88,7 +121,17 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     x = np.zeros((0, *shape.input_shape), np.float32 if shape.kind == "tabular" else np.uint8)
     y = torch.zeros(0, dtype=find(shape.task).dtype).numpy()
     source = Source(
-        "the nodes' own", x, y, x, y, None, shape.outputs, kind=shape.kind, scale=shape.scale, task=shape.task
+        "the nodes' own",
+        x,
+        y,
+        x,
+        y,
+        None,
+        shape.outputs,
+        kind=shape.kind,
+        scale=shape.scale,
+        task=shape.task,
+        target_scale=shape.target_scale,
     )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients

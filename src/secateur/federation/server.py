@@ -200,6 +200,7 @@ class Run:
                 state = self.method.absorb(state, exchange.reduce(state, spool))
             state = self._refined(state) if ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
+            row = tables.with_resent(row, engine.states.resent())
             if self._due(ask) and not self.central:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}

@@ -15,7 +15,7 @@ from secateur.data.shards import SCHEMA, split
 from secateur.data.sources import Source
 from secateur.errors import DataError
 from secateur.federation import checkpoint
-from secateur.federation.agreement import Agreed, Site, settle
+from secateur.federation.agreement import PHASE, Agreed, Site, settle
 from secateur.federation.records import Row
 from secateur.learning import task as tasks
 from secateur.study.study import Study
@@ -94,6 +94,22 @@ def write(folder: Path, schema: Schema, rows: Sequence[Row]) -> None:
     """Write a schema, and the records of the asks that led to it, beside the rows that it made."""
     (folder / SCHEMA).write_text(schema.to_json(), "utf-8")
     (folder / _RECORDS).write_text(json.dumps(list(rows)), "utf-8")
+
+
+def with_resent(row: Row, resent: Mapping[int, tuple[int, int]]) -> Row:
+    """Return a record with the bytes by which clients were sent the schema beside its exchange."""
+    if not resent:
+        return row
+    each = {who: [who, down, up] for who, down, up in row["each"]}
+    for who, (down, up) in resent.items():
+        _, *before = each.get(who, [who, 0, 0])
+        each[who] = [who, before[0] + down, before[1] + up]
+    down, up = (sum(part[way] for part in resent.values()) for way in (0, 1))
+    return row | {
+        "bytes_down": row["bytes_down"] + down, "bytes_up": row["bytes_up"] + up,
+        "down": {**row["down"], PHASE: down}, "up": {**row["up"], PHASE: up},
+        "each": [each[who] for who in sorted(each)],
+    }  # fmt: skip
 
 
 def begin(rows: Path, run: Path) -> list[Row]:
