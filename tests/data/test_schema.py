@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from secateur.data.outline import MOST_CATEGORIES, MOST_FEATURES, Feature, Outline, outline
 from secateur.data.raw_table import Column, RawTable
@@ -16,7 +17,7 @@ from secateur.federation import agreement, prepare
 from secateur.federation.agreement import Site, settle
 from secateur.study.study import parse_study
 from secateur.wire.codec import context_of, decode, encode
-from secateur.wire.message import Expected, Message
+from secateur.wire.message import Expected, Message, Spec
 
 NAN = float("nan")
 
@@ -239,11 +240,7 @@ def edited(request, reply, step, **more):
     tensors = {}
     if step != "columns":
         size = len(json.loads(agreement._text(asked))["features"]) + 1
-        specs = {
-            "high": agreement.Spec((size,)),
-            "low": agreement.Spec((size,)),
-            "filled": agreement.Spec((size,), agreement.torch.int64),
-        }
+        specs = {name: Spec((size,)) for name in ("high", "low", "size")} | {"filled": Spec((size,), torch.int64)}
         tensors = dict(decode(reply, Expected(specs)).tensors)
     scalars = {"seconds": 0.1, **({"samples": 2} if tensors else {"text0": "{}"})}
     tensors |= {n: tensors[n] * 0 + v for n, v in more.items() if n in tensors}
@@ -264,13 +261,9 @@ def edited(request, reply, step, **more):
         ("columns", {"seconds": None}, "scalar 'seconds' is missing or no time"),
         ("columns", {"text0": "[" * 9000}, "the outline of a table cannot be read"),
         ("columns", {"text0": None, "text1": "{}"}, "the pieces of a text do not follow each other"),
-        ("columns", {"text0": json.dumps({"features": [{"name": "a"}] * 2, "target": {"name": "y"}})}, "'a' comes twice"),
-        ("columns", {"text0": json.dumps({"features": [{"name": "a" * 201}], "target": {"name": "y"}})}, "cannot be read"),
-        (
-            "columns",
-            {"text0": json.dumps({"features": [], "target": {"name": "y", "categories": [str(n) for n in range(101)]}})},
-            "cannot be read",
-        ),
+        ("columns", {"text0": outlines("a", "a").to_json()}, "'a' comes twice"),
+        ("columns", {"text0": outlines("a" * 201).to_json()}, "cannot be read"),
+        ("columns", {"text0": Outline((), Feature("y", "number", tuple("x" * 101))).to_json()}, "cannot be read"),
     ],
 )  # fmt: skip
 def test_a_lie_costs_its_sender_the_agreement_and_nobody_else(step, lie, told):
