@@ -15,7 +15,6 @@ from secateur.data.table_options import TableOptions
 from secateur.errors import DataError, need
 
 _FORMS = {
-    "number": NUMBER,
     "truth": r"(?i)^(true|false)$",
     "infinite": r"(?i)^[+-]?inf(inity)?$",
     "day": r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$",
@@ -44,7 +43,7 @@ def text_column(name: str, cells: Any, where: Where, options: TableOptions) -> t
     missing = _mask(compute.is_in(cells, arrow.array([*MISSING, *options.missing])))
     if name in options.categories:
         return _categories(name, cells, missing), ()
-    kinds = {kind: _mask(compute.match_substring_regex(cells, form)) & ~missing for kind, form in _FORMS.items()}
+    kinds = _kinds(cells, missing)
     if (kinds["number"] | kinds["truth"]).any():
         missing |= _mask(compute.is_in(cells, arrow.array(_NONE)))
     present = ~missing
@@ -85,6 +84,16 @@ def number_column(name: str, cells: Any, where: Where, *, written: bool = False)
     return Column(name, values)
 
 
+def _kinds(cells: Any, missing: np.ndarray) -> dict[str, np.ndarray]:
+    """Return which cells have which form; none has another than numbers if all that are not missing are numbers."""
+    compute = need("pyarrow.compute", extra="tables")
+    numbers = _mask(compute.match_substring_regex(cells, NUMBER)) & ~missing
+    if (numbers | missing).all():
+        return {"number": numbers} | dict.fromkeys(_FORMS, np.zeros(len(missing), np.bool_))
+    forms = {kind: _mask(compute.match_substring_regex(cells, form)) & ~missing for kind, form in _FORMS.items()}
+    return {"number": numbers, **forms}
+
+
 def as_text(cells: Any) -> Any:
     """Return cells as text, "" where they are missing; 3.0 is "3"."""
     arrow, compute = need("pyarrow", extra="tables"), need("pyarrow.compute", extra="tables")
@@ -105,23 +114,32 @@ def _place(cells: Any, name: str, where: Where) -> Where:
 
 
 def _categories(name: str, cells: Any, missing: np.ndarray) -> Column:
-    words = np.array(cells.to_pylist(), dtype=object)
     if missing.all():
-        return Column(name, np.full(len(words), np.nan))
-    found = sorted(set(words[~missing]))
+        return Column(name, np.full(len(missing), np.nan))
+    words, places = _distinct(cells)
+    used = np.unique(places[~missing])
+    found = sorted(words[place] for place in used)
     codes = {word: code for code, word in enumerate(found)}
-    values = np.array([-1 if gone else codes[word] for word, gone in zip(words, missing, strict=True)], np.int64)
-    return Column(name, values, tuple(found))
+    code_of = np.array([codes.get(word, -1) for word in words], np.int64)
+    return Column(name, np.where(missing, -1, code_of[places]), tuple(found))
+
+
+def _distinct(cells: Any) -> tuple[list[str], np.ndarray]:
+    """Return the different texts, and the place of each cell's among them."""
+    encoded = cells.dictionary_encode()
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
 
 
 def _days(cells: Any, present: np.ndarray, at: Where) -> np.ndarray:
-    values = np.full(len(present), np.nan)
-    for row in np.flatnonzero(present):
+    texts, places = _distinct(cells)
+    days = np.full(len(texts), np.nan)
+    for place in np.unique(places[present]):
         try:
-            values[row] = date.fromisoformat(cells[int(row)].as_py()[:10]).toordinal() - date(1970, 1, 1).toordinal()
+            days[place] = date.fromisoformat(texts[place][:10]).toordinal() - date(1970, 1, 1).toordinal()
         except ValueError as broken:
-            raise DataError(f"{at(int(row))} is no date ({broken}); correct the cell or leave it empty") from broken
-    return values
+            row = int(np.flatnonzero(places == place)[0])
+            raise DataError(f"{at(row)} is no date ({broken}); correct the cell or leave it empty") from broken
+    return np.where(present, days[places], np.nan)
 
 
 def _refuse_mixtures(kinds: dict[str, np.ndarray], present: np.ndarray, at: Where, cells: Any) -> None:

@@ -279,7 +279,9 @@ def _with_points(cells: Cells, delimiter: str, options: TableOptions) -> Cells:
         DataError: a number can be read in two ways.
     """
     columns = {name: column for name, column in cells.columns.items() if name not in options.categories}
-    comma, point, grouped = (_first(columns, pattern) for pattern in (_COMMA, _POINT, _GROUPED))
+    commas = {name: column for name, column in columns.items() if _holds(column, ",")}
+    comma, grouped = _first(commas, _COMMA), _first(columns, _GROUPED)
+    point = _first(columns, _POINT) if comma or options.decimal else None
     decimal = options.decimal or ("," if comma and not point and delimiter != "," else ".")
     odd = grouped or (point if decimal == "," else comma)
     if odd:
@@ -295,9 +297,14 @@ def _with_points(cells: Cells, delimiter: str, options: TableOptions) -> Cells:
         name: compute.if_else(
             compute.match_substring_regex(column, _COMMA), compute.replace_substring(column, ",", "."), column
         )
-        for name, column in columns.items()
+        for name, column in commas.items()
     }
     return replace(cells, columns=cells.columns | mended)
+
+
+def _holds(column: Any, letter: str) -> bool:
+    compute = need("pyarrow.compute", extra="tables")
+    return bool(compute.any(compute.match_substring(column, letter)).as_py())
 
 
 def _first(columns: Mapping[str, Any], pattern: str) -> tuple[str, int, str] | None:
