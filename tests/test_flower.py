@@ -277,8 +277,8 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
     introduce = apps._introduce
 
-    def older(context):
-        about = introduce(context)
+    def older(context, wanted):
+        about = introduce(context, wanted)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
     monkeypatch.setattr(apps, "_introduce", older)

@@ -3,8 +3,9 @@
 Four asks of phase ``schema``, each answered by every site:
 
     columns   -> the outline of its table; the server makes one schema of them, and leaves out who does not fit
-    sums      -> of each column, over training rows, the number of its cells and their sum: the means
-    squares   -> of each column their number and the sum of (x - mean)^2: the scales
+    sums      -> of each column, over training rows, the number of its cells, their sum, and the sum of |x|: the means
+    squares   -> of each column their number and the sum of ((x - mean) / size)^2: the scales; the size is a power of 2
+                 near the mean of |x|, so that no square is too large or too small for a message
     agreed    -> the complete schema has arrived, and the site's rows are made by it
 
 Sums are reduced as replies to any ask are. A sum of float64 travels as two tensors of float32 that add up to it, so
@@ -107,10 +108,13 @@ class Site:
             return _pieces(self._take(schema)), {}
         cells = _cells(schema, self._train)
         filled = ~np.isnan(cells)
+        tensors = {"filled": torch.from_numpy(filled.sum(axis=0).astype(np.int64))}
         if step == _SQUARES:
-            cells = np.square(cells - np.array([*schema.mean, schema.target_mean]))
-        counts = torch.from_numpy(filled.sum(axis=0).astype(np.int64))
-        return {"samples": len(cells)}, {**_halves(np.where(filled, cells, 0.0).sum(axis=0)), "filled": counts}
+            mean, size = [*schema.mean, schema.target_mean], [*schema.scale, schema.target_scale]
+            cells = np.square((cells - np.array(mean)) / np.array(size))
+        else:
+            tensors["size"] = torch.from_numpy(np.abs(np.where(filled, cells, 0.0)).sum(axis=0)).float()
+        return {"samples": len(cells)}, {**tensors, **_halves(np.where(filled, cells, 0.0).sum(axis=0))}
 
 
 def settle(
@@ -164,12 +168,18 @@ def _with_means(schema: Schema, reduced: Reduced) -> Schema:
     filled, sums = _totals(reduced)
     mean = (sums / np.maximum(filled, 1)).tolist()
     marked = tuple((filled[:-1] < sum(reduced.rows.values())).tolist())
-    return replace(schema, mean=tuple(mean[:-1]), target_mean=mean[-1], marked=marked)
+    absolute = reduced["sums"]["size"].numpy() / np.maximum(filled, 1)
+    size = np.exp2(np.round(np.log2(np.where(absolute > 0, absolute, 1.0)))).tolist()
+    return replace(
+        schema, mean=tuple(mean[:-1]), target_mean=mean[-1], marked=marked, scale=tuple(size[:-1]),
+        target_scale=size[-1],
+    )  # fmt: skip
 
 
 def _with_scales(schema: Schema, reduced: Reduced) -> Schema:
     filled, squares = _totals(reduced)
-    scale = np.sqrt(squares / np.maximum(filled, 1))
+    size = np.array([*schema.scale, schema.target_scale])
+    scale = np.sqrt(squares / np.maximum(filled, 1)) * size
     constant = scale <= _CONSTANT * np.abs([*schema.mean, schema.target_mean])
     scales = np.where(constant, 1.0, scale).tolist()
     return replace(schema, scale=tuple(scales[:-1]), target_scale=scales[-1])
@@ -230,6 +240,7 @@ class _Asking:
         """Send a schema to clients; return the sums of their replies."""
         size = (len(schema.features) + 1,)
         specs = {"high": Spec(size), "low": Spec(size), "filled": Spec(size, torch.int64)}
+        specs |= {"size": Spec(size)} if step == _SUMS else {}
         ask = self._ask(step, clients, schema.to_json(), specs)
         setting = Setting(self.seed, 1, max(clients, default=0) + 1, 1.0, Layout({}), specs)
         with Spool() as spool:
