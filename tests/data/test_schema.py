@@ -371,3 +371,10 @@ def test_means_are_over_training_rows_alone_and_the_test_rows_are_the_clients(tm
     ages = np.concatenate([shards.train(k)[1] for k in range(3)]) * schema.target_scale + schema.target_mean
     assert set(np.round(ages * 7).astype(int).tolist()) <= set(range(20))
     assert Path(shards._folder / "schema.json").read_text("utf-8") == schema.to_json()
+
+
+def test_methods_are_compared_on_a_tables_own_partition():
+    from secateur.compare.suite import chosen
+
+    assert chosen(["fedavg"], "table:x.csv#y#site")[0].partitions == ["natural"]
+    assert chosen(["fedavg"], "digits")[0].partitions == ["pathological:2"]

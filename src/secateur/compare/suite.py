@@ -160,7 +160,8 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     """
     if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
         return load(words[0]), data
-    known = Study()
+    source = data or Study().data.source
+    known = Study.model_validate({"data": {"source": source}})
     variants: dict[str, dict[str, Any]] = {}
     for word in words:
         method, _, rest = word.partition(":")
@@ -173,7 +174,6 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
         variants[name] = {"method": method, **settings}
-    source = data or known.data.source
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
     return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
 

@@ -338,7 +338,8 @@ class Run:
         final |= self._local(examined)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        summary = {**summarise(self.study, rows, final), "remarks": self.method.remarks(self.setting)}
+        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting)]
+        summary = {**summarise(self.study, rows, final), "remarks": remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
