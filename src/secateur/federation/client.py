@@ -34,7 +34,7 @@ from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.streams import derive
 from secateur.study.study import Study
-from secateur.wire.codec import Outgoing, Written, decode, lost, with_scalar
+from secateur.wire.codec import Outgoing, Written, decode, lost, unwritten, with_scalar
 from secateur.wire.head import context_of
 from secateur.wire.masks import same
 from secateur.wire.message import Expected, Message, Scalar, specs_of
@@ -287,6 +287,8 @@ class _Sending:
         sent = replace(sent, scalars={**self.reply.scalars, **costs})
         known = self.request.mask
         template = specs_of(self.request.tensors)
+        if not self.writes and (spared := unwritten(sent, template=template, known=known)) is not None:
+            return spared, self.kept
         outgoing = Outgoing(
             sent, values=self.wire.values, template=template, context=self.context, seed=self.seed,
             packs=self.wire.packing == "planes",
