@@ -19,26 +19,24 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
 
     A convolution's weight is used once for each output position, a linear layer's once for each vector it
     maps, a recurrent layer's once for each time step. The MACs of a layer are its weight's entries times its
-    uses; biases, normalisation, activations and table look-ups are not counted.
+    uses; biases, normalisation, activations and table look-ups are not counted. A weight that several layers share is
+    one, and has the uses of all of them.
 
     Args:
         model: the model, which is run once in evaluation mode.
         example: an input of batch size 1.
     """
     counted: dict[str, int] = {}
-    handles = []
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def watch(name: str, module: nn.Module) -> None:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-            for weight, count in _layer_uses(module, inputs[0], output).items():
-                key = f"{name}.{weight}" if name else weight
-                counted[key] = counted.get(key, 0) + count
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
+        for weight, uses in _layer_uses(module, inputs[0], output).items():
+            name = names.get(id(getattr(module, weight)))
+            if name is not None:  # else it is computed from others, in operations that are not counted
+                counted[name] = counted.get(name, 0) + uses
 
-        handles.append(module.register_forward_hook(hook))
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
-            watch(name, module)
+    layers = (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)  # noqa: SLF001 -- torch's own base class
+    handles = [module.register_forward_hook(count) for module in model.modules() if isinstance(module, layers)]
     was_training = model.training
     model.eval()
     try:

@@ -28,11 +28,13 @@ from secateur.learning import loop, resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Fit
+from secateur.learning.resident import LocalState
 from secateur.learning.task import Data
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
-from secateur.streams import derive
+from secateur.pruning.roles import stored
+from secateur.streams import derive, global_streams
 from secateur.study.study import Study
 from secateur.wire.codec import context_of, decode, encode, lost, with_scalar
 from secateur.wire.masks import same
@@ -60,8 +62,8 @@ def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
 def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Tensor | None = None) -> Setting:
     """Return the setting of a study's federation; it is the same on the server and on every client."""
     units = layout(model, study.model.structure, inputs)
-    state = model.state_dict()
-    specs = specs_of({name: state[name] for name in units.travelling})
+    held = stored(model)
+    specs = specs_of({name: held[name] for name in units.travelling})
     return Setting(study.seed, study.rounds, clients, study.participation, units, specs)
 
 
@@ -102,6 +104,7 @@ class Participant:
         self.method = study.build_method()
         self.guards = [guard for guard in study.build_guards() if guard.leaves]
         self.model = make_model(study, shards)
+        self.local = LocalState(self.model)
         self.base = Base(self.model, partial(make_model, study, shards))
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
@@ -129,7 +132,7 @@ class Participant:
     ) -> tuple[bytes, bytes | None]:
         start = clock()
         kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
-        if not self.base.load(client, request, kept.base, self.kept):
+        if not self._load_base(client, request, kept.base):
             return lost(request, tensors=True), None
         try:
             message, spared = self._read_any(request, kept, clock)
@@ -141,8 +144,11 @@ class Participant:
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
         rows, settings = self.data(client), self.study.training
-        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, fit)
-        reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
+        view = Client(
+            client, self.setting, self.model, rows, settings, memory, self.initial, fit, restore=self.local.restore
+        )
+        with global_streams(self.study.seed, "client", phase, round_, client):
+            reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
         for guard in self.guards if phase != EVALUATE else ():
             passage = Passage(phase, round_, client, self.setting, self.study.wire)
             reply = guard.leaving(reply, message, passage)
@@ -157,6 +163,15 @@ class Participant:
         data = safetensors.save(after) if after else None
         # how long the reply took to write is known when it is written
         return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
+
+    def _load_base(self, client: int, request: bytes, noted: str) -> bool:
+        """Put back what the client before left in the model, and load the base; return whether the client has it."""
+        self.local.restore()
+        before = self.base.loaded
+        held = self.base.load(client, request, noted, self.kept)
+        if self.base.loaded != before:
+            self.local = LocalState(self.model)
+        return held
 
     def _read_any(self, request: bytes, kept: WireMemory, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request that may refer to any of the masks that the client remembers."""

@@ -52,8 +52,10 @@ from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
+from secateur.streams import global_streams
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -103,6 +105,7 @@ class Run:
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
+        self.local = resident.LocalState(self.model)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
@@ -215,8 +218,11 @@ class Run:
             return state
         begun = time.perf_counter()
         rows = client.wrap(self.shards, *self.shards.public())
-        view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
-        state, processed = self.method.refine(state, view)
+        settings, restore = self.study.training, self.local.restore
+        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
+        restore()
+        with global_streams(self.study.seed, "server", state.round):
+            state, processed = self.method.refine(state, view)
         macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
@@ -269,7 +275,7 @@ class Run:
         """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
-        return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
+        return cost.macs(self.uses, stored(self.model), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
@@ -295,8 +301,13 @@ class Run:
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Return the score of a model on some of the server's rows."""
+        self._load(tensors)
+        with global_streams(self.study.seed, "score"):
+            return evaluate(self.model, client.wrap(self.shards, *rows))
+
+    def _load(self, tensors: Tensors) -> None:
+        self.local.restore()
         resident.load(self.model, tensors)
-        return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""
@@ -338,14 +349,12 @@ class Run:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
         dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        resident.load(self.model, state.model())
+        self._load(state.model())
         small = shrink(self.model, removal)
-        uses = cost.uses(small, self.example)
-        weights = dict(small.state_dict())
         checkpoint.write(self.folder / PLAN, removal.to_json().encode())
         return {
             "macs_dense": dense,
-            "macs_physical": cost.macs(uses, weights, None),
+            "macs_physical": cost.macs(cost.uses(small, self.example), stored(small), None),
             "parameters_dense": sum(p.numel() for p in self.model.parameters()),
             "parameters_physical": sum(p.numel() for p in small.parameters()),
         }

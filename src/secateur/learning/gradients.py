@@ -11,7 +11,7 @@ from secateur.learning.loop import Fit
 from secateur.learning.optimiser import Training
 from secateur.learning.task import Data
 from secateur.pruning.criteria import Form
-from secateur.pruning.roles import roles
+from secateur.pruning.roles import roles, stored
 from secateur.streams import Turn, global_stream
 
 
@@ -89,7 +89,7 @@ def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
     twin = copy.deepcopy(model).double().eval()
     constant = {name for name, role in roles(twin).items() if role == "constant"}  # a mask's -inf must stay
     with torch.no_grad():
-        for name, tensor in twin.state_dict().items():
+        for name, tensor in stored(twin).items():
             if name not in constant:
                 tensor.abs_()
     ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)

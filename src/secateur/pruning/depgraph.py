@@ -18,6 +18,7 @@ from torch import nn
 
 from secateur.errors import ModelError, need
 from secateur.pruning import mask as masks
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import OUTPUT, Group, Slot, plan, slice_of
 from secateur.pruning.surgery import shrink
 
@@ -143,10 +144,11 @@ def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:
     """Compare the model with one unit masked to the model without it, and train the latter for one step."""
     keep = torch.ones(group.units, dtype=torch.bool)
     keep[1] = False
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    tensors = {name: tensor.detach() for name, tensor in stored(model).items()}
+    shapes = {name: tuple(t.shape) for name, t in tensors.items()}
     mask = slice_of([group], shapes, {group.name: keep})
     masked = copy.deepcopy(model)
-    masked.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
+    masked.load_state_dict(masks.apply(tensors, mask), strict=False)
     try:
         small = shrink(masked, plan(mask, [group]))
         expected, found = masked(rows), small(rows)

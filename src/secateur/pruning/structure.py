@@ -22,9 +22,10 @@ OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
-"""What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
-neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is one that training
-changes: running statistics."""
+"""What a tensor is (``roles.roles`` says by which rule): only a ``weight`` is pruned as one; a ``norm`` is what scales
+or shifts, in normalisation or elsewhere. ``frozen`` are parameters that need no gradient, ``constant`` buffers that
+training leaves alone; neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is
+one that training changes: running statistics."""
 
 Kind = Literal["channel", "head", "block"]
 

@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Plan, slim
 
 
@@ -108,7 +109,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         ModelError: the plan is for another model.
     """
     model = copy.deepcopy(model)
-    smaller = slim({n: t.detach() for n, t in model.state_dict().items()}, plan)
+    smaller = slim({n: t.detach() for n, t in stored(model).items()}, plan)
     for block in plan.dropped:
         owner = _submodule(model, block.rpartition(".")[0])
         setattr(owner, block.rpartition(".")[2], nn.Identity())
