@@ -35,7 +35,15 @@ from secateur.learning import resident
 from secateur.learning.loop import Fit
 from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
-from secateur.methods.kit.similarity import EMBEDDING, embedding, embedding_of, mixing_shares, mixtures, weights_of
+from secateur.methods.kit.similarity import (
+    EMBEDDING,
+    embedding,
+    embedding_of,
+    last_layer,
+    mixing_shares,
+    mixtures,
+    weights_of,
+)
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
@@ -79,7 +87,7 @@ class FedPUB(Method):
         Raises:
             ModelError: the text names the last layer.
         """
-        last = setting.layout.names("weight")[-1]
+        last = last_layer(setting)
         if self.tau and len(setting.specs[last].shape) != 2:
             raise ModelError(f"fedpub compares what enters a linear last layer, and {last} is none; set tau = 0")
 
@@ -91,7 +99,7 @@ class FedPUB(Method):
         ask = train_ask(state, round_, None)
         if not self.tau:
             return ask
-        last = setting.layout.names("weight")[-1]
+        last = last_layer(setting)
         width = Spec((setting.specs[last].shape[1],), torch.float32)
         expects = replace(ask.expects, tensors={**setting.specs, EMBEDDING: width})
         reduce = {MEAN: Mean(of=weights_of), "weights": Keep(weights_of), EMBEDDING: Keep(embedding_of)}

@@ -7,6 +7,7 @@ second walk finds residual blocks: modules that return their input when all thei
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
@@ -49,6 +50,8 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         how: how units are found: ``trace`` by ``units``, ``torch_pruning`` by ``depgraph.units``, ``none`` not at all.
         example: an input of the model, for ``torch_pruning``, which runs it.
     """
+    # a forward pass, traced or not, may change what modules keep in buffers and attributes
+    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     if how == "torch_pruning" and example is not None:
         groups, whole = depgraph.units(model, example)
     else:

@@ -11,24 +11,41 @@ from torch import nn
 from secateur.contract.client import Client
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
+from secateur.contract.state import Setting
+from secateur.errors import ModelError
 from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
 from secateur.pruning.mask import Tensors
+from secateur.pruning.structure import OUTPUT
 from secateur.streams import stream
 
 
 def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the features that enter the model's last linear layer for some inputs, shape (inputs, width)."""
+    """Return the features that enter the linear layer which runs last, for some inputs, shape (inputs, width)."""
     seen: list[torch.Tensor] = []
-    last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
+    linear = [m for m in client.model.modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(lambda _, entered: seen.append(entered[0])) for m in linear]
     resident.load(client.model, weights)
     client.model.eval()
     with torch.no_grad():
         client.model(inputs)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return seen[-1].flatten(0, -2)
+
+
+def last_layer(setting: Setting) -> str:
+    """Return the weight of the layer whose outputs are the model's; where that was not found, the last weight.
+
+    Raises:
+        ModelError: the model has no weight that is trained.
+    """
+    names = setting.layout.names("weight")
+    if not names:
+        raise ModelError("this method compares what enters the last layer, and no layer's weight is trained")
+    ends = [f"{layer}.weight" for layer, why in setting.layout.whole.items() if why == OUTPUT]
+    return next((name for name in reversed(ends) if name in names), names[-1])
 
 
 def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:
