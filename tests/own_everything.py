@@ -43,6 +43,7 @@ class Everything(nn.Module):
             self.history.append(self.steps)
             self.recent = 0.5 * self.recent + 0.5 * x.detach().mean(0)
             strength = (1 - 0.5**self.steps) * (1 - 0.5 ** int(self.seen)) * (1 - 0.5 ** len(self.history))
-            x = strength * x + 0.01 * random.random() + 0.01 * np.random.rand() + 0.1 * self.recent
+            drawn = 0.01 * random.random() + 0.01 * np.random.rand()  # noqa: NPY002 -- as people write it
+            x = strength * x + drawn + 0.1 * self.recent
         x = torch.relu(self.norm(self.mix(x)))
         return self.head(torch.relu(self.hidden(self.scale * torch.relu(self.again(x)))))
