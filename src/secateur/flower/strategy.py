@@ -181,9 +181,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
         merged = {} if arrays is None else masks.apply(self.model.once(arrays.to_torch_state_dict()), mask)
-        mean = {
-            name: tensor.to(self.model.specs[name].dtype) for name, tensor in merged.items()
-        }  # some merge in float64
+        specs = self.model.specs
+        mean = {name: tensor.to(specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
         self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
             self.held.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
