@@ -8,7 +8,7 @@ second walk finds residual blocks: modules that return their input when all thei
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
@@ -31,7 +31,7 @@ from secateur.pruning.layers import (
     SUMS,
     called,
 )
-from secateur.pruning.roles import FIXED, roles, tokens
+from secateur.pruning.roles import FIXED, roles, tied, tokens
 from secateur.pruning.structure import OUTPUT, Group, Kind, Layout, Slot
 
 Form = Literal["channels", "features", "sequence", "states", "heads", "heads_first"]
@@ -57,18 +57,24 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
     else:
         groups, whole = units(model) if how == "trace" else ((), {})
     found = roles(model)
-    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED})
+    kept = {name: "is never trained" for name, role in found.items() if role in FIXED}
+    groups, fixed = _movable(groups, {**kept, **dict.fromkeys(tied(model), "is shared with another layer")})
     return Layout(found, groups, {**whole, **fixed}, tokens(model))
 
 
-def _movable(groups: tuple[Group, ...], fixed: set[str]) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why."""
+def _movable(groups: tuple[Group, ...], fixed: Mapping[str, str]) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why.
+
+    ``fixed`` has for each tensor, by name, what forbids to cut it.
+    """
     held: dict[str, str] = {}
     for group in groups:
-        slots = (*group.weights, *group.incoming, *group.statistics, *group.outgoing)
-        tensor = next((slot.tensor for slot in slots if slot.tensor in fixed), None)
+        own = {slot.tensor for slot in (*group.weights, *group.incoming, *group.statistics, *group.outgoing)}
+        if group.kind == "block":
+            own |= {name for name in fixed if name.startswith(f"{group.name}.")}
+        tensor = next((name for name in fixed if name in own), None)
         if tensor is not None:
-            held[group.name] = f"{tensor!r} is never trained, and would have to be cut with its units"
+            held[group.name] = f"{tensor!r} {fixed[tensor]}, and would have to be cut with its units"
     families = {group.family: group.name for group in groups if group.family and group.name in held}
     held |= {g.name: held[families[g.family]] for g in groups if g.family in families and g.name not in held}
     return tuple(group for group in groups if group.name not in held), held

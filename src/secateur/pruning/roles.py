@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 import torch
@@ -47,6 +48,13 @@ def stored(model: nn.Module) -> dict[str, torch.Tensor]:
 def names_of(model: nn.Module) -> dict[int, str]:
     """Return the name that ``stored`` has of each tensor, by the tensor's identity."""
     return {id(tensor): name for name, tensor in stored(model).items()}
+
+
+def tied(model: nn.Module) -> list[str]:
+    """Return all names of the parameters that have several, in order."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    names = Counter(id(parameter) for _, parameter in named)
+    return [name for name, parameter in named if names[id(parameter)] > 1]
 
 
 def tokens(model: nn.Module) -> frozenset[str]:
