@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode  # torch documents it, under this name
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from secateur.errors import ModelError
 from secateur.pruning.roles import check_own_weights, matrix_like, roles, stored, travelling
 
-_aten = torch.ops.aten
 _PRODUCTS = frozenset({
-    _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten.mv, _aten.addmv, _aten.dot, _aten.convolution,
-    _aten.embedding, _aten.index, _aten.gather, _aten.index_select, _aten.linear,
+    *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "addmv", "dot", "vdot"),
+    *("inner", "tensordot", "einsum", "linear", "bilinear", "conv1d", "conv2d", "conv3d"),
+    *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    *("embedding", "embedding_bag", "__getitem__", "gather", "index_select", "take"),
 })  # fmt: skip
 """What a weight is for: products with what came from the inputs, or a look-up by them."""
 
@@ -37,7 +37,9 @@ def take_shapes(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool)
         _run(model, input_shape, tokens=tokens)
     left = [name for name, tensor in model.named_parameters() if is_lazy(tensor)]
     if left:
-        raise ModelError(f"parameter {left[0]!r} of a lazy layer has no shape, as forward never reaches the layer")
+        raise ModelError(
+            f"parameter {left[0]!r} of a lazy layer has no shape, as forward never reaches it: remove the layer"
+        )
 
 
 def check_parameters(model: nn.Module) -> None:
@@ -149,18 +151,18 @@ def note_weights(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool
         owner.not_pruned = frozenset(names)
 
 
-class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Watch(TorchFunctionMode):
     """Follows parameters through a forward pass: which are read, and which are multiplied with what inputs became."""
 
     def __init__(self, inputs: torch.Tensor, watched: Mapping[str, torch.Tensor], held: Sequence[torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.read: set[str] = set()
         self.multiplied: set[str] = set()
         self._alive: list[torch.Tensor] = [inputs, *held]  # else an identity could be given to another tensor
         self._entered = {id(inputs)}
         self._of = {id(parameter): {name} for name, parameter in watched.items()}
 
-    def __torch_dispatch__(
+    def __torch_function__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a call, and note whose parts took part."""
@@ -170,9 +172,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         entered = any(id(t) in self._entered for t in taking)
         parts = set[str]().union(*(self._of.get(id(t), set()) for t in taking))
         self.read |= parts
-        if entered and func.overloadpacket in _PRODUCTS:
+        product = getattr(func, "__name__", "") in _PRODUCTS
+        if entered and product:
             self.multiplied |= parts
-        if func.overloadpacket in _PRODUCTS and not all(id(t) in self._of for t in taking):
+        if product and not all(id(t) in self._of for t in taking):
             parts = set()  # what another layer made of it is no longer a parameter, but an activation
         for result in _tensors(made):
             self._alive.append(result)
@@ -184,7 +187,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _tensors(tree: object) -> Iterator[torch.Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        yield from _tensors(list(tree.values()))
+    elif isinstance(tree, (list, tuple)):
+        for part in tree:
+            yield from _tensors(part)
 
 
 def _is_bare(model: nn.Module, name: str) -> bool:

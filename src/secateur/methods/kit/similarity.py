@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from secateur.contract.client import Client
+from secateur.contract.method import check_prunable
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
 from secateur.contract.state import Setting
-from secateur.errors import ModelError
 from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
@@ -42,8 +42,7 @@ def last_layer(setting: Setting) -> str:
         ModelError: the model has no weight that is trained.
     """
     names = setting.layout.names("weight")
-    if not names:
-        raise ModelError("this method compares what enters the last layer, and no layer's weight is trained")
+    check_prunable(names)
     ends = [f"{layer}.weight" for layer, why in setting.layout.whole.items() if why == OUTPUT]
     return next((name for name in reversed(ends) if name in names), names[-1])
 
