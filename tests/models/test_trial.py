@@ -101,7 +101,7 @@ def hooked(name, layer):
 
 
 REFUSED = {
-    "weight norm": (hooked("first", parametrizations.weight_norm), r"layer 'first'.*_WeightNorm.*remove_parametrizations"),
+    "weight norm": (hooked("first", parametrizations.weight_norm), r"layer 'first'.*_WeightNorm.*remove_param"),
     "spectral norm": (hooked("last", parametrizations.spectral_norm), r"layer 'last'.*model\.last, 'weight'"),
     "orthogonal": (hooked("first", parametrizations.orthogonal), r"_Orthogonal"),
     "old spectral norm": (hooked("first", nn.utils.spectral_norm), r"\.remove_spectral_norm\(model\.first"),
