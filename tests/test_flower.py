@@ -107,6 +107,17 @@ def test_every_method_has_the_model_and_ledger_of_the_local_engine(method, tmp_p
     assert summary["left_out"] == {}
 
 
+def test_a_model_that_counts_draws_and_ties_has_the_bits_of_the_local_engine(tmp_path):
+    model = "everything:Everything"
+    settings = {**SETTINGS, "method": "fedsparsify", "model.name": model, "out": str(tmp_path / "flower")}
+    del settings["criterion.explore.epochs"], settings["model.options.hidden"]
+    summary = apps.serve(grid_of(settings, allow=f"model.name={model}"), settings)
+    locally(settings, tmp_path / "local")
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    assert summary["left_out"] == {}
+
+
 @pytest.mark.parametrize("place", ["context", "folder"])
 def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkeypatch):
     """Error feedback lives on the nodes; a stop, also with replies that the server forgot, changes no bit."""

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from everything import Everything
 from helpers import lab, model_of, play, rows_of, small, tiny_shards
-from own_everything import Everything
 from secateur import cost
 from secateur.export.export import export, load, read
 from secateur.federation import prepare
@@ -17,7 +17,7 @@ from secateur.learning.optimiser import Training
 from secateur.learning.resident import load as load_tensors
 from secateur.learning.resident import tensors_of
 from secateur.learning.task import Data
-from secateur.methods.kit.similarity import last_layer, last_layer_inputs
+from secateur.methods.kit.similarity import last_layer_inputs, last_layer_width
 from secateur.pruning.discovery import layout
 from secateur.streams import Turn
 from secateur.wire.message import specs_of
@@ -153,15 +153,15 @@ def test_a_shared_layer_counts_its_uses_and_is_one_weight():
 
 
 def test_the_layer_that_runs_last_is_found_whatever_its_place(tmp_path):
-    state, view = lab(tiny_shards(tmp_path), small("fedavg", model={"name": "own_everything:Everything"}))
-    assert last_layer(state.setting) == "head.weight"  # the one that is named last, spare, is never run
+    state, view = lab(tiny_shards(tmp_path), small("fedavg", model={"name": "everything:Everything"}))
+    assert last_layer_width(state.setting) == 8  # the one that is named last, spare, is never run
     client = view(0)
     load_tensors(client.model, state.weights)
     assert last_layer_inputs(state.weights, client, torch.rand(5, 1, 4, 4)).shape == (5, 8)
 
 
 def test_the_specs_of_a_federation_have_each_tensor_once(tmp_path):
-    state, _ = lab(tiny_shards(tmp_path), small("fedavg", model={"name": "own_everything:Everything"}))
+    state, _ = lab(tiny_shards(tmp_path), small("fedavg", model={"name": "everything:Everything"}))
     assert specs_of(state.weights) == dict(state.setting.specs)
     assert "again.weight" not in state.setting.specs
 

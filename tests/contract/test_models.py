@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from everything import Everything
 from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
-from own_everything import Everything
 from secateur import methods
 from secateur.export.export import read
 from secateur.federation import client, server
@@ -27,7 +27,7 @@ def shards(tmp_path_factory):
 
 
 def study_of(name):
-    return small(name, rounds=3, model={"name": "own_everything:Everything"})
+    return small(name, rounds=3, model={"name": "everything:Everything"})
 
 
 class EachItsOwn:

@@ -82,10 +82,10 @@ class Compute:
         for name, layer in model.named_modules():
             if name in keeps or (isinstance(layer, _DropoutNd) and layer.p > 0):
                 raise _refused(f"{type(layer).__name__} {name!r}")
-        _check_steady(model, inputs)
         _greenlet()
         stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
         try:
+            _check_steady(model, inputs)
             vmap(lambda weights, x: functional_call(model, weights, (x,)))(stack, inputs.expand(2, *inputs.shape))
         except (RuntimeError, NotImplementedError, ValueError) as broken:
             reason = str(broken).splitlines()[0]

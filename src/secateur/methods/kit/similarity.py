@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from secateur.contract.client import Client
-from secateur.contract.method import check_prunable
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
 from secateur.contract.state import Setting
+from secateur.errors import ModelError
 from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
@@ -35,16 +35,18 @@ def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) ->
     return seen[-1].flatten(0, -2)
 
 
-def last_layer(setting: Setting) -> str:
-    """Return the weight of the layer whose outputs are the model's; where that was not found, the last weight.
+def last_layer_width(setting: Setting) -> int:
+    """Return how many features enter the layer whose outputs are the model's; where none was found, the last weight's.
 
     Raises:
-        ModelError: the model has no weight that is trained.
+        ModelError: it is not linear.
     """
     names = setting.layout.names("weight")
-    check_prunable(names)
     ends = [f"{layer}.weight" for layer, why in setting.layout.whole.items() if why == OUTPUT]
-    return next((name for name in reversed(ends) if name in names), names[-1])
+    last = next((name for name in reversed(ends) if name in names), names[-1])
+    if len(setting.specs[last].shape) != 2:
+        raise ModelError(f"what enters a linear last layer is compared, and {last} is none; set tau = 0")
+    return setting.specs[last].shape[1]
 
 
 def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:
