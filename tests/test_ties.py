@@ -155,6 +155,10 @@ def test_a_shared_layer_counts_its_uses_and_is_one_weight():
 def test_the_layer_that_runs_last_is_found_whatever_its_place(tmp_path):
     state, view = lab(tiny_shards(tmp_path), small("fedavg", model={"name": "everything:Everything"}))
     assert last_layer_width(state.setting) == 8  # the one that is named last, spare, is never run
+    frozen = Language(None, 20)
+    frozen.head.requires_grad_(False)  # and with it the embedding: no weight that is trained says the width
+    assert layout(frozen).features == WIDTH
+    assert layout(nn.Conv1d(1, 1, 1)).features == 0
     client = view(0)
     load_tensors(client.model, state.weights)
     assert last_layer_inputs(state.weights, client, torch.rand(5, 1, 4, 4)).shape == (5, 8)

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from secateur.pruning import depgraph
+from secateur.pruning import depgraph, ends
 from secateur.pruning.blocks import blocks
 from secateur.pruning.layers import (
     ATTENTION,
@@ -59,7 +59,7 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
     found = roles(model)
     kept = {name: "is never trained" for name, role in found.items() if role in FIXED}
     groups, fixed = _movable(groups, {**kept, **dict.fromkeys(tied(model), "is shared with another layer")})
-    return Layout(found, groups, {**whole, **fixed}, tokens(model))
+    return Layout(found, groups, {**whole, **fixed}, tokens(model), ends.features(model))
 
 
 def _movable(groups: tuple[Group, ...], fixed: Mapping[str, str]) -> tuple[tuple[Group, ...], dict[str, str]]:

@@ -79,12 +79,14 @@ class Layout:
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
+        features: how many features enter the linear layer that runs last; 0: it was not found.
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
+    features: int = 0
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""

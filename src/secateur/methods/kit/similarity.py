@@ -17,7 +17,6 @@ from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
 from secateur.pruning.mask import Tensors
-from secateur.pruning.structure import OUTPUT
 from secateur.streams import stream
 
 
@@ -36,14 +35,14 @@ def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) ->
 
 
 def last_layer_width(setting: Setting) -> int:
-    """Return how many features enter the layer whose outputs are the model's; where none was found, the last weight's.
+    """Return how many features enter the linear layer that runs last; where it was not found, the last weight's inputs.
 
     Raises:
-        ModelError: it is not linear.
+        ModelError: that weight is not of a linear layer.
     """
-    names = setting.layout.names("weight")
-    ends = [f"{layer}.weight" for layer, why in setting.layout.whole.items() if why == OUTPUT]
-    last = next((name for name in reversed(ends) if name in names), names[-1])
+    if setting.layout.features:
+        return setting.layout.features
+    last = setting.layout.names("weight")[-1]
     if len(setting.specs[last].shape) != 2:
         raise ModelError(f"what enters a linear last layer is compared, and {last} is none; set tau = 0")
     return setting.specs[last].shape[1]
