@@ -61,21 +61,32 @@ def drawn_so_far() -> str:
         return hashlib.sha256(repr(seen).encode()).hexdigest()
 
 
-@contextmanager
-def global_streams(seed: int, *label: int | str) -> Iterator[None]:
-    """Seed the global generators of torch, numpy and Python inside the block and restore them after.
+def seed_globals(seed: int, *label: int | str) -> None:
+    """Seed the global generators of torch, numpy and Python, for code that may be anyone's."""
+    derived = derive(seed, *label)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)  # noqa: NPY002 -- the very one that others' code draws from
+    torch.default_generator.manual_seed(derived)
 
-    For code that may be anyone's: a model draws from whichever it likes.
-    """
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 -- the very one that others' code draws from
-    random.seed(derive(seed, "python", *label))
-    np.random.seed(derive(seed, "numpy", *label) % 2**32)  # noqa: NPY002 -- likewise
+
+@contextmanager
+def kept_globals() -> Iterator[None]:
+    """Restore the global generators of torch, numpy and Python after the block, as they may be somebody else's too."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002 -- likewise
     try:
-        with global_stream(seed, *label):
-            yield
+        yield
     finally:
         random.setstate(before[0])
         np.random.set_state(before[1])  # noqa: NPY002 -- likewise
+        torch.default_generator.set_state(before[2])
+
+
+@contextmanager
+def global_streams(seed: int, *label: int | str) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside the block and restore them after."""
+    with kept_globals():
+        seed_globals(seed, *label)
+        yield
 
 
 @contextmanager

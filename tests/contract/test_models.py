@@ -111,6 +111,12 @@ def check_shipped(folder, study, summary):
         assert torch.equal(used.mix.weight, held["mix.weight"])
 
 
+def test_a_run_leaves_the_generators_of_its_process_alone(tmp_path, shards):
+    before = drawn_so_far()
+    play(study_of("fedavg"), tmp_path, shards)
+    assert drawn_so_far() == before
+
+
 def test_worker_processes_give_the_same_bits(tmp_path, shards):
     study = study_of("fedsparsify")
     for workers in (0, 2):

@@ -34,7 +34,7 @@ from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
-from secateur.streams import derive, global_streams
+from secateur.streams import derive, seed_globals
 from secateur.study.study import Study
 from secateur.wire.codec import context_of, decode, encode, lost, with_scalar
 from secateur.wire.masks import same
@@ -89,6 +89,8 @@ class _Initial(Mapping[str, torch.Tensor]):
 
 class Participant:
     """Serves any client of a study with one resident model; each worker has one participant.
+
+    The global generators of torch, numpy and Python are seeded for each request, by seed, phase, round and client.
 
     Args:
         study: the study.
@@ -147,8 +149,8 @@ class Participant:
         view = Client(
             client, self.setting, self.model, rows, settings, memory, self.initial, fit, restore=self.local.restore
         )
-        with global_streams(self.study.seed, "client", phase, round_, client):
-            reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
+        seed_globals(self.study.seed, "client", phase, round_, client)
+        reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
         for guard in self.guards if phase != EVALUATE else ():
             passage = Passage(phase, round_, client, self.setting, self.study.wire)
             reply = guard.leaving(reply, message, passage)

@@ -55,7 +55,7 @@ from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.pruning.surgery import shrink
-from secateur.streams import global_streams
+from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -410,7 +410,7 @@ def resume(
     """
     if (summary := read_summary(folder)) is not None:
         return summary
-    with checkpoint.alone(folder):
+    with checkpoint.alone(folder), kept_globals():
         return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
 
 

@@ -101,13 +101,17 @@ class LocalState:
         """Put everything back."""
         fresh = copy.deepcopy(self._deep, dict(self._stays)) if self._deep else {}
         for name, module in self._modules.items():
-            own = module.__dict__
-            for new in own.keys() - self._names[name]:
-                del own[new]
-            own.update(self._plain.get(name, {}))
-            own.update(fresh.get(name, {}))
-            for buffer, kept in self._buffers.get(name, {}).items():
-                module._buffers[buffer] = _put_back(module._buffers.get(buffer), kept)  # noqa: SLF001 -- any type of buffer
+            own, names = module.__dict__, self._names[name]
+            if len(own) != len(names):
+                for new in own.keys() - names:
+                    del own[new]
+            if name in self._plain:
+                own.update(self._plain[name])
+            if name in fresh:
+                own.update(fresh[name])
+            if name in self._buffers:
+                held = module._buffers  # noqa: SLF001 -- of any type
+                held.update({n: _put_back(held.get(n), kept) for n, kept in self._buffers[name].items()})
 
     def changed(self) -> str:
         """Return the name of something that is not as it was; empty: nothing whose values can be compared."""
