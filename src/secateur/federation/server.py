@@ -303,13 +303,9 @@ class Run:
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Return the score of a model on some of the server's rows."""
-        self._load(tensors)
+        self.local.load(tensors)
         with global_streams(self.study.seed, "score"):
             return evaluate(self.model, client.wrap(self.shards, *rows))
-
-    def _load(self, tensors: Tensors) -> None:
-        self.local.restore()
-        resident.load(self.model, tensors)
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""
@@ -351,7 +347,7 @@ class Run:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
         dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        self._load(state.model())
+        self.local.load(state.model())
         small = shrink(self.model, removal)
         checkpoint.write(self.folder / PLAN, removal.to_json().encode())
         return {

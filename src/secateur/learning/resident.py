@@ -83,7 +83,7 @@ class LocalState:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = dict(model.named_modules())
+        self._model, self._modules = model, dict(model.named_modules())
         held = travelling(model)
         sent = {t.untyped_storage().data_ptr() for t in held.values()}
         stays = [*self._modules.values(), *model.parameters()]
@@ -112,6 +112,11 @@ class LocalState:
             if name in self._buffers:
                 held = module._buffers  # noqa: SLF001 -- of any type
                 held.update({n: _put_back(held.get(n), kept) for n, kept in self._buffers[name].items()})
+
+    def load(self, tensors: Tensors) -> None:
+        """Put everything back, and copy tensors into the model."""
+        self.restore()
+        load(self._model, tensors)
 
     def changed(self) -> str:
         """Return the name of something that is not as it was; empty: nothing whose values can be compared."""
