@@ -117,8 +117,9 @@ def test_a_run_leaves_the_generators_of_its_process_alone(tmp_path, shards):
     assert drawn_so_far() == before
 
 
-def test_worker_processes_give_the_same_bits(tmp_path, shards):
-    study = study_of("fedsparsify")
+@pytest.mark.parametrize("name", ["fedsparsify", "feddst"])
+def test_worker_processes_give_the_same_bits(name, tmp_path, shards):
+    study = study_of(name)
     for workers in (0, 2):
         play(study, tmp_path / str(workers), shards, runtime=Runtime(workers=workers))
     assert same(model_of(tmp_path / "0"), model_of(tmp_path / "2"))

@@ -175,7 +175,7 @@ class Participant:
             LackingError: the client lacks what the request refers to.
         """
         start = clock()
-        kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
+        kept, memory = WireMemory.split(_read_state(state), self.setting.specs)
         if not self._load_base(client, request, kept.base):
             raise LackingError(tensors=True)
         try:
@@ -212,7 +212,7 @@ class Participant:
 
         None: it lacks neither.
         """
-        kept, _ = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
+        kept, _ = WireMemory.split(_read_state(state), self.setting.specs)
         if not self._load_base(client, request, kept.base):
             return True
         try:
@@ -277,6 +277,11 @@ class Participant:
             scores[metric.name] = test.further.get(metric.name, 0.0)
             scores[defined(metric)] = metric.name in test.further
         return Message({}, None, scores)
+
+
+def _read_state(state: bytes | None) -> dict[str, torch.Tensor]:
+    """Return what a client kept, in the order of names; safetensors returns it in any, and in another each time."""
+    return dict(sorted(safetensors.load(state).items())) if state else {}
 
 
 @dataclass(frozen=True)
