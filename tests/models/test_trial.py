@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
-from secateur import models
+from secateur import cost, models
 from secateur.errors import ModelError
 from secateur.learning.resident import LocalState, tensors_of
 from secateur.pruning.discovery import layout
@@ -101,9 +101,6 @@ def hooked(name, layer):
 
 
 REFUSED = {
-    "weight norm": (hooked("first", parametrizations.weight_norm), r"layer 'first'.*_WeightNorm.*remove_param"),
-    "spectral norm": (hooked("last", parametrizations.spectral_norm), r"layer 'last'.*model\.last, 'weight'"),
-    "orthogonal": (hooked("first", parametrizations.orthogonal), r"_Orthogonal"),
     "old spectral norm": (hooked("first", nn.utils.spectral_norm), r"\.remove_spectral_norm\(model\.first"),
     "masks of torch": (
         hooked("first", lambda layer: prune.random_unstructured(prune.l1_unstructured(layer, "bias", 1), "bias", 1)),
@@ -129,6 +126,24 @@ def test_what_cannot_be_trained_and_exchanged_is_one_line_at_once(what):
     with pytest.raises(ModelError, match=said) as caught:
         built(prepare)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_what_a_parametrisation_computes_is_trained_and_not_pruned(kind):
+    make = getattr(parametrizations, kind)
+    model, plain = built(hooked("first", make)), built()
+    found = roles(model)
+    assert {role for name, role in found.items() if "parametrizations" in name} <= {"norm", "buffer", "constant"}
+    assert [name for name, role in found.items() if role == "weight"] == ["last.weight"]
+    made = {f"first.{name}" for name, _ in model.first.named_parameters()}
+    assert made <= set(layout(model).trainable)
+    x = torch.zeros(1, 4)
+    uses = cost.uses(model, x)
+    assert cost.macs(uses, dict(model.named_parameters()), None) == cost.macs(
+        cost.uses(plain, x), dict(plain.named_parameters()), None
+    )
+    lstm = make(nn.LSTM(4, 4), "weight_hh_l0")
+    assert sum(cost.uses(lstm, torch.zeros(3, 1, 4)).values()) == 2 * 3
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

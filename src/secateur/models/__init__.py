@@ -97,7 +97,8 @@ def initialise(model: nn.Module, scheme: str) -> None:
     LSTM, embedding and normalisation keep torch's defaults. ``torch`` changes nothing.
 
     A layer with the attribute ``keep_bias = True`` keeps the bias that its model gave it. A frozen parameter, one that
-    needs no gradient, keeps what its model gave it, whatever the scheme.
+    needs no gradient, keeps what its model gave it, whatever the scheme, and so does a weight that a parametrisation
+    computes from others.
 
     Reference: Glorot and Bengio, AISTATS 2010 (xavier); He et al., arXiv 1502.01852 (kaiming).
     """
@@ -112,7 +113,7 @@ def initialise(model: nn.Module, scheme: str) -> None:
         raise unknown("initialisation", scheme, [*schemes, "torch"], error=ModelError)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
-            if module.weight.requires_grad:
+            if isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
                 schemes[scheme](module.weight)
             bias = module.bias
             if bias is not None and bias.requires_grad and not getattr(module, "keep_bias", False):

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from secateur.errors import ModelError
-from secateur.pruning.roles import check_own_weights, matrix_like, roles, stored, travelling
+from secateur.pruning.roles import check_hooks, matrix_like, roles, stored, travelling
 
 _PRODUCTS = frozenset({
     *("matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "addbmm", "baddbmm", "mv", "addmv", "dot", "vdot"),
@@ -47,9 +47,9 @@ def check_parameters(model: nn.Module) -> None:
 
     Raises:
         ModelError: one is complex, of another float type than float32, expanded, or shares memory with another; or a
-            layer's weight is computed from other tensors.
+            hook computes a layer's weight from other tensors.
     """
-    check_own_weights(model)
+    check_hooks(model)
     begins: dict[int, str] = {}
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in parameters.items():

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -24,7 +22,6 @@ _REMEDIES = {
     SpectralNorm: "torch.nn.utils.remove_spectral_norm({layer})",
     BasePruningMethod: "torch.nn.utils.prune.remove({layer}, {name!r})",
 }
-_PARAMETRISED = "torch.nn.utils.parametrize.remove_parametrizations({layer}, {name!r})"
 
 
 def stored(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -70,16 +67,16 @@ def roles(model: nn.Module) -> dict[str, Role]:
     (linear, convolutions, recurrent, attention, embeddings), and so is anybody's own parameter with two or more
     dimensions above 1, unless its first is 1 or its module names it in the attribute ``not_pruned``, which
     ``models.build`` sets after a trial. A name with ``bias`` in it is a bias. All else scales or shifts, as
-    normalisation does: layer scale, slopes, class tokens, positions.
+    normalisation does: layer scale, slopes, class tokens, positions; and what a parametrisation computes a weight from.
 
     A buffer is constant where its module names it in the attribute ``constant_buffers``, which ``models.build`` sets
     after a trial.
 
     Raises:
-        ModelError: a layer's weight is computed from other tensors (weight or spectral norm, a parametrisation, masks
-            of ``torch.nn.utils.prune``).
+        ModelError: a hook computes a layer's weight from other tensors (the older weight and spectral norm, masks of
+            ``torch.nn.utils.prune``).
     """
-    check_own_weights(model)
+    check_hooks(model)
     tensors, constant = stored(model), _constant(model)
     found: dict[str, Role] = {}
     for name, tensor in tensors.items():
@@ -91,7 +88,8 @@ def roles(model: nn.Module) -> dict[str, Role]:
             found[name] = "frozen"
         else:
             prefix, _, own = name.rpartition(".")
-            found[name] = _trained(own, tensor, model.get_submodule(prefix))
+            made_of = "parametrizations" in prefix.split(".")
+            found[name] = "norm" if made_of else _trained(own, tensor, model.get_submodule(prefix))
     return found
 
 
@@ -115,32 +113,25 @@ def matrix_like(parameter: torch.Tensor) -> bool:
     return parameter.dim() > 1 and len(parameter) > 1 and sum(size > 1 for size in parameter.shape) > 1
 
 
-def check_own_weights(model: nn.Module) -> None:
-    """Refuse a model of which a layer's weight is no parameter, but made of others in each step.
+def check_hooks(model: nn.Module) -> None:
+    """Refuse a model of which a hook computes a layer's weight from other tensors before each call.
+
+    Such a weight is no parameter and no property, but an attribute that a copy of the model cannot hold.
 
     Raises:
         ModelError: which layer, by what, and what undoes it.
     """
     for name, module in model.named_modules():
-        for own, remedy in _computed(module):
-            layer = f"model.{name}" if name else "model"
-            raise ModelError(
-                f"{own!r} of layer {name or type(module).__name__!r} is computed from other tensors in each step, and "
-                f"a mask on those is none on it: leave {remedy[0]} out of the model, or undo it in the factory: "
-                f"{remedy[1].format(layer=layer, name=own)}"
-            )
-
-
-def _computed(module: nn.Module) -> Iterable[tuple[str, tuple[str, str]]]:
-    """Yield the tensors of a module that are computed from others: name, what computes them, and what undoes it."""
-    if parametrize.is_parametrized(module):
-        for own, by in module.parametrizations.items():  # type: ignore[union-attr, operator]
-            yield own, (" and ".join(type(part).__name__ for part in by), _PARAMETRISED)
-    for hook in module._forward_pre_hooks.values():  # noqa: SLF001 -- torch has no other way to ask
-        for kind, remedy in _REMEDIES.items():
-            if isinstance(hook, kind):
-                own = str(getattr(hook, "name", "") or getattr(hook, "_tensor_name", "weight"))
-                yield own, (f"torch.nn.utils.{kind.__module__.rpartition('.')[2]}", remedy)
+        for hook in module._forward_pre_hooks.values():  # noqa: SLF001 -- torch has no other way to ask
+            for kind, remedy in _REMEDIES.items():
+                if isinstance(hook, kind):
+                    own = str(getattr(hook, "name", "") or getattr(hook, "_tensor_name", "weight"))
+                    by, layer = kind.__module__.rpartition(".")[2], f"model.{name}" if name else "model"
+                    raise ModelError(
+                        f"{own!r} of layer {name or type(module).__name__!r} is computed from other tensors before "
+                        f"each call, by torch.nn.utils.{by}, and a mask on those is none on it: leave that out of the "
+                        f"model, or undo it in the factory: {remedy.format(layer=layer, name=own)}"
+                    )
 
 
 def _trained(own: str, parameter: torch.Tensor, owner: nn.Module) -> Role:
