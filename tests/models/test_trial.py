@@ -13,7 +13,7 @@ from secateur import cost, models
 from secateur.errors import ModelError
 from secateur.learning.resident import LocalState, tensors_of
 from secateur.pruning.discovery import layout
-from secateur.pruning.roles import roles, stored
+from secateur.pruning.roles import remarks, roles, stored
 
 
 class Plain(nn.Module):
@@ -137,6 +137,8 @@ def test_what_a_parametrisation_computes_is_trained_and_not_pruned(kind):
     assert [name for name, role in found.items() if role == "weight"] == ["last.weight"]
     made = {f"first.{name}" for name, _ in model.first.named_parameters()}
     assert made <= set(layout(model).trainable)
+    assert remarks(model) == ["layer 'first' is trained and not pruned: its weight is computed in each step"]
+    assert not remarks(plain)
     x = torch.zeros(1, 4)
     uses = cost.uses(model, x)
     assert cost.macs(uses, dict(model.named_parameters()), None) == cost.macs(

@@ -55,7 +55,7 @@ from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.roles import stored
+from secateur.pruning.roles import remarks, stored
 from secateur.pruning.structure import plan, sizes
 from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
@@ -122,6 +122,7 @@ class Run:
         self.server: dict[str, float] = {}
         self.records = 0
         self.guards = self.study.build_guards()
+        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
@@ -183,7 +184,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
+        for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
@@ -344,8 +345,7 @@ class Run:
         final |= self._local(examined)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting)]
-        summary = {**summarise(self.study, rows, final), "remarks": remarks}
+        summary = {**summarise(self.study, rows, final), "remarks": self.remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary

@@ -6,6 +6,7 @@ from collections import Counter
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -111,6 +112,15 @@ def travelling(model: nn.Module) -> dict[str, torch.Tensor]:
 def matrix_like(parameter: torch.Tensor) -> bool:
     """Return whether the shape is that of a weight: two dimensions above 1, and the first is; else it is broadcast."""
     return parameter.dim() > 1 and len(parameter) > 1 and sum(size > 1 for size in parameter.shape) > 1
+
+
+def remarks(model: nn.Module) -> list[str]:
+    """Return a line for each layer that is trained and not pruned because its weight is computed from others."""
+    found = [(name, layer) for name, layer in model.named_modules() if parametrize.is_parametrized(layer)]
+    return [
+        f"layer {name!r} is trained and not pruned: its {' and '.join(layer.parametrizations)} is computed in each step"
+        for name, layer in found
+    ]
 
 
 def check_hooks(model: nn.Module) -> None:
