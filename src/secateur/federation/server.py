@@ -31,7 +31,7 @@ from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.engines.workers import CLIENT
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client, gathering, tables
+from secateur.federation import base, checkpoint, client, gathering, records, tables
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -48,7 +48,7 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import MEASURED, SECONDS
-from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
 from secateur.learning import task as tasks
@@ -245,6 +245,8 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
+            records.COUNT: self.study.wire.count,
+            **({"sampled": exchange.sampled} if exchange.sampled else {}),
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
@@ -345,7 +347,7 @@ class Run:
         final |= self._local(examined)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        summary = {**summarise(self.study, rows, final), "remarks": self.remarks}
+        summary = {**records.summarise(self.study, rows, final), "remarks": self.remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
@@ -355,8 +357,7 @@ class Run:
         removal = plan(state.mask or {}, self.setting.layout.groups)
         self.local.load(state.model())
         checkpoint.write(self.folder / PLAN, removal.to_json().encode())
-        dense = cost.macs(self.uses, self._whole(state.weights), None)
-        return sizes_after(removal, self.model, self.example, dense)
+        return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self._whole(state.weights), None))
 
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
