@@ -49,6 +49,7 @@ from secateur.flower.engine import (
     unpack,
 )
 from secateur.learning.task import TASKS
+from secateur.streams import kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study
 from secateur.wire import head
@@ -339,7 +340,8 @@ def _serve(message: Message, context: Context) -> Any:
     state = memory.get(wanted)
     participant = _participant(study.model_dump_json(), rows)
     participant.kept = bases.kept(context)
-    reply, kept = participant(client, request, state)
+    with kept_globals():
+        reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
     if kept is not None:
         answer["kept"] = memory.put(kept, after=wanted)
