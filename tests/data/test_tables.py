@@ -392,6 +392,11 @@ def test_a_column_of_row_numbers_is_left_out_with_a_remark(tmp_path):
         (b"\x1f\x8b\x08\0rest", "cannot read the table"), (b"sick\n1\n0\n", "has no column beside 'sick'"),
         (b"sick,a\n", "a row of names and no row below it"),
         (b"sick,a\n0,1\n1,-inf\n", r"row 3, column 'a': '-inf' is not finite"),
+        (b"sick,a\n0,1 234\n1,2\n", r"row 2, column 'a': '1 234' can be read in two ways"),
+        (b"sick;a\n0;1'234,5\n1;2\n", r"row 2, column 'a': \"1'234,5\" can be read in two ways"),
+        (b"sick,a\n0,2020/1/2\n1,2020/1/3\n", r"row 2, column 'a': '2020/1/2' can be read as several dates"),
+        (b"sick,a\n0,1.2.2020 14:30\n1,\n", r"row 2, column 'a': '1.2.2020 14:30' can be read as several dates"),
+        (b"sick,a\n" + b"".join(b"%d,%d kg\n" % (n % 2, n) for n in range(30)), r"column 'a': '0 kg' is a number"),
         (b"sick,a\n0,\n\n1,x y z\n1,4\n3,4\n", r"row 4, column 'a': 'x y z' is a word"),
     ],
 )  # fmt: skip

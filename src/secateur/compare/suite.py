@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.bandwidth import Bandwidth
+from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.federation.client import example, make_model, make_setting
@@ -308,7 +309,7 @@ def _facts(made: Study) -> dict[str, Any]:
 
 
 def _source(source: str, data: str | None) -> str:
-    if data is None and ("{data}" in source or source in {"idx", "cifar10", "text", "hub"}):
+    if data is None and ("{data}" in source or source in sources.names().keys() - sources.embedded()):
         raise ConfigError(f"this suite reads {source}: say where that is with --data")
     return source.replace("{data}", data or "") if "{data}" in source else f"{source}:{data}" if data else source
 

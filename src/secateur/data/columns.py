@@ -18,11 +18,13 @@ _FORMS = {
     "truth": r"(?i)^(true|false)$",
     "infinite": r"(?i)^[+-]?inf(inity)?$",
     "day": r"^\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d:?\d\d)?)?$",
-    "local": r"^\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})$",
+    "local": r"^(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})|\d{4}[./]\d{1,2}[./]\d{1,2})( \d{1,2}:\d\d.*)?$",
+    "unit": r"^[<>=~≤≥]*\s*[+-]?\d+([.,]\d+)?\s*[%°a-zA-Zµ/²³]*$",
 }
 _NONE = ("None", "none")  # as Python writes a missing number; a category among words
 _LARGEST = float(np.finfo(np.float32).max)
 _SHOWN = 40
+_FEW = 20  # as many different words with numbers in them can be categories, such as 1st and 2nd
 
 Where = Callable[[int], str]
 
@@ -159,6 +161,11 @@ def _refuse_mixtures(kinds: dict[str, np.ndarray], present: np.ndarray, at: Wher
         )
     values = kinds["number"] | kinds["truth"] | kinds["day"]
     if not values.any():
+        if kinds["unit"][present].all() and len(set(cells.filter(kinds["unit"]).to_pylist())) > _FEW:
+            raise DataError(
+                f"{at(int(np.flatnonzero(present)[0]))} is a number with a sign or unit, as all cells of its column; "
+                "write numbers alone, or name the column in data.options.categories"
+            )
         return
     words = present & ~values
     several = max(("number", "truth", "day"), key=lambda kind: int(kinds[kind].sum()))

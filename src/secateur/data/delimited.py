@@ -25,7 +25,9 @@ _DELIMITERS = ("\t", ";", "|", ",")
 _SAMPLE, _RECORDS = 2**16, 50
 _COMMA = r"^[+-]?(\d+,\d*|,\d+)([eE][+-]?\d+)?$"
 _POINT = r"^[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?$"
-_GROUPED = r"^[+-]?\d{1,3}((,\d{3})+\.\d+|(,\d{3}){2,}|(\.\d{3})+,\d+|(\.\d{3}){2,})$"
+_GROUPED = (
+    r"^[+-]?\d{1,3}((,\d{3})+\.\d+|(,\d{3}){2,}|(\.\d{3})+,\d+|(\.\d{3}){2,}|([ '\x{A0}\x{202F}]\d{3})+([.,]\d+)?)$"
+)
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),

@@ -39,7 +39,8 @@ from secateur.engines import Failure
 from secateur.errors import DataError, WireError
 from secateur.federation.records import Row, check_any, short
 from secateur.pruning.structure import Layout
-from secateur.wire.codec import context_of, decode, encode, part_sizes
+from secateur.wire.codec import decode, encode, part_sizes
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected, Message, Scalar, Spec, Tensors
 
 PHASE = "schema"

@@ -25,7 +25,7 @@ from secateur.federation.records import Row
 from secateur.flower.bases import KeptInContext
 from secateur.flower.engine import LOG, About, Context, FlowerEngine
 from secateur.study.study import Study
-from secateur.wire import codec
+from secateur.wire import head
 
 HOLDS, LACKS = "holds", "lacks"
 """What a node says of the schema that it is asked for: whether it holds it; in a reply, that it lacks it."""
@@ -37,7 +37,7 @@ _KEY, _STYPE = "secateur-schema", "secateur.schema"
 def about(context: Context, wanted: str) -> About:
     """Return what a node with a table says when it is greeted, before or after its federation has a schema."""
     version, holds = importlib.metadata.version("secateur"), _schema(context, wanted) is not None
-    return {"secateur": version, "wire": codec.VERSION, "table": True, HOLDS: holds}
+    return {"secateur": version, "wire": head.VERSION, "table": True, HOLDS: holds}
 
 
 def rows(context: Context, study: Study, client: int, digest: str) -> Shards | None:
