@@ -128,7 +128,7 @@ def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
         schema, records = agreed.schema, list(agreed.rows)
         engine.members.teach(schema.digest, agreement.last_request(schema))
     inputs, task = (len(schema.inputs),), study.data.task or schema.task
-    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale)
+    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale, schema.unit)
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         prepare.bare(study, shape, Path(folder))
         tables.write(Path(folder), schema, records)
