@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from helpers import Wrapped, model_of, rows_of, same, small, tiny_shards
+from secateur import methods
 from secateur.contract.fold import Node
 from secateur.contract.reducer import Sums
 from secateur.contract.reduction import Mean
 from secateur.contract.reply import Reply
-from secateur.errors import EngineError
+from secateur.errors import ConfigError, EngineError
+from secateur.federation import client as participant
 from secateur.federation import server
 from secateur.federation.folder import reserve
 from secateur.federation.parcels import Account, Parcel
@@ -51,6 +53,7 @@ def play(study, folder, shards, workers, open_engine=server.open_local):
     return model_of(folder), [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(folder)]
 
 
+OWN_MASKS = {"complement", "dispfl", "lotteryfl", "subfedavg", "fedpm", "fedsparsify_local"}
 WIRES = {
     "fp32": (),
     "fp16": ("wire.values=fp16",),
@@ -79,6 +82,72 @@ def test_a_worker_killed_in_every_exchange_changes_nothing(forty, tmp_path):
     killed = play(study, tmp_path / "2", forty, 2, Killing.open)
     assert same(killed[0], model)
     assert killed[1] == records
+
+
+@pytest.mark.parametrize("method", methods.names())
+def test_computed_bytes_are_those_that_are_written(method, forty, tmp_path):
+    data = {"clients": 40, "partition": "iid", "test_fraction": 0.2}
+    studies = [
+        small(method, f"wire.count={count}", "wire.packing=none", rounds=2, participation=0.3, data=data)
+        for count in ("encoded", "computed")
+    ]
+    written = play(studies[0], tmp_path / "written", forty, 0)
+    spared, unwritten = [], participant.unwritten
+
+    def noted(*given, **more):
+        spared.append(unwritten(*given, **more))
+        return spared[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(participant, "unwritten", noted)
+        computed = play(studies[1], tmp_path / "computed", forty, 0)
+    assert len(spared) >= sum(len(row["clients"]) for row in computed[1])
+    assert all(spared) or method in OWN_MASKS
+    assert same(computed[0], written[0])
+    for row, other in zip(computed[1], written[1], strict=True):
+        assert (row.pop("bytes_count"), other.pop("bytes_count")) == ("computed", "encoded")
+        assert row == other
+
+
+def test_sampled_bytes_are_those_of_some_clients_and_the_mean_for_the_others(forty, tmp_path):
+    data = {"clients": 40, "partition": "iid", "test_fraction": 0.0}
+    encoded, sampled = (
+        small("random", f"wire.count={count}", "wire.sample=0.25", rounds=2, participation=1.0, data=data)
+        for count in ("encoded", "sampled")
+    )
+    model, every = play(encoded, tmp_path / "encoded", forty, 0)
+    found, some = play(sampled, tmp_path / "sampled", forty, 2)
+    assert same(found, model)
+    assert play(sampled, tmp_path / "again", forty, 0)[1] == some
+    for row, whole in zip(some, every, strict=True):
+        assert row["bytes_down"] == whole["bytes_down"]
+        ups = [up for _, _, up in whole["each"]]
+        assert min(ups) <= row["sampled"]["least"] <= row["sampled"]["most"] <= max(ups)
+        assert row["sampled"]["written"] == 10
+        mean = sum(up for _, _, up in row["each"]) / 40
+        assert row["sampled"]["least"] <= mean <= row["sampled"]["most"]
+        assert sum(row["up"].values()) == row["bytes_up"] == sum(up for _, _, up in row["each"])
+        assert row["bytes_up"] == pytest.approx(whole["bytes_up"], rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (("wire.count=computed",), "wire.count = computed: packed sizes depend on the values; set wire.packing=none"),
+        (("wire.count=computed", "wire.values=fp16"), "wire.count = computed: what is rounded"),
+        (("wire.count=sampled", "wire.replies=topk"), "wire.count = sampled: what is rounded, or sent in part"),
+        (("wire.count=sampled", "wire.sample=0"), "wire.sample = 0"),
+    ],
+)
+def test_a_count_that_cannot_be_had_is_refused(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        small("fedavg", *settings)
+
+
+def test_who_carries_bytes_counts_them(forty, tmp_path):
+    study = small("fedavg", "wire.count=sampled", data={"clients": 40, "partition": "iid"})
+    with pytest.raises(ConfigError, match="only a simulation knows sizes of what is not written"):
+        play(study, tmp_path / "run", forty, 0, Carried.open)
 
 
 def test_a_client_that_lost_its_state_is_sent_the_mask_again(forty, tmp_path):
