@@ -342,7 +342,7 @@ def further_scores(task: tasks.Task) -> Mapping[str, type]:
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
     """Return stored rows together with how they become model inputs."""
-    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task).in_units(rows.target_scale))
+    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task).in_units(rows.target_scale, rows.unit))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -114,7 +114,7 @@ class Run:
         self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.task = tasks.find(self.shards.task)
+        self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = resident.tensors_of(self.model)
