@@ -372,13 +372,6 @@ REFUSED = {
     "a computed weight": (
         nn.Sequential(nn.Linear(4, 6), nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))), (4,), "0", "computes",
     ),
-    "a number of channels in the code": (
-        Net(lambda m, x: m.fc(m.a(x).view(-1, 2, 3).mul(2).reshape(-1, 6)), a=nn.Linear(4, 6), fc=nn.Linear(6, 3)),
-        (4,), "a", "fails without some of them",
-    ),
-    "the first channels by number": (
-        Net(lambda m, x: m.fc(m.a(x)[:, :4]), a=nn.Linear(4, 6), fc=nn.Linear(4, 3)), (4,), "a", "fails without",
-    ),
 }  # fmt: skip
 
 

@@ -21,10 +21,9 @@ def test_the_table_has_every_network():
     assert set(SMALL) == set(models.names()) - {"gcn"}
 
 
-def test_a_graph_network_has_no_removable_units_and_says_why():
+def test_a_graph_network_passes_its_units_on_to_the_nodes_beside():
     found = layout(models.build("gcn", input_shape=(4, 9), outputs=3), example=torch.zeros(1, 4, 9))
-    assert found.groups == ()
-    assert found.whole["conv1"] == "matmul mixes its channels"
+    assert [(group.name, group.units) for group in found.groups] == [("conv1", 128), ("conv2", 128)]
 
 
 @pytest.mark.parametrize("name", sorted(SMALL))

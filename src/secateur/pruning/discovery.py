@@ -72,7 +72,7 @@ def _macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     tensors, found = dict(model.named_parameters(remove_duplicate=False)), dict[str, int]()
     for name, count in uses.items():
         layer = name.rpartition(".")[0]
-        found[layer] = found.get(layer, 0) + count * tensors[name].numel() if name in tensors else 0
+        found[layer] = found.get(layer, 0) + (count * tensors[name].numel() if name in tensors else 0)
     return found
 
 
@@ -126,13 +126,36 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
     if trial.broken:
         return (), {"": trial.broken}
     proposed, whole = proposed_by_walk(trial) if how != "torch_pruning" else ([], dict[str, str]())
-    found, held = trial.passing([*proposed, *_blocks(model)])
-    whole |= _by_layer(held, proposed)
+    found, held = _tried(trial, [*proposed, *_blocks(model)])
+    cut = {layer for group in found for layer in group.layers}
+    lost = {layer: held[group.name] for group in proposed if group.name in held for layer in group.layers - cut}
+    named = {group.name for group in proposed}
+    whole |= lost | {block: reason for block, reason in held.items() if block not in named}
     if how in {"both", "torch_pruning"}:
         more, refused = _by_graph(model, example, trial, found, alone=how == "torch_pruning")
         named = {group.name for group in more}
         found, whole = [*found, *more], {n: why for n, why in {**refused, **whole}.items() if n not in named}
     return tuple(sorted(found, key=lambda group: group.kind == "block")), whole
+
+
+def _tried(trial: Trial, groups: list[Group]) -> tuple[list[Group], dict[str, str]]:
+    """Return the groups that pass, and why others do not; sizes in a model's own code change only if they must."""
+
+    def bare(some: list[Group]) -> list[Group]:
+        return [replace(group, calls=()) for group in some]
+
+    if not any(group.calls for group in groups) or not trial.failure(bare(groups)):
+        return trial.passing(bare(groups))
+    found, held = trial.passing(groups)
+    again = [group for group in groups if group.calls and group.name in held]
+    if not trial.failure(bare(found)):
+        found = bare(found)
+    if again:  # without its code changed after all, or with attributes changed that its code may take the sizes from
+        counted = proposed_by_walk(trial, attributes=True)[0]
+        for other in (bare(again), [group for group in counted if group.name in {g.name for g in again}]):
+            found = trial.passing([*found, *(group for group in other if group.name not in {g.name for g in found})])[0]
+    named = {group.name for group in found}
+    return found, {name: why for name, why in held.items() if name not in named}
 
 
 def _by_graph(
@@ -157,18 +180,23 @@ def _by_graph(
 
 def _by_layer(held: Mapping[str, str], groups: Sequence[Group]) -> dict[str, str]:
     """Return why groups were refused by the layers that make their units, in the order of the groups."""
-    refused = [(group, held[group.name]) for group in groups if group.name in held]
-    return {slot.tensor.rpartition(".")[0]: reason for group, reason in refused for slot in group.weights}
+    return {layer: held[group.name] for group in groups if group.name in held for layer in group.layers}
 
 
-def proposed_by_walk(trial: Trial) -> tuple[list[Group], dict[str, str]]:
-    """Return what a walk through a model proposes, in both modes: a layer of one mode only must fit both."""
+def proposed_by_walk(trial: Trial, *, attributes: bool = False) -> tuple[list[Group], dict[str, str]]:
+    """Return what a walk through a model proposes, in both modes: a layer of one mode only must fit both.
+
+    Args:
+        trial: the model and its inputs.
+        attributes: whether sizes are changed in attributes of modules instead of in their code.
+    """
     model = copy.deepcopy(trial.model)
-    walk = Walk(model)
+    walk = Walk(model, attributes=attributes)
     for training in (False, True):
         model.train(training)
         with warnings.catch_warnings(action="ignore"):
-            walk.run(trial.rows)
+            walk.run(trial.inputs(training=training))
+    walk.finish()
     groups, whole = proposals(walk.units)
     return groups, {name: why for name, why in walk.whole.items() if name not in whole} | whole
 

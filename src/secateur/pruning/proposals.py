@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -95,7 +96,14 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
     if len(members) == 1:
         return _ALONE
     order = torch.tensor(members)
-    slots: dict[str, list[Slot]] = {"weights": [], "incoming": [], "statistics": [], "outgoing": [], "numbers": []}
+    slots: dict[str, list[Slot]] = {
+        "weights": [],
+        "incoming": [],
+        "statistics": [],
+        "outgoing": [],
+        "numbers": [],
+        "calls": [],
+    }
     for axis, labels in axes:
         places = _slots(axis, labels, order)
         if places is None:
@@ -109,6 +117,7 @@ def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Fa
         name, len(members), own, own + more, tuple(slots["statistics"]), tuple(slots["outgoing"]),
         "head" if first in facts.heads else "channel", facts.families.get(first, ""),
         silent=facts.audible.isdisjoint(members), numbers=tuple(slots["numbers"]),
+        calls=tuple(slots["calls"]),
     )  # fmt: skip
 
 
@@ -137,12 +146,19 @@ def _slots(axis: Axis, labels: torch.Tensor, order: torch.Tensor) -> list[Slot] 
 
 
 def _renamed(groups: list[Group]) -> list[Group]:
-    """Return the groups with names of their own: of several in one layer, all but the first say where they begin."""
+    """Return the groups with names of their own.
+
+    Layers of one recurrent module have their number, and ``reverse``; of other groups in one layer, all but the first
+    say where they begin.
+    """
     taken: set[str] = set()
     found = []
     for group in groups:
         name, slot = group.name, group.weights[0]
-        if name in taken:
+        part = re.fullmatch(r"weight_ih_l(\d+)(_reverse)?", slot.tensor.rpartition(".")[2])
+        if group.family and part:
+            name = f"{name}.{part[1]}{'.reverse' if part[2] else ''}".removeprefix(".")
+        elif name in taken:
             name = f"{name}[{slot.offset}:{slot.offset + slot.length(group.units)}]"
         taken.add(name)
         found.append(replace(group, name=name))

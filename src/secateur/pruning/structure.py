@@ -65,6 +65,7 @@ class Group:
         kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit; without it the
             model passes on the block's input.
         family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
+        calls: slots in the calls of modules' own code that name sizes (``forwards``), where the model needs that.
         silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
             only where the weights that read it are pruned as well.
         numbers: slots of the units in integer attributes of modules that count them, such as a number of heads.
@@ -80,6 +81,12 @@ class Group:
     family: str = ""
     silent: bool = True
     numbers: tuple[Slot, ...] = ()
+    calls: tuple[Slot, ...] = ()
+
+    @property
+    def layers(self) -> set[str]:
+        """Return the names of the layers whose own weights make the units."""
+        return {slot.tensor.rpartition(".")[0] for slot in self.weights}
 
 
 @dataclass(frozen=True)
@@ -219,11 +226,13 @@ class Plan:
         cuts: at most one for each tensor and dimension.
         dropped: the removed blocks; the model passes on their inputs.
         numbers: the attributes of modules that count units, at most one entry for each.
+        calls: what is left of sizes that modules' own code names, in the place of the tensor the call (``forwards``).
     """
 
     cuts: tuple[Cut, ...] = ()
     dropped: tuple[str, ...] = ()
     numbers: tuple[Number, ...] = ()
+    calls: tuple[Cut, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything is removed."""
@@ -231,10 +240,10 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
-        cuts = [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in self.cuts]
-        document: dict[str, Any] = {"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts}
-        if self.numbers:  # what reads version 2 does not know of them
-            document |= {"secateur_plan": 3, "numbers": [asdict(number) for number in self.numbers]}
+        document: dict[str, Any] = {"secateur_plan": 2, "dropped": list(self.dropped), "cuts": _json(self.cuts)}
+        if self.numbers or self.calls:  # what reads version 2 does not know of them
+            numbers = [asdict(number) for number in self.numbers]
+            document |= {"secateur_plan": 3, "numbers": numbers, "calls": _json(self.calls)}
         return json.dumps(document)
 
     @classmethod
@@ -250,6 +259,7 @@ class Plan:
             if document["secateur_plan"] not in {1, 2, 3}:
                 raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 to 3")
             cuts = tuple(_cut(entry) for entry in document["cuts"])
+            calls = tuple(_cut(entry) for entry in document.get("calls", []))
             dropped = tuple(str(name) for name in document.get("dropped", []))
             numbers = tuple(
                 Number(str(entry["attribute"]), int(entry["size"]), int(entry["left"]))
@@ -257,18 +267,18 @@ class Plan:
             )
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
-        for cut in cuts:
+        for cut in (*cuts, *calls):
             rising = bool(cut.kept) and list(cut.kept) == sorted(set(cut.kept))
             if not rising or cut.dim < 0 or not 0 <= cut.kept[0] <= cut.kept[-1] < cut.size:
                 raise ModelError(
                     f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}"
                 )
-        if len({(cut.tensor, cut.dim) for cut in cuts}) < len(cuts):
+        if len({(cut.tensor, cut.dim) for cut in (*cuts, *calls)}) < len(cuts) + len(calls):
             raise ModelError("structural plan: a dimension of a tensor is cut twice")
         for number in numbers:
             if not 0 < number.left <= number.size:
                 raise ModelError(f"structural plan: {number.attribute!r} must keep 1 to {number.size} units")
-        return cls(cuts, dropped, numbers)
+        return cls(cuts, dropped, numbers, calls)
 
     def of(self, tensor: str) -> tuple[Cut, ...]:
         """Return the cuts of one tensor."""
@@ -280,25 +290,37 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """Return one plan for the dense model that equals this one followed by ``later``, which is for its result."""
-        first = {(cut.tensor, cut.dim): cut for cut in self.cuts}
-        for cut in later.cuts:
-            before = first.get((cut.tensor, cut.dim))
-            if before is not None and cut.size != len(before.kept):
-                raise ModelError(
-                    f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}"
-                )
-            kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
-            size = cut.size if before is None else before.size
-            first[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
         counts = {number.attribute: number for number in self.numbers}
         for number in later.numbers:
             size = counts[number.attribute].size if number.attribute in counts else number.size
             counts[number.attribute] = Number(number.attribute, size, number.left)
         both = Plan((), self.dropped + later.dropped)
         return Plan(
-            tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped,
+            tuple(cut for cut in composed(self.cuts, later.cuts) if not both.drops(cut.tensor)), both.dropped,
             tuple(number for number in counts.values() if not both.drops(number.attribute)),
+            tuple(call for call in composed(self.calls, later.calls) if not both.drops(call.tensor.partition(":")[0])),
         )  # fmt: skip
+
+
+def _json(cuts: Iterable[Cut]) -> list[dict[str, Any]]:
+    return [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in cuts]
+
+
+def composed(first: Iterable[Cut], later: Iterable[Cut]) -> tuple[Cut, ...]:
+    """Return the cuts that equal the first ones followed by later ones, which are of what the first leave.
+
+    Raises:
+        ModelError: a later cut is of another size.
+    """
+    found = {(cut.tensor, cut.dim): cut for cut in first}
+    for cut in later:
+        before = found.get((cut.tensor, cut.dim))
+        if before is not None and cut.size != len(before.kept):
+            raise ModelError(f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}")
+        kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
+        size = cut.size if before is None else before.size
+        found[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+    return tuple(found.values())
 
 
 def _cut(entry: Mapping[str, Any]) -> Cut:
@@ -320,17 +342,20 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
         dead = (~keep[group.name]).nonzero().flatten()
         keep[group.name][dead[: max(0, least - int(keep[group.name].sum()))]] = True
     kept: dict[tuple[str, int], torch.Tensor] = {}
+    whole = {group.name for group in layers if bool(keep[group.name].all())}
     for group in layers:
-        if bool(keep[group.name].all()):
-            continue
-        for slot in (*group.incoming, *group.statistics, *group.outgoing, *group.numbers):
-            if not dropped.drops(slot.tensor):
+        tensors = () if group.name in whole else (*group.incoming, *group.statistics, *group.outgoing, *group.numbers)
+        # a size may be read off a value that has lost other units: all are named as soon as any unit goes
+        for slot in (*tensors, *(group.calls if len(whole) < len(layers) else ())):
+            if not dropped.drops(slot.tensor.partition(":")[0]):
                 flags = spread(keep[group.name], slot)
                 kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
     counts = {slot.tensor for group in layers for slot in group.numbers}
+    calls = {slot.tensor for group in layers for slot in group.calls}
     cuts = [Cut(*at, len(f), tuple(f.nonzero().flatten().tolist())) for at, f in kept.items() if at[0] not in counts]
     numbers = [Number(name, len(f), int(f.sum())) for (name, _), f in kept.items() if name in counts]
-    return Plan(tuple(cuts), dropped.dropped, tuple(numbers))
+    of_tensors, of_calls = ([c for c in cuts if (c.tensor in calls) == named] for named in (False, True))
+    return Plan(tuple(of_tensors), dropped.dropped, tuple(numbers), tuple(of_calls))
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

@@ -11,7 +11,10 @@ import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
-from secateur.pruning.structure import Number, Plan, slim
+from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
+from secateur.pruning.forwards import Site, resize
+from secateur.pruning.mask import Tensors
+from secateur.pruning.structure import Cut, Number, Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
@@ -115,15 +118,23 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         setattr(owner, block.rpartition(".")[2], nn.Identity())
     for name in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in plan.cuts):
         module = _submodule(model, name)
-        if isinstance(module, (nn.GroupNorm, SlimGroupNorm)):
+        if isinstance(module, (nn.GroupNorm, SlimGroupNorm, nn.MultiheadAttention, SlimMultiheadAttention)):
             owner = _submodule(model, name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
+            setattr(owner, name.rpartition(".")[2], _replaced(name, module, plan, smaller))
             continue
         for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
             _replace(model, module, tensor.rpartition(".")[2], smaller[tensor])
         _resize(module)
     for number in plan.numbers:
         _recount(model, number)
+    for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
+        if any(isinstance(module, SlimMultiheadAttention) for module in encoder.modules()):
+            encoder.use_nested_tensor = False  # only torch's own attention takes rows of different lengths
+    calls: dict[str, list[Cut]] = {}
+    for cut in plan.calls:
+        calls.setdefault(Site.parse(cut.tensor).module, []).append(cut)
+    for name, cuts in calls.items():
+        resize(_submodule(model, name), cuts)
     return model
 
 
@@ -171,6 +182,15 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as absent:
         raise ModelError(f"structural plan names {name!r}, which the model does not have") from absent
+
+
+def _replaced(name: str, module: nn.Module, plan: Plan, smaller: Tensors) -> nn.Module:
+    """Return the layer that stands for one whose torch class cannot lose units."""
+    if isinstance(module, (nn.MultiheadAttention, SlimMultiheadAttention)):
+        own = {part: smaller[f"{name}.{part}"] for part in PROJECTIONS if f"{name}.{part}" in smaller}
+        of_heads = next((cut for part in own for cut in plan.of(f"{name}.{part}") if cut.dim == 0), None)
+        return SlimMultiheadAttention(module, of_heads, own)
+    return _group_norm(cast("nn.GroupNorm", module), plan.of(f"{name}.weight")[0].kept)
 
 
 def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.Module:
@@ -229,6 +249,11 @@ def _(module: nn.PReLU) -> None:
 def _(module: nn.RNNBase) -> None:
     first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
     module.input_size, module.hidden_size = first.shape[1], own.shape[1]
+
+
+@_resize.register
+def _(module: nn.RNNCellBase) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
 
 
 @_resize.register(nn.modules.batchnorm._NormBase)  # noqa: SLF001 -- likewise

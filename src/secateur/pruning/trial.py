@@ -7,10 +7,11 @@ away from their initial zeros and ones; outputs, and the gradients of what remai
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class Trial:
         draw = torch.Generator().manual_seed(0)
         self.model = _stirred(model, draw)
         self.rows = _rows(self.model, example, draw)
-        self._close, self.broken = _CLOSE, self._runs()
+        self._certain, self._close, self.broken = False, _CLOSE, self._runs()
         if self.broken:  # its code may flatten images with ``view``
             _lay_out(self.model, torch.contiguous_format)
             self.rows, self.broken = self.rows.contiguous(), self._runs()
@@ -53,11 +54,24 @@ class Trial:
             self.model, self._close = self.model.float(), _CLOSE_SINGLE
             self.rows = self.rows.float() if self.rows.is_floating_point() else self.rows
             self.broken = self._runs()
+        if not self.broken:
+            self._certain = self._draws()
+
+    def inputs(self, *, training: bool) -> torch.Tensor:
+        """Return the rows for a mode: one fewer in evaluation, so that a number of rows in its code is noticed."""
+        return self.rows if training else self.rows[:-1]
+
+    def _draws(self) -> bool:
+        """Return whether the model draws random numbers in evaluation mode too."""
+        one, other = (
+            _results(copy.deepcopy(self.model), self.inputs(training=False), _Mode(seed=seed))[0] for seed in (0, 1)
+        )
+        return not all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
     def _runs(self) -> str:
         for training in (False, True):
             try:
-                _results(copy.deepcopy(self.model), self.rows, training=training, gradients=False)
+                _results(copy.deepcopy(self.model), self.inputs(training=training), _Mode(training=training))
             except Exception as broken:  # noqa: BLE001 -- a model's own code raises whatever it likes
                 mode = "training" if training else "evaluation"
                 return f"the model cannot be tried, it fails in {mode} mode ({_line(broken)})"
@@ -90,7 +104,7 @@ class Trial:
         """Return why slim differs from masked without some units of each of these groups; empty if it does not."""
         if not groups:
             return ""
-        for seed, training in enumerate((False, True)):
+        for seed, training in enumerate((False, True, False)):
             mode = "training" if training else "evaluation"
             try:
                 self._compare(groups, seed, training=training)
@@ -102,11 +116,12 @@ class Trial:
 
     def _compare(self, groups: Sequence[Group], seed: int, *, training: bool) -> None:
         model = copy.deepcopy(self.model)
-        mask = _mask(groups, model.state_dict(), _flags(groups, seed))
+        mask = _mask(groups, model.state_dict(), _flags(groups, seed, some=seed > 1))
         model.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
         removal = plan(mask, groups)
         small = shrink(model, removal)
-        expected, found = (_results(net, self.rows, training=training, gradients=training) for net in (model, small))
+        mode = _Mode(training=training, gradients=training, certain=training or self._certain)
+        expected, found = (_results(net, self.inputs(training=training), mode) for net in (model, small))
         _same_shape(expected[0], found[0])
         for one, other in zip(expected[0], found[0], strict=True):
             _near(one, other, "without some of them the model computes something else", self._close)
@@ -119,16 +134,26 @@ class Trial:
                 _near(grad * part, found[1][name] * part, words, self._close * _GRADIENTS)
 
 
-def _results(
-    net: nn.Module, rows: torch.Tensor, *, training: bool, gradients: bool
-) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+@dataclass(frozen=True)
+class _Mode:
+    """How a model is run: in which mode, with which seed, with or without gradients, and whether dropout is off."""
+
+    training: bool = False
+    gradients: bool = False
+    certain: bool = False
+    seed: int = 0
+
+
+def _results(net: nn.Module, rows: torch.Tensor, mode: _Mode) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     """Return a model's outputs and, if asked, the gradients of a sum of their squares."""
-    net.train(training)
-    with global_stream(0, "trial"), warnings.catch_warnings(action="ignore"), _Certain():
-        with torch.set_grad_enabled(gradients):
+    net.train(mode.training)
+    # torch's fast kernels of evaluation are not taken where calls are watched
+    watched = _Certain() if mode.certain else contextlib.nullcontext()
+    with global_stream(mode.seed, "trial"), warnings.catch_warnings(action="ignore"), watched:
+        with torch.set_grad_enabled(mode.gradients):
             output = net(rows)
         leaves = [t for t in _pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
-        if not gradients:
+        if not mode.gradients:
             return [t.detach() for t in leaves], {}
         named = {name: p for name, p in net.named_parameters() if p.requires_grad}
         weighted = [t * torch.linspace(0.5, 1.5, t.numel()).view(t.shape).to(t) for t in leaves]
@@ -163,12 +188,23 @@ def _mask(
     return mask
 
 
-def _flags(groups: Sequence[Group], seed: int) -> dict[str, torch.Tensor]:
-    """Return random flags of the units that stay: about half of each group, at least one; as many in a family."""
+def _flags(groups: Sequence[Group], seed: int, *, some: bool) -> dict[str, torch.Tensor]:
+    """Return random flags of the units that stay: about half of each group, at least one; as many in a family.
+
+    Args:
+        groups: the groups.
+        seed: seed of the draws.
+        some: whether half of several groups lose none, as units of one may be needed by a size read off another.
+    """
+    atoms = list(dict.fromkeys(group.family or group.name for group in groups))
+    whole = set(atoms[seed % 2 :: 2]) if some and len(atoms) > 1 else set()
     draw = torch.Generator().manual_seed(seed)
     keep: dict[str, torch.Tensor] = {}
     for group in groups:
         flags = torch.zeros(group.units, dtype=torch.bool)
+        if (group.family or group.name) in whole:
+            keep[group.name] = ~flags
+            continue
         count = int(torch.randint(2, (1,), generator=draw)) if group.kind == "block" else max(1, group.units // 2)
         flags[torch.randperm(group.units, generator=draw)[:count]] = True
         keep[group.name] = flags
@@ -202,7 +238,7 @@ def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
 
 
 def _rows(model: nn.Module, example: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
-    shape = (_ROWS, *example.shape[1:])
+    shape = (_ROWS + 1, *example.shape[1:])
     if example.is_floating_point():
         rows = torch.randn(shape, generator=draw).double()
         return rows.contiguous(memory_format=torch.channels_last) if rows.dim() == 4 else rows

@@ -15,8 +15,8 @@ import torch
 
 from secateur.errors import ModelError
 
-Part = Literal["weights", "incoming", "statistics", "outgoing", "numbers"]
-"""What a parameter's dimension is to its units, or an attribute that counts them; see ``structure.Group``."""
+Part = Literal["weights", "incoming", "statistics", "outgoing", "numbers", "calls"]
+"""What a parameter's dimension is to its units, or an attribute or call that counts them; see ``structure.Group``."""
 
 
 @dataclass(frozen=True)

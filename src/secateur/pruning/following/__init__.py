@@ -7,6 +7,7 @@ from secateur.pruning.following import (  # noqa: F401 -- each adds its function
     movements,
     norms,
     pools,
+    products,
     recurrent,
 )
 from secateur.pruning.following.walk import Walk

@@ -139,7 +139,13 @@ def _combined(walk: Walk, call: Call, *, masked: bool) -> tuple[Flow | None, Flo
         _join(walk, known[0], known[1])
     elif known:
         lone = other if flows[0] is not None else one
-        if isinstance(lone, torch.Tensor):
+        if (
+            isinstance(lone, torch.Tensor)
+            and lone.shape == known[0].labels.shape
+            and walk.filled(lone, known[0].labels)
+        ):
+            flows = (known[0], known[0])
+        elif isinstance(lone, torch.Tensor):
             _meet(walk, known[0], lone, masked=masked)
     return flows
 
@@ -154,10 +160,15 @@ def _join(walk: Walk, one: Flow, other: Flow) -> None:
 
 def _meet(walk: Walk, flow: Flow, lone: torch.Tensor, *, masked: bool) -> None:
     """Bind a parameter that units are combined with; refuse any other tensor that is as wide as they are."""
-    for place in places(walk, flow):
+    lying = places(walk, flow)
+    for place in lying:
         dim = place - flow.labels.dim() + lone.dim()
-        if dim < 0 or lone.shape[dim] == 1:
-            continue
+        if (
+            dim < 0
+            or lone.shape[dim] == 1
+            or (len(lying) > 1 and not masked and not isinstance(lone, torch.nn.Parameter))
+        ):
+            continue  # a constant that scales the entries of units of many entries, such as positions of rotary heads
         if walk.name(lone) is None:
             raise ModelError("it is added to what has no such units")
         walk.bind(lone, dim, flow.along(place, walk.units), "incoming" if masked else "statistics")

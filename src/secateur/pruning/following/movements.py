@@ -76,7 +76,7 @@ def padded(walk: Walk, call: Call) -> Flow | None:
 def concatenated(walk: Walk, call: Call) -> Flow | None:
     """Follow a concatenation; along its other dimensions the values must keep the same units."""
     values = call.get(0, "tensors")
-    flows = [walk.flow(value) or _of_parameter(walk, value) for value in values]
+    flows = [walk.flow(value) or walk.filled(value) or _of_parameter(walk, value) for value in values]
     labels = [
         torch.zeros(value.shape, dtype=torch.int64) if flow is None else walk.units.roots(flow.labels)
         for value, flow in zip(values, flows, strict=True)

@@ -19,6 +19,7 @@ from torch.utils import _pytree
 from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import ModelError
+from secateur.pruning.following.sites import Sites
 from secateur.pruning.structure import OUTPUT
 from secateur.pruning.units import Flow, Part, Units, varying
 
@@ -77,11 +78,13 @@ class Walk(TorchFunctionMode):
         model: the model, whose tensors it knows by name.
         units: what was found.
         whole: layers that could not be followed, with the reason.
+        attributes: whether sizes that code names are bound to attributes that have these values, and not to the calls.
     """
 
     model: nn.Module
     units: Units = field(default_factory=Units)
     whole: dict[str, str] = field(default_factory=dict)
+    attributes: bool = False
 
     def __post_init__(self) -> None:
         """Name the tensors of the model; of tied ones the first name counts."""
@@ -90,6 +93,7 @@ class Walk(TorchFunctionMode):
         self._names: Mapping[torch.Tensor, str] = WeakIdKeyDictionary({t: n for n, t in tensors})
         self._flows: Any = WeakIdKeyDictionary()
         self._owners: list[tuple[str, nn.Module]] = [("", self.model)]
+        self._sites = Sites(self.units)
 
     def run(self, *inputs: torch.Tensor) -> None:
         """Run the model in its current mode; the units of its outputs stay."""
@@ -100,18 +104,36 @@ class Walk(TorchFunctionMode):
             if flow is not None:
                 self.units.fix(flow.labels, OUTPUT)
 
+    def finish(self) -> None:
+        """Bind the units to the sizes that the model's own code names, after the last run."""
+        self._sites.bind(self._count_all if self.attributes else None)
+
+    def _count_all(self, owner: str, labels: torch.Tensor) -> None:
+        """Say that each attribute of a module that has their number counts these labels."""
+        for name, value in vars(self.model.get_submodule(owner)).items():
+            if type(value) is int and value == len(labels):
+                self.count(owner, name, labels)
+
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Know whose forward pass is running."""
         handles = []
         for name, module in self.model.named_modules():
-            handles.append(module.register_forward_pre_hook(lambda m, _, name=name: self._owners.append((name, m))))
-            handles.append(module.register_forward_hook(lambda *_: self._owners.pop() and None, always_call=True))
+            handles.append(module.register_forward_pre_hook(lambda m, _, name=name: self._enter(name, m)))
+            handles.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _enter(self, name: str, module: nn.Module) -> None:
+        self._owners.append((name, module))
+        self._sites.enter()
+
+    def _leave(self) -> None:
+        self._owners.pop()
+        self._sites.leave()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -123,13 +145,17 @@ class Walk(TorchFunctionMode):
         name = func.__self__.__name__ if getattr(func, "__name__", "") == "__get__" else getattr(func, "__name__", "")
         call = Call(name.strip("_"), func, args, kwargs, value, self._owners[-1][0])
         if any(isinstance(leaf, torch.Tensor) for leaf in _pytree.tree_leaves(value)):
+            entered = self.flow(args[0]) if args else None
             self._follow(call)
+            if not _torchs_own(self._owners[-1][1]):
+                flows = (entered, self.flow(value))
+                self._sites.note(call.name, call.owner, args, call.get(2, "dim", 0), value, flows)
         elif name == "__setitem__":
             self.refuse(call, "entries of it are replaced")
         return value
 
     def _follow(self, call: Call) -> None:
-        if not any(t in self._flows or t in self._names for t in call.tensors):
+        if not any(t in self._flows or t in self._names or self._sites.knows(t) for t in call.tensors):
             return
         try:
             found = _FOLLOWERS.get(call.name, _unknown)(self, call)
@@ -153,8 +179,7 @@ class Walk(TorchFunctionMode):
     def refuse(self, call: Call, reason: str = "") -> None:
         """Keep the units that enter a call; its own value has none."""
         owner, module = self._owners[-1]
-        torchs_own = type(module).__module__.startswith("torch.nn.modules")
-        where = f"{owner!r} ({type(module).__name__})" if torchs_own else call.name
+        where = f"{owner!r} ({type(module).__name__})" if _torchs_own(module) else call.name
         for flow in filter(None, map(self.flow, call.tensors)):
             self.units.fix(flow.labels, reason or f"{where} mixes its channels")
         for name in {self._names[t] for t in call.tensors if t in self._names and t.dim() > 1}:
@@ -164,6 +189,21 @@ class Walk(TorchFunctionMode):
     def flow(self, value: Any) -> Flow | None:
         """Return the flow of a value; None if nothing is known of units in it."""
         return self._flows.get(value) if isinstance(value, torch.Tensor) else None
+
+    def filled(self, value: Any, labels: torch.Tensor | None = None) -> Flow | None:
+        """Return the flow of a tensor of zeros that the model's own code made, such as a first state; None for others.
+
+        Args:
+            value: any value.
+            labels: those that it gets, of its own shape; default: new ones along its last dimension.
+        """
+        if not isinstance(value, torch.Tensor) or not self._sites.knows(value) or not value.dim():
+            return None
+        if labels is None:
+            labels = self.units.fresh(value.shape[-1]).expand(value.shape)
+        self._sites.made(value, labels)
+        flow = self._flows[value] = Flow(labels)
+        return flow
 
     def name(self, tensor: torch.Tensor) -> str | None:
         """Return the name of a parameter or buffer; None for any other tensor."""
@@ -202,7 +242,7 @@ class Walk(TorchFunctionMode):
 
     def read(self, weight: torch.Tensor, dim: int, value: torch.Tensor, along: int) -> torch.Tensor:
         """Bind a weight's dimension to the units that it reads along a dimension of a value; return their labels."""
-        flow = self.flow(value)
+        flow = self.flow(value) or self.filled(value)
         if flow is None:
             labels = torch.zeros(weight.shape[dim], dtype=torch.int64)
         else:
@@ -211,6 +251,10 @@ class Walk(TorchFunctionMode):
                 self.units.audible.append(labels)
         self.bind(weight, dim, labels, "outgoing")
         return labels
+
+
+def _torchs_own(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.modules")
 
 
 def _unknown(walk: Walk, call: Call) -> None:
