@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import secateur.contract.client
 from helpers import model_of, play, rows_of, same, small, tiny_shards
@@ -14,6 +15,7 @@ from secateur.contract.client import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError
+from secateur.export.export import export
 from secateur.federation import client, server
 from secateur.learning.resident import tensors_of
 from secateur.methods.kit.hooks import Feedback
@@ -114,6 +116,29 @@ def test_where_nothing_may_be_cut_the_model_keeps_its_shape(folder, tmp_path):
     cut = play(small("fedsparsify", *pruned, model=CNN), tmp_path / "trace", folder)
     assert kept["final"]["parameters_physical"] == kept["final"]["parameters_dense"]
     assert cut["final"]["parameters_physical"] < cut["final"]["parameters_dense"]
+
+
+class Viewing(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, width, 3, padding=1), nn.Linear(width * 64, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.out(x.view(x.size(0), -1))
+
+
+def viewing(shape, outputs):
+    return Viewing(6)
+
+
+def test_a_model_that_flattens_images_with_view_runs_and_is_shipped(folder, tmp_path):
+    study = small("fedsparsify", *CHANNELS, model={"name": "test_structure:viewing"})
+    final = play(study, tmp_path / "inline", folder)["final"]
+    play(study, tmp_path / "two", folder, runtime=Runtime(workers=2))
+    assert same(model_of(tmp_path / "inline"), model_of(tmp_path / "two"))
+    assert final["parameters_physical"] < final["parameters_dense"]
+    export(tmp_path / "inline", "torch")  # compares its outputs with those of the masked model
 
 
 def test_units_by_torch_pruning_lead_to_the_same_run(folder, tmp_path):

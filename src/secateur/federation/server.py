@@ -27,10 +27,11 @@ from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
-from secateur.engines.local import CLIENT, LocalEngine
+from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
+from secateur.engines.workers import CLIENT
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client
+from secateur.federation import base, checkpoint, client, gathering
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -46,6 +47,7 @@ from secateur.federation.folder import (
     read_summary,
     reserve,
 )
+from secateur.federation.intake import MEASURED, SECONDS
 from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
 from secateur.learning import resident
 from secateur.learning import task as tasks
@@ -163,7 +165,7 @@ class Run:
         torch.set_num_threads(1)
         try:
             came = str((self.folder / base.NAME).absolute())
-            serve = partial(client.build, self.study.model_dump_json(), str(self.shards_folder), came)
+            serve = partial(gathering.build, self.study.model_dump_json(), str(self.shards_folder), came)
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
@@ -224,7 +226,7 @@ class Run:
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
-        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.reply_scalars}
+        worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
@@ -255,8 +257,8 @@ class Run:
         trained, measured = Counter[int](), Counter[int]()  # by client, or -1 if all have one mask
         for reply in exchange.reply_scalars:
             who, rows = int(reply["client"]) if ask.slices else -1, int(reply.get("processed", 0))
-            measured[who] += min(rows, int(reply[client.MEASURED]))
-            trained[who] += rows - min(rows, int(reply[client.MEASURED]))
+            measured[who] += min(rows, int(reply[MEASURED]))
+            trained[who] += rows - min(rows, int(reply[MEASURED]))
         shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
         surviving = physical = 0
         for who, rows in trained.items():
@@ -359,9 +361,9 @@ class Run:
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
         bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
         bounds |= {metric.name: metric.bounds for metric in further}
-        exchange = self._exchange(ask, engine, bounds=bounds)
-        for _ in exchange.replies():
-            pass
+        exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
+        with Spool(self.folder) as spool:
+            exchange.reduce(state, spool)
         return exchange
 
     def _local(self, exchange: Exchange) -> Row:

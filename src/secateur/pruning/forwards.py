@@ -110,7 +110,7 @@ class _Tracer(fx.Tracer):
         for site in self._sites:
             calls = _calls(obj.node.graph).get(site.call, []) if site.call in BOUNDED - {"getitem"} else []
             if site.index < len(calls) and calls[site.index] is obj.node:
-                return iter([obj[n] for n in range(site.rank)])
+                return iter([obj.tracer.create_proxy("call_function", getitem, (obj, n), {}) for n in range(site.rank)])
         return super().iter(obj)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -96,7 +96,8 @@ class Sites:
 
     def _related(self, labels: torch.Tensor) -> bool:
         """Return whether all units are of one family: they are not the same, but always as many in each layer."""
-        families = {self.units.families.get(label) for label in labels.unique().tolist()}
+        stored = labels[tuple(slice(None) if stride else slice(0, 1) for stride in labels.stride())]
+        families = {self.units.families.get(label) for label in stored.flatten().tolist()}
         return len(families) == 1 and None not in families
 
     def _line(self, labels: torch.Tensor, dim: int) -> torch.Tensor | None:
