@@ -25,13 +25,13 @@ from secateur.contract.client import Client
 from secateur.contract.method import Method
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.data.shards import Shape, Shards, open_shards
+from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.engines.workers import CLIENT
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client, gathering
+from secateur.federation import base, checkpoint, client, gathering, tables
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -99,8 +99,7 @@ class Run:
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
     ) -> None:
         self.study = study.complete()
-        self.runtime = runtime
-        self.folder = folder
+        self.runtime, self.folder = runtime, folder
         self.shards_folder = shards
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)
@@ -181,11 +180,16 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in self.method.remarks(self.setting):
+        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
-        state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
+        if not (self.folder / checkpoint.NAME).exists():
+            for asked in tables.begin(self.shards_folder, self.folder):
+                row = asked | self._quality(state, evaluate=False)
+                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                watch({"event": "row", **row})
+            state = self._refined(state)
         while (ask := self.method.plan(state)) is not None:
             begun = time.perf_counter()
 
@@ -197,6 +201,7 @@ class Run:
                 state = self.method.absorb(state, exchange.reduce(state, spool))
             state = self._refined(state) if ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
+            row = tables.with_resent(row, engine.states.resent())
             if self._due(ask) and not self.central:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
@@ -323,6 +328,7 @@ class Run:
             **self._widths(state),
         }
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
+        about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
         about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
         checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
@@ -331,7 +337,8 @@ class Run:
         final |= self._local(examined)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        summary = {**summarise(self.study, rows, final), "remarks": self.method.remarks(self.setting)}
+        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting)]
+        summary = {**summarise(self.study, rows, final), "remarks": remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary

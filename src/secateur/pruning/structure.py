@@ -98,12 +98,29 @@ class Layout:
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
+        shares: the share of the model's MACs that each of the layers in ``whole`` has, in [0, 1].
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def stays(self) -> list[str]:
+        """Return a line that says which layers keep all their units, why, and their share of the MACs.
+
+        None if all but those that make the model's output have units.
+        """
+        layers: dict[str, list[str]] = {}
+        for name, reason in self.whole.items():
+            if reason != OUTPUT:
+                layers.setdefault(reason, []).append(name)
+        if not layers:
+            return []
+        share = sum(self.shares.get(name, 0.0) for names in layers.values() for name in names)
+        told = "; ".join(f"{', '.join(names) or 'model'}: {reason}" for reason, names in layers.items())
+        return [f"layers with {share:.0%} of the MACs keep all their units ({told})"]
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""
