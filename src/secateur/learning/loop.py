@@ -12,8 +12,9 @@ from torch import nn
 
 from secateur.learning.hook import Hook, Steps, View
 from secateur.learning.optimiser import Optimiser, Training
-from secateur.learning.resident import enforce, lay_out
+from secateur.learning.resident import enforce
 from secateur.learning.task import Data
+from secateur.models.memory_format import lay_out
 from secateur.pruning.mask import Mask
 from secateur.streams import Turn, global_stream
 

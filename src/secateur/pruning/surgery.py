@@ -170,9 +170,12 @@ def plain(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        return fx.symbolic_trace(model)
+        traced = fx.symbolic_trace(model)
     except Exception:  # noqa: BLE001 -- fx raises whatever the model's own forward raises on a proxy
         return model
+    for hook in model._forward_pre_hooks.values():  # noqa: SLF001 -- a trace does not see those of the model itself
+        traced.register_forward_pre_hook(hook)
+    return traced
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
