@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -27,7 +27,7 @@ def proposals(units: Units) -> tuple[list[Group], dict[str, str]]:
         if isinstance(found, Group):
             groups.append(found)
         elif layer:
-            whole.update(dict.fromkeys(_makers(members, axes), found))
+            whole.update(dict.fromkeys(_makers(members, axes, units.passing), found))
     return _renamed(groups), whole
 
 
@@ -73,13 +73,13 @@ def _families(axes: list[tuple[Axis, torch.Tensor]], facts: _Facts) -> Iterator[
     yield from alike.values()
 
 
-def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]]) -> list[str]:
-    """Return the layers whose own weights make these units, in order."""
+def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]], passing: Collection[str] = ()) -> list[str]:
+    """Return the layers whose own weights make these units, or pass them on, in order."""
     roots = torch.tensor(members)
     found = [
         a.tensor.rpartition(".")[0]
         for a, labels in axes
-        if a.part == "weights" and bool(torch.isin(labels, roots).any())
+        if (a.part == "weights" or a.tensor in passing) and bool(torch.isin(labels, roots).any())
     ]
     return list(dict.fromkeys(found))
 
