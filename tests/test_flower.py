@@ -34,7 +34,7 @@ from own_schedule import Below
 from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
-from secateur.errors import ConfigError, EngineError, NobodyTrainedError
+from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
@@ -47,6 +47,7 @@ from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
+from secateur.pruning.granularity import Channel
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
 
@@ -653,6 +654,16 @@ def test_slots_of_ones_own_go_with_it():
     kept, mask = result.arrays.to_torch_state_dict(), strategy.state.mask
     assert all((kept[name][part].abs() >= 0.1).all() for name, part in mask.items())
     assert 0.3 < density(result.arrays) < 0.95
+
+
+def test_units_are_removed_where_an_example_is_given_to_try_them_on():
+    method = FedSparsify(schedule=Cubic(sparsity=0.5), granularity=Channel())
+    with pytest.raises(ModelError, match="units are tried on an example of an input, and none was given"):
+        Pruned(FedAvg(), method, net())
+    strategy = Pruned(FedAvg(), method, net(), example=torch.zeros(1, 6))
+    result, _ = federate(strategy, [prune(net())])
+    alive = result.arrays.to_torch_state_dict()["0.weight"].any(1)
+    assert int(alive.sum()) == 6  # half of twelve neurons
 
 
 def test_what_the_wrapper_cannot_do_is_refused_at_once():

@@ -284,6 +284,11 @@ CALLS = {
     "maximum": lambda x: torch.maximum(x, x / 2),
     "dropout": lambda x: functional.dropout(x, 0.5, training=True),
     "half and back": lambda x: x.float().double().to(x.dtype).clone().contiguous(),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "chosen by a comparison": lambda x: x * (x > 0),
+    "hidden": lambda x: x.masked_fill(x < 0, 0.0),
+    "unit length": lambda x: functional.normalize(x, dim=1),
+    "divided by its length": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "over one dimension": lambda x: x - x.mean(dim=(2, 3), keepdim=True),
 }
 

@@ -86,6 +86,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             its aggregator.
         model: the app's model, for names and shapes; its weights do not matter.
         seed: the seed of the method's random draws.
+        example: an input of the model, shape (1, ...), for methods that remove channels, heads or blocks.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
@@ -95,9 +96,13 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     Raises:
         ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
             for more than their training.
+        ModelError: the model has no units of the kind that the method removes; the text says why.
     """
 
-    def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
+    def __init__(
+        self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0,
+        example: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         composed = isinstance(method, Composition) and not method.consensus.ballot and not method.refines
         if not composed or method.criterion.by_training is None:
             raise ConfigError(
@@ -111,13 +116,16 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.held = HeldMasks(self.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
-        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
+        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model, example=example), self.specs)
+        self.method.granularity.prunable(self._setting.layout)
         self._nodes: list[int] = []
         self._turn: _Exchange | None = None
 
     def summary(self) -> None:
         """Log the method's name, then the summary of the wrapped strategy."""
         LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
+        for remark in self.method.remarks(self._setting):
+            LOG.warning("%s", remark)
         self.strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:

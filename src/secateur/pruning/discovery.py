@@ -50,7 +50,8 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
     """
     found = roles(model)
     if how == "none" or example is None:
-        return Layout(found, tokens=tokens(model))
+        whole = {} if how == "none" else {"": "units are tried on an example of an input, and none was given"}
+        return Layout(found, whole=whole, tokens=tokens(model))
     facts = _facts(model, how, example)
     if facts not in _KNOWN:
         while len(_KNOWN) >= _MOST:

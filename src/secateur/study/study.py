@@ -106,8 +106,9 @@ class ModelSection(_Section):
     Attributes:
         name: a name of ``secateur list``, or ``module:factory``.
         init: the distribution of initial weights; see ``models.initialise``.
-        structure: how removable units are found: ``trace`` walks over torch.fx's graph, ``torch_pruning`` uses that
-            package's dependency graph (an extra that every client needs), ``none`` finds no units.
+        structure: how removable units are found: ``trace`` follows what the model calls, ``torch_pruning`` uses that
+            package's dependency graph (an extra that every client needs), ``both`` the graph where the trace finds
+            none; ``none`` finds no units.
         options: keyword arguments of the factory.
     """
 
