@@ -37,7 +37,7 @@ def whole(model, found, example):
     with_units = {owner(slot.tensor) for group in found.layers for slot in group.incoming}
     left = dict.fromkeys(layer for layer in macs if layer not in with_units)
     every = found.whole.get("", "")
-    if not macs:
+    if not macs and not with_units:
         return {"": (every or "its weights are its own parameters", 1.0)}
     return {layer: (_reason(layer, found.whole) or every, macs[layer] / total) for layer in left}
 
