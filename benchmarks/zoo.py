@@ -5,8 +5,8 @@
 The architectures are those of ``tests/architectures``: small, own code, in the idioms of torchvision, timm and Hugging
 Face. *whole* is the share of the MACs (of layers' weights) in layers whose outputs are not units; *half* is what is
 left of a model's MACs, by torch's counter, when half of each layer's units are gone; *slim = masked* is by how much
-differ in double precision, in training and in evaluation mode; *ONNX* in single precision, not with ``--quick``. Left of an arrow is what
-the code of 2026-11-26 found.
+they differ in double precision, in training and in evaluation mode; *ONNX* in single precision, not with ``--quick``.
+Left of an arrow is what the code of 2026-11-26 found.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from pages import insert
 
-BEFORE = json.loads((Path(__file__).parent / "zoo_before.json").read_text())
-"""Units and shares that the code of 2026-11-26 found in the same architectures, when it followed a ``torch.fx`` trace."""
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from architectures import ZOO
 from architectures.measure import measure
 
+BEFORE = json.loads((Path(__file__).parent / "zoo_before.json").read_text())
+"""What the code of 2026-11-26, which followed a ``torch.fx`` trace, found in the same architectures."""
 LEAST = 0.05  # share of the MACs of a layer that the table names
 
 
