@@ -658,8 +658,12 @@ def test_slots_of_ones_own_go_with_it():
 
 def test_units_are_removed_where_an_example_is_given_to_try_them_on():
     method = FedSparsify(schedule=Cubic(sparsity=0.5), granularity=Channel())
+    odd = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (2, 3)), torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+    )
     with pytest.raises(ModelError, match="units are tried on an example of an input, and none was given"):
-        Pruned(FedAvg(), method, net())
+        Pruned(FedAvg(), method, odd)
+    assert Pruned(FedAvg(), method, odd, example=torch.zeros(1, 6))
     strategy = Pruned(FedAvg(), method, net(), example=torch.zeros(1, 6))
     result, _ = federate(strategy, [prune(net())])
     alive = result.arrays.to_torch_state_dict()["0.weight"].any(1)

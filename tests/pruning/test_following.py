@@ -407,3 +407,14 @@ def test_a_weight_that_a_call_reads_besides_its_layer_is_cut_for_both():
     assert [(g.name, g.units) for g in found.groups] == [("a", 6)]
     assert {s.tensor for s in found.groups[0].outgoing} == {"b.weight", "c.weight"}
     assert difference(model, found, torch.randn(5, 4), training=True) < 1e-9
+
+
+def test_layers_without_units_of_their_own_are_named_too():
+    """A depthwise convolution, one whose weight is computed, and one with a single output."""
+    wide = nn.utils.parametrizations.spectral_norm(conv(6, 4))
+    model = nn.Sequential(conv(2, 6), conv(6, 6, groups=6), nn.LocalResponseNorm(3), wide, conv(4, 1), head(1))
+    found = layout(model, example=torch.zeros(1, *IMAGE))
+    assert found.whole["1"] == found.whole["0"] == "'2' (LocalResponseNorm) mixes its channels"
+    assert "computes, and does not hold" in found.whole["3"]
+    assert found.whole["4"] == "it has one unit"
+    assert found.groups == ()

@@ -48,7 +48,17 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import MEASURED, SECONDS
-from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.records import (
+    COUNT,
+    METRIC,
+    VALIDATION,
+    Row,
+    check_answers,
+    check_any,
+    line,
+    local_scores,
+    summarise,
+)
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
@@ -238,6 +248,8 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
+            COUNT: self.study.wire.count,
+            **({"sampled": exchange.sampled} if exchange.sampled else {}),
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,

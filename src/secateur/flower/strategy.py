@@ -86,7 +86,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             its aggregator.
         model: the app's model, for names and shapes; its weights do not matter.
         seed: the seed of the method's random draws.
-        example: an input of the model, shape (1, ...), for methods that remove channels, heads or blocks.
+        example: an input of the model, shape (1, ...), for methods that remove channels, heads or blocks; needed where
+            the model's first layer does not tell it.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.

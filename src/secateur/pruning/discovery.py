@@ -19,6 +19,7 @@ from secateur import cost
 from secateur.errors import ModelError
 from secateur.pruning import depgraph
 from secateur.pruning.blocks import blocks
+from secateur.pruning.examples import example_of
 from secateur.pruning.following import Walk
 from secateur.pruning.proposals import proposals
 from secateur.pruning.roles import FIXED, roles, tokens
@@ -42,13 +43,15 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         model: any network.
         how: how units are found: ``trace`` by following what the model calls, ``torch_pruning`` by that package's
             dependency graph, ``both`` by the graph where the trace finds none, ``none`` not at all.
-        example: an input of the model, shape (1, ...); without one no units are found, as none can be tried.
+        example: an input of the model, shape (1, ...), on which units are tried; by default one of the first layer's
+            sizes is made up, and no units are found if the model does not take it.
 
     Raises:
         MissingExtraError: torch-pruning is asked for and not installed.
         ModelError: torch-pruning is asked for alone, and fails on the model or takes too long.
     """
     found = roles(model)
+    example = example_of(model) if example is None and how != "none" else example
     if how == "none" or example is None:
         whole = {} if how == "none" else {"": "units are tried on an example of an input, and none was given"}
         return Layout(found, whole=whole, tokens=tokens(model))

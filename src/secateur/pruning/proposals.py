@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,11 +23,15 @@ def proposals(units: Units) -> tuple[list[Group], dict[str, str]]:
     groups, whole = [], dict[str, str]()
     for members in _families(axes, facts):
         found = _group(members, axes, facts)
-        layer = _layer(members, axes)
         if isinstance(found, Group):
             groups.append(found)
-        elif layer:
-            whole.update(dict.fromkeys(_makers(members, axes, units.passing), found))
+            continue
+        alone = [
+            name
+            for name, labels in units.alone.items()
+            if not set(distinct(units.roots(labels)).tolist()).isdisjoint(members)
+        ]
+        whole.update(dict.fromkeys([*_makers(members, axes), *alone], found))
     return _renamed(groups), whole
 
 
@@ -79,13 +83,9 @@ def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]], passing: 
     found = [
         a.tensor.rpartition(".")[0]
         for a, labels in axes
-        if (a.part == "weights" or a.tensor in passing) and bool(torch.isin(labels, roots).any())
+        if a.part == "weights" and bool(torch.isin(labels, roots).any())
     ]
     return list(dict.fromkeys(found))
-
-
-def _layer(members: list[int], axes: list[tuple[Axis, torch.Tensor]]) -> str:
-    return next(iter(_makers(members, axes)), "")
 
 
 def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Facts) -> Group | str:

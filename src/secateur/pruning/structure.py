@@ -20,6 +20,8 @@ from secateur.pruning.mask import Mask, Tensors
 
 OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
+SINGLE = "it has one unit"
+"""The reason why a layer with a single output keeps it."""
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
 """What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
@@ -110,11 +112,11 @@ class Layout:
     def stays(self) -> list[str]:
         """Return a line that says which layers keep all their units, why, and their share of the MACs.
 
-        None if all but those that make the model's output have units.
+        None if all but those that make the model's output, or have a single unit, have some that can be removed.
         """
         layers: dict[str, list[str]] = {}
         for name, reason in self.whole.items():
-            if reason != OUTPUT:
+            if reason not in {OUTPUT, SINGLE}:
                 layers.setdefault(reason, []).append(name)
         if not layers:
             return []

@@ -56,8 +56,8 @@ def _grouped(walk: Walk, x: torch.Tensor, weight: torch.Tensor, groups: int) -> 
         walk.units.join(labels, inputs[:, :1])
         return labels.reshape(-1)
     labels = inputs.repeat_interleave(each, 1).reshape(-1)
-    walk.units.passing.add(walk.named(weight))
     walk.bind(weight, 0, labels)
+    walk.units.alone[walk.named(weight).rpartition(".")[0]] = labels
     return labels
 
 
@@ -76,7 +76,6 @@ def transposed(walk: Walk, call: Call) -> Flow:
         if flow is None or len(weight) != groups or weight.shape[1] != 1 or not flow.zero:
             raise ModelError("the groups of a transposed convolution stay")
         labels = flow.along(1, walk.units)
-        walk.units.passing.add(walk.named(weight))
         walk.bind(weight, 0, labels)
     walk.bind(bias, 0, labels)
     return made(labels, call.value, 1)
