@@ -77,8 +77,8 @@ def _families(axes: list[tuple[Axis, torch.Tensor]], facts: _Facts) -> Iterator[
     yield from alike.values()
 
 
-def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]], passing: Collection[str] = ()) -> list[str]:
-    """Return the layers whose own weights make these units, or pass them on, in order."""
+def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]]) -> list[str]:
+    """Return the layers whose own weights make these units, in order."""
     roots = torch.tensor(members)
     found = [
         a.tensor.rpartition(".")[0]
