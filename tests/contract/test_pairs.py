@@ -64,18 +64,22 @@ def study_of(method, name):
     )  # fmt: skip
 
 
+def refusal(study, folder, shards):
+    """Run a study; return the line with which it is refused, or nothing."""
+    try:
+        play(study, folder, shards)
+    except SecateurError as refused:
+        return str(refused)
+    return ""
+
+
 @pytest.mark.parametrize(("method", "name"), pairs())
 def test_a_pair_ships_a_slim_model_or_is_refused_at_once(method, name, tmp_path):
-    shards = shards_of(name, tmp_path / "shards")
-    folder = tmp_path / "run"
-    refused = None
-    try:
-        play(study_of(method, name), folder, shards)
-    except SecateurError as error:
-        refused = str(error)
-    if refused is not None:
+    shards, folder = shards_of(name, tmp_path / "shards"), tmp_path / "run"
+    refused = refusal(study_of(method, name), folder, shards)
+    if refused:
         assert "\n" not in refused
-        assert not (rows_of(folder) if (folder / "rounds.jsonl").exists() else []), refused
+        assert not (folder / "rounds.jsonl").exists() or not rows_of(folder), refused
         return
     assert not [row["left_out"] for row in rows_of(folder) if row["left_out"]]
     shipped = export.read(folder)

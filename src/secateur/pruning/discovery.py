@@ -63,7 +63,7 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
     groups, whole, macs = _KNOWN[facts]
     groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED}, tied(model))
     whole = {**whole, **fixed}
-    shares = {name: macs[name] / sum(macs.values()) for name in whole if name in macs}
+    shares = {name: macs[name] / max(1, sum(macs.values())) for name in whole if name in macs}
     return Layout(found, groups, whole, tokens(model), width, shares)
 
 

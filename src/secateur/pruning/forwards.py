@@ -8,6 +8,7 @@ units are replaced. Nothing else changes: parameters, names, hooks stay, and its
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ def resize(module: nn.Module, cuts: Sequence[Cut]) -> None:
     made: dict[tuple[Any, ...], Callable[..., Any]] = {}
     signature = inspect.signature(base.forward)
 
+    @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
@@ -93,6 +95,19 @@ def resize(module: nn.Module, cuts: Sequence[Cut]) -> None:
         return made[key](self, *values.values())
 
     module.__class__ = type(base.__name__, (base,), {"forward": forward, "dense_class": base, "cuts": cuts})
+
+
+def graph_of(model: nn.Module) -> fx.GraphModule:
+    """Return a model as a graph of torch's own layers and calls, in its current mode.
+
+    Raises:
+        Exception: whatever ``torch.fx``, or the model's own code on a proxy, raises.
+    """
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True
+    with _proxies():
+        graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph)
 
 
 class _Tracer(fx.Tracer):
@@ -124,11 +139,12 @@ def _proxies() -> Iterator[None]:
     """Let functions of torch that make a tensor take sizes that are traced; ``torch.fx`` follows tensors only."""
 
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             found = [part for part in tree_leaves((args, kwargs)) if isinstance(part, fx.Proxy)]
             if not found:
                 return function(*args, **kwargs)
-            return found[0].tracer.create_proxy("call_function", function, args, kwargs)
+            return found[0].tracer.create_proxy("call_function", inspect.unwrap(function), args, kwargs)
 
         return call
 
