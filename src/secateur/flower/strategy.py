@@ -141,8 +141,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
-        why = [reason for row in rows for reason in row["left_out"].values()]
-        check_any(TRAIN, len(why) or len(rows), why or ["no node replied"] * len(rows))
+        why = [{"client": node, "reason": reason} for row in rows for node, reason in row["left_out"].items()]
+        check_any(TRAIN, len(why) or len(rows), why or [{"client": 0, "reason": "no node replied"}] * len(rows))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,0 +1,161 @@
+"""The trial before the first round: a client's first steps where its rows lie; what cannot be trained is refused.
+
+A client answers the method's first asks, such as an exploration or a score, and the first training, from one batch of
+its rows and as their only client. It uses a model of its own, and nothing of it remains: no bit of the run depends on
+it, and no byte is carried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from secateur.contract.ask import SERVER, TRAIN, Ask
+from secateur.contract.client import Client
+from secateur.contract.reducer import reduce
+from secateur.contract.state import Setting
+from secateur.errors import EngineError, NobodyTrainedError, SecateurError, WireError
+from secateur.federation import client as clients
+from secateur.federation.client import Participant
+from secateur.federation.records import listing, short
+from secateur.learning import batched, loop, resident
+from secateur.learning.evaluate import evaluate
+from secateur.learning.loop import Fit
+from secateur.streams import global_stream
+from secateur.wire.codec import decode, encode
+from secateur.wire.message import Expected, Message
+
+_CLIENTS = 3  # of the first cohort that are tried, until one of them can be trained
+_EPOCHS = 2  # a step may only show in the next one that it went out of bounds
+_ASKS = 6
+_REFUSED = "no first step of training can be taken"
+
+
+@dataclass(frozen=True)
+class _Alone(Setting):
+    """A setting in which every draw is of one client."""
+
+    only: int = 0
+
+    def drawn(self, count: int, *label: int | str) -> tuple[int, ...]:
+        """Return the one client."""
+        del count, label
+        return (self.only,)
+
+
+def build(study: str, folder: str, kept: str = "") -> Participant:
+    """Return a participant in a worker process, as ``client.build`` does, after a trial.
+
+    Raises:
+        NobodyTrainedError: see ``check``.
+    """
+    participant = clients.build(study, folder, kept)
+    check(participant, participant.setting.cohort(1))
+    return participant
+
+
+def check(participant: Participant, cohort: Sequence[int]) -> None:
+    """Try the first clients of a cohort that have training rows, until one of them can be trained.
+
+    Raises:
+        NobodyTrainedError: none of them can; the text says why.
+    """
+    reasons: dict[int, str] = {}
+    tried = [who for who in cohort[: 2 * _CLIENTS] if participant.shards.count(who, "train")][:_CLIENTS]
+    for who in tried:
+        try:
+            first_steps(participant, who)
+        except Exception as broken:  # noqa: BLE001 -- anyone's model and method: what they raise is the reason
+            reasons[who] = _worded(broken)
+        else:
+            return
+    if reasons:
+        first = next(iter(reasons.values()))
+        raise NobodyTrainedError(f"{_REFUSED}, so nothing was begun; {listing(list(reasons))}: {first}")
+
+
+def said_by_worker(broken: EngineError) -> SecateurError:
+    """Return the refusal of a trial in a worker process as the trial itself raised it; any other error as it is."""
+    _, refused, rest = str(broken).partition(_REFUSED)
+    return NobodyTrainedError(refused + rest) if refused else broken
+
+
+def first_steps(participant: Participant, who: int) -> None:
+    """Let one client answer the first asks of the participant's method, on one batch of its rows, for two epochs.
+
+    Raises:
+        WireError: a reply is not what the method expects, or its loss or a tensor is not finite.
+        Exception: whatever the model, the task or the method raises.
+    """
+    study = participant.study
+    with global_stream(study.seed, "trial", who):
+        model = clients.make_model(study, participant.shards)
+        setting = _Alone(**{**vars(participant.setting), "only": who})
+        data = participant.data(who)
+        few = replace(data, x=data.x[: study.training.batch_size], y=data.y[: study.training.batch_size])
+        training = replace(study.training, epochs=_EPOCHS)
+        view = Client(who, setting, model, few, training, {}, resident.tensors_of(model))
+        _answer(participant, view)
+        evaluate(model, few)
+
+
+def _answer(participant: Participant, view: Client) -> None:
+    method = participant.method
+    state = method.start(view.setting, view.initial, {})
+    if method.refines:
+        state, _ = method.refine(state, replace(view, id=SERVER))
+    for _ in range(_ASKS):
+        planned = method.plan(state)
+        if planned is None:
+            return
+        ask = replace(planned, clients=(view.id,))
+        reply = _respond(participant, ask, view)
+        _check(ask, reply)
+        if ask.phase == TRAIN:
+            return
+        state = method.absorb(state, reduce(ask, state, [(view.id, reply)]))
+
+
+def _respond(participant: Participant, ask: Ask, view: Client) -> Message:
+    """Return the client's reply, trained in the way that the study says."""
+    tensors, mask = ask.request(view.id)
+    request = Message(tensors, mask, ask.message.scalars)
+    asked = Ask(ask.phase, ask.round, ask.clients, request, Expected({}))
+    compute, replies = participant.study.compute, list[Message]()
+
+    def work(fit: Callable[..., Fit], clock: batched.Clock) -> batched.Answer:
+        del clock
+        replies.append(participant.method.respond(asked, replace(view, fit=partial(_short, fit))))
+        return b"", None
+
+    if not compute.stacks:
+        work(partial(loop.fit, autocast=compute.autocast), lambda: 0.0)
+        return replies[0]
+    (outcome,) = batched.answers([work], compute)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return replies[0]
+
+
+def _short(fit: Callable[..., Fit], *given: Any, effort: loop.Effort | None = None, **more: Any) -> Fit:
+    """Train for the few epochs of a trial, on all rows given, whatever the effort that a method asks for."""
+    return fit(*given, effort=effort and replace(effort, epochs=min(effort.epochs, _EPOCHS), share=1.0), **more)
+
+
+def _check(ask: Ask, reply: Message) -> None:
+    loss = float(reply.scalars.get("loss", 0.0))
+    if not math.isfinite(loss):
+        raise WireError(
+            f"its loss is {loss} after a step or two: lower training.lr or set training.clip, and look for values in "
+            "its rows that are missing, infinite or huge"
+        )
+    known = ask.request(ask.clients[0])[1] if ask.slices is not None else ask.expects.known
+    decode(encode(reply, known=known), replace(ask.expects, known=known))
+
+
+def _worded(broken: Exception) -> str:
+    line = short(str(broken))
+    return line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
