@@ -13,17 +13,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from secateur.contract.ask import SERVER, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.reducer import reduce
 from secateur.contract.state import Setting
-from secateur.errors import EngineError, NobodyTrainedError, SecateurError, WireError
+from secateur.errors import DataError, EngineError, ModelError, NobodyTrainedError, SecateurError, WireError
 from secateur.federation import client as clients
 from secateur.federation.client import Participant
 from secateur.federation.records import listing, short
 from secateur.learning import batched, loop, resident
 from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Fit
+from secateur.learning.task import Data
 from secateur.streams import global_stream
 from secateur.wire.codec import decode, encode
 from secateur.wire.message import Expected, Message
@@ -97,9 +100,31 @@ def first_steps(participant: Participant, who: int) -> None:
         data = participant.data(who)
         few = replace(data, x=data.x[: study.training.batch_size], y=data.y[: study.training.batch_size])
         training = replace(study.training, epochs=_EPOCHS)
+        _check_batches(participant, model, few)
         view = Client(who, setting, model, few, training, {}, resident.tensors_of(model))
         _answer(participant, view)
         evaluate(model, few)
+
+
+def _check_batches(participant: Participant, model: nn.Module, few: Data) -> None:
+    """Refuse batches of one row, and clients with one row, if the model cannot be trained on them."""
+    shards, size = participant.shards, participant.study.training.batch_size
+    if not loop.normalises(model):
+        return
+    lone = [k for k in range(shards.clients) if shards.count(k, "train") == 1]
+    if size > 1 and not lone:
+        return
+    try:
+        model.train()(few.batch(slice(0, 1))[0])
+    except ValueError as broken:  # with several values for each channel, as in images, one row is enough
+        if size == 1:
+            raise ModelError(
+                f"training.batch_size = 1: batch norm cannot be trained on one row ({broken}); set it to 2 or more"
+            ) from broken
+        raise DataError(
+            f"{listing(lone)} {'has' if len(lone) == 1 else 'have'} one training row, and batch norm needs two "
+            f"({broken}): take fewer clients (data.clients), another partition, or a model with group norm"
+        ) from broken
 
 
 def _answer(participant: Participant, view: Client) -> None:

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from secateur.data.shards import Shape, Shards, open_shards
+from secateur.data.shards import Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
-from secateur.federation import checkpoint, prepare, records, server
+from secateur.federation import checkpoint, prepare, records, server, trial
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
 from secateur.flower import bases, policy
@@ -117,10 +117,10 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     engine.members.check(_versions)
     engine.meet(engine.clients())
     with _rows(study, engine.members.about) as shards:
-        ours = _about(study, open_shards(shards))
+        ours = _about(Participant(study, open_shards(shards)))
         engine.members.check(lambda about: _versions(about) or _unlike(about, ours))
         if not engine.members.nodes:
-            raise EngineError("no node is left that can take part; what each lacks stands above")
+            raise EngineError(f"no node is left that can take part{engine.members.why()}")
         reserve(folder, study)
         return server.resume(folder, runtime, shards=shards, watch=_log, open_engine=lambda *_: engine)
 
@@ -238,15 +238,16 @@ def _answered(message: Message, make: Any) -> Message:
 
 
 def _introduce(context: Context) -> About:
+    """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``."""
     client, study, shards = _place(context)
-    data = open_shards(shards)
-    return {"client": client, "own": "data" in context.node_config, **_about(study, data)}
+    participant = _participant(study.model_dump_json(), str(shards))
+    trial.check(participant, (client,))
+    return {"client": client, "own": "data" in context.node_config, **_about(participant)}
 
 
-def _about(study: Study, shards: Shards) -> About:
+def _about(participant: Participant) -> About:
     """Return the facts that must agree on all nodes; ``model`` is a hash of tensors' names, shapes and dtypes."""
-    shape = Shape.of(shards)
-    specs = Participant(study, shards).setting.specs
+    shape, specs = Shape.of(participant.shards), participant.setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
         "secateur": importlib.metadata.version("secateur"), "wire": codec.VERSION,

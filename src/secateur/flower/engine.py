@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, MissingExtraError, install
+from secateur.federation.records import by_reason
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -135,6 +136,7 @@ class Members:
         vet: a function that returns why a node cannot take part, or None if it can.
         nodes: the node of each client.
         about: the facts that each client's node gave about itself.
+        refused: why each connected node that cannot take part cannot.
     """
 
     grid: Grid
@@ -142,6 +144,7 @@ class Members:
     vet: Callable[[About], str | None]
     nodes: dict[int, int] = field(default_factory=dict)
     about: dict[int, About] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
     connected: frozenset[int] = frozenset()
     _greeted: set[int] = field(default_factory=set)
     _hellos: dict[str, int] = field(default_factory=dict)
@@ -153,6 +156,7 @@ class Members:
             LOG.warning("client %d: its node %d is no longer connected", client, self.nodes[client])
             del self.nodes[client], self.about[client]
         self._greeted &= self.connected
+        self.refused = {node: why for node, why in self.refused.items() if node in self.connected}
         self._hellos = {ask: node for ask, node in self._hellos.items() if node in self.connected}
         for node in sorted(self.connected - self._greeted):
             (ask,) = self.grid.push_messages([Message(pack({}), node, HELLO)])
@@ -166,7 +170,7 @@ class Members:
         client = about.get("client")
         wrong = about.get("error") or self._misplaced(client) or self.vet(about)
         if wrong or not isinstance(client, int):
-            LOG.error("node %d cannot take part: %s", node, wrong)
+            self._refuse(node, f"node {node}", str(wrong))
             return
         LOG.info("client %d is node %d", client, node)
         self.nodes[client], self.about[client] = node, about
@@ -184,8 +188,20 @@ class Members:
         for client, about in list(self.about.items()):
             wrong = vet(about)
             if wrong:
-                LOG.error("node %d (client %d) cannot take part: %s", self.nodes[client], client, wrong)
+                self._refuse(self.nodes[client], f"node {self.nodes[client]} (client {client})", wrong)
                 del self.nodes[client], self.about[client]
+
+    def _refuse(self, node: int, named: str, why: str) -> None:
+        LOG.error("%s cannot take part: %s", named, why)
+        self.refused[node] = why
+
+    def why(self) -> str:
+        """Return the most frequent reason why nodes were refused, as the end of a sentence; empty: none was."""
+        if not self.refused:
+            return ""
+        entries = [{"client": node, "reason": why} for node, why in self.refused.items()]
+        first = by_reason(entries)[0]
+        return f": {first['requests']} of {len(entries)} nodes were refused because: {first['reason']}"
 
 
 def reason_of(reply: Message) -> str:
@@ -223,12 +239,17 @@ class FlowerEngine:
         wanted, end = set(enough), time.monotonic() + self.wait
         self.members.look()
         while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
+            if len(self.members.refused) >= len(wanted):  # nobody else is to come
+                break
             time.sleep(_PULL_EVERY)
             self.members.look()
         if not wanted & self.members.nodes.keys():
+            why = self.members.why()
+            if why:
+                raise EngineError(f"no node can take part{why}")
             raise EngineError(
-                f"no node that can take part was connected within {self.wait:g} s: start SuperNodes with "
-                "--node-config 'partition-id=0' and so on, or raise wait (what each node lacks stands above)"
+                f"no node was connected within {self.wait:g} s: start SuperNodes with --node-config 'partition-id=0' "
+                "and so on, or raise wait"
             )
 
     def exchange(

@@ -54,12 +54,12 @@ EPOCHS, PHASE = "epochs", "phase"
 class _Drawn(Setting):
     """A setting with a cohort that another strategy has drawn."""
 
-    drawn: tuple[int, ...] = ()
+    those: tuple[int, ...] = ()
 
     def cohort(self, round_: int) -> tuple[int, ...]:
         """Return the clients that were drawn."""
         del round_
-        return self.drawn
+        return self.those
 
 
 @dataclass
@@ -212,7 +212,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
-        return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
+        return replace(state, setting=replace(self._setting, clients=len(self._nodes), those=drawn))
 
     def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]

@@ -79,7 +79,8 @@ class Compute:
             raise ConfigError(f"compute.device = {self.device!r}: torch finds no such device here; use cpu")
         keeps = {name.rpartition(".")[0] for name, role in roles(model).items() if role == "buffer"}
         for name, layer in model.named_modules():
-            if name in keeps or (isinstance(layer, _DropoutNd) and layer.p > 0):
+            batch = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 -- a stack's batches are padded
+            if name in keeps or batch or (isinstance(layer, _DropoutNd) and layer.p > 0):
                 raise ModelError(
                     f"{type(layer).__name__} {name!r} cannot be trained for several clients at once: it draws at "
                     "random or keeps statistics; set compute.together = 1 and compute.device = cpu"
