@@ -47,6 +47,7 @@ from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
+from secateur.streams import stream
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
 
@@ -357,6 +358,33 @@ def test_a_server_app_ends_with_an_error_at_once_where_no_node_can_be_trained(tm
     assert "4 of 4 nodes were refused because: no first step of training can be taken" in told
     assert "lower training.lr" in told
     assert not {"rounds.jsonl", "summary.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_round_without_replies_is_asked_again_of_the_same_clients_as_locally(tmp_path, monkeypatch):
+    """One client a round: whoever is drawn first for round 2 fails, and so does whoever is drawn in its place."""
+    (tmp_path / "their_fickle.py").write_text(
+        '"""FedAvg whose clients fail in round 2.\n\nReference: none\n"""\n'
+        "from dataclasses import dataclass\n"
+        "from secateur.methods.kit.composition import Composition\n\n"
+        "@dataclass(frozen=True)\nclass Fickle(Composition):\n    failing: str = ''\n\n"
+        "    def respond(self, ask, client):\n"
+        "        if ask.round == 2 and str(client.id) in self.failing:\n"
+        "            raise RuntimeError('not today')\n"
+        "        return super().respond(ask, client)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    order = torch.randperm(4, generator=stream(0, "cohort", 2)).tolist()
+    failing = "".join(map(str, order[:2]))
+    settings = {
+        **SETTINGS, "method": "their_fickle", "participation": 0.25, "failing": f"x{failing}", "wire.values": "fp16",
+        "out": str(tmp_path / "flower"),
+    }  # fmt: skip
+    settings.pop("criterion.explore.epochs")
+    apps.serve(grid_of(settings, allow="method=their_fickle"), settings)
+    locally(settings, tmp_path / "local")
+    assert [row["clients"] for row in rows_of(tmp_path / "flower")][1:4] == [[k] for k in order[:3]]
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
 
 
 def hospital(folder, seed):
