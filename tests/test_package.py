@@ -19,6 +19,7 @@ def test_public_names_are_sorted_and_exist():
 
 MODULES = [
     "errors",
+    "federation.records",
     "streams",
     "study.options",
     "pruning.allocation",

@@ -231,7 +231,8 @@ def _answered(message: Message, make: Any) -> Message:
     try:
         content = make()
     except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
-        line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
+        line = " ".join(str(broken).split())
+        line = line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
         LOG.error("%s", line[:_LOGGED])
         content = pack({"error": line[:_LONGEST]})
     return Message(content, reply_to=message)
