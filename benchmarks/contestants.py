@@ -157,7 +157,7 @@ def _floor_worker(folder: Path, number: int, gate: Barrier) -> None:
 
 def floor(folder: Path) -> list[float]:
     """Local steps alone: each process trains its share of the clients, and nothing is sent or averaged."""
-    from secateur.engines.local import for_workers
+    from secateur.engines.workers import for_workers
 
     case = Case.read(folder)
     context = multiprocessing.get_context("spawn")

@@ -25,7 +25,8 @@ import torch
 
 from secateur.errors import WireError
 from secateur.wire.carried import Group
-from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
+from secateur.wire.codec import decode, encode, lost, part_sizes
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected, Masks, Message, Spec
 from secateur.wire.values import FORMATS
 

@@ -265,7 +265,7 @@ def profile() -> Iterator[dict[str, Any]]:
 FIRST = """
 import os, sys, time
 from pathlib import Path
-from secateur.engines.local import warm
+from secateur.engines.workers import warm
 warm()  # as the command line begins
 from secateur.federation import prepare, server
 from secateur.study.runtime import Runtime

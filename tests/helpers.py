@@ -19,6 +19,7 @@ from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.federation import client, server
 from secateur.federation.folder import reserve
+from secateur.federation.intake import COST_SCALARS
 from secateur.learning.resident import tensors_of
 from secateur.learning.task import Classification
 from secateur.study.options import flatten
@@ -27,7 +28,7 @@ from secateur.study.study import assign, parse_study
 
 INLINE = Runtime(workers=0)
 
-SCORED = {**SCORES, **client.COST_SCALARS, **client.further_scores(Classification())}
+SCORED = {**SCORES, **COST_SCALARS, **client.further_scores(Classification())}
 """Scalars of a client's reply to EVALUATE, where classes are learnt."""
 
 

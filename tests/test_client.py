@@ -10,9 +10,10 @@ from helpers import SCORED, small, tiny_shards
 from secateur.contract.ask import EVALUATE, REPORT
 from secateur.data.shards import open_shards
 from secateur.errors import WireError
-from secateur.federation import client
+from secateur.federation import client, gathering
+from secateur.federation.intake import COST_SCALARS, SECONDS
 from secateur.learning.resident import tensors_of
-from secateur.wire.codec import decode, encode, part_sizes
+from secateur.wire.codec import Outgoing, decode, encode, part_sizes
 from secateur.wire.message import Expected, Message
 
 
@@ -32,7 +33,7 @@ def request(participant, phase="train", round_=1, mask=None):
 
 
 def expects(participant, **changes):
-    scalars = {**REPORT, **client.COST_SCALARS}
+    scalars = {**REPORT, **COST_SCALARS}
     return Expected(participant.setting.specs, scalars=scalars, **changes)
 
 
@@ -42,7 +43,7 @@ def test_a_reply_carries_weights_and_what_was_done(participant):
     message = decode(reply, expects(participant))
     assert kept is None
     assert message.scalars["samples"] == message.scalars["processed"] == len(participant.data(2)) == 18
-    assert message.scalars[client.SECONDS] > 0
+    assert message.scalars[SECONDS] > 0
     assert not torch.equal(message.tensors["fc1.weight"], before["fc1.weight"])
 
 
@@ -124,12 +125,12 @@ def test_seconds_include_writing_the_reply(together, folder, monkeypatch):
 
     def slowly(*args, **more):
         time.sleep(0.2)
-        return encode(*args, **more)
+        return Outgoing(*args, **more)
 
-    monkeypatch.setattr(client, "encode", slowly)
+    monkeypatch.setattr(client, "Outgoing", slowly)
     slow, _ = participant(2, asked, None)
     one, other = (decode(reply, expects(participant)) for reply in (plain, slow))
-    assert other.scalars[client.SECONDS] > 0.2
+    assert other.scalars[SECONDS] > 0.2
     assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in one.tensors)
     assert len(plain) == len(slow)
 
@@ -143,7 +144,7 @@ def test_seconds_include_reading_a_request_that_another_client_of_the_worker_rea
     asked = request(participant)
     for who in (0, 1):
         reply, _ = participant(who, asked, None)
-        assert decode(reply, expects(participant)).scalars[client.SECONDS] > 0.2
+        assert decode(reply, expects(participant)).scalars[SECONDS] > 0.2
 
 
 def test_a_client_refuses_another_model(participant):
@@ -171,7 +172,7 @@ def test_settings_are_equal_on_both_sides(folder, participant):
 def test_build_in_a_worker_uses_one_thread(folder):
     before = torch.get_num_threads()
     try:
-        served = client.build(small("fedavg").complete().model_dump_json(), str(folder))
+        served = gathering.build(small("fedavg").complete().model_dump_json(), str(folder)).participant
         assert torch.get_num_threads() == 1
         assert served.setting.clients == 4
     finally:

@@ -19,7 +19,8 @@ from secateur.federation import client as clients
 from secateur.federation import exchange, server
 from secateur.federation.folder import reserve
 from secateur.study.runtime import Runtime
-from secateur.wire.codec import context_of, decode, encode, lost, part_sizes
+from secateur.wire.codec import decode, encode, lost, part_sizes
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected
 from secateur.wire.reader import varint
 from secateur.wire.values import FORMATS

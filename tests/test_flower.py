@@ -711,11 +711,11 @@ def test_a_process_that_serves_a_message_never_imports_the_compiler(tmp_path):
 import sys
 from pathlib import Path
 import secateur.flower
-from secateur.federation import client, prepare
+from secateur.federation import gathering, prepare
 from secateur.study.study import parse_study
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
-serve = client.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1]))))
+serve = gathering.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1])))).participant
 view = Client(0, serve.setting, serve.model, serve.data(0), made.training)
 view.train({n: t.clone() for n, t in serve.model.state_dict().items()}, None, round_=1)
 print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor", "sympy"}))

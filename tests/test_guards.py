@@ -18,12 +18,13 @@ from secateur.data.shards import Shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, NobodyTrainedError, WireError
 from secateur.federation.claims import Claims
-from secateur.federation.client import build
+from secateur.federation.gathering import build
 from secateur.federation.server import Run
 from secateur.guards.bounds import Bounds
 from secateur.pruning.structure import Layout
 from secateur.study.runtime import Runtime
-from secateur.wire.codec import context_of, encode
+from secateur.wire.codec import encode
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected, Message
 from secateur.wire.settings import Wire
 

@@ -131,7 +131,7 @@ SERVER = """
 import sys
 from pathlib import Path
 if __name__ == "__main__":  # as the command line begins
-    from secateur.engines.local import warm
+    from secateur.engines.workers import warm
     warm()
 from secateur.federation import server
 from secateur.study.runtime import Runtime

@@ -25,7 +25,8 @@ from secateur.report.run_figures import traffic
 from secateur.study.runtime import Runtime
 from secateur.wire import carried
 from secateur.wire.carried import Group
-from secateur.wire.codec import context_of, encode, is_lost, known_in, lost
+from secateur.wire.codec import encode, is_lost, known_in, lost
+from secateur.wire.head import context_of
 from secateur.wire.known import Known, digest
 from secateur.wire.message import Message
 

@@ -320,7 +320,7 @@ def _runtime(workers: int | None, deadline: float | None) -> Runtime:
 def _warm(workers: int | None = None) -> None:
     """Start the workers' imports, so that they run while this process does its own."""
     if workers != 0:
-        from secateur.engines.local import warm  # noqa: PLC0415
+        from secateur.engines.workers import warm  # noqa: PLC0415
 
         warm()
 

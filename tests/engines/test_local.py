@@ -11,8 +11,9 @@ import pytest
 
 from engines import serving
 from secateur.engines import Failure
-from secateur.engines.local import LocalEngine, for_workers
+from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
+from secateur.engines.workers import for_workers
 from secateur.errors import EngineError
 
 REQUESTS = [(k, b"x" * k) for k in range(20)]
@@ -96,7 +97,7 @@ def test_workers_have_one_thread_and_this_process_keeps_its_environment(monkeypa
 def test_an_interrupt_while_workers_imports_go_on_is_answered_by_the_server_alone():
     code = """if True:
         import signal, sys, time
-        from secateur.engines.local import warm
+        from secateur.engines.workers import warm
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         warm()
         print("warm", flush=True)

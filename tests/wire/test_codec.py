@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import MaskNotHeldError, WireError
-from secateur.wire.codec import context_of, decode, encode, is_lost, lost, part_sizes, with_scalar
+from secateur.wire.codec import decode, encode, is_lost, lost, part_sizes, with_scalar
 from secateur.wire.entropy import entropy
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected, Message, Spec
 from wire.drawing import messages
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from secateur.errors import TensorsNotHeldError, WireError
 from secateur.wire import carried
 from secateur.wire.carried import Group
-from secateur.wire.codec import context_of, decode, encode, is_lost, known_in, lost, part_sizes, with_scalar
+from secateur.wire.codec import decode, encode, is_lost, known_in, lost, part_sizes, with_scalar
+from secateur.wire.head import context_of
 from secateur.wire.known import Known, digest
 from secateur.wire.message import Expected, Message, Spec, specs_of
 from secateur.wire.reader import Reader, varint

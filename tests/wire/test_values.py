@@ -24,7 +24,7 @@ def part(flat, dims=2, name="w"):
 
 
 def round_trip(parts, fmt, seed=0):
-    data = values.write(parts, fmt, seed)
+    data = b"".join(values.write(parts, fmt, seed).buffers)
     reader = Reader(data)
     back = values.read(reader, [p.values.size for p in parts], [p.dims for p in parts], fmt)
     assert reader.left == 0
@@ -122,7 +122,7 @@ def test_bombs_are_refused_before_they_unfold():
     ("scale", "says"), [(-1.0, "negative"), (float("nan"), "NaN"), (float("inf"), "inf"), (3e38, "beyond")]
 )
 def test_hostile_scales(scale, says):
-    data = bytearray(values.write([part([127.0, 1.0])], "int8", 0))
+    data = bytearray(b"".join(values.write([part([127.0, 1.0])], "int8", 0).buffers))
     data[:4] = np.float32(scale).tobytes()
     with pytest.raises(WireError, match=says):
         values.read(Reader(bytes(data)), [2], [2], "int8")

@@ -17,8 +17,8 @@ import torch
 
 from secateur.compare.suite import Cell, Suite, cells, controls
 from secateur.data.shards import open_shards
-from secateur.engines.local import for_workers, processes
 from secateur.engines.script import spared
+from secateur.engines.workers import for_workers, processes
 from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint, prepare, server
 from secateur.federation.folder import ROUNDS, SUMMARY, read_failure, reserve

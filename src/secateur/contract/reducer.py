@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
 from secateur.contract.ask import Ask
-from secateur.contract.reduction import BLOCK, Reduction
+from secateur.contract.fold import Fold, Node
+from secateur.contract.reduction import Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
@@ -54,30 +57,105 @@ class Reduced(Mapping[str, Any]):
         return len(self.results)
 
 
-@dataclass
-class _Block:
-    """A block of an ask's clients: those not reduced yet, replies that came too early, and sums of the others."""
+Answer = tuple[int, Mapping[str, Scalar]]
+"""What a reduced reply leaves behind besides its sum: the client's rows, and the scalars."""
 
-    left: list[int]
-    early: dict[int, Reply | None] = field(default_factory=dict)
-    sums: dict[str, Accumulator] = field(default_factory=dict)
+
+@dataclass(frozen=True)
+class Sums:
+    """The accumulators of some clients' replies, by the name of their reduction.
+
+    Attributes:
+        of: the accumulators.
+        borrowed: whether their memory is used for something else later, so that what is kept must be copied.
+    """
+
+    of: Mapping[str, Accumulator]
+    borrowed: bool = False
+
+    def own(self) -> Sums:
+        """Return the same sums in memory of their own."""
+        return Sums({name: _copied(part) for name, part in self.of.items()}) if self.borrowed else self
+
+
+class Folding:
+    """Reduces the replies of neighbours in an ask; see ``contract.fold``.
+
+    Args:
+        reductions: by name.
+        total: the number of clients.
+        spool: stores the replies that must stay single.
+        sent_to: returns the request that a client was sent, for reductions that use it.
+    """
+
+    def __init__(
+        self, reductions: Mapping[str, Reduction], total: int, spool: Spool, sent_to: Callable[[int], Sent]
+    ) -> None:
+        self._reductions, self._spool, self._sent_to = reductions, spool, sent_to
+        self._copies = all(reduction.copies for reduction in reductions.values())
+        self._fold: Fold[Sums | Reply] = Fold(total, self._join, _kept)
+
+    @property
+    def waiting(self) -> int:
+        """Return how many replies or sums are held that came before their turn."""
+        return self._fold.waiting
+
+    def put(self, node: Node, part: Sums | Reply | None) -> None:
+        """Add the sums of a node's clients, or the reply of a single one; None: they have none.
+
+        Raises:
+            ValueError: the node was added before, or is none of the tree.
+        """
+        self._fold.put(node, part)
+
+    def sums(self) -> Sums | None:
+        """Return the sums of all clients; None: nobody has a reply."""
+        found = self._fold.result()
+        return found if isinstance(found, Sums) else None
+
+    def zeros(self) -> dict[str, Accumulator]:
+        """Return the accumulators of no reply, by the name of their reduction."""
+        return {name: reduction.zero(self._spool) for name, reduction in self._reductions.items()}
+
+    def _join(self, sums: Sums | Reply | None, part: Sums | Reply) -> Sums:
+        one = sums.of if isinstance(sums, Sums) else None
+        if isinstance(part, Reply):
+            return Sums(self._added(one, part))
+        if one is None:
+            return part.own()
+        return Sums({name: reduction.merge(one[name], part.of[name]) for name, reduction in self._reductions.items()})
+
+    def _added(self, sums: Mapping[str, Accumulator] | None, reply: Reply) -> dict[str, Accumulator]:
+        before, request = self.zeros() if sums is None else sums, self._sent_to(reply.client)
+        reply = reply if self._copies else reply.own()
+        return {name: reduction.add(before[name], reply, request) for name, reduction in self._reductions.items()}
+
+
+def _kept(part: Sums | Reply) -> Sums | Reply:
+    return part.own()
+
+
+def _copied(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {name: _copied(inner) for name, inner in part.items()}
+    return part.clone() if isinstance(part, torch.Tensor) else part
 
 
 class Reducer:
-    """Reduces replies as they arrive, in blocks of the ask's clients; see ``contract.reduction``.
+    """Reduces replies as they arrive; no order of arrival changes a bit, see ``contract.fold``.
 
-    Memory holds the replies that came before their turn, and one sum for each block that is not merged yet.
+    Memory holds a few sums, and the replies that came before their turn.
 
     Args:
         ask: the ask, which says how its replies are reduced.
-        setting: the federation.
         spool: stores the replies that must stay single.
+        sent_to: returns the request that a client was sent; by default what the ask says, before any rounding.
 
     Raises:
         ConfigError: the ask declares no reductions, or one does not fit the expected replies.
     """
 
-    def __init__(self, ask: Ask, setting: Setting, spool: Spool) -> None:
+    def __init__(self, ask: Ask, setting: Setting, spool: Spool, sent_to: Callable[[int], Sent] | None = None) -> None:
         if ask.reduce is None:
             raise ConfigError(
                 f"the ask for {ask.phase!r} does not say what becomes of the replies: declare it, for example "
@@ -91,15 +169,14 @@ class Reducer:
             reduction.check(ask.expects, ask.clients)
         self.ask = ask
         self.reductions = ask.reduce
-        self._setting, self._spool = setting, spool
-        self._place = {client: place // BLOCK for place, client in enumerate(ask.clients)}
-        self._blocks = {
-            start // BLOCK: _Block(list(ask.clients[start : start + BLOCK]))
-            for start in range(0, len(ask.clients), BLOCK)
-        }
-        self._merged = 0
-        self._total: dict[str, Accumulator] = self._zeros()
-        self._answers: dict[int, tuple[int, Mapping[str, Scalar]]] = {}
+        self._left = {client: place for place, client in enumerate(ask.clients)}
+        self._folding = Folding(ask.reduce, len(ask.clients), spool, sent_to or partial(_sent, ask, setting))
+        self._answers: dict[int, Answer] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Return how many replies or sums are held that came before their turn."""
+        return self._folding.waiting
 
     def add(self, reply: Reply) -> None:
         """Reduce a reply; replies may come in any order.
@@ -107,44 +184,53 @@ class Reducer:
         Raises:
             EngineError: its client has answered already, or was not asked.
         """
-        self._settle(reply.client, reply)
+        self._folding.put(Node(0, self._take(reply.client)), reply)
         self._answers[reply.client] = reply.rows, dict(reply.scalars)
 
     def skip(self, client: int) -> None:
-        """Stop waiting for a client that failed or was refused."""
-        self._settle(client, None)
+        """Stop waiting for a client that failed or was refused.
+
+        Raises:
+            EngineError: it has answered already, or was not asked.
+        """
+        self._folding.put(Node(0, self._take(client)), None)
+
+    def merge(self, node: Node, sums: Sums | None, answers: Mapping[int, Answer]) -> None:
+        """Add the sums of a node's clients, which were reduced elsewhere; None: none of them has a reply.
+
+        Args:
+            node: the node; see ``contract.fold``.
+            sums: of those clients of the node that answered.
+            answers: the rows and scalars of those that answered; the others are left out.
+
+        Raises:
+            EngineError: one of the node's clients has answered already.
+        """
+        for client in self.ask.clients[node.first : node.first + node.most]:
+            self._take(client)
+        self._folding.put(node, sums)
+        self._answers.update(answers)
 
     def finish(self, state: State) -> Reduced:
         """Return the results of all reductions; clients that have not answered by now are left out."""
-        for block in list(self._blocks.values()):
-            for client in list(block.left):
-                if client in block.left and client not in block.early:
-                    self.skip(client)
-        results = {name: reduction.finish(self._total[name], state) for name, reduction in self.reductions.items()}
+        for client in list(self._left):
+            self.skip(client)
+        sums = self._folding.sums()
+        total = self._folding.zeros() if sums is None else sums.of
+        results = {name: reduction.finish(total[name], state) for name, reduction in self.reductions.items()}
         answered = [client for client in self.ask.clients if client in self._answers]
         rows = {client: self._answers[client][0] for client in answered}
         return Reduced(self.ask, results, rows, {client: self._answers[client][1] for client in answered})
 
-    def _settle(self, client: int, reply: Reply | None) -> None:
-        block = self._blocks.get(self._place.get(client, -1))
-        if block is None or client not in block.left or client in block.early:
+    def _take(self, client: int) -> int:
+        place = self._left.pop(client, None)
+        if place is None:
             raise EngineError(f"client {client} has answered {self.ask.phase!r} already, or was not asked")
-        block.early[client] = reply
-        block.sums = block.sums or self._zeros()
-        while block.left and block.left[0] in block.early:
-            first = block.early.pop(block.left.pop(0))
-            if first is not None:
-                request = Sent(self._setting, partial(self.ask.request, first.client))
-                for name, reduction in self.reductions.items():
-                    block.sums[name] = reduction.add(block.sums[name], first, request)
-        while self._merged in self._blocks and not self._blocks[self._merged].left:
-            done = self._blocks.pop(self._merged)
-            self._merged += 1
-            for name, reduction in self.reductions.items():
-                self._total[name] = reduction.merge(self._total[name], done.sums[name])
+        return place
 
-    def _zeros(self) -> dict[str, Accumulator]:
-        return {name: reduction.zero(self._spool) for name, reduction in self.reductions.items()}
+
+def _sent(ask: Ask, setting: Setting, client: int) -> Sent:
+    return Sent(setting, partial(ask.request, client))
 
 
 def reduce(ask: Ask, state: State, replies: Iterable[tuple[int, Message]], spool: Spool | None = None) -> Reduced:

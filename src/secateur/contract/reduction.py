@@ -4,8 +4,8 @@ An ask names its reductions (``reduce={"mean": Mean(), "kept": Sum(masks_of)}``)
 Most reductions are linear: their accumulator is a sum, so parts of a cohort can be summed separately and then merged.
 ``Keep`` is not linear: it stores single replies, on disk if they are many.
 
-Replies are reduced in blocks of ``BLOCK`` clients, in the order of the ask, and the blocks are merged in their order.
-Neither the number of workers nor relays nor the order of arrival changes a bit of a sum.
+Replies are joined in a fixed order (``contract.fold``), so that neither the number of workers nor relays nor the order
+of arrival changes a bit of a sum.
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from secateur.contract.weighted import Accumulator, add_part, add_weighted, weig
 from secateur.errors import ConfigError
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected
-
-BLOCK = 4
-"""Clients whose replies are reduced as one block. Smaller blocks cost more merging, larger ones leave workers idle."""
 
 By = Literal["rows", "clients"]
 _BY = ("rows", "clients")
@@ -51,13 +48,20 @@ def masks_of(reply: Reply, sent: Sent) -> Tensors:
 class Reduction(ABC):
     """Base of reductions, which turn the replies to an ask into one result; frozen dataclasses.
 
+    Replies are added one by one, and parts of a cohort that were added elsewhere are merged. Of a linear reduction,
+    merging with the accumulator of one reply must give the same bits as adding that reply, and accumulators must be
+    made of tensors, numbers and dictionaries of these by text, since they travel between processes.
+
     Attributes:
         linear: whether the accumulator is a sum over clients, so that a secure sum, noise or a relay can be used.
         reveals: what the holder of the accumulator learns, in a few words.
+        copies: whether ``add`` copies whatever it keeps of a reply, whose memory can then be reused; otherwise it is
+            given replies in memory of their own.
     """
 
     linear: ClassVar[bool] = True
     reveals: ClassVar[str] = "sums over clients"
+    copies: ClassVar[bool] = False
 
     def check(self, expects: Expected, clients: Sequence[int]) -> None:  # noqa: B027 -- most fit any reply
         """Refuse replies that the reduction cannot reduce; called before any client is asked.
@@ -104,6 +108,8 @@ class Mean(Reduction):
     Reference: FedAvg, arXiv 1602.05629; over holders: FedSparsify's normalised masked average, arXiv 2204.12430.
     """
 
+    copies: ClassVar[bool] = True
+
     of: Made = tensors_of
     by: By = "rows"
     holders: Made | None = None
@@ -133,6 +139,8 @@ class Mean(Reduction):
 @dataclass(frozen=True)
 class _OfReplies(Reduction):
     """Base of reductions of something that a function makes of each reply, with a weight for each client."""
+
+    copies: ClassVar[bool] = True
 
     of: Made = tensors_of
     by: By = "clients"
@@ -224,6 +232,8 @@ class Scalars(Reduction):
         by: whether a client's weight is its rows (``rows``) or 1 (``clients``).
     """
 
+    copies: ClassVar[bool] = True
+
     name: str
     by: By = "rows"
 
@@ -304,6 +314,7 @@ class Keep(Reduction):
 
     linear: ClassVar[bool] = False
     reveals: ClassVar[str] = "each client's reply"
+    copies: ClassVar[bool] = True
 
     of: Made = tensors_of
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from secateur.contract.state import Setting
@@ -21,6 +21,8 @@ class Reply:
         tensors: the reply's tensors, by name.
         mask: the reply's mask; None: it has none.
         scalars: the reply's scalars, by name.
+        borrowed: whether the memory of its tensors is used for something else later, so that what is kept must be
+            copied.
     """
 
     client: int
@@ -28,6 +30,15 @@ class Reply:
     tensors: Tensors
     mask: Mask | None
     scalars: Mapping[str, Scalar]
+    borrowed: bool = False
+
+    def own(self) -> Reply:
+        """Return the same reply in memory of its own."""
+        if not self.borrowed:
+            return self
+        mask = None if self.mask is None else {name: part.clone() for name, part in self.mask.items()}
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, mask=mask, borrowed=False)
 
 
 class Sent:

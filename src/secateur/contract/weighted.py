@@ -23,10 +23,14 @@ def add_weighted(accumulator: Accumulator, tensors: Tensors, weight: float, held
             is not over holders; the same for all parts.
     """
     for name, value in tensors.items():
-        part = value.to(torch.float64, copy=True).mul_(weight)
-        add_part(accumulator, f"sum {name}", part)
+        total = accumulator.get(f"sum {name}")
+        if total is None:
+            total = accumulator[f"sum {name}"] = value.to(torch.float64, copy=True).mul_(weight)
+        else:
+            # without a copy in float64: a weight of up to 29 bits times a float32 is exact there, fused or not
+            total.add_(value, alpha=weight)
         if held is not None:
-            gain = torch.full_like(part, weight) if name not in held else held[name].double() * weight
+            gain = torch.full_like(total, weight) if name not in held else held[name].double() * weight
             add_part(accumulator, f"held {name}", gain)
     accumulator["weight"] = accumulator.get("weight", 0.0) + weight
     return accumulator

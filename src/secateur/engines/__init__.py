@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 Serve = Callable[[int, bytes, bytes | None], tuple[bytes, bytes | None]]
 """(client, request, kept state) -> (reply, new state; None: unchanged)."""
@@ -30,6 +30,52 @@ class Failure:
     client: int
     reason: str
     sent: bool = True
+
+
+@dataclass(frozen=True)
+class Task:
+    """Requests to clients that stand next to each other in an ask.
+
+    Attributes:
+        first: the place of the first of them in the ask.
+        requests: each client and its request, in their order.
+    """
+
+    first: int
+    requests: Sequence[tuple[int, bytes]]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What became of the replies to a task.
+
+    Attributes:
+        first: the place of the task's first client in the ask.
+        clients: the clients of the task.
+        made: what ``ServeGathering.gather`` returned; its memory is used again once the next answer is asked for.
+    """
+
+    first: int
+    clients: tuple[int, ...]
+    made: Sequence[memoryview]
+
+
+class ServeGathering(Protocol):
+    """A ``Serve`` that can also reduce the replies of the clients that it serves."""
+
+    def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
+        """Serve one client."""
+
+    def gather(
+        self, job: Any, first: int, asked: Sequence[tuple[int, bytes, bytes | None]]
+    ) -> tuple[Sequence[bytes | bytearray | memoryview], Sequence[bytes | None]]:
+        """Serve each (client, request, kept state) of a task; return what was made of the replies, and new states.
+
+        Args:
+            job: what ``Engine.gather`` was given.
+            first: the place of the first client in the ask.
+            asked: the clients.
+        """
 
 
 class States(Protocol):
@@ -82,3 +128,23 @@ class Engine(Protocol):
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close."""
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """What an engine offers besides where it can have replies reduced where they are made."""
+
+    @property
+    def workers(self) -> int:
+        """Return how many tasks can be gathered at the same time."""
+
+    def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
+        """Have requests served and the replies reduced where they are made; yield what was made of each task.
+
+        A task whose process died is done again, client by client. A client that does not answer is a ``Failure``.
+
+        Args:
+            tasks: consumed lazily, in order.
+            job: what to do; given to ``ServeGathering.gather`` as it is.
+            deadline: seconds for the whole exchange.
+        """

@@ -2,190 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import os
-import signal
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from types import TracebackType
 from typing import Self, cast
 
-from secateur.engines import Failure, Serve, ServeTogether
-from secateur.engines.script import needed, spared
+from secateur.engines import Failure, Gathered, Serve, Task
+from secateur.engines.pipes import BROKEN, RAISED, READY, Item
+from secateur.engines.script import needed
 from secateur.engines.store import StateStore
+from secateur.engines.workers import Worker, answers, gathered, processes
 from secateur.errors import EngineError
 
-CLIENT = ("secateur.federation.client",)
-"""What workers that serve clients import."""
 _TRIES = 3
 _GUARD = 'workers run it again, so what starts a run must stand under if __name__ == "__main__":'
 _WINDOW = 4
-_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-_READY, _OK, _RAISED, _BROKEN = range(4)
-_ITEM = struct.Struct("<Bq??")
-_Asked = tuple[int, bytes, bytes | None]
-_Said = tuple[int, int, bytes | None, bytes | None]
-_Task = tuple[int, Sequence[tuple[int, bytes]]]
-
-
-def _send(pipe: Connection, said: Sequence[_Said]) -> None:
-    """Send (kind, client, text, state) for each client; texts and states as they are, without a copy."""
-    items = [_ITEM.pack(kind, who, text is not None, state is not None) for kind, who, text, state in said]
-    pipe.send_bytes(b"".join(items))
-    for _, _, *parts in said:
-        for part in parts:
-            if part is not None:
-                pipe.send_bytes(part)
-
-
-def _receive(pipe: Connection) -> list[_Said]:
-    return [
-        (kind, who, pipe.recv_bytes() if text else None, pipe.recv_bytes() if state else None)
-        for kind, who, text, state in _ITEM.iter_unpack(pipe.recv_bytes())
-    ]
-
-
-def _one_line(error: BaseException) -> bytes:
-    # a text may hold what UTF-8 cannot (lone surrogates of a file name): it must not cost the worker
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".encode(errors="backslashreplace")
-
-
-def _batched(requests: Iterable[tuple[int, bytes]], size: int) -> Iterator[Sequence[tuple[int, bytes]]]:
-    remaining = iter(requests)
-    while group := list(itertools.islice(remaining, size)):
-        yield group
-
-
-@contextlib.contextmanager
-def for_workers() -> Iterator[None]:
-    """Let processes started inside the block compute in one thread, and keep the memory that they free.
-
-    The number of workers is set to the number of cores, so more threads would only fight for them. A training step
-    frees and asks for a gradient's memory again: where glibc gives it back to the system each time, the system clears
-    it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
-    environment is put back.
-    """
-    wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
-    """Return how processes are started: forked from one that has imported ``preload``, where the system can."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    forked = multiprocessing.get_context("forkserver")
-    forked.set_forkserver_preload(list(preload))
-    return forked
-
-
-def warm() -> None:
-    """Start what workers are forked from, where they are, so that it imports while this process does.
-
-    Control-C in the terminal reaches it too: this process alone answers.
-    """
-    if processes().get_start_method() == "forkserver":
-        from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415 -- not on every system
-
-        resource_tracker.ensure_running()  # the first call ends with the signal let through again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with for_workers():
-                forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _said(client: int, answer: tuple[bytes, bytes | None] | Exception) -> _Said:
-    if not isinstance(answer, Exception):
-        reply, state = answer
-        if isinstance(reply, bytes) and isinstance(state, bytes | None):
-            return _OK, client, reply, state
-        answer = TypeError(f"bytes are expected, not {type(reply).__name__} and {type(state).__name__}")
-    return _RAISED, client, _one_line(answer), None
-
-
-def _answers(serve: Serve, asked: Sequence[_Asked]) -> list[_Said]:
-    """Serve one client, or several at once; whatever a client's code raises costs that client its place only."""
-    try:
-        if len(asked) > 1:
-            pairs = zip(asked, cast("ServeTogether", serve).together(asked), strict=True)
-            return [_said(client, answer) for (client, _, _), answer in pairs]
-        return [_said(client, serve(client, request, state)) for client, request, state in asked]
-    except Exception as error:  # noqa: BLE001
-        return [_said(client, error) for client, _, _ in asked]
-
-
-def _work(pipe: Connection, make_serve: Callable[[], Serve]) -> None:
-    """Serve requests until the pipe closes, which also happens when the server is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        serve = make_serve()
-    except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
-        _send(pipe, [(_BROKEN, 0, _one_line(error), None)])
-        return
-    last = b""
-    with contextlib.suppress(EOFError, OSError):
-        _send(pipe, [(_READY, 0, None, None)])
-        while True:
-            asked = []
-            for _, client, request, state in _receive(pipe):
-                last = last if request is None else request
-                asked.append((client, last, state))
-            _send(pipe, _answers(serve, asked))
-
-
-class _Worker:
-    """One process and the task it has at the moment."""
-
-    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
-        self.pipe, theirs = context.Pipe()
-        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=_work, args=(theirs, make_serve), daemon=True
-        )
-        try:
-            with for_workers(), spared(make_serve):
-                self.process.start()
-        except Exception as error:
-            self.pipe.close()
-            raise EngineError(f"a worker process cannot be started: {_one_line(error).decode()}") from error
-        finally:
-            theirs.close()
-        self.task: _Task | None = None
-        self.last: bytes | None = None
-        self.ready = False
-
-    def give(self, task: _Task, states: StateStore) -> None:
-        """Send a task; a request that is the one before is not sent again."""
-        self.task = task
-        said = []
-        for client, request in task[1]:
-            said.append((_OK, client, None if request is self.last else request, states.get(client)))
-            self.last = request
-        # a dead worker is noticed when its pipe is read
-        with contextlib.suppress(OSError):
-            _send(self.pipe, said)
-
-    def stop(self) -> None:
-        self.pipe.close()
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
+_Answer = tuple[int, bytes | Failure] | Gathered
 
 
 class LocalEngine:
@@ -215,13 +50,18 @@ class LocalEngine:
         self._size = workers
         self.states = StateStore() if store is None else store
         self._preload = list(preload)
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._inline: Serve | None = None
         self.stillborn = 0
 
     def clients(self) -> Sequence[int]:
         """Return 0..clients-1."""
         return range(self._count)
+
+    @property
+    def workers(self) -> int:
+        """Return how many clients can be served at the same time."""
+        return max(1, self._size)
 
     def pids(self) -> list[int]:
         """Return the process ids of the living workers."""
@@ -238,11 +78,26 @@ class LocalEngine:
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        tasks = enumerate(_batched(self._checked(requests), self._together))
+        tasks = self._batched(self._checked(requests))
+        yield from cast("Iterator[tuple[int, bytes | Failure]]", self._play(tasks, None, deadline))
+
+    def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
+        """Have workers serve requests and reduce the replies; see ``Engine.gather``.
+
+        Raises:
+            EngineError: an unknown client, or workers that cannot start.
+        """
+        for answer in self._play(map(self._known, tasks), job, deadline):
+            if isinstance(answer, Gathered):
+                yield answer
+            elif isinstance(answer[1], Failure):
+                yield answer[1]
+
+    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None) -> Iterator[_Answer]:
         if self._size == 0:
-            yield from self._serve_inline(tasks, deadline)
+            yield from self._serve_inline(tasks, job, deadline)
             return
-        exchange = _Exchange(self, tasks, deadline)
+        exchange = _Exchange(self, iter(tasks), job, deadline)
         try:
             yield from exchange.run()
         finally:
@@ -267,42 +122,63 @@ class LocalEngine:
         """Close."""
         self.close()
 
+    def _batched(self, requests: Iterator[tuple[int, bytes]]) -> Iterator[Task]:
+        first = 0
+        while group := tuple(itertools.islice(requests, self._together)):
+            yield Task(first, group)
+            first += len(group)
+
+    def _known(self, task: Task) -> Task:
+        return Task(task.first, tuple(self._checked(task.requests)))
+
     def _checked(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         for client, request in requests:
             if not 0 <= client < self._count:
                 raise EngineError(f"client {client} is unknown: there are 0..{self._count - 1}")
             yield client, request
 
-    def _serve_inline(self, tasks: Iterable[_Task], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
+    def _serve_inline(self, tasks: Iterable[Task], job: object, deadline: float | None) -> Iterator[_Answer]:
         end = None if deadline is None else time.monotonic() + deadline
         if self._inline is None:
             self._inline = self._make_serve()
-        for _, group in tasks:
+        for task in tasks:
             if end is not None and time.monotonic() >= end:
-                for client, _ in group:
+                for client, _ in task.requests:
                     yield client, Failure(client, f"no reply within {deadline:g} s", sent=False)
                 continue
-            asked = [(client, request, self.states.get(client)) for client, request in group]
-            yield from self.accept(_answers(self._inline, asked))
+            asked = [(client, request, self.states.get(client)) for client, request in task.requests]
+            if job is None:
+                yield from self.accept(answers(self._inline, asked))
+                continue
+            items, made = gathered(self._inline, job, task.first, asked)
+            yield from self.accept_made(task, items[:-1] if made else items, [memoryview(part) for part in made])
 
-    def accept(self, said: Iterable[_Said]) -> Iterator[tuple[int, bytes | Failure]]:
+    def accept(self, items: Iterable[Item]) -> Iterator[_Answer]:
         """Keep each client's new state and yield its reply."""
-        for kind, client, reply, state in said:
+        for kind, client, reply, state in items:
             if state is not None:
                 self.states.put(client, state)
-            yield client, Failure(client, (reply or b"").decode()) if kind == _RAISED else reply or b""
+            yield client, Failure(client, (reply or b"").decode()) if kind == RAISED else reply or b""
 
-    def staffed(self) -> list[_Worker]:
+    def accept_made(self, task: Task, items: Iterable[Item], made: Sequence[memoryview]) -> Iterator[_Answer]:
+        """Keep the new states of a task's clients and yield what was made of their replies."""
+        accepted = list(self.accept(items))
+        if made:
+            yield Gathered(task.first, tuple(client for client, _ in task.requests), made)
+        else:
+            yield from accepted
+
+    def staffed(self) -> list[Worker]:
         """Return the workers, started where they are not yet."""
         while len(self._workers) < self._size:
-            self._workers.append(_Worker(processes(self._preload), self._make_serve))
+            self._workers.append(Worker(processes(self._preload), self._make_serve))
         return self._workers
 
-    def _replace(self, worker: _Worker) -> None:
+    def _replace(self, worker: Worker) -> None:
         worker.stop()
-        self._workers[self._workers.index(worker)] = _Worker(processes(self._preload), self._make_serve)
+        self._workers[self._workers.index(worker)] = Worker(processes(self._preload), self._make_serve)
 
-    def replace_dead(self, worker: _Worker) -> None:
+    def replace_dead(self, worker: Worker) -> None:
         """Start a new worker in the place of a dead one.
 
         Raises:
@@ -320,18 +196,20 @@ class LocalEngine:
 class _Exchange:
     """One exchange over the workers: dispatch in order, retry after a death, stop at the deadline."""
 
-    def __init__(self, engine: LocalEngine, tasks: Iterator[_Task], deadline: float | None) -> None:
+    def __init__(self, engine: LocalEngine, tasks: Iterator[Task], job: object, deadline: float | None) -> None:
         self.engine = engine
-        self.tasks = tasks
+        self.tasks = enumerate(tasks)
+        self.job = job
         self.deadline = deadline
         self.end = None if deadline is None else time.monotonic() + deadline
-        self.again: deque[_Task] = deque()
-        self.deaths: dict[int, int] = {}
-        self.open: set[int] = set()
+        self.again: deque[tuple[int, Task]] = deque()
+        self.deaths: dict[tuple[int, ...], int] = {}
+        self.open: dict[int, int] = {}  # the parts of each task that are not finished, by its number
+        self.numbers: dict[Worker, int] = {}
         self.next = 0
         self.exhausted = False
 
-    def run(self) -> Iterator[tuple[int, bytes | Failure]]:
+    def run(self) -> Iterator[_Answer]:
         while True:
             workers = self.engine.staffed()
             for worker in workers:
@@ -347,69 +225,75 @@ class _Exchange:
             for worker in [w for w in workers if w.pipe in ready or w.process.sentinel in ready]:
                 yield from self._hear(worker)
 
-    def _give(self, worker: _Worker) -> None:
+    def _give(self, worker: Worker) -> None:
         if worker.task is not None or not worker.ready:
             return
-        task = self._take()
-        if task is None:
-            return
-        worker.give(task, self.engine.states)
+        taken = self._take()
+        if taken is not None:
+            self.numbers[worker] = taken[0]
+            worker.give(taken[1], self.engine.states, self.job)
 
-    def _take(self) -> _Task | None:
+    def _take(self) -> tuple[int, Task] | None:
         if self.again:
             return self.again.popleft()
         if self.exhausted or (self.open and self.next - min(self.open) >= _WINDOW * len(self.engine.staffed())):
             return None
-        task = next(self.tasks, None)
-        if task is None:
+        taken = next(self.tasks, None)
+        if taken is None:
             self.exhausted = True
             return None
-        self.next = task[0] + 1
-        self.open.add(task[0])
-        return task
+        self.next = taken[0] + 1
+        self.open[taken[0]] = 1
+        return taken
 
-    def _hear(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
-        try:
-            # what a worker sent before it died still counts
-            said = _receive(worker.pipe) if worker.pipe.poll() else []
-        except (EOFError, OSError):
-            said = []
-        if not said:
+    def _hear(self, worker: Worker) -> Iterator[_Answer]:
+        items, made = worker.hear()
+        if not items:
             yield from self._died(worker)
             return
-        if said[0][0] == _BROKEN:
-            raise EngineError(f"a worker cannot serve: {(said[0][2] or b'').decode()}")
-        if said[0][0] == _READY:
+        if items[0][0] == BROKEN:
+            raise EngineError(f"a worker cannot serve: {(items[0][2] or b'').decode()}")
+        if items[0][0] == READY:
             worker.ready = True
             self.engine.stillborn = 0
             return
         task, worker.task = worker.task, None
         if task is not None:
-            self.open.discard(task[0])
-            answers = list(self.engine.accept(said))
+            self._close(self.numbers.pop(worker))
+            accept = self.engine.accept(items) if self.job is None else self.engine.accept_made(task, items, made)
+            accepted = list(accept)
             # the next task first: the worker computes while the receiver handles these answers
             if self.end is None or time.monotonic() < self.end:
                 self._give(worker)
-            yield from answers
+            yield from accepted
 
-    def _died(self, worker: _Worker) -> Iterator[tuple[int, bytes | Failure]]:
+    def _close(self, number: int) -> None:
+        self.open[number] -= 1
+        if not self.open[number]:
+            del self.open[number]
+
+    def _died(self, worker: Worker) -> Iterator[_Answer]:
         task = worker.task
         self.engine.replace_dead(worker)
         if task is None:
             return
-        number, group = task
-        self.deaths[number] = self.deaths.get(number, 0) + 1
-        if self.deaths[number] < _TRIES:
-            self.again.append(task)
+        number, clients = self.numbers.pop(worker), tuple(client for client, _ in task.requests)
+        if self.job is not None and len(clients) > 1:  # one of them kills it, perhaps: each by itself now
+            self.open[number] += len(clients) - 1
+            self.again += [(number, Task(task.first + k, (one,))) for k, one in enumerate(task.requests)]
             return
-        self.open.discard(number)
-        for client, _ in group:
+        self.deaths[clients] = self.deaths.get(clients, 0) + 1
+        if self.deaths[clients] < _TRIES:
+            self.again.append((number, task))
+            return
+        self._close(number)
+        for client in clients:
             yield client, Failure(client, f"its worker process died {_TRIES} times (out of memory, or killed)")
 
-    def _late(self) -> Iterator[tuple[int, bytes | Failure]]:
+    def _late(self) -> Iterator[_Answer]:
         busy = [w.task for w in self.engine.staffed() if w.task is not None]
         reason = f"no reply within {self.deadline:g} s"
-        for _, group in [*busy, *self.again]:
-            yield from ((client, Failure(client, reason)) for client, _ in group)
-        for _, group in self.tasks:
-            yield from ((client, Failure(client, reason, sent=False)) for client, _ in group)
+        for task in [*busy, *(task for _, task in self.again)]:
+            yield from ((client, Failure(client, reason)) for client, _ in task.requests)
+        for _, task in self.tasks:
+            yield from ((client, Failure(client, reason, sent=False)) for client, _ in task.requests)

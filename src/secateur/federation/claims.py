@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Literal, get_args
 
+from secateur.contract.ask import EVALUATE
 from secateur.errors import WireError
+from secateur.wire.message import Scalar
 
 Kind = Literal["train", "test", "validation"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+TRAINED: Mapping[str, Kind] = {"samples": "train"}
+HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
+"""The scalars of a reply that claim rows, to ``EVALUATE`` and to any other ask."""
+
 Known = Callable[[int, Kind], int | None]
 
 
@@ -42,3 +48,13 @@ class Claims:
         first = count if true is not None else self.pinned[kind].setdefault(client, count)
         if count != first:
             raise WireError(f"it says that it has {count} {kind} rows, and said {first} when it was first heard")
+
+    def check_all(self, client: int, phase: str, scalars: Mapping[str, Scalar]) -> None:
+        """Check every claim in the scalars of a reply.
+
+        Raises:
+            WireError: see ``check``.
+        """
+        for name, kind in (HELD_OUT if phase == EVALUATE else TRAINED).items():
+            if name in scalars:
+                self.check(client, kind, int(scalars[name]))

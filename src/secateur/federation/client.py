@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
 
 import torch
 from safetensors import torch as safetensors
@@ -17,11 +16,12 @@ from secateur.contract.ask import EVALUATE, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.guard import Passage
 from secateur.contract.state import Setting
-from secateur.data.shards import Shape, Shards, open_shards
+from secateur.data.shards import Shape, Shards
 from secateur.errors import MaskNotHeldError
 from secateur.federation import feedback
-from secateur.federation.base import Base, Kept, KeptInFolder
+from secateur.federation.base import Base, Kept
 from secateur.federation.feedback import WireMemory
+from secateur.federation.intake import MEASURED, SECONDS
 from secateur.federation.records import defined
 from secateur.learning import batched as stacked
 from secateur.learning import loop, resident
@@ -34,18 +34,13 @@ from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.streams import derive
 from secateur.study.study import Study
-from secateur.wire.codec import context_of, decode, encode, lost, with_scalar
+from secateur.wire.codec import Outgoing, Written, decode, lost, with_scalar
+from secateur.wire.head import context_of
 from secateur.wire.masks import same
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 from secateur.wire.settings import Wire
 
 PLAIN = "plain"
-SECONDS = "seconds"
-MEASURED = "measured"
-COST_SCALARS: Mapping[str, type] = {SECONDS: float, MEASURED: int}
-"""The scalars that every reply carries besides those of its method: the seconds that the client worked, from the
-request to the last byte of the reply; and the number of processed rows for which it took gradients of all weights.
-"""
 
 
 def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
@@ -83,6 +78,31 @@ class _Initial(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._tensors)
+
+
+class LackingError(Exception):
+    """A client lacks what its request refers to: the mask, or the frozen and constant tensors as well."""
+
+    def __init__(self, *, tensors: bool) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A client's answer, before it leaves.
+
+    Attributes:
+        received: the request as the client read it.
+        written: the payload, in which the seconds are 0.
+        state: the client's new state; None: unchanged.
+        seconds: how long the client worked.
+    """
+
+    received: Message
+    written: Written
+    state: bytes | None
+    seconds: float
 
 
 class Participant:
@@ -127,14 +147,36 @@ class Participant:
     def _serve(
         self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
     ) -> tuple[bytes, bytes | None]:
+        try:
+            done = self.answer(client, request, state, fit, clock)
+        except LackingError as lacking:
+            return lost(request, tensors=lacking.tensors), None
+        # how long the reply took to write is known when it is written
+        return with_scalar(done.written.bytes(), SECONDS, done.seconds), done.state
+
+    def answer(
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
+    ) -> Answer:
+        """Decode a request, respond and encode.
+
+        Args:
+            client: the client.
+            request: the request.
+            state: what the client keeps.
+            fit: the training loop.
+            clock: returns the seconds since some moment.
+
+        Raises:
+            LackingError: the client lacks what the request refers to.
+        """
         start = clock()
         kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
         if not self.base.load(client, request, kept.base, self.kept):
-            return lost(request, tensors=True), None
+            raise LackingError(tensors=True)
         try:
             message, spared = self._read_any(request, kept, clock)
         except MaskNotHeldError:
-            return lost(request), None
+            raise LackingError(tensors=False) from None
         scalars = dict(message.scalars)
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
         trains = phase == TRAIN and not scalars.pop(PLAIN, False)
@@ -152,11 +194,24 @@ class Participant:
         if kept.base != self.base.came:
             kept = replace(kept, base=self.base.came)
         sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
-        answer, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
+        written, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
-        # how long the reply took to write is known when it is written
-        return with_scalar(answer, SECONDS, spared + clock() - start), data if data != state else None
+        return Answer(message, written, data if data != state else None, spared + clock() - start)
+
+    def lacks(self, client: int, request: bytes, state: bytes | None) -> bool | None:
+        """Return whether a client lacks the frozen and constant tensors that a request names (True), or only the mask.
+
+        None: it lacks neither.
+        """
+        kept, _ = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
+        if not self.base.load(client, request, kept.base, self.kept):
+            return True
+        try:
+            self._read_any(request, kept, time.perf_counter)
+        except MaskNotHeldError:
+            return False
+        return None
 
     def _read_any(self, request: bytes, kept: WireMemory, clock: stacked.Clock) -> tuple[Message, float]:
         """Decode a request that may refer to any of the masks that the client remembers."""
@@ -219,7 +274,7 @@ class _Sending:
     seed: int
     trains: bool
 
-    def encode(self, costs: Mapping[str, Scalar]) -> tuple[bytes, WireMemory]:
+    def encode(self, costs: Mapping[str, Scalar]) -> tuple[Written, WireMemory]:
         """Return the payload, with the scalars of ``costs``, and the wire memory after it."""
         wanted, sent = self.reply, self.reply
         if self.trains:
@@ -227,12 +282,11 @@ class _Sending:
         sent = replace(sent, scalars={**self.reply.scalars, **costs})
         known = self.request.mask
         template = specs_of(self.request.tensors)
-        answer = encode(
-            sent, values=self.wire.values, known=known, template=template, context=self.context, seed=self.seed
-        )
+        outgoing = Outgoing(sent, values=self.wire.values, template=template, context=self.context, seed=self.seed)
+        answer = outgoing.write(known)
         if not self.trains or not self.wire.feedback or not self.wire.has_residual:
             return answer, self.kept
-        arrived = decode(answer, Expected.of(sent.tensors, mask="optional", known=known))
+        arrived = decode(answer.bytes(), Expected.of(sent.tensors, mask="optional", known=known))
         return answer, replace(self.kept, residual=feedback.residual(wanted, arrived))
 
     def _shape(self) -> tuple[Message, Message]:
@@ -263,18 +317,3 @@ def example(rows: Shards | Shape) -> torch.Tensor:
     """Return a batch of one model input of zeros."""
     x, _ = wrap(rows, torch.zeros(1, *rows.input_shape), torch.zeros(1)).batch(slice(0, 1))
     return x
-
-
-def build(study: str, folder: str, kept: str = "") -> Participant:
-    """Return a participant in a worker process.
-
-    Args:
-        study: its JSON.
-        folder: of its shards.
-        kept: a folder that all workers share, for frozen and constant tensors that come; empty: none are taken.
-
-    One torch thread: the split of a reduction over threads would change its last bits.
-    """
-    torch.set_num_threads(1)
-    shared = KeptInFolder(Path(kept), own=False) if kept else None
-    return Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared)

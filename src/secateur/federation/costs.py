@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 
 from secateur.contract.ask import Ask
-from secateur.federation.client import MEASURED
 from secateur.federation.exchange import Exchange
+from secateur.federation.intake import MEASURED
 from secateur.federation.records import Row
 from secateur.pruning.mask import Mask
 

@@ -2,66 +2,34 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-import torch
-
-from secateur.contract.ask import EVALUATE, TRAIN, Ask
-from secateur.contract.guard import Guard, Passage
+from secateur.contract.ask import Ask
+from secateur.contract.fold import ARITY, Node
+from secateur.contract.guard import Guard
 from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.engines import Engine, Failure
+from secateur.engines import Engine, Failure, Gathered, Gathering, Task
 from secateur.errors import ConfigError, EngineError, WireError
-from secateur.federation import client, feedback
 from secateur.federation.books import Books
-from secateur.federation.claims import Kind
 from secateur.federation.held_masks import name_of
+from secateur.federation.intake import Intake, Job
+from secateur.federation.parcels import Account, Parcel
 from secateur.federation.records import short
-from secateur.pruning.mask import apply
-from secateur.streams import derive
+from secateur.federation.requests import TENSORS, Requests, Slice
 from secateur.study.study import Study
-from secateur.wire import masks as packing
-from secateur.wire.codec import Outgoing, context_of, decode, is_lost, part_sizes
-from secateur.wire.message import Expected, Masks, Message, Scalar, Spec, Tensors, specs_of
+from secateur.wire.codec import is_lost, lost, part_sizes
+from secateur.wire.message import Masks, Scalar
 
-_MOST_SAMPLES = 2**40
-_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *client.COST_SCALARS), (0, _MOST_SAMPLES))
-_TRAINED: Mapping[str, Kind] = {"samples": "train"}
-_HELD_OUT: Mapping[str, Kind] = {"samples": "test", "validation_samples": "validation"}
-_WRITTEN = 64 * 2**20
+_TOGETHER = ARITY**2
 _LATE = "asked for {}, too late to send it within the deadline"
-_MASK, _TENSORS = "the full mask", "the frozen tensors"
-
-
-@dataclass(frozen=True)
-class _Sent:
-    context: int
-    parts: Mapping[str, int]
-    refers: frozenset[str]
-
-
-@dataclass(frozen=True)
-class _Slice:
-    """The mask of a client that is sent its own part of the model, read once and packed until the client answers."""
-
-    packed: Tensors
-    specs: Mapping[str, Spec]
-    name: str
-
-    @classmethod
-    def of(cls, mask: Masks) -> _Slice:
-        return cls(packing.pack(mask), specs_of(mask), name_of(mask))
-
-    def mask(self) -> Masks:
-        return packing.unpack(self.packed, self.specs)
 
 
 @dataclass
@@ -107,72 +75,13 @@ class Exchange:
         for guard in self.guards:
             guard.check(self.ask)
         self._read = False
-        self._sent: dict[int, _Sent] = {}
         self._answered: dict[int, bool] = {}
-        self._trains = self.ask.phase == TRAIN and not self.ask.plain
-        self._expects = self._expected()
-        self._bases: dict[int, Tensors] = {}
-        self._slices: dict[int, _Slice] = {}
-        self._name = "" if self.ask.message.mask is None else name_of(self.ask.message.mask)
-        self._outgoing: Outgoing | None = None
-        self._written: OrderedDict[tuple[str | None, bool], tuple[bytes, _Sent]] = OrderedDict()
-        self._base: Tensors = {}
-        if self.ask.slices is None and not self.ask.own:
-            self._outgoing, self._base = self._prepare()
-
-    def _expected(self) -> Expected:
-        expects = self.ask.expects
-        scalars = {**(expects.scalars or {}), **client.COST_SCALARS}
-        expects = replace(expects, scalars=scalars, values=self.study.wire.values)
-        if not self._trains or self.study.wire.replies != "topk":
-            return expects
-        if expects.mask in {"optional", "required"}:
-            raise ConfigError("wire.replies = topk: this method's clients send masks of their own; use updates")
-        floats = frozenset(n for n, spec in expects.tensors.items() if spec.dtype == torch.float32)
-        return replace(expects, mask="required", maskable=floats, within=expects.mask == "same")
-
-    def _prepare(self) -> tuple[Outgoing, Tensors]:
-        """Return the request, and the weights that a client reads in it."""
-        message, wire = self.ask.message, self.study.wire
-        feeds = self._trains and wire.feedback and wire.values != "fp32"
-        if feeds:
-            message = feedback.add(message, self.books.residual)
-        outgoing = self._write(message)
-        arrived = self._arrived(message, outgoing)
-        if feeds:
-            self.books.residual = feedback.residual(message, arrived)
-        return outgoing, arrived.tensors
-
-    def _write(self, message: Message, *who: int) -> Outgoing:
-        ask, wire = self.ask, self.study.wire
-        scalars: dict[str, Scalar] = {**message.scalars, "phase": ask.phase, "round": ask.round}
-        if ask.plain:
-            scalars[client.PLAIN] = True
-        seed = derive(self.study.seed, "wire", ask.phase, ask.round, *who)
-        message = replace(message, scalars=scalars)
-        return Outgoing(message, values=wire.values, template=self.books.masks.specs, seed=seed)
-
-    def _arrived(self, message: Message, outgoing: Outgoing) -> Message:
-        """Return a request as its receiver reads it."""
-        if self.study.wire.values == "fp32":
-            return message
-        return decode(outgoing.bytes(), Expected.of(message.tensors, mask="optional"))
-
-    def _slice(self, who: int) -> tuple[Outgoing, Masks | None, str]:
-        """Return the request to a client with its own part of the model, its mask and the mask's name.
-
-        There is no error feedback for such a request.
-        """
-        whole, mask, name = self.ask.message, self.ask.message.mask, self._name
-        if self.ask.slices is not None:
-            mask = self.ask.slices[who]
-            self._slices[who] = _Slice.of(mask)
-            name = self._slices[who].name
-        message = replace(whole, tensors=apply(self.ask.tensors(who), mask), mask=mask)
-        outgoing = self._write(message, who)
-        if self.study.wire.replies != "weights":
-            self._bases[who] = self._arrived(message, outgoing).tensors
-        return outgoing, mask, name
+        self._job = Job.of(self.ask, self.study.wire, self.bounds)
+        self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
+        self._received: dict[int, Sent] = {}
+        gathers = isinstance(self.engine, Gathering) and not self.study.compute.stacks
+        self._gathers = cast("Gathering", self.engine) if gathers else None
+        self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each client with its checked reply, as replies arrive; None if it failed or was refused.
@@ -186,6 +95,10 @@ class Exchange:
         for answered, (who, reply) in enumerate(self._arrivals(), start=1):
             self.notify(answered, len(self.ask.clients))
             yield who, self._check(who, reply)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Put what was noted as answers came into the order of the ask; note who holds the mask that was sent."""
         place = {client: number for number, client in enumerate(self.ask.clients)}
         for rows in (self.reply_scalars, self.left_out):
             rows.sort(key=lambda row: place[row["client"]])
@@ -195,13 +108,109 @@ class Exchange:
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return the reduced replies; ``spool`` stores those that must stay single."""
-        reducer = Reducer(self.ask, state.setting, spool)
+        reducer = Reducer(self.ask, state.setting, spool, self._sent_to)
+        if self._gathers is not None:
+            self._gather(self._gathers, reducer)
+            return reducer.finish(state)
         for who, reply in self.replies():
             if reply is None:
                 reducer.skip(who)
             else:
                 reducer.add(reply)
         return reducer.finish(state)
+
+    def _gather(self, engine: Gathering, reducer: Reducer) -> None:
+        """Have the engine reduce the replies, and take what it made of them."""
+        if self._read:
+            raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
+        self._read = True
+        begun, done = time.monotonic(), 0
+        again: list[int] = []
+        places = {client: place for place, client in enumerate(self.ask.clients)}
+        for answer in engine.gather(self._tasks(engine.workers), self._job, self.deadline):
+            lacking = self._take(answer, reducer)
+            again += lacking
+            done += 1 if isinstance(answer, Failure) else len(answer.clients) - len(lacking)
+            self.notify(done, len(places))
+        left = None if self.deadline is None else self.deadline - (time.monotonic() - begun)
+        if again and left is not None and left <= 0:
+            for who in again:
+                self._fail(Failure(who, _LATE.format("what its request referred to")))
+        elif again:
+            tasks = (Task(places[who], [(who, self._requests.to(who))]) for who in again)
+            for answer in engine.gather(tasks, self._job, left):
+                for who in self._take(answer, reducer):
+                    self._fail(Failure(who, "it lacks what it was sent"))
+                    reducer.skip(who)
+                done += 1
+                self.notify(done, len(places))
+        self._settle()
+
+    def _tasks(self, workers: int) -> Iterator[Task]:
+        """Yield the requests as tasks: large ones first, single clients last, so that no worker waits for another."""
+        clients, first = self.ask.clients, 0
+        while first < len(clients):
+            share = (len(clients) - first) // (2 * workers)
+            # with a deadline, who is late must not cost others their place
+            most = min(share, _TOGETHER) if self._job.sums and self.deadline is None else 1
+            node = Node(0, first)
+            while node.most * ARITY <= most and node.index % ARITY == 0:
+                node = Node(node.level + 1, node.index // ARITY)
+            members = clients[first : first + node.most]
+            yield Task(first, [(who, self._requests.to(who)) for who in members])
+            first += len(members)
+
+    def _take(self, answer: Gathered | Failure, reducer: Reducer) -> list[int]:
+        """Book what became of a task and add it to the others; return the clients that must be asked again."""
+        if isinstance(answer, Failure):
+            if answer.sent:
+                self._carried(answer.client, down=True)
+            self._part(answer.client)
+            self._fail(answer)
+            reducer.skip(answer.client)
+            return []
+        parcel = Parcel.read(answer.made)
+        if parcel.broken:
+            raise ConfigError(parcel.broken)
+        if parcel.lacking:
+            for who, tensors in parcel.lacking.items():
+                said = lost(b"", tensors=tensors)
+                self._carried(who, down=True, up=len(said))
+                self.up.update(part_sizes(said))
+                self._lack(who, tensors=tensors)
+            return list(answer.clients)
+        self._add(answer.clients, parcel, reducer)
+        return []
+
+    def _add(self, clients: tuple[int, ...], parcel: Parcel, reducer: Reducer) -> None:
+        answers = {}
+        for account in parcel.accounts:
+            if self._book(account):
+                answers[account.client] = int(account.scalars.get("samples", 0)), account.scalars
+        replies = {reply.client: reply for reply in parcel.replies}
+        for node, sums in parcel.sums:
+            reducer.merge(node, sums, answers)
+        for who in () if parcel.sums else clients:
+            if who in replies:
+                reducer.add(replies[who])
+            else:
+                reducer.skip(who)
+
+    def _book(self, account: Account) -> bool:
+        """Note what a client's answer cost; return whether it counts."""
+        who = account.client
+        self._carried(who, down=True)
+        part = self._part(who)
+        if account.failed:
+            self._fail(Failure(who, account.failed))
+            return False
+        self._carried(who, up=account.length)
+        if account.refused:
+            self.up["refused"] += account.length
+            self.left_out.append({"client": who, "reason": short(account.refused)})
+            return False
+        self._count(who, account.parts, account.scalars, part, account.own)
+        return True
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""
@@ -221,121 +230,80 @@ class Exchange:
 
     def _lacking(self, who: int, reply: bytes | Failure) -> str:
         """Return what a client says that it lacks of what its request referred to, and note it; empty: nothing."""
-        sent = self._sent.get(who)
+        sent = self._requests.sent.get(who)
         if sent is None or not isinstance(reply, bytes):
             return ""
-        found = next((w for w in sent.refers if is_lost(reply, sent.context, tensors=w == _TENSORS)), "")
+        found = next((w for w in sent.refers if is_lost(reply, sent.context, tensors=w == TENSORS)), "")
         if found:
             self.up.update(part_sizes(reply))
-            self.books.masks.note(who, None)
-        if found == _TENSORS:
-            self.books.bases[who] = ""
+            self._lack(who, tensors=found == TENSORS)
         return found
 
+    def _lack(self, who: int, *, tensors: bool) -> None:
+        """Note that a client lacks the mask that it was thought to hold, or the tensors that were named."""
+        self.books.masks.note(who, None)
+        if tensors:
+            self.books.bases[who] = ""
+
     def _carry(self, clients: tuple[int, ...], deadline: float | None) -> Iterator[tuple[int, bytes | Failure]]:
-        for who, reply in self.engine.exchange(((k, self._request(k)) for k in clients), deadline):
+        for who, reply in self.engine.exchange(((k, self._requests.to(k)) for k in clients), deadline):
             if not isinstance(reply, Failure):
-                self.carried.setdefault(who, [0, 0])[1] += len(reply)
+                self._carried(who, up=len(reply))
             if not isinstance(reply, Failure) or reply.sent:
-                self.down.update(self._sent[who].parts)
-                self.carried.setdefault(who, [0, 0])[0] += sum(self._sent[who].parts.values())
-                self._answered[who] = False
+                self._carried(who, down=True)
             yield who, reply
 
-    def _request(self, who: int) -> bytes:
-        shared = self._outgoing
-        outgoing, mask, name = (shared, self.ask.message.mask, self._name) if shared else self._slice(who)
-        held = None if mask is None else self.books.masks.name(who, at_hand=name)
-        base = self.books.named(who)
-        carries = base is not None and len(base.carried) > 0
-        # clients that hold the same mask are sent the very same bytes, which an engine need not carry twice
-        written = self._written.get((held, carries)) if shared else None
-        if written is None:
-            known = None if held is None else mask if held == name else self.books.masks.mask(held)
-            request = outgoing.bytes(known, base)
-            refers = {_MASK: held is not None, _TENSORS: base is not None and not carries}
-            named = frozenset(what for what, does in refers.items() if does)
-            written = request, _Sent(context_of(request), part_sizes(request, checked=True), named)
-            self._remember((held, carries), written)
-        request, self._sent[who] = written
-        return request
-
-    def _remember(self, to: tuple[str | None, bool], written: tuple[bytes, _Sent]) -> None:
-        """Keep the last encoded requests, within a budget of bytes."""
-        if self._outgoing is not None:
-            self._written[to] = written
-            while len(self._written) > 1 and len(self._written) * len(written[0]) > _WRITTEN:
-                self._written.popitem(last=False)
+    def _carried(self, who: int, *, down: bool = False, up: int = 0) -> None:
+        """Count bytes that were carried: a client's request, or some of its reply."""
+        carried = self.carried.setdefault(who, [0, 0])
+        carried[1] += up
+        if down:
+            self.down.update(self._requests.sent[who].parts)
+            carried[0] += self._requests.sent[who].size
+            self._answered[who] = False
 
     def _check(self, who: int, reply: bytes | Failure) -> Reply | None:
-        part = self._slices.pop(who, None)
-        if part is not None and who in self._answered:
-            self.books.masks.note(who, None)  # until its reply counts
+        part = self._part(who)
         if isinstance(reply, Failure):
-            self.left_out.append({"client": who, "reason": short(reply.reason)})
+            self._fail(reply)
             return None
+        known = self.ask.expects.known if part is None else part.mask()
+        base = self._requests.base_of(who)
+        self._received[who] = sent = Sent(self.setting, partial(self._requests.read_by, who, base))
+        context = self._requests.sent[who].context
         try:
-            known = self._expects.known if part is None else part.mask()
-            message = decode(reply, replace(self._expects, known=known, context=self._sent[who].context))
-            _sane(message.scalars, {**_COUNTED, **self.bounds})
-            message = self._restore(message, self._bases.pop(who, self._base), known)
-            counted = self._guarded(who, message)
-            self._check_claims(who, message.scalars)
+            taken = self._intake.read(who, reply, sent, known=known, context=context, base=lambda: base)
+            self.books.claims.check_all(who, self.ask.phase, taken.scalars)
         except WireError as broken:
             self.up["refused"] += len(reply)
             self.left_out.append({"client": who, "reason": short(str(broken))})
             return None
-        self.up.update(part_sizes(reply, checked=True))
+        own = part is not None and taken.mask is not None and taken.mask is not known
+        self._count(who, part_sizes(reply, checked=True), taken.scalars, part, name_of(taken.mask or {}) if own else "")
+        return taken
+
+    def _part(self, who: int) -> Slice | None:
+        """Return the part of the model that a client was sent, which it must not be thought to hold until it counts."""
+        part = self._requests.slices.pop(who, None)
+        if part is not None and who in self._answered:
+            self.books.masks.note(who, None)
+        return part
+
+    def _fail(self, failure: Failure) -> None:
+        self.left_out.append({"client": failure.client, "reason": short(failure.reason)})
+
+    def _count(
+        self, who: int, parts: Mapping[str, int], scalars: Mapping[str, Scalar], part: Slice | None, own: str
+    ) -> None:
+        """Book a reply that counts."""
+        self.up.update(parts)
         self._answered[who] = True
         self.books.confirm_base(who)
         if part is not None:
-            self.macs[who] = self.macs_of(known)
-            own = message.mask is not None and message.mask is not known
-            self.books.masks.note(who, name_of(message.mask or {}) if own else part.name)
-        self.reply_scalars.append({"client": who, **message.scalars})
-        return counted
+            self.macs[who] = self.macs_of(part.mask())
+            self.books.masks.note(who, own or part.name)
+        self.reply_scalars.append({"client": who, **scalars})
 
-    def _check_claims(self, who: int, scalars: Mapping[str, Scalar]) -> None:
-        """Hold a client to the rows that it has had since a reply of its first counted."""
-        for name, kind in (_HELD_OUT if self.ask.phase == EVALUATE else _TRAINED).items():
-            if name in scalars:
-                self.books.claims.check(who, kind, int(scalars[name]))
-
-    def _guarded(self, who: int, message: Message) -> Reply:
-        """Return what the guards let the server count of a reply."""
-        rows = int(message.scalars.get("samples", 0))
-        reply = Reply(who, rows, message.tensors, message.mask, message.scalars)
-        sent = Sent(self.setting, partial(self.ask.request, who))
-        passage = Passage(self.ask.phase, self.ask.round, who, self.setting, self.study.wire)
-        for guard in reversed(self.guards) if self.ask.phase != EVALUATE else ():
-            reply = guard.arriving(reply, sent, passage)
-            if not isinstance(reply, Reply):
-                raise ConfigError(f"guard {type(guard).__name__}: arriving returned {reply!r}, and no reply")
-        if reply.tensors is not message.tensors:
-            _finite(reply.tensors)
-        return reply
-
-    def _restore(self, message: Message, base: Tensors, known: Masks | None) -> Message:
-        """Return the weights that a reply to ``base`` stands for."""
-        replies = self.study.wire.replies
-        if not self._trains or replies == "weights":
-            return message
-        if replies == "topk":
-            message = replace(message, mask=known if self.ask.expects.mask == "same" else None)
-        return feedback.from_update(message, base)
-
-
-def _finite(tensors: Tensors) -> None:
-    """Refuse what guards made of a reply if it is not finite; decoding has refused the reply itself otherwise."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise WireError(f"tensor {name!r}: what the guards made of it holds NaN or infinity")
-
-
-def _sane(scalars: Mapping[str, Scalar], bounds: Mapping[str, tuple[float, float]]) -> None:
-    for name, value in scalars.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
-        least, most = bounds.get(name, (-math.inf, math.inf))
-        if not isinstance(value, str) and not least <= value <= most:
-            raise WireError(f"scalar {name!r} is {value}; {least} to {most} is expected")
+    def _sent_to(self, who: int) -> Sent:
+        """Return a request as its client read it."""
+        return self._received.pop(who, None) or Sent(self.setting, partial(self._requests.read_by, who, None))

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from secateur.engines import Engine, Serve
-from secateur.engines.local import CLIENT, LocalEngine
+from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
+from secateur.engines.workers import CLIENT
 from secateur.study.runtime import Runtime
 
 OpenEngine = Callable[..., Engine]

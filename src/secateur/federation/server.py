@@ -27,7 +27,7 @@ from secateur.contract.state import Setting, State
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, trial
+from secateur.federation import base, checkpoint, client, gathering, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
@@ -45,6 +45,7 @@ from secateur.federation.folder import (
     read_summary,
     reserve,
 )
+from secateur.federation.intake import SECONDS
 from secateur.federation.opening import OpenEngine, open_local
 from secateur.federation.quorum import Attempts, check_learnt
 from secateur.federation.records import (
@@ -154,7 +155,7 @@ class Run:
         torch.set_num_threads(1)
         try:
             came = str((self.folder / base.NAME).absolute())
-            make = client.build if (self.folder / checkpoint.NAME).exists() else trial.build
+            make = gathering.build if (self.folder / checkpoint.NAME).exists() else trial.build
             serve = partial(make, self.study.model_dump_json(), str(self.shards_folder), came)
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
@@ -225,7 +226,7 @@ class Run:
 
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
-        worked = {int(t["client"]): float(t[client.SECONDS]) for t in exchange.reply_scalars}
+        worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
@@ -353,9 +354,9 @@ class Run:
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
         bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
         bounds |= {metric.name: metric.bounds for metric in further}
-        exchange = self._exchange(ask, engine, bounds=bounds)
-        for _ in exchange.replies():
-            pass
+        exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
+        with Spool(self.folder) as spool:
+            exchange.reduce(state, spool)
         return exchange
 
     def _local(self, exchange: Exchange) -> Row:

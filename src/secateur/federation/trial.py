@@ -21,7 +21,9 @@ from secateur.contract.reducer import reduce
 from secateur.contract.state import Setting
 from secateur.errors import DataError, EngineError, ModelError, NobodyTrainedError, SecateurError, WireError
 from secateur.federation import client as clients
+from secateur.federation import gathering
 from secateur.federation.client import Participant
+from secateur.federation.gathering import Gatherer
 from secateur.federation.records import listing, short
 from secateur.learning import batched, loop, resident
 from secateur.learning.evaluate import evaluate
@@ -49,15 +51,15 @@ class _Alone(Setting):
         return (self.only,)
 
 
-def build(study: str, folder: str, kept: str = "") -> Participant:
-    """Return a participant in a worker process, as ``client.build`` does, after a trial.
+def build(study: str, folder: str, kept: str = "") -> Gatherer:
+    """Return what a worker process serves clients with, as ``gathering.build`` does, after a trial.
 
     Raises:
         NobodyTrainedError: see ``check``.
     """
-    participant = clients.build(study, folder, kept)
-    check(participant, participant.setting.cohort(1))
-    return participant
+    gatherer = gathering.build(study, folder, kept)
+    check(gatherer.participant, gatherer.participant.setting.cohort(1))
+    return gatherer
 
 
 def check(participant: Participant, cohort: Sequence[int]) -> None:

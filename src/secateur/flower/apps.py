@@ -50,7 +50,7 @@ from secateur.flower.engine import (
 from secateur.learning.task import TASKS
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study
-from secateur.wire import codec
+from secateur.wire import head
 
 _SERVERS = ("out", "deadline", "wait")
 _RUN_ID = "flower-run"
@@ -181,10 +181,10 @@ _LARGEST_SIZE, _MOST_SIZES = 2**20, 9
 
 
 def _versions(about: About) -> str | None:
-    if about.get("wire") != codec.VERSION:
+    if about.get("wire") != head.VERSION:
         return (
             f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
-            f"{importlib.metadata.version('secateur')} ({codec.VERSION}): install the same on both"
+            f"{importlib.metadata.version('secateur')} ({head.VERSION}): install the same on both"
         )
     wrong = [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]
     if wrong:
@@ -251,7 +251,7 @@ def _about(participant: Participant) -> About:
     shape, specs = Shape.of(participant.shards), participant.setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
-        "secateur": importlib.metadata.version("secateur"), "wire": codec.VERSION,
+        "secateur": importlib.metadata.version("secateur"), "wire": head.VERSION,
         "inputs": list(shape.input_shape), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
         "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16],
     }  # fmt: skip

@@ -16,7 +16,8 @@ from secateur.flower.strategy import EPOCHS, PHASE
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import apply
 from secateur.wire import masks as packing
-from secateur.wire.codec import context_of, decode, encode, lost
+from secateur.wire.codec import decode, encode, lost
+from secateur.wire.head import context_of
 from secateur.wire.message import Expected, Masks, Spec, specs_of
 from secateur.wire.message import Message as Sparse
 

@@ -44,7 +44,8 @@ from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
 from secateur.pruning.discovery import layout
-from secateur.wire.codec import context_of, decode, encode, is_lost, part_sizes
+from secateur.wire.codec import decode, encode, is_lost, part_sizes
+from secateur.wire.head import context_of
 from secateur.wire.message import Message, Scalar, specs_of
 
 EPOCHS, PHASE = "epochs", "phase"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,35 +21,60 @@ from numpy.typing import NDArray
 from secateur.errors import MaskNotHeldError, TensorsNotHeldError, WireError
 from secateur.wire import masks, scalars, values
 from secateur.wire import specs as listing
+from secateur.wire.head import (
+    BY_HASH,
+    CHANGE,
+    CRC_AT,
+    FRESH,
+    HEAD,
+    KNOWING,
+    KNOWN,
+    LACKING,
+    LOST,
+    MESSAGE,
+    NO_MASK,
+    WANTS,
+    Head,
+    context_of,
+    opened,
+    past_known,
+    seal,
+)
 from secateur.wire.known import Known
 from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
 from secateur.wire.reader import Reader
 from secateur.wire.values import FORMATS, Values
 
-_HEAD = struct.Struct("<4sBBBBIIIQ")
-_CRC_AT = 8
-_MAGIC = b"SCTR"
-VERSION = 2
-_MESSAGE, _LOST, _LACKING = range(3)
-_WANTS = {_LOST: "the full mask", _LACKING: "tensors that were named"}
-_NO_MASK, _KNOWN, _FRESH, _CHANGE = range(4)
-_BY_HASH = 4  # added to the mask's form where the tensors are named by their hash
-_KNOWING = 8  # added to the mask's form where a group of known tensors is named
 _MOST_SCALARS = 64
 _BLOCK = 1 << 20
 _NUMPY = {torch.float32: "<f4", torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1"}
 
 
 @dataclass(frozen=True)
-class _Head:
-    kind: int
-    form: int
-    by_hash: bool
-    knowing: bool
-    values: Values
-    context: int
-    mask_size: int
-    values_size: int
+class Written:
+    """A payload as it was written, in pieces that are one after the other.
+
+    Attributes:
+        message: what is in it.
+        buffers: the pieces.
+        sizes: how many of its bytes are values, mask, framing and base, as ``part_sizes`` says.
+        known: whether its mask is the one that the receiver holds.
+        finite: whether all its float values are finite.
+    """
+
+    message: Message
+    buffers: Sequence[bytes | memoryview]
+    sizes: Mapping[str, int]
+    known: bool
+    finite: bool
+
+    def __len__(self) -> int:
+        """Return the number of bytes."""
+        return sum(self.sizes.values())
+
+    def bytes(self) -> bytes:
+        """Return the payload in one piece."""
+        return b"".join(self.buffers)
 
 
 class Outgoing:
@@ -72,7 +97,7 @@ class Outgoing:
         self, message: Message, *, values: Values = "fp32", template: Mapping[str, Spec] | None = None,
         context: int = 0, seed: int = 0,
     ) -> None:  # fmt: skip
-        self._mask = message.mask
+        self._message, self._mask = message, message.mask
         self._names = sorted(message.tensors)
         self._format = FORMATS.index(values)
         self._context = context
@@ -82,26 +107,34 @@ class Outgoing:
         self._opening = scalars.write(message.scalars) + (
             listing.digest(specs) if self._by_hash else listing.describe(specs)
         )
-        self._values = _write_values(message, self._names, values, seed)
+        self._values, self._finite = _write_values(message, self._names, values, seed)
 
     def bytes(self, known: Masks | None = None, group: Known | None = None) -> bytes:
+        """Return the payload for a receiver that holds the mask ``known``, in one piece; see ``write``."""
+        return self.write(known, group).bytes()
+
+    def write(self, known: Masks | None = None, group: Known | None = None) -> Written:
         """Return the payload for a receiver that holds the mask ``known``; equal messages give equal bytes.
 
         Args:
             known: the mask; None: it holds none.
             group: the group of tensors that the payload names, and may carry; None: none.
         """
-        mask, form, name = b"", _NO_MASK, b""
+        mask, form, name = b"", NO_MASK, b""
         if self._mask is not None and masks.same(self._mask, known):
-            form, name = _KNOWN, masks.digest(self._mask)
+            form, name = KNOWN, masks.digest(self._mask)
         elif self._mask is not None:
             mask, changes = masks.write(self._mask, self._names, known)
-            form = _CHANGE if changes else _FRESH
+            form = CHANGE if changes else FRESH
             name = masks.digest(known or {}) if changes else b""
-        form |= (_BY_HASH if self._by_hash else 0) | (_KNOWING if group else 0)
+        form |= (BY_HASH if self._by_hash else 0) | (KNOWING if group else 0)
         named = group.write() if group else b""
-        head = [form, self._context, len(name) + len(mask), len(self._values)]
-        return _seal(_MESSAGE, self._format, *head, body=[name, named, self._opening, mask, self._values])
+        masked, size = len(name) + len(mask), sum(map(len, self._values))
+        body = [name, named, self._opening, mask, *self._values]
+        buffers = seal(MESSAGE, self._format, form, self._context, masked, size, body=body)
+        sizes = {"values": size, "mask": masked} | ({"base": group.size} if group else {})
+        sizes["framing"] = sum(map(len, buffers)) - sum(sizes.values())
+        return Written(self._message, buffers, sizes, form & ~(BY_HASH | KNOWING) == KNOWN, self._finite)
 
 
 def encode(
@@ -120,7 +153,7 @@ def lost(request: bytes, *, tensors: bool = False) -> bytes:
         tensors: this side lacks the tensors that are named by their digest, and perhaps the mask too; False: it lacks
             the mask only.
     """
-    return _seal(_LACKING if tensors else _LOST, 0, _NO_MASK, context_of(request), 0, 0, body=[])
+    return b"".join(seal(LACKING if tensors else LOST, 0, NO_MASK, context_of(request), 0, 0, body=[]))
 
 
 def known_in(data: bytes) -> Known | None:
@@ -130,7 +163,7 @@ def known_in(data: bytes) -> Known | None:
         WireError: the payload is none of this version, or ends within the group.
     """
     reader = Reader(data)
-    return _past_known(reader, _open(reader, verify=False))
+    return past_known(reader, opened(reader, verify=False))
 
 
 def with_scalar(data: bytes, name: str, value: float) -> bytes:
@@ -142,39 +175,25 @@ def with_scalar(data: bytes, name: str, value: float) -> bytes:
         WireError: there is no such float scalar.
     """
     reader = Reader(data)
-    head = _open(reader, verify=False)
-    _past_known(reader, head)
+    head = opened(reader, verify=False)
+    past_known(reader, head)
     at = scalars.place(reader, name)
-    parts: list[bytes | memoryview] = [data[_CRC_AT + 4 : at], struct.pack("<d", value), memoryview(data)[at + 8 :]]
-    crc = zlib.crc32(data[:_CRC_AT])
+    parts: list[bytes | memoryview] = [data[CRC_AT + 4 : at], struct.pack("<d", value), memoryview(data)[at + 8 :]]
+    crc = zlib.crc32(data[:CRC_AT])
     for part in parts:
         crc = zlib.crc32(part, crc)
-    return b"".join([data[:_CRC_AT], struct.pack("<I", crc), *parts])
+    return b"".join([data[:CRC_AT], struct.pack("<I", crc), *parts])
 
 
 def is_lost(data: bytes, context: int, *, tensors: bool = False) -> bool:
     """Return whether a reply is what ``lost`` writes; ``context`` as in ``Expected``."""
-    if len(data) != _HEAD.size:
+    if len(data) != HEAD.size:
         return False
     try:
-        head = _open(Reader(data))
+        head = opened(Reader(data))
     except WireError:
         return False
-    return head.kind == (_LACKING if tensors else _LOST) and head.context == context
-
-
-def context_of(request: bytes) -> int:
-    """Return the number that binds a reply to this request: its checksum, or 0 without a checksum."""
-    return struct.unpack_from("<I", request, _CRC_AT)[0] if len(request) >= _HEAD.size else 0
-
-
-def _seal(kind: int, fmt: int, form: int, context: int, mask: int, vals: int, *, body: list[bytes]) -> bytes:
-    fields = (_MAGIC, VERSION, kind, form, fmt)
-    rest = struct.pack("<IIQ", context, mask, vals)
-    crc = zlib.crc32(rest, zlib.crc32(struct.pack("<4sBBBB", *fields)))
-    for part in body:
-        crc = zlib.crc32(part, crc)
-    return b"".join([_HEAD.pack(*fields, crc, context, mask, vals), *body])
+    return head.kind == (LACKING if tensors else LOST) and head.context == context
 
 
 def _check(message: Message) -> None:
@@ -189,8 +208,11 @@ def _check(message: Message) -> None:
             raise WireError(f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {shape}")
 
 
-def _write_values(message: Message, names: list[str], fmt: Values, seed: int) -> bytes:
-    """Return the surviving values of float32 tensors, then the raw values of all others, each in the order of names."""
+def _write_values(message: Message, names: list[str], fmt: Values, seed: int) -> tuple[list[bytes | memoryview], bool]:
+    """Return the surviving values of float32 tensors, then the raw values of all others, each in the order of names.
+
+    The second is whether all float values are finite.
+    """
     floats, others = [], []
     for name in names:
         sent = _surviving(message.tensors[name], (message.mask or {}).get(name))
@@ -198,7 +220,8 @@ def _write_values(message: Message, names: list[str], fmt: Values, seed: int) ->
             floats.append(values.Part(name, message.tensors[name].dim(), sent))
         else:
             others.append(sent.astype(_NUMPY[message.tensors[name].dtype], copy=False).tobytes())
-    return values.write(floats, fmt, seed) + b"".join(others)
+    written = values.write(floats, fmt, seed)
+    return [*written.buffers, *others], written.finite
 
 
 def _surviving(tensor: torch.Tensor, mask: torch.Tensor | None) -> NDArray[Any]:
@@ -235,14 +258,14 @@ def decode(data: bytes | memoryview, expected: Expected) -> Message:
         Time and memory are bounded by the expected tensors, whatever the bytes announce.
     """
     reader = Reader(data)
-    head = _open(reader)
-    if head.kind != _MESSAGE:
-        raise WireError(f"the sender asks for {_WANTS[head.kind]}, here where nothing was referred to")
+    head = opened(reader)
+    if head.kind != MESSAGE:
+        raise WireError(f"the sender asks for {WANTS[head.kind]}, here where nothing was referred to")
     if expected.context is not None and head.context != expected.context:
         raise WireError("the payload answers another request than the one that was sent")
     if expected.values is not None and head.values != expected.values:
         raise WireError(f"values come as {head.values}, and were asked for as {expected.values}")
-    if head.form in {_KNOWN, _CHANGE}:
+    if head.form in {KNOWN, CHANGE}:
         sent = reader.take(masks.HASH, "the mask's hash")
         if expected.known is None or bytes(sent) != masks.digest(expected.known):
             raise MaskNotHeldError("the payload refers to a mask that the receiver does not hold")
@@ -261,40 +284,49 @@ def decode(data: bytes | memoryview, expected: Expected) -> Message:
     return Message({name: tensors[name] for name in expected.tensors if name in tensors}, mask, numbers)
 
 
-def _open(reader: Reader, *, verify: bool = True) -> _Head:
-    head = bytes(reader.take(_HEAD.size, "the header"))
-    magic, version, kind, form, fmt, crc, context, mask, vals = _HEAD.unpack(head)
-    if magic != _MAGIC:
-        raise WireError("not a secateur payload (wrong first bytes)")
-    if version != VERSION:
-        raise WireError(f"payload of wire version {version}, this side speaks {VERSION}: update the older side")
-    opening = zlib.crc32(head[_CRC_AT + 4 :], zlib.crc32(head[:_CRC_AT]))
-    if verify and crc != zlib.crc32(reader.view[_HEAD.size :], opening):
-        raise WireError("payload is damaged (its checksum differs)")
-    plain = form & ~(_BY_HASH | _KNOWING)
-    if kind > _LACKING or plain > _CHANGE or fmt >= len(FORMATS):
-        raise WireError("unknown kind of payload, mask form or value format")
-    return _Head(kind, plain, bool(form & _BY_HASH), bool(form & _KNOWING), FORMATS[fmt], context, mask, vals)
+def read_back(payload: bytes | memoryview | Written, expected: Expected) -> Message:
+    """Return what ``decode`` returns; what was written on this very side is not read where it comes back as it is.
+
+    Raises:
+        WireError: as ``decode``.
+    """
+    if not isinstance(payload, Written):
+        return decode(payload, expected)
+    written = payload.message
+    if not _comes_back(payload, expected):
+        return decode(payload.bytes(), expected)
+    mask = expected.known if payload.known else None
+    tensors = {}
+    for name in expected.tensors:
+        kept, tensor = (mask or {}).get(name), written.tensors[name].detach()
+        tensors[name] = tensor if kept is None else torch.where(kept, tensor, torch.zeros((), dtype=tensor.dtype))
+    return Message(tensors, mask, written.scalars)
 
 
-def _past_known(reader: Reader, head: _Head) -> Known | None:
-    """Read on to the scalars; return the group of tensors that is named on the way."""
-    if head.form in {_KNOWN, _CHANGE}:
-        reader.take(masks.HASH, "the mask's hash")
-    return Known.read(reader) if head.knowing else None
+def _comes_back(payload: Written, expected: Expected) -> bool:
+    """Return whether decoding a payload gives the message that it was made of, in the same order."""
+    written = payload.message
+    if expected.values not in {None, "fp32"} or not payload.finite or "base" in payload.sizes:
+        return False
+    masked = written.mask is not None
+    if masked != payload.known or expected.mask in ({"none"} if masked else {"required", "same"}):
+        return False
+    kinds = {name: type(value) for name, value in written.scalars.items()}
+    fits = expected.scalars is not None and kinds == dict(expected.scalars)
+    return fits and specs_of(written.tensors) == dict(expected.tensors)
 
 
-def _read_mask(reader: Reader, head: _Head, specs: Mapping[str, Spec], expected: Expected) -> Masks | None:
-    size = head.mask_size - (masks.HASH if head.form in {_KNOWN, _CHANGE} else 0)
-    if size < 0 or (size and head.form in {_NO_MASK, _KNOWN}):
+def _read_mask(reader: Reader, head: Head, specs: Mapping[str, Spec], expected: Expected) -> Masks | None:
+    size = head.mask_size - (masks.HASH if head.form in {KNOWN, CHANGE} else 0)
+    if size < 0 or (size and head.form in {NO_MASK, KNOWN}):
         raise WireError(f"a mask of {head.mask_size} bytes does not fit its form")
-    if head.form == _NO_MASK:
+    if head.form == NO_MASK:
         if expected.mask in {"required", "same"}:
             raise WireError("a mask is required and none came")
         return None
     if expected.mask == "none":
         raise WireError("a mask came where none is accepted")
-    if head.form == _KNOWN:
+    if head.form == KNOWN:
         bare = [name for name in expected.known or {} if name not in specs]
         if bare:
             raise WireError(f"the known mask covers {bare[0]!r}, which did not come")
@@ -302,7 +334,7 @@ def _read_mask(reader: Reader, head: _Head, specs: Mapping[str, Spec], expected:
     if expected.mask == "same":
         raise WireError("another mask came than the one that was sent")
     section = reader.take(size, "the mask")
-    mask = masks.read(section, specs, expected.known, changes=head.form == _CHANGE)
+    mask = masks.read(section, specs, expected.known, changes=head.form == CHANGE)
     _check_mask(mask, specs, expected)
     return {name: mask[name] for name in expected.tensors if name in mask}
 
@@ -322,7 +354,7 @@ def _check_mask(mask: Masks, specs: Mapping[str, Spec], expected: Expected) -> N
 
 
 def _read_values(
-    reader: Reader, head: _Head, specs: Mapping[str, Spec], mask: Masks, infinite: frozenset[str]
+    reader: Reader, head: Head, specs: Mapping[str, Spec], mask: Masks, infinite: frozenset[str]
 ) -> dict[str, torch.Tensor]:
     if reader.left != head.values_size:
         raise WireError(f"{head.values_size} bytes of values announced, {reader.left} are there")
@@ -376,10 +408,10 @@ def part_sizes(data: bytes, *, checked: bool = False) -> dict[str, int]:
         WireError: the payload is damaged, or announces more than it has.
     """
     reader = Reader(data)
-    head = _open(reader, verify=not checked)
-    group = _past_known(reader, head) if head.knowing else None
+    head = opened(reader, verify=not checked)
+    group = past_known(reader, head) if head.knowing else None
     parts = {"values": head.values_size, "mask": head.mask_size} | ({"base": group.size} if group else {})
     framing = len(data) - sum(parts.values())
-    if framing < _HEAD.size:
+    if framing < HEAD.size:
         raise WireError("the payload announces more than it has")
     return {**parts, "framing": framing}

@@ -1,0 +1,213 @@
+"""Worker processes: how they are started, what they do, and the server's end of their pipes."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import cast
+
+from secateur.engines import Serve, ServeGathering, ServeTogether, Task
+from secateur.engines.pipes import (
+    BROKEN,
+    GATHER,
+    JOB,
+    MADE,
+    OK,
+    RAISED,
+    READY,
+    Buffer,
+    Item,
+    Room,
+    one_line,
+    receive,
+    receive_result,
+    send,
+    send_result,
+)
+from secateur.engines.script import spared
+from secateur.engines.store import StateStore
+from secateur.errors import EngineError
+
+CLIENT = ("secateur.federation.gathering",)
+"""What workers that serve clients import."""
+_THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+Asked = tuple[int, bytes, bytes | None]
+
+
+@contextlib.contextmanager
+def for_workers() -> Iterator[None]:
+    """Let processes started inside the block compute in one thread, and keep the memory that they free.
+
+    The number of workers is set to the number of cores, so more threads would only fight for them. A training step
+    frees and asks for a gradient's memory again: where glibc gives it back to the system each time, the system clears
+    it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
+    environment is put back.
+    """
+    wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
+    """Return how processes are started: forked from one that has imported ``preload``, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forked = multiprocessing.get_context("forkserver")
+    forked.set_forkserver_preload(list(preload))
+    return forked
+
+
+def warm() -> None:
+    """Start what workers are forked from, where they are, so that it imports while this process does.
+
+    Control-C in the terminal reaches it too: this process alone answers.
+    """
+    if processes().get_start_method() == "forkserver":
+        from multiprocessing import forkserver, resource_tracker  # noqa: PLC0415 -- not on every system
+
+        resource_tracker.ensure_running()  # the first call ends with the signal let through again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            with for_workers():
+                forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def said_of(client: int, answer: tuple[bytes, bytes | None] | Exception) -> Item:
+    """Return what a worker says of one client's answer."""
+    if not isinstance(answer, Exception):
+        reply, state = answer
+        if isinstance(reply, bytes) and isinstance(state, bytes | None):
+            return OK, client, reply, state
+        answer = TypeError(f"bytes are expected, not {type(reply).__name__} and {type(state).__name__}")
+    return RAISED, client, one_line(answer), None
+
+
+def answers(serve: Serve, asked: Sequence[Asked]) -> list[Item]:
+    """Serve one client, or several at once; whatever a client's code raises costs that client its place only."""
+    try:
+        if len(asked) > 1:
+            pairs = zip(asked, cast("ServeTogether", serve).together(asked), strict=True)
+            return [said_of(client, answer) for (client, _, _), answer in pairs]
+        return [said_of(client, serve(client, request, state)) for client, request, state in asked]
+    except Exception as error:  # noqa: BLE001
+        return [said_of(client, error) for client, _, _ in asked]
+
+
+def gathered(serve: Serve, job: object, first: int, asked: Sequence[Asked]) -> tuple[list[Item], list[Buffer]]:
+    """Serve clients and reduce their replies; return the new states, and what was made of the replies."""
+    try:
+        made, states = cast("ServeGathering", serve).gather(job, first, asked)
+    except Exception as error:  # noqa: BLE001 -- as above; what a single client's code raises is in what was made
+        return [said_of(client, error) for client, _, _ in asked], []
+    kept = [(OK, client, None, state) for (client, _, _), state in zip(asked, states, strict=True)]
+    return [*kept, (MADE, first, None, None)], list(made)
+
+
+def _work(pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, Room]) -> None:
+    """Serve requests until the pipe closes, which also happens when the server is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        serve = make_serve()
+    except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
+        send(pipe, [(BROKEN, 0, one_line(error), None)])
+        return
+    last, job, turn = b"", None, 0
+    with contextlib.suppress(EOFError, OSError):
+        send(pipe, [(READY, 0, None, None)])
+        while True:
+            (kind, first, _, _), *rest = receive(pipe)
+            if kind == JOB:
+                job = pipe.recv()
+                continue
+            asked = []
+            for _, client, request, state in rest:
+                last = last if request is None else request
+                asked.append((client, last, state))
+            if kind == GATHER:
+                items, buffers = gathered(serve, job, first, asked)
+                send(pipe, items)
+                if items[-1][0] == MADE:
+                    send_result(pipe, rooms[turn % 2], buffers)
+                    turn += 1
+            else:
+                send(pipe, answers(serve, asked))
+
+
+class Worker:
+    """One process and the task it has at the moment."""
+
+    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
+        self.pipe, theirs = context.Pipe()
+        # two, since it begins its next task while the server still looks at what it made of the last one
+        self._rooms, self._turn = (Room.make(), Room.make()), 0
+        self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(theirs, make_serve, self._rooms), daemon=True
+        )
+        try:
+            with for_workers(), spared(make_serve):
+                self.process.start()
+        except Exception as error:
+            self.pipe.close()
+            raise EngineError(f"a worker process cannot be started: {one_line(error).decode()}") from error
+        finally:
+            theirs.close()
+        self.task: Task | None = None
+        self.last: bytes | None = None
+        self.job: object = None
+        self.ready = False
+
+    def give(self, task: Task, states: StateStore, job: object) -> None:
+        """Send a task; a job or a request that is the one before is not sent again."""
+        self.task = task
+        items: list[Item] = [(OK if job is None else GATHER, task.first, None, None)]
+        for client, request in task.requests:
+            items.append((OK, client, None if request is self.last else request, states.get(client)))
+            self.last = request
+        # a dead worker is noticed when its pipe is read
+        with contextlib.suppress(OSError):
+            if job is not None and job is not self.job:
+                send(self.pipe, [(JOB, 0, None, None)])
+                self.pipe.send(job)
+                self.job = job
+            send(self.pipe, items)
+
+    def hear(self) -> tuple[list[Item], list[memoryview]]:
+        """Return what the process sent, empty if it died, and the result that it made.
+
+        The result's memory is used again for what is made two tasks later.
+        """
+        try:
+            # what a worker sent before it died still counts
+            items = receive(self.pipe) if self.pipe.poll() else []
+            if not items or items[-1][0] != MADE:
+                return items, []
+            made = receive_result(self.pipe, self._rooms[self._turn % 2])
+        except (EOFError, OSError):
+            return [], []
+        self._turn += 1
+        return items[:-1], made
+
+    def stop(self) -> None:
+        """Kill the process."""
+        self.pipe.close()
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        for room in self._rooms:
+            room.close()

@@ -1,0 +1,139 @@
+"""Parcels: what a worker hands to the server for several clients, as buffers and back.
+
+The first buffer is a JSON document with the answers, and with the place of each tensor among the other buffers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from secateur.contract.fold import Node
+from secateur.contract.reducer import Sums
+from secateur.contract.reply import Reply
+from secateur.errors import EngineError
+from secateur.wire.message import Scalar
+
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint8, torch.bool,
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is said of one client's answer.
+
+    Attributes:
+        client: the client.
+        length: the bytes of its reply.
+        parts: these bytes by part of the payload.
+        scalars: the scalars of the reply.
+        refused: why the reply was refused; empty: it counts.
+        failed: what the client's code raised; empty: there is a reply.
+        own: the name of the reply's mask where it is another than that of the request.
+    """
+
+    client: int
+    length: int = 0
+    parts: Mapping[str, int] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    refused: str = ""
+    failed: str = ""
+    own: str = ""
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What became of the replies to a task.
+
+    Attributes:
+        accounts: of each client of the task; empty if some lack what their requests refer to.
+        sums: the sums of those whose replies count, by node of the fold; None: nobody's of that node.
+        replies: single replies, of tasks whose replies are not summed.
+        lacking: the clients that lack the mask, or the tensors (True), that their requests refer to.
+        broken: what keeps any reply from being read; empty: nothing.
+    """
+
+    accounts: Sequence[Account] = ()
+    sums: Sequence[tuple[Node, Sums | None]] = ()
+    replies: Sequence[Reply] = ()
+    lacking: Mapping[int, bool] = field(default_factory=dict)
+    broken: str = ""
+
+    def write(self) -> list[bytes | memoryview]:
+        """Return it as buffers.
+
+        Raises:
+            EngineError: a reduction's accumulator holds what cannot travel between processes.
+        """
+        buffers: list[bytes | memoryview] = [b""]
+        head = {
+            "accounts": [
+                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own] for a in self.accounts
+            ],
+            "sums": [
+                [node.level, node.index, None if sums is None else _packed(sums.of, buffers)]
+                for node, sums in self.sums
+            ],
+            "replies": [
+                [r.client, r.rows, _packed(r.tensors, buffers), None if r.mask is None else _packed(r.mask, buffers)]
+                for r in self.replies
+            ],
+            "lacking": list(self.lacking.items()),
+            "broken": self.broken,
+        }
+        buffers[0] = json.dumps(head).encode()
+        return buffers
+
+    @classmethod
+    def read(cls, buffers: Sequence[memoryview]) -> Parcel:
+        """Return what was written; the tensors are views of the buffers."""
+        head = json.loads(bytes(buffers[0]))
+        accounts = [Account(*account) for account in head["accounts"]]
+        scalars = {account.client: account.scalars for account in accounts}
+        sums = [
+            (Node(level, index), None if found is None else Sums(_unpacked(found, buffers), borrowed=True))
+            for level, index, found in head["sums"]
+        ]
+        replies = []
+        for client, rows, tensors, mask in head["replies"]:
+            held = None if mask is None else _unpacked(mask, buffers)
+            replies.append(Reply(client, rows, _unpacked(tensors, buffers), held, scalars[client], borrowed=True))
+        return cls(accounts, sums, replies, dict(head["lacking"]), head["broken"])
+
+
+def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:
+    """Return a part as JSON, in which lists stand for tensors, which are added to the buffers."""
+    if isinstance(part, torch.Tensor):
+        flat = part.detach().cpu().contiguous().reshape(-1)
+        buffers.append(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+        return [len(buffers) - 1, str(part.dtype).removeprefix("torch."), *part.shape]
+    if isinstance(part, Mapping):
+        return {str(name): _packed(inner, buffers) for name, inner in part.items()}
+    if isinstance(part, bool | int | float | str):
+        return part
+    raise EngineError(
+        f"a reduction's accumulator holds {type(part).__name__}, which cannot travel between processes: hold tensors, "
+        "numbers and dictionaries of these, or set linear = False"
+    )
+
+
+def _unpacked(part: Any, buffers: Sequence[memoryview]) -> Any:
+    if isinstance(part, dict):
+        return {name: _unpacked(inner, buffers) for name, inner in part.items()}
+    if not isinstance(part, list):
+        return part
+    number, dtype, *shape = part
+    buffer = buffers[number]
+    if not len(buffer):
+        return torch.zeros(shape, dtype=_DTYPES[dtype])
+    return torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(_DTYPES[dtype]).reshape(shape)
