@@ -51,7 +51,7 @@ def test_clients_that_were_left_out_for_one_reason_are_one_line():
     assert lines[-3:] == [
         "autoflip round 1: 3 clients (3, 5, 8) left out: it has 3 rows",
         "autoflip round 1: client 9 left out: silent",
-        "autoflip round 1: fewer replies counted than the 7 needed; others are asked",
+        "autoflip round 1: fewer replies counted than the 7 needed: nothing is learnt from it",
     ]
 
 

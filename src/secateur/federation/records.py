@@ -164,4 +164,4 @@ def line(row: Row) -> str:
     )
     text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
     text += "".join(f"; left out client {o['client']}: {short(o['reason'])}" for o in row["left_out"])
-    return text + (f"; fewer replies than {row[BELOW]}: other clients are asked" if BELOW in row else "")
+    return text + (f"; fewer replies than {row[BELOW]}: nothing is learnt from it" if BELOW in row else "")

@@ -1,6 +1,6 @@
 """The trial before the first round: a client's first steps where its rows lie; what cannot be trained is refused.
 
-A client answers the method's first asks, such as an exploration or a score, and the first training, from one batch of
+A client answers the method's first asks, such as an exploration or a score, and the first training, from a few of
 its rows and as their only client. It uses a model of its own, and nothing of it remains: no bit of the run depends on
 it, and no byte is carried.
 """
@@ -30,12 +30,11 @@ from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Fit
 from secateur.learning.task import Data
 from secateur.streams import global_stream
-from secateur.wire.codec import decode, encode
-from secateur.wire.message import Expected, Message
+from secateur.wire.message import Expected, Message, specs_of
 
 _CLIENTS = 3  # of the first cohort that are tried, until one of them can be trained
 _EPOCHS = 2  # a step may only show in the next one that it went out of bounds
-_ASKS = 6
+_ASKS, _ROWS = 6, 8
 _REFUSED = "no first step of training can be taken"
 
 
@@ -89,10 +88,10 @@ def said_by_worker(broken: EngineError) -> SecateurError:
 
 
 def first_steps(participant: Participant, who: int) -> None:
-    """Let one client answer the first asks of the participant's method, on one batch of its rows, for two epochs.
+    """Let one client answer the first asks of the participant's method, on a few of its rows, for two epochs.
 
     Raises:
-        WireError: a reply is not what the method expects, or its loss or a tensor is not finite.
+        WireError: a reply has other tensors than the method expects, or its loss or a tensor is not finite.
         Exception: whatever the model, the task or the method raises.
     """
     study = participant.study
@@ -100,7 +99,8 @@ def first_steps(participant: Participant, who: int) -> None:
         model = clients.make_model(study, participant.shards)
         setting = _Alone(**{**vars(participant.setting), "only": who})
         data = participant.data(who)
-        few = replace(data, x=data.x[: study.training.batch_size], y=data.y[: study.training.batch_size])
+        count = min(_ROWS, study.training.batch_size)
+        few = replace(data, x=data.x[:count], y=data.y[:count])
         training = replace(study.training, epochs=_EPOCHS)
         _check_batches(participant, model, few)
         view = Client(who, setting, model, few, training, {}, resident.tensors_of(model))
@@ -174,13 +174,18 @@ def _short(fit: Callable[..., Fit], *given: Any, effort: loop.Effort | None = No
 
 def _check(ask: Ask, reply: Message) -> None:
     loss = float(reply.scalars.get("loss", 0.0))
-    if not math.isfinite(loss):
+    wild = [n for n, t in reply.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+    if wild or not math.isfinite(loss):
+        what = f"tensor {wild[0]!r} holds NaN or infinity" if math.isfinite(loss) else f"its loss is {loss}"
         raise WireError(
-            f"its loss is {loss} after a step or two: lower training.lr or set training.clip, and look for values in "
-            "its rows that are missing, infinite or huge"
+            f"{what} after a step or two: lower training.lr or set training.clip, and look for values in its rows that "
+            "are missing, infinite or huge"
         )
-    known = ask.request(ask.clients[0])[1] if ask.slices is not None else ask.expects.known
-    decode(encode(reply, known=known), replace(ask.expects, known=known))
+    expects, sent = ask.expects, specs_of(reply.tensors)
+    wrong = [name for name in {**expects.tensors, **sent} if sent.get(name) != expects.tensors.get(name)]
+    if wrong and not expects.optional:
+        name, wanted = wrong[0], expects.tensors.get(wrong[0])
+        raise WireError(f"its reply in phase {ask.phase!r}: tensor {name!r} is {sent.get(name)}, {wanted} is expected")
 
 
 def _worded(broken: Exception) -> str:

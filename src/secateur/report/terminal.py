@@ -96,7 +96,9 @@ class Display(_Live):
             text = f"{name} round {done}: {listing(group['clients'])} left out: {group['reason']}"
             self.console.print(text, style="yellow", markup=False)  # a client's own words, which may hold brackets
         if BELOW in event:
-            text = f"{name} round {done}: fewer replies counted than the {event[BELOW]} needed; others are asked"
+            text = (
+                f"{name} round {done}: fewer replies counted than the {event[BELOW]} needed: nothing is learnt from it"
+            )
             self.console.print(text, style="yellow", markup=False)
 
 
