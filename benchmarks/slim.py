@@ -29,7 +29,7 @@ from secateur.pruning.allocation import Uniform
 from secateur.pruning.discovery import layout
 from secateur.pruning.granularity import Channel, Head
 from secateur.pruning.mask import Mask, intersect
-from secateur.pruning.structure import plan
+from secateur.pruning.structure import Layout, plan
 from secateur.pruning.surgery import shrink
 
 CASES = {
@@ -54,9 +54,8 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     return model, (x * VOCABULARY).long() if tokens else x, torch.arange(rows) % 10
 
 
-def mask_of(model: nn.Module, sparsity: float, multiple: int) -> Mask:
+def mask_of(model: nn.Module, found: Layout, sparsity: float, multiple: int) -> Mask:
     """Return the mask that leaves each layer its share of channels, and each attention its share of heads."""
-    found = layout(model)
     scores = {name: parameter.detach().abs() for name, parameter in model.named_parameters()}
     mask: Mask | None = None
     for kind, granularity in (("channel", Channel(multiple=multiple)), ("head", Head())):
@@ -107,9 +106,10 @@ def in_turn(calls: list[Callable[[], None]], repeats: int) -> list[float]:
 def measure(name: str, sparsity: float, multiple: int, repeats: int) -> dict[str, Any]:
     """Return one row of the table."""
     model, x, y = network(name)
-    mask = mask_of(model, sparsity, multiple)
+    found = layout(model, example=x[:1])
+    mask = mask_of(model, found, sparsity, multiple)
     enforce(model, mask)
-    small = shrink(model, plan(mask, layout(model).groups))
+    small = shrink(model, plan(mask, found.groups))
     apart = float((model.eval()(x) - small.eval()(x)).abs().max().detach())
     steps = in_turn([step(model, x, y), step(small, x, y)], repeats)
     forward = in_turn([inference(model, x), inference(small, x)], repeats)
@@ -147,8 +147,9 @@ def table(rows: list[dict[str, Any]]) -> str:
 def show_profile(name: str, sparsity: float) -> None:
     """Print where a training step's time goes, dense and slim."""
     model, x, y = network(name)
-    mask = mask_of(model, sparsity, 1)
-    for label, net in (("dense", model), ("slim", shrink(model, plan(mask, layout(model).groups)))):
+    found = layout(model, example=x[:1])
+    mask = mask_of(model, found, sparsity, 1)
+    for label, net in (("dense", model), ("slim", shrink(model, plan(mask, found.groups)))):
         run = step(net, x, y)
         run()
         with profile(activities=[ProfilerActivity.CPU]) as taken:

@@ -86,7 +86,7 @@ def lab(folder, study_):
     """
     shards = open_shards(folder)
     model = client.make_model(study_, shards)
-    setting = client.make_setting(study_, model, shards.clients)
+    setting = client.make_setting(study_, model, shards.clients, client.example(shards))
     theta = tensors_of(model)
 
     def view(k):

@@ -139,7 +139,7 @@ def test_a_frozen_layer_keeps_what_its_model_gave_it():
 
 
 def test_units_that_a_frozen_layer_makes_or_reads_stay():
-    found = layout(built("frozen"))
+    found = layout(built("frozen"), example=torch.zeros(1, 1, 4, 4))
     assert [group.name for group in found.groups] == ["middle"]
     assert "body.1" in found.whole
     assert "never trained" in found.whole["body.1"]

@@ -165,7 +165,8 @@ def test_initial_weights_follow_the_seed_and_nothing_else(folder):
 
 def test_settings_are_equal_on_both_sides(folder, participant):
     shards = open_shards(folder)
-    server = client.make_setting(small("fedavg"), client.make_model(small("fedavg"), shards), shards.clients)
+    model = client.make_model(small("fedavg"), shards)
+    server = client.make_setting(small("fedavg"), model, shards.clients, client.example(shards))
     assert server == participant.setting
 
 

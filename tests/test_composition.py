@@ -215,7 +215,7 @@ def test_rewinding_gives_survivors_the_weights_of_that_round(rewind, shards):
     held = open_shards(shards)
     model = client.make_model(study, held)
     method = study.build_method()
-    state = method.start(client.make_setting(study, model, held.clients), tensors_of(model), {})
+    state = method.start(client.make_setting(study, model, held.clients, client.example(held)), tensors_of(model), {})
     after = [state]
     for _ in range(4):
         ask = method.plan(state)

@@ -20,7 +20,11 @@ from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study, read_toml
 
-LATER = {"training": {"schedule", "period", "floor"}, "data": {"task"}, "quorum": True}  # came after the first runs
+LATER = {
+    "training": {"schedule", "period", "floor"},
+    "data": {"task", "target", "site", "options"},
+    "quorum": True,
+}  # came after the first runs
 
 
 def test_defaults_are_the_main_job():
@@ -271,3 +275,17 @@ def test_a_task_of_ones_own_is_found_before_anything_runs():
         parse_study({"data": {"task": "json:loads"}})
     with pytest.raises(ConfigError, match="must be a class derived from"):
         parse_study({"data": {"task": "collections:Counter"}})
+
+
+def test_columns_and_options_of_data_are_settings():
+    """A name may hold what else separates: the first = ends the path, and commas end nothing."""
+    values = {}
+    for setting in ["data.target=a=b#c,d", "data.options.drop=id, old", 'data.options.missing=["-9", "x"]',
+                    "data.options.delimiter=;", "data.options.classes=3"]:  # fmt: skip
+        assign(values, setting)
+    made = parse_study(values)
+    reading = {"target": "a=b#c,d", "drop": "id, old", "missing": ("-9", "x"), "delimiter": ";", "classes": 3}
+    assert made.data.reading == reading
+    assert parse_study(tomllib.loads(made.to_toml())).data == made.data
+    assert parse_study({"data": {"site": "ward"}}).data.reading == {"site": "ward"}
+    assert made.hash() != parse_study({}).hash()

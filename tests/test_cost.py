@@ -48,7 +48,7 @@ def test_surviving_weights_and_physical_removal_by_hand():
     }  # fmt: skip
     assert cost.macs(uses, model.state_dict(), None) == 8
     assert cost.macs(uses, model.state_dict(), mask) == 3
-    small = shrink(model, plan(mask, layout(model).groups))
+    small = shrink(model, plan(mask, layout(model, example=torch.zeros(1, 3)).groups))
     assert cost.macs(cost.uses(small, torch.zeros(1, 3)), small.state_dict(), None) == 4
 
 

@@ -34,7 +34,7 @@ from own_schedule import Below
 from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
-from secateur.errors import ConfigError, DataError, EngineError, NobodyTrainedError
+from secateur.errors import ConfigError, EngineError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
@@ -278,8 +278,8 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
     introduce = apps._introduce
 
-    def older(context):
-        about = introduce(context)
+    def older(context, wanted):
+        about = introduce(context, wanted)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
     monkeypatch.setattr(apps, "_introduce", older)
@@ -423,7 +423,7 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     apps.serve(LoopGrid(nodes), settings)
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
-    with pytest.raises(DataError, match="client 1: its data folder .*nowhere does not exist"):
+    with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
         apps._introduce(nodes[2].context)
 
 

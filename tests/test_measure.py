@@ -159,7 +159,7 @@ def test_who_answers_nothing_leaves_the_mask_as_it_was(shards):
     held = open_shards(shards)
     model = client.make_model(study, held)
     method = study.build_method()
-    state = method.start(client.make_setting(study, model, held.clients), tensors_of(model), {})
+    state = method.start(client.make_setting(study, model, held.clients, client.example(held)), tensors_of(model), {})
     ask = method.plan(state)
     assert ask.phase == "score"
     after = method.absorb(state, reduce(ask, state, []))

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import sys
+import types
 
 import pytest
 
@@ -237,8 +238,13 @@ def test_a_server_imports_no_task_that_a_node_names(trap):
     """Rows of the nodes' own say what is learnt of them; a server takes this package's tasks, or its study's."""
     about = {"own": True, "inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
     made = parse_study({"data": {"clients": 2}, "model": {"name": "mlp"}})
-    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, {0: about}):
+
+    def rows(told):
+        engine = types.SimpleNamespace(members=types.SimpleNamespace(about={0: told}))
+        return apps._rows(made, engine, trap / "run")
+
+    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), rows(about):
         pass
     assert not (trap / "imported").exists()
-    with apps._rows(made, {0: about | {"task": "regression"}}) as folder:
+    with rows(about | {"task": "regression"}) as folder:
         assert open_shards(folder).task == "regression"

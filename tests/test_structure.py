@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 def lab(folder, study):
     shards = open_shards(folder)
     model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
+    setting = client.make_setting(study, model, shards.clients, client.example(shards))
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     return view, tensors_of(model)
 

@@ -33,7 +33,7 @@ def network(name):
     for tensor in model.state_dict().values():
         if tensor.dim() == 1 and tensor.is_floating_point():
             tensor.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
-    return model, layout(model)
+    return model, layout(model, example=inputs(name)[:1])
 
 
 def inputs(name, rows=2):

@@ -57,7 +57,9 @@ class RunFlags:
     """The flags of ``run``."""
 
     method: Annotated[Optional[str], typer.Argument(help="A name of `secateur list`, or your.module")] = None  # noqa: UP045
-    data: Annotated[Optional[str], typer.Option(help="digits, idx:FOLDER, cifar10:FOLDER, text:FILE, hub:NAME")] = None  # noqa: UP045
+    data: Annotated[Optional[str], typer.Option(help="digits, table:FILE, idx:FOLDER, hub:NAME ...")] = None  # noqa: UP045
+    target: Annotated[Optional[str], typer.Option(help="A table's column to learn")] = None  # noqa: UP045
+    site: Annotated[Optional[str], typer.Option(help="A table's column of sites")] = None  # noqa: UP045
     model: Annotated[Optional[str], typer.Option(help="A name of `secateur list`, or module:factory")] = None  # noqa: UP045
     clients: Annotated[Optional[int], typer.Option(help="K")] = None  # noqa: UP045
     partition: Annotated[Optional[str], typer.Option(help="iid, dirichlet:A, pathological:K, natural")] = None  # noqa: UP045
@@ -83,7 +85,7 @@ def run(flags: RunFlags) -> None:
     given = {
         "method": flags.method, "data.source": flags.data, "model.name": flags.model,
         "data.clients": flags.clients, "rounds": flags.rounds, "data.partition": flags.partition,
-        "participation": flags.participation, "seed": flags.seed,
+        "participation": flags.participation, "seed": flags.seed, "data.target": flags.target, "data.site": flags.site,
     }  # fmt: skip
     for path, value in given.items():
         if value is not None:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +19,8 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     """Return the number of times that each entry of a weight is multiplied in one forward pass of one example.
 
     A convolution's weight is used once for each output position, a linear layer's once for each vector it
-    maps, a recurrent layer's once for each time step. The MACs of a layer are its weight's entries times its
+    maps, a recurrent layer's once for each time step, as are the projections of ``nn.MultiheadAttention`` (on average,
+    where keys and queries are of different lengths). The MACs of a layer are its weight's entries times its
     uses; biases, normalisation, activations and table look-ups are not counted.
 
     Args:
@@ -29,32 +31,43 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: object) -> None:
-            for weight, count in _layer_uses(module, inputs[0], output).items():
+        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
+            for weight, count in _layer_uses(module, (*inputs, *named.values()), output).items():
                 key = f"{name}.{weight}" if name else weight
                 counted[key] = counted.get(key, 0) + count
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.RNNBase, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
+        if isinstance(module, (nn.Linear, nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
             watch(name, module)
-    was_training = model.training
+    was_training, was_fast = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # it calls no layers, and hides padding from those that it calls
     try:
         with torch.no_grad():
             model(example)
     finally:
+        torch.backends.mha.set_fastpath_enabled(was_fast)
         for handle in handles:
             handle.remove()
         model.train(was_training)
     return counted
 
 
-def _layer_uses(module: nn.Module, entered: torch.Tensor, output: object) -> dict[str, int]:
+def _layer_uses(module: nn.Module, inputs: tuple[Any, ...], output: object) -> dict[str, int]:
+    entered = inputs[0]
     if isinstance(module, nn.RNNBase):
-        steps = entered.shape[1] if module.batch_first else entered.shape[0]
+        if isinstance(entered, nn.utils.rnn.PackedSequence):
+            steps = len(entered.data)
+        else:
+            steps = entered.shape[1] if module.batch_first else entered.shape[0]
         return {name: steps for name, _ in module.named_parameters() if name.startswith("weight")}
+    if isinstance(module, nn.MultiheadAttention):
+        queries, keys = (part.numel() // part.shape[-1] for part in inputs[:2])
+        fused = {"in_proj_weight": (queries + 2 * keys) // 3, "out_proj.weight": queries}
+        parts = {"q_proj_weight": queries, "k_proj_weight": keys, "v_proj_weight": keys}
+        return {name: count for name, count in (fused | parts).items() if name in dict(module.named_parameters())}
     assert isinstance(output, torch.Tensor)  # noqa: S101 -- conv and linear layers return one tensor
     if isinstance(module, nn.Linear):
         return {"weight": output.numel() // output.shape[-1]}

@@ -23,6 +23,7 @@ from secateur.data.shards import make_shards, open_shards
 from secateur.errors import ConfigError, DataError
 from secateur.federation import prepare
 from secateur.streams import stream
+from secateur.study.study import parse_study
 
 FASHION = Path(__file__).parents[2].parent / "shared" / "data" / "fashion_mnist"
 
@@ -263,7 +264,7 @@ def test_hub_text_without_labels_is_next_character_prediction(hub, tmp_path):
     [([10, 2, 10, 2, 1], [2, 1, 2, 1, 0]), (["b", None, "a", "b", None], [2, 0, 1, 2, 0])],  # numbers in their order
 )
 def test_hub_ids_keep_the_order_of_their_kind(hub, tmp_path, who, ids):
-    rows = hub.Dataset.from_dict({"text": ["hello"] * 5, "label": [0] * 5, "who": who})
+    rows = hub.Dataset.from_dict({"text": ["hello"] * 5, "label": [0, 1, 0, 1, 0], "who": who})
     spec = save(hub.DatasetDict({"train": rows, "test": rows}), tmp_path / "set")
     assert data.load(f"{spec}#who", seed=0).ids.tolist() == ids
 
@@ -438,6 +439,7 @@ def test_natural_ids_and_the_largest_of_them():
     assert [len(p) for p in parts] == [30, 10, 20]
     assert [set(ids[p]) for p in parts] == [{3}, {7}, {9}]
     assert [set(ids[p]) for p in partition(labels, ids, "natural", clients=2, seed=0)] == [{3}, {9}]
+    assert [set(ids[p]) for p in partition(labels, ids, "natural", clients=0, seed=0)] == [{3}, {7}, {9}]
     with pytest.raises(DataError, match="has 3 natural ids"):
         partition(labels, ids, "natural", clients=4, seed=0)
     with pytest.raises(DataError, match="no natural client ids"):
@@ -445,9 +447,8 @@ def test_natural_ids_and_the_largest_of_them():
 
 
 def test_partitions_that_cannot_be_made():
-    for spec in ("iid", "natural"):
-        with pytest.raises(DataError, match=r"data\.clients = 0 must be at least 1"):
-            partition(LABELS, LABELS, spec, clients=0, seed=0)
+    with pytest.raises(DataError, match=r"data\.clients = 0 must be at least 1"):
+        partition(LABELS, LABELS, "iid", clients=0, seed=0)
     with pytest.raises(DataError, match="only 600 training rows"):
         partition(LABELS, None, "iid", clients=601, seed=0)
     with pytest.raises(DataError, match=r"pathological:11.*cannot be made"):
@@ -712,14 +713,18 @@ def test_a_table_by_site(tmp_path):
     path.write_text("name,age,a,site,b\n" + "\n".join(lines) + "\n")
     source = data.load(f"table:{path}#age#site", seed=0)
     assert (source.task, source.outputs, source.kind) == ("regression", 1, "tabular")
-    assert len(source.y_test) == 12
-    assert np.bincount(source.ids).tolist() == [24, 24]
-    assert source.x_train.shape == (48, 4)  # name, a, b, and whether b is missing
-    assert np.allclose(source.x_train[:, 1].mean(), 0, atol=1e-6)
-    assert np.allclose(source.x_train[:, 1].std(), 1, atol=1e-5)
-    missing = source.x_train[:, 3] == 1
-    assert (source.x_train[missing, 2] == 0).all()
-    assert np.allclose(np.sort(np.concatenate([source.y_train, source.y_test])), [20 + n / 3 for n in range(60)])
+    study = parse_study({"data": {"source": f"table:{path}#age#site"}})
+    shards = open_shards(prepare.simulated(study, tmp_path / "cache"))
+    assert shards.clients == 2
+    assert [shards.count(k, kind) for k in range(2) for kind in ("train", "test", "validation")] == [21, 6, 3] * 2
+    assert len(shards.server_test()[1]) == 12
+    assert shards.input_shape == (4,)  # name, a, b, and whether b is missing
+    (x, y), (x1, y1) = shards.train(0), shards.train(1)
+    x, y = np.concatenate([x, x1]), np.concatenate([y, y1])
+    assert np.allclose(x[:, 1].mean(), 0, atol=1e-6)
+    assert np.allclose(x[:, 1].std(), 1, atol=1e-5)
+    assert (x[x[:, 3] == 1, 2] == 0).all()
+    assert np.allclose([y.mean(), y.std()], [0, 1], atol=1e-6)
 
 
 def test_a_folder_of_tables_without_headers(tmp_path):
@@ -732,16 +737,17 @@ def test_a_folder_of_tables_without_headers(tmp_path):
     assert sick.outputs == 2
     assert np.array_equal(sick.y_train, (classes.y_train > 0).astype(int))
     parts = partition(sick.y_train, sick.ids, "natural", clients=3, seed=0)
-    assert sorted(map(len, parts)) == [8, 9, 10]
+    assert sorted(map(len, parts)) == [10, 11, 12]
 
 
 @pytest.mark.parametrize(
     ("text", "argument", "told"),
     [
-        ("a,b\n1,2\n", "#b", "write table:FILE#TARGET#SITE"),
-        ("a,b\n1,2\n", "#c#a", "no such column; the first ones are: a, b"),
-        ("a,b\n1,x\n2,3\n", "#b#a", "b has rows that are no numbers"),
-        ("a,b\n1\n", "#b#a", "row 1 has 1 cells, 2 are expected"),
+        ("a,b\n1,2\n", "#b#a#c", "write table:FILE#TARGET#SITE"),
+        ("a,b\n1,2\n", "#c#a", r"has no column 'c' \(data.target\): its columns are 'a', 'b'"),
+        ("age,b\n1,2\n", "#agee#b", r"did you mean 'age'\?"),
+        ("a,b,c\n1,x,0\n2,3,1\n", "#b#a", "row 2, column 'b': 'x' is a word"),
+        ("a,b\n1\n", "#b#a", "row 2 has 1 cells, 2 are expected"),
     ],
 )
 def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):

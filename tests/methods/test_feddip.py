@@ -41,7 +41,7 @@ def test_feedback_takes_gradients_under_the_mask_and_moves_every_weight(folder, 
     study = small("feddip", training={"epochs": 2, "batch_size": 1000, "lr": 0.1, "momentum": momentum})
     shards = open_shards(folder)
     model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
+    setting = client.make_setting(study, model, shards.clients, client.example(shards))
     start = tensors_of(model)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     mask = {"fc1.weight": torch.rand(12, 16, generator=torch.Generator().manual_seed(0)) < 0.5}
@@ -69,7 +69,7 @@ def test_with_a_mask_that_keeps_everything_feedback_changes_no_bit(folder):
     study = small("feddip")
     shards = open_shards(folder)
     model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
+    setting = client.make_setting(study, model, shards.clients, client.example(shards))
     start = tensors_of(model)
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)
     full = {"fc1.weight": torch.ones(12, 16, dtype=torch.bool)}
@@ -104,7 +104,7 @@ def test_dpf_sends_dense_weights_and_trains_under_the_mask_that_they_imply(folde
     study = small("dpf", "sparsity=0.8", rounds=5)  # the ramp ends after 3 * 5 // 4 = 3
     shards = open_shards(folder)
     model = client.make_model(study, shards)
-    setting = client.make_setting(study, model, shards.clients)
+    setting = client.make_setting(study, model, shards.clients, client.example(shards))
     method = study.build_method()
     state = method.start(setting, tensors_of(model), {})
     view = Client(0, setting, model, client.wrap(shards, *shards.train(0)), study.training)

@@ -41,7 +41,7 @@ def start(folder):
     def of(study):
         shards = open_shards(folder)
         model = client.make_model(study, shards)
-        setting = client.make_setting(study, model, shards.clients)
+        setting = client.make_setting(study, model, shards.clients, client.example(shards))
         return study.build_method().start(setting, tensors_of(model), {}), model
 
     return of
@@ -297,13 +297,13 @@ def test_layers_that_stay_whole_are_recorded(tmp_path, capsys):
     text.write_text("A:\n" + "to be or not to be " * 60 + "\n\nB:\n" + "that is the question " * 60)
     study = small(
         "heterofl", rounds=1, data={"source": f"text:{text}", "clients": 2, "partition": "iid"},
-        model={"name": "charlstm", "options": {"hidden": 8}},
+        model={"name": "chartransformer", "options": {"width": 8, "heads": 2, "depth": 1}},
     )  # fmt: skip
     with prepare.federation(study) as folder:
         summary = play(study, tmp_path / "run", folder)
-    assert summary["remarks"] == [
-        "embedding stays whole in every slice: units of this kind of Embedding cannot be removed"
-    ]
+    stays = [remark for remark in summary["remarks"] if "stays whole in every slice" in remark]
+    assert [remark.partition(" ")[0] for remark in stays] == ["embedding", "blocks.0.attention.out", "blocks.0.fc2"]
+    assert all("(LayerNorm) mixes its channels" in remark for remark in stays)
     assert summary["remarks"][0] in (tmp_path / "run" / "run.log").read_text()
     capsys.readouterr()
 

@@ -23,23 +23,22 @@ def test_our_own_walk_finds_the_same_units(name):
     def facts(groups):
         return {(g.units, frozenset(g.incoming), frozenset(g.statistics), frozenset(g.outgoing)) for g in groups}
 
-    assert facts(theirs) == facts(g for g in found.groups if g.kind == "channel")
-    assert whole == found.whole
+    mine = [g for g in found.groups if g.kind == "channel"]
+    assert facts(g for g in theirs if g.outgoing) == facts(mine)
+    assert {g.name for g in theirs if not g.outgoing} == set(found.whole)  # the model's output, which a trial refuses
+    assert whole == {}
 
 
 def test_what_the_library_gets_wrong_is_left_whole_and_named():
-    lstm, _ = network("charlstm")
-    groups, whole = depgraph.units(lstm, inputs("charlstm")[:1])
-    assert groups == ()  # it does not follow two recurrent layers; our own walk does
-    assert set(whole) == {"fc"}
-    text, _ = network("chartransformer")
-    groups, whole = depgraph.units(text, inputs("chartransformer")[:1])
-    assert {g.name for g in groups} == {"blocks.0.fc1", "blocks.1.fc1"}
-    assert "fails without one of its units" in whole["blocks.0.attention.value"]
+    for name, units in (("charlstm", set()), ("chartransformer", {"blocks.0.fc1", "blocks.1.fc1"})):
+        model, _ = network(name)
+        found = layout(model, "torch_pruning", inputs(name)[:1])
+        assert {g.name for g in found.groups if g.kind == "channel"} == units  # our own walk finds more
+    assert "fails without some of them" in found.whole["blocks.0.attention.query"]
 
 
 class Branching(nn.Module):
-    """A model whose forward pass looks at its input, which torch.fx cannot follow."""
+    """A model whose forward pass looks at its input."""
 
     def __init__(self):
         super().__init__()
@@ -49,11 +48,21 @@ class Branching(nn.Module):
         return self.b(torch.relu(self.a(x if x.dim() == 2 and float(x.sum()) < 1e9 else -x)))
 
 
-def test_a_model_that_cannot_be_traced_has_units_by_the_graph():
-    assert layout(Branching()).groups == ()
-    found = layout(Branching(), "torch_pruning", torch.zeros(1, 4))
-    assert [(g.name, g.units) for g in found.groups] == [("a", 6)]
+def test_a_model_whose_code_looks_at_its_input_has_units_by_either_way():
+    for how in ("trace", "torch_pruning", "both"):
+        found = layout(Branching(), how, torch.zeros(1, 4))
+        assert [(g.name, g.units) for g in found.groups] == [("a", 6)]
     assert layout(Branching(), "none").groups == ()
+
+
+@pytest.mark.parametrize("how", ["torch_pruning", "both"])
+def test_depthwise_convolutions_and_sigmoids_are_served(how):
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.Sigmoid(), nn.Conv2d(6, 4, 1), nn.ReLU(),
+        nn.Conv2d(4, 2, 1),
+    )  # fmt: skip
+    found = layout(model, how, torch.zeros(1, 1, 8, 8))
+    assert [(g.name, g.units, g.silent) for g in found.groups] == [("0", 6, False), ("4", 4, True)]
 
 
 class Joined(nn.Module):
@@ -69,6 +78,8 @@ def test_concatenated_layers_are_refused_by_name():
     groups, whole = depgraph.units(Joined(), torch.zeros(1, 1, 4, 4))
     assert all(g.name not in {"a", "b"} for g in groups) or all("c.weight" not in str(g.outgoing) for g in groups)
     assert "concatenation" in " ".join(whole.values())
+    found = layout(Joined(), "both", torch.zeros(1, 1, 4, 4))
+    assert [g.name for g in found.groups] == ["a", "b"]  # our own walk follows it
 
 
 def test_a_graph_that_takes_too_long_is_given_up(monkeypatch):

@@ -53,7 +53,7 @@ def test_kernels_stand_or_fall_whole():
 
 
 def test_unit_scores_leave_out_what_is_already_pruned():
-    group = layout(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))).groups[0]
+    group = layout(nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), example=torch.zeros(1, 2)).groups[0]
     scores = {"0.weight": torch.tensor([[1.0, 3.0], [-torch.inf, 2.0], [-torch.inf, -torch.inf]])}
     assert unit_scores(scores, group).tolist() == [2.0, 2.0, -torch.inf]
 
@@ -62,11 +62,11 @@ def test_channels_by_hand_and_what_reads_them_goes_too():
     model = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 2))
     scores = scores_of(model)
     scores["0.weight"] = torch.tensor([[1.0, 1], [4, 4], [2, 2], [3, 3]])
-    keep = Channel().mask(scores, layout(model), allocation=Global(), sparsity=0.5)
+    keep = Channel().mask(scores, layout(model, example=torch.zeros(1, 2)), allocation=Global(), sparsity=0.5)
     assert keep["0.weight"].any(1).tolist() == keep["0.bias"].tolist() == [False, True, False, True]
     assert keep["2.weight"].int().tolist() == [[0, 1, 0, 1]] * 2
     assert "2.bias" not in keep
-    one = Channel().mask(scores, layout(model), allocation=Uniform(), sparsity=0.99)
+    one = Channel().mask(scores, layout(model, example=torch.zeros(1, 2)), allocation=Uniform(), sparsity=0.99)
     assert one["0.bias"].tolist() == [False, True, False, False]
 
 
@@ -116,11 +116,11 @@ def test_heads_and_blocks_go_whole():
 
 
 def test_a_model_without_such_units_is_refused_with_the_reasons():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid(), nn.Linear(3, 2))
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 2))
     with pytest.raises(
-        ModelError, match=r"no removable channel \(0: '1' \(Sigmoid\) mixes.*2: it is the model's output"
+        ModelError, match=r"no removable channel \(0: '1' \(LayerNorm\) mixes.*2: it is the model's output"
     ):
-        Channel().prunable(layout(model))
+        Channel().prunable(layout(model, example=torch.zeros(1, 3)))
     with pytest.raises(ModelError, match="granularity head: the model has no removable head"):
         Head().prunable(network("mlp")[1])
 

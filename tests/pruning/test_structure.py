@@ -26,7 +26,7 @@ def cnn():
 
 
 def test_units_of_a_chain_with_batch_norm_and_flatten():
-    found = layout(cnn())
+    found = layout(cnn(), example=torch.zeros(1, 1, 8, 8))
     assert [(g.name, g.units) for g in found.groups] == [("0", 4), ("3", 6), ("8", 5)]
     conv1, conv2, fc1 = found.groups
     assert conv1.incoming == (Slot("0.weight", 0), Slot("0.bias", 0))
@@ -47,7 +47,7 @@ def test_expand_repeats_units_along_the_dimension():
 
 def random_mask(model, seed, drop=0.5):
     """Kill whole units of each group at random, and single weights besides."""
-    found = layout(model)
+    found = layout(model, example=torch.zeros(1, 1, 8, 8))
     g = torch.Generator().manual_seed(seed)
     mask = {
         n: torch.rand(t.shape, generator=g) > 0.2
@@ -71,7 +71,7 @@ def test_slim_equals_masked(seed, drop):
     mask = random_mask(model, seed, drop)
     pruned = copy.deepcopy(model)
     pruned.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
-    removal = plan(mask, layout(model).groups)
+    removal = plan(mask, layout(model, example=torch.zeros(1, 1, 8, 8)).groups)
     small = shrink(pruned, removal)
     x = torch.randn(3, 1, 8, 8)
     assert torch.allclose(pruned.eval()(x), small.eval()(x), atol=1e-5)
@@ -81,7 +81,7 @@ def test_slim_equals_masked(seed, drop):
 def test_a_plan_keeps_at_least_one_unit_and_resizes_modules():
     model = cnn()
     mask = {n: torch.zeros_like(t, dtype=torch.bool) for n, t in model.named_parameters()}
-    small = shrink(model, plan(mask, layout(model).groups))
+    small = shrink(model, plan(mask, layout(model, example=torch.zeros(1, 1, 8, 8)).groups))
     assert (small[0].out_channels, small[3].in_channels, small[3].out_channels) == (1, 1, 1)
     assert (small[4].num_features, small[8].in_features, small[8].out_features, small[10].in_features) == (1, 4, 1, 1)
     assert small[10].out_features == 3
@@ -89,7 +89,7 @@ def test_a_plan_keeps_at_least_one_unit_and_resizes_modules():
 
 
 def test_a_unit_with_an_unmasked_bias_is_not_dead():
-    group = layout(cnn()).groups[0]
+    group = layout(cnn(), example=torch.zeros(1, 1, 8, 8)).groups[0]
     mask = {"0.weight": torch.zeros(4, 1, 3, 3, dtype=torch.bool)}
     assert not dead_units(mask, group).any()
     assert plan(mask, [group]) == Plan(())
@@ -98,7 +98,7 @@ def test_a_unit_with_an_unmasked_bias_is_not_dead():
 def test_plan_json_round_trip_and_replay_on_a_fresh_model():
     torch.manual_seed(0)
     model = cnn()
-    removal = plan(random_mask(model, 3), layout(model).groups)
+    removal = plan(random_mask(model, 3), layout(model, example=torch.zeros(1, 1, 8, 8)).groups)
     again = Plan.from_json(removal.to_json())
     assert again == removal
     one, two = shrink(model, removal).state_dict(), shrink(copy.deepcopy(model), again).state_dict()
@@ -110,7 +110,7 @@ def test_plan_json_round_trip_and_replay_on_a_fresh_model():
     [
         ("{", "not a structural plan"),
         ('{"cuts": []}', "not a structural plan"),
-        ('{"secateur_plan": 3, "cuts": []}', "version 3"),
+        ('{"secateur_plan": 4, "cuts": []}', "version 4"),
         ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": -1, "size": 2, "kept": [0]}]}', "must rise"),
         ('{"secateur_plan": 2, "cuts": [{"tensor": "w", "dim": 0, "size": 2, "kept": []}]}', "must rise"),
         (
@@ -155,7 +155,9 @@ def hybrid_scores():
 
 def test_hybrid_by_hand():
     # Threshold(0.5): kept fractions of the four neurons are 1, 1/2, 1/4, 0; rho = .5 removes the last two
-    mask = Hybrid(rho=0.5).mask(hybrid_scores(), layout(two_layers()), allocation=Threshold(), sparsity=0.5)
+    mask = Hybrid(rho=0.5).mask(
+        hybrid_scores(), layout(two_layers(), example=torch.zeros(1, 4)), allocation=Threshold(), sparsity=0.5
+    )
     assert mask["0.weight"].int().tolist() == [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     assert mask["0.bias"].tolist() == [True, True, False, False]
     assert mask["2.weight"].int().tolist() == [[1, 1, 0, 0], [1, 1, 0, 0]]
@@ -165,34 +167,52 @@ def test_hybrid_by_hand():
 def test_hybrid_guard_keeps_the_best_units():
     scores = hybrid_scores()
     low = {n: s * 0.4 for n, s in scores.items()}
-    mask = Hybrid(rho=0.5, floor=0.5).mask(low, layout(two_layers()), allocation=Threshold(), sparsity=0.5)
+    mask = Hybrid(rho=0.5, floor=0.5).mask(
+        low, layout(two_layers(), example=torch.zeros(1, 4)), allocation=Threshold(), sparsity=0.5
+    )
     # every kept fraction is 0; the two neurons with the best mean guidance stay as units
     assert [bool(e) for e in mask["2.weight"].any(0)] == [False] * 4  # all single weights fall to the threshold
     kept = Hybrid(rho=0.5, floor=0.5)._kept(
-        layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
+        layout(two_layers(), example=torch.zeros(1, 4)).groups[0],
+        {"0.weight": torch.zeros(4, 4, dtype=torch.bool)},
+        scores,
+        0.5,
     )
     assert kept.tolist() == [True, True, False, False]
     one = Hybrid(rho=0.5, floor=0.0)._kept(
-        layout(two_layers()).groups[0], {"0.weight": torch.zeros(4, 4, dtype=torch.bool)}, scores, 0.5
+        layout(two_layers(), example=torch.zeros(1, 4)).groups[0],
+        {"0.weight": torch.zeros(4, 4, dtype=torch.bool)},
+        scores,
+        0.5,
     )
     assert one.tolist() == [True, False, False, False]
 
 
 def test_hybrid_mean_rule_and_rho_zero():
-    by_mean = Hybrid(rule="mean").mask(hybrid_scores(), layout(two_layers()), allocation=Threshold(), sparsity=0.25)
+    by_mean = Hybrid(rule="mean").mask(
+        hybrid_scores(), layout(two_layers(), example=torch.zeros(1, 4)), allocation=Threshold(), sparsity=0.25
+    )
     assert by_mean["0.bias"].tolist() == [True, True, True, False]
-    single = Hybrid(rho=0).mask(hybrid_scores(), layout(two_layers()), allocation=Threshold(), sparsity=0.5)
+    single = Hybrid(rho=0).mask(
+        hybrid_scores(), layout(two_layers(), example=torch.zeros(1, 4)), allocation=Threshold(), sparsity=0.5
+    )
     assert torch.equal(single["0.weight"], hybrid_scores()["0.weight"] > 0.5)
     assert single["0.bias"].all()
 
 
 def test_hybrid_level_zero_keeps_everything_and_biases_can_be_exempt():
-    mask = Hybrid().mask(hybrid_scores(), layout(two_layers()), allocation=Quantile(), sparsity=0.0)
+    mask = Hybrid().mask(
+        hybrid_scores(), layout(two_layers(), example=torch.zeros(1, 4)), allocation=Quantile(), sparsity=0.0
+    )
     assert all(m.all() for m in mask.values())
-    exempt = Hybrid(biases=False, rho=0).prunable(layout(two_layers()))
+    exempt = Hybrid(biases=False, rho=0).prunable(layout(two_layers(), example=torch.zeros(1, 4)))
     assert exempt == ["0.weight", "2.weight"]
     # a removed unit takes its bias with it even when biases are exempt otherwise
-    assert Hybrid(biases=False).prunable(layout(two_layers())) == ["0.weight", "0.bias", "2.weight"]
+    assert Hybrid(biases=False).prunable(layout(two_layers(), example=torch.zeros(1, 4))) == [
+        "0.weight",
+        "0.bias",
+        "2.weight",
+    ]
 
 
 @settings(deadline=None, max_examples=20)
@@ -200,7 +220,7 @@ def test_hybrid_level_zero_keeps_everything_and_biases_can_be_exempt():
 def test_hybrid_masks_leave_every_layer_alive_and_match_the_slim_model(seed, level):
     torch.manual_seed(seed)
     model = cnn()
-    found = layout(model)
+    found = layout(model, example=torch.zeros(1, 1, 8, 8))
     scores = {n: torch.rand(t.shape) for n, t in model.state_dict().items() if found.roles.get(n, "buffer") != "buffer"}
     mask = Hybrid().mask(scores, found, allocation=Quantile(), sparsity=level)
     pruned = copy.deepcopy(model)
@@ -212,7 +232,7 @@ def test_hybrid_masks_leave_every_layer_alive_and_match_the_slim_model(seed, lev
 
 
 def test_weight_granularity_scope():
-    found = layout(cnn())
+    found = layout(cnn(), example=torch.zeros(1, 1, 8, 8))
     assert Weight().prunable(found) == ["0.weight", "3.weight", "8.weight", "10.weight"]
     assert "3.bias" in Weight(biases=True).prunable(found)
     assert "4.bias" in Weight(norms=True).prunable(found)

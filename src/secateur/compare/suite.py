@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.bandwidth import Bandwidth
+from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
 from secateur.federation.client import example, make_model, make_setting
@@ -159,7 +160,8 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     """
     if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
         return load(words[0]), data
-    known = Study()
+    source = data or Study().data.source
+    known = Study.model_validate({"data": {"source": source}})
     variants: dict[str, dict[str, Any]] = {}
     for word in words:
         method, _, rest = word.partition(":")
@@ -172,7 +174,6 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
         variants[name] = {"method": method, **settings}
-    source = data or known.data.source
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
     return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
 
@@ -308,7 +309,7 @@ def _facts(made: Study) -> dict[str, Any]:
 
 
 def _source(source: str, data: str | None) -> str:
-    if data is None and ("{data}" in source or source in {"idx", "cifar10", "text", "hub"}):
+    if data is None and ("{data}" in source or source in sources.names().keys() - sources.embedded()):
         raise ConfigError(f"this suite reads {source}: say where that is with --data")
     return source.replace("{data}", data or "") if "{data}" in source else f"{source}:{data}" if data else source
 

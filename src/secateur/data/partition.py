@@ -49,6 +49,8 @@ def parse(spec: str) -> tuple[str, float]:
 def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients: int, seed: int) -> list[np.ndarray]:
     """Return the row numbers of each client, ascending.
 
+    ``natural`` with 0 clients has a client for each id.
+
     ``iid`` and ``dirichlet`` give every row to one client; with ``dirichlet`` clients differ in size, and have at least
     2 rows each. ``pathological:K`` gives client i the class i mod C and K - 1 random others; rows of a class that no
     client drew are dropped, which happens only with fewer than C clients. ``natural`` gives each client the rows of one
@@ -66,7 +68,7 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
             library cannot make.
     """
     kind, value = parse(spec)
-    check(clients >= 1, name="data.clients", value=clients, must="be at least 1", error=DataError)
+    check(clients >= (kind != "natural"), name="data.clients", value=clients, must="be at least 1", error=DataError)
     if clients > len(labels):
         raise DataError(f"data.clients = {clients}: there are only {len(labels)} training rows to spread")
     order = torch.randperm(len(labels), generator=stream(seed, "partition")).numpy()
@@ -85,8 +87,12 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
 
 def _natural(ids: np.ndarray | None, clients: int) -> list[np.ndarray]:
     if ids is None:
-        raise DataError("data.partition = 'natural': this data set has no natural client ids; use another partition")
+        raise DataError(
+            "data.partition = 'natural': this data set has no natural client ids; name the column of sites if it is a "
+            "table, or use another partition, such as iid"
+        )
     values, counts = np.unique(ids, return_counts=True)
+    clients = clients or len(values)
     if clients > len(values):
         raise DataError(
             f"data.clients = {clients}: the data set has {len(values)} natural ids; ask for at most that many"

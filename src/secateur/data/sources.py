@@ -8,54 +8,20 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, get_origin, get_type_hints
 
-import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from secateur.data import formats
+from secateur.data.source import DataInfo, Kind, Source
+from secateur.data.validate import checked
 from secateur.errors import DataError, SecateurError, unknown
 
-Kind = Literal["image", "tokens", "tabular"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set as arrays.
-
-    Attributes:
-        name: the specification that it was loaded from.
-        x_train, x_test: rows; images uint8 (n, channels, height, width), tokens uint8 (n, characters),
-            features float32 (n, features).
-        y_train, y_test: int64 classes, or float32 values for regression.
-        ids: the natural client of each training row, or None.
-        outputs: number of classes, or 1 for regression.
-        kind: how a row becomes a model's input.
-        scale: the number that image values are divided by.
-        task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
-    """
-
-    name: str
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    ids: np.ndarray | None
-    outputs: int
-    kind: Kind = "image"
-    scale: float = 255.0
-    task: str = "classification"
-
-
-@dataclass(frozen=True)
-class DataInfo:
-    """A data format: what to type for it, one line on it, and its reference."""
-
-    name: str
-    summary: str
-    reference: str
+__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "recommended"]
 
 
 def names() -> dict[str, DataInfo]:
@@ -75,27 +41,40 @@ def embedded() -> frozenset[str]:
     return frozenset(name for name, info in names().items() if not _needs_place(info))
 
 
+def recommended(spec: str) -> Mapping[str, Mapping[str, Any]]:
+    """Return the settings, by section, that a format recommends where a study does not set them itself."""
+    name = spec.partition(":")[0]
+    if name not in {module.name for module in pkgutil.iter_modules(formats.__path__)}:
+        return {}
+    return getattr(importlib.import_module(f"{formats.__name__}.{name}"), "RECOMMENDED", {})
+
+
 def _needs_place(info: DataInfo) -> bool:
     return ":" in info.name
 
 
-def _format(name: str) -> Callable[[str, int], Source]:
+def _format(name: str) -> Callable[..., Source]:
     """Return the loader of one of this package's formats."""
-    load_format: Callable[[str, int], Source] = importlib.import_module(f"{formats.__name__}.{name}").load
+    load_format: Callable[..., Source] = importlib.import_module(f"{formats.__name__}.{name}").load
     return load_format
 
 
-def load(spec: str, *, seed: int, whole: bool = True) -> Source:
-    """Return the data set that a specification names.
+def load(
+    spec: str, *, seed: int, whole: bool = True, task: str = "", options: Mapping[str, object] = MappingProxyType({})
+) -> Source:
+    """Return the data set that a specification names, validated: see ``validate.checked``.
 
     Args:
         spec: a name of ``names``, with the folder or file that it needs, such as ``digits`` or ``idx:FOLDER``; or your
             own ``module:function:FOLDER``, whose function gets (folder, seed) and returns a ``Source``.
         seed: the seed that draws a test part where the data set has none.
         whole: refuse a data set without a test part; a single node's own rows need none.
+        task: what is learnt, where that is not what the loader says.
+        options: the fields of the dataclass that a loader's third parameter is annotated with, such as
+            ``TableOptions``; a loader with two parameters takes none.
 
     Raises:
-        DataError: unknown format, or files that are missing or malformed.
+        DataError: unknown format or option, files that are missing or malformed, or arrays that cannot be learnt from.
         MissingExtraError: a package that the format needs is not installed.
     """
     name, _, argument = spec.partition(":")
@@ -103,20 +82,50 @@ def load(spec: str, *, seed: int, whole: bool = True) -> Source:
     if name in known:
         if _needs_place(known[name]) and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {known[name].name}")
-        source = _format(name)(argument, seed)
+        source = _call(_format(name), name, argument, seed, options)
     elif argument:
-        source = _load_with(name, *argument.partition(":")[::2], seed)
+        source = _load_with(name, *argument.partition(":")[::2], seed, options)
     else:
         raise unknown("data source", name, known, error=DataError)
-    if not len(source.x_train) or (whole and not len(source.x_test)):
-        raise DataError(f"data {spec!r} has {len(source.x_train)} training and {len(source.x_test)} test rows")
-    if source.x_train.shape[1:] != source.x_test.shape[1:]:
-        shapes = f"{source.x_train.shape[1:]} and {source.x_test.shape[1:]}"
-        raise DataError(f"data {spec!r} has training and test rows of different shapes: {shapes}")
-    return source
+    return checked(replace(source, task=task) if task else source, spec, whole=whole)
 
 
-def _load_with(module: str, function: str, folder: str, seed: int) -> Source:
+def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object]) -> Source:
+    """Call a loader with the options that it takes.
+
+    Raises:
+        DataError: it takes no such option, or not such a value.
+    """
+    third = list(inspect.signature(loader).parameters)[2:3]
+    kind = get_type_hints(loader).get(third[0]) if third else None
+    if not isinstance(kind, type) or not is_dataclass(kind):
+        if options:
+            raise DataError(
+                f"data option {next(iter(options))!r}: data {name!r} takes no options, nor names of columns"
+            )
+        return loader(argument, seed)
+    hints = get_type_hints(kind)
+    strange = next((option for option in options if option not in hints), None)
+    if strange is not None:
+        raise unknown(f"option of data {name}", strange, hints, error=DataError)
+    given = {option: _as(hints[option], value) for option, value in options.items()}
+    try:
+        made = TypeAdapter(kind).validate_python(given)
+    except ValidationError as broken:
+        first = broken.errors()[0]
+        path, wrong = ".".join(map(str, first["loc"])), first["msg"]
+        raise DataError(f"data option {path} = {first['input']!r}: {wrong[0].lower()}{wrong[1:]}") from broken
+    return loader(argument, seed, made)
+
+
+def _as(hint: object, value: object) -> object:
+    """Return an option's value as text, or a tuple of texts where its type is one, for pydantic to make numbers of."""
+    if get_origin(hint) is tuple:
+        return tuple(map(str, value)) if isinstance(value, tuple | list) else (str(value),)
+    return str(value)
+
+
+def _load_with(module: str, function: str, folder: str, seed: int, options: Mapping[str, object]) -> Source:
     """Return what a user's own loader returns; an error of any kind is raised as a DataError that names the loader."""
     try:
         loaded = importlib.import_module(module)
@@ -125,7 +134,7 @@ def _load_with(module: str, function: str, folder: str, seed: int) -> Source:
             raise DataError(f"data {module}:{function}: {missing}") from missing
         raise unknown("data source", module, names(), error=DataError) from missing
     try:
-        source = getattr(loaded, function)(folder, seed)
+        source = _call(getattr(loaded, function), f"{module}:{function}", folder, seed, options)
     except SecateurError:
         raise
     except Exception as broken:

@@ -93,6 +93,9 @@ class States(Protocol):
     def lost(self) -> list[int]:
         """Return the clients that turned out to have lost what they kept, since this was last asked."""
 
+    def resent(self) -> dict[int, tuple[int, int]]:
+        """Return the bytes, down and up, by which clients were brought up to date beside the exchanges, since then."""
+
 
 class Engine(Protocol):
     """What an engine offers.

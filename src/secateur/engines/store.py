@@ -80,6 +80,10 @@ class StateStore:
         """Return nobody: a file that is missing or damaged stops the run."""
         return []
 
+    def resent(self) -> dict[int, tuple[int, int]]:
+        """Return nothing: clients on this machine read what they share from its disk."""
+        return {}
+
     def close(self) -> None:
         """Remove the folder if it is a temporary one."""
         if self._temporary:

@@ -19,8 +19,10 @@ from safetensors import torch as safetensors
 from torch import nn
 
 from secateur import cost
-from secateur.data.shards import Shape, open_shards
+from secateur.data.schema import Schema
+from secateur.data.shards import SCHEMA, Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
+from secateur.export.deployed import deployed, describe, undone
 from secateur.federation import checkpoint, client, prepare
 from secateur.federation.folder import PLAN, SUMMARY
 from secateur.federation.records import METRIC
@@ -50,6 +52,7 @@ class Shipped:
         slim: the same function, physically smaller, made of torch's own layers; in evaluation mode.
         plan, mask: the units that were removed, and the weights that are pruned.
         summary: the run's summary.
+        schema: of the table that the model learnt from; None of other data.
     """
 
     study: Study
@@ -59,6 +62,7 @@ class Shipped:
     plan: Plan
     mask: Mask
     summary: dict[str, Any]
+    schema: Schema | None = None
 
 
 def read(folder: Path) -> Shipped:
@@ -75,24 +79,28 @@ def read(folder: Path) -> Shipped:
         facts = json.loads(about["shape"])
         shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+        schema = Schema.from_json(about[SCHEMA]) if SCHEMA in about else None
         removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
         model = client.make_model(study, shape)
         resident.load(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:
         raise CheckpointError(f"{folder} cannot be read: {type(broken).__name__}: {broken}") from broken
-    return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary)
+    return Shipped(study, shape, model.eval(), plain(shrink(model, removal)), removal, mask, summary, schema)
 
 
 def load(folder: str | Path) -> nn.Module:
     """Return the slim model of a finished run as a plain ``nn.Module``: torch's own layers, none of our classes.
 
-    It is in evaluation mode. Its inputs are those of training: images divided by their scale, tokens as int64. A model
-    of your own that torch.fx cannot trace is returned in its own class.
+    It is in evaluation mode. Its inputs are those of training: images divided by their scale, tokens as int64. The
+    model of a table takes rows as they stand there and predicts in the target's own unit, see ``deployed.Deployed``;
+    the run's ``schema.json`` names the columns. A model of your own that torch.fx cannot trace is returned in its own
+    class.
 
     Raises:
         CheckpointError: the run is not finished or its files are damaged.
     """
-    return read(Path(folder)).slim
+    shipped = read(Path(folder))
+    return deployed(shipped.schema, shipped.slim)
 
 
 def export(folder: Path, to: str, out: Path | None = None) -> Card:
@@ -120,6 +128,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
     except OSError as broken:
         raise ConfigError(f"--out {place}: {broken.strerror}") from broken
     rows, origin = _rows(shipped)
+    rows = undone(shipped.schema, rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -145,11 +154,18 @@ def _export(shipped: Shipped, to: str, place: Path, rows: Data, origin: str) -> 
         dense_path.unlink(missing_ok=True)
     card = Card(
         f"{shipped.study.method} on {shipped.study.data.source}, study {shipped.summary['study']}",
-        path.name, to, checked, _layers(shipped), _figures(shipped, example, files, times),
+        path.name, to, checked, _layers(shipped), _figures(shipped, _inner(shipped, example), files, times),
     )  # fmt: skip
+    if shipped.schema is not None:
+        checkpoint.write(place / SCHEMA, shipped.schema.to_json().encode())
     checkpoint.write(place / "card.json", json.dumps(asdict(card), indent=1).encode())
     checkpoint.write(place / "card.md", card.markdown().encode())
     return card
+
+
+def _inner(shipped: Shipped, example: torch.Tensor) -> torch.Tensor:
+    """Return an example of what the network itself takes, behind the steps of a schema."""
+    return example if shipped.schema is None else client.example(shipped.shape)
 
 
 def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
@@ -159,12 +175,15 @@ def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, p
     write = {"onnx": _onnx, "torch": _torch, "executorch": _executorch}[to]
     try:
         with _quiet():
-            return write(model, example, path)
+            predict = write(deployed(shipped.schema, model), example, path)
     except SecateurError:
         raise
     except Exception as broken:
         reason = str(broken).partition("\n")[0]
         raise ModelError(f"this model cannot be exported to {to}: {type(broken).__name__}: {reason}") from broken
+    if to == "onnx" and shipped.schema is not None:
+        describe(path, shipped.schema)
+    return predict
 
 
 def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
@@ -193,11 +212,12 @@ def _torch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
 
 def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
-    about = {"about": json.dumps({"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()})}
+    about = {"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()}
+    about |= {SCHEMA: shipped.schema.to_json()} if shipped.schema else {}
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
-    checkpoint.write(path, safetensors.save(tensors, about))
+    checkpoint.write(path, safetensors.save(tensors, {"about": json.dumps(about)}))
     resident.load(fresh, safetensors.load_file(path))
-    return fresh
+    return deployed(shipped.schema, fresh)
 
 
 def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
@@ -214,10 +234,11 @@ def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> d
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
     task, deviation, differ, outputs, targets = rows.task, 0.0, 0, list[torch.Tensor](), list[torch.Tensor]()
+    masked = deployed(shipped.schema, shipped.masked)
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))
-            expected, found = shipped.masked(x), predict(x)
+            expected, found = masked(x), predict(x)
             if expected.shape != found.shape:
                 raise ModelError(
                     f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"

@@ -310,7 +310,7 @@ def further_scores(task: tasks.Task) -> Mapping[str, type]:
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
     """Return stored rows together with how they become model inputs."""
-    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task))
+    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task).in_units(rows.target_scale))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -1,27 +1,32 @@
-"""Making shards on disk: for a simulated federation, for a node with its own data, and for a server without rows."""
+"""Making shards: for a simulated federation, for a node with its own data, and for a server without rows."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from secateur.data import Source, load
+from secateur.data import Source, load, names
 from secateur.data.partition import partition
-from secateur.data.shards import LAYOUT, Shape, make_shards
-from secateur.errors import DataError
+from secateur.data.schema import Schema
+from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
+from secateur.errors import ConfigError, DataError
+from secateur.federation import tables
 from secateur.learning.task import find
 from secateur.streams import stream
-from secateur.study.study import Study
+from secateur.study.study import DataSection, Study
+
+Marks = tuple[tuple[str, int, int, str], ...]
 
 
 @contextlib.contextmanager
@@ -42,37 +47,73 @@ def federation(study: Study) -> Iterator[Path]:
 def simulated(study: Study, cache: Path) -> Path:
     """Return a folder with the shards of ``federation``, kept in ``cache`` for all processes of this machine.
 
-    They are made again if a file of the data changes.
+    They are made again if what a file of the data holds changes, and are of one path: two files of one relative name
+    share nothing.
     """
-    key = [study.data.model_dump(mode="json"), study.seed, _marks(*_places(study.data.source))]
+    key = [study.data.model_dump(mode="json"), study.seed, marks(*places(study.data.source))]
     return _once(cache, key, lambda folder: _simulated(study, folder))
 
 
-def own(study: Study, client: int, folder: str, cache: Path) -> Path:
-    """Return a folder of shards in which one client has the rows of ``folder`` and all others have none.
+def own(study: Study, client: int, folder: str, schema: Schema | None = None) -> Shards:
+    """Return shards in memory, in which one client has the rows of ``folder`` and all others have none.
 
-    They are made again if a file of the folder changes.
+    Nothing of them is written anywhere. The last ones are kept in this process until a file of the folder changes.
+
+    Args:
+        study: the study.
+        client: whose rows they are.
+        folder: where they lie.
+        schema: by which rows are made of a table.
 
     Raises:
-        DataError: there is no such folder, it is empty, or its rows cannot be used.
+        ConfigError: there is no such folder, or it is empty.
+        DataError: its rows cannot be used.
     """
+    text = schema.to_json() if schema else ""
+    return _own(study.model_dump_json(), client, *_found(client, folder), text)
+
+
+def own_source(study: Study, client: int, folder: str) -> Source:
+    """Return what a node's folder holds, as it was read; kept as the rows of ``own`` are.
+
+    Raises:
+        ConfigError: there is no such folder, or it is empty.
+        DataError: its rows cannot be used.
+    """
+    return _own_source(study.data.model_dump_json(), study.seed, *_found(client, folder))
+
+
+def alone(study: Study, client: int, rows: np.ndarray) -> list[np.ndarray]:
+    """Return the rows of each client where one has all of them."""
+    return [rows if k == client else rows[:0] for k in range(study.data.clients)]
+
+
+def _found(client: int, folder: str) -> tuple[Path, Marks]:
     place = Path(folder).expanduser()
-    marks = _marks(place) if place.is_dir() else []
-    if not marks:
+    found = marks(place) if place.is_dir() else ()
+    if not found:
         state = "is empty" if place.is_dir() else "does not exist"
-        raise DataError(f"client {client}: its data folder {place} {state}; set data=... in --node-config")
-    key = [study.data.model_dump(mode="json"), study.seed, client, marks]
+        raise ConfigError(f"client {client}: its data folder {place} {state}; set data=... in --node-config")
+    return place, found
 
-    def make(into: Path) -> None:
-        source = _learnt(study, load(f"{study.data.source}:{place}", seed=study.seed, whole=False))
-        rows = np.arange(len(source.y_train))
-        parts = [rows if k == client else rows[:0] for k in range(study.data.clients)]
-        make_shards(
-            source, parts, test_fraction=study.data.test_fraction, seed=study.seed, folder=into,
-            validation_fraction=study.data.validation_fraction,
-        )  # fmt: skip
 
-    return _once(cache, key, make)
+@functools.lru_cache(maxsize=1)
+def _own_source(section: str, seed: int, place: Path, found: Marks) -> Source:
+    del found  # a part of the key: what the folder's files hold
+    data = DataSection.model_validate_json(section)
+    return load(f"{data.source}:{place}", seed=seed, whole=False, task=data.task, options=data.reading)
+
+
+@functools.lru_cache(maxsize=1)
+def _own(text: str, client: int, place: Path, found: Marks, schema: str) -> Shards:
+    study = Study.model_validate_json(text)
+    source = _own_source(study.data.model_dump_json(), study.seed, place, found)
+    if source.table is not None:
+        source = tables.made_by(Schema.from_json(schema), source, source.table, study)
+    return make_shards(
+        source, alone(study, client, np.arange(len(source.y_train))), test_fraction=study.data.test_fraction,
+        seed=study.seed, folder=None, validation_fraction=study.data.validation_fraction,
+    )  # fmt: skip
 
 
 def bare(study: Study, shape: Shape, folder: Path) -> Path:
@@ -80,7 +121,17 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     x = np.zeros((0, *shape.input_shape), np.float32 if shape.kind == "tabular" else np.uint8)
     y = torch.zeros(0, dtype=find(shape.task).dtype).numpy()
     source = Source(
-        "the nodes' own", x, y, x, y, None, shape.outputs, kind=shape.kind, scale=shape.scale, task=shape.task
+        "the nodes' own",
+        x,
+        y,
+        x,
+        y,
+        None,
+        shape.outputs,
+        kind=shape.kind,
+        scale=shape.scale,
+        task=shape.task,
+        target_scale=shape.target_scale,
     )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients
@@ -88,26 +139,54 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
     return folder
 
 
-def _learnt(study: Study, source: Source) -> Source:
-    """Return the source with the study's task, if the study names one."""
-    return replace(source, task=study.data.task) if study.data.task else source
+def places(source: str) -> list[Path]:
+    """Return the paths that a data specification may hold, and the file of a loader of one's own."""
+    head, _, given = source.partition(":")
+    texts = [given, given.partition(":")[2]]
+    cut = [text[:end] for text in texts for end in _ends(text)]
+    found = [Path(text).expanduser() for text in cut if text]
+    if head not in names():
+        with contextlib.suppress(ImportError, ValueError):  # it is refused when it is loaded
+            spec = importlib.util.find_spec(head)
+            found += [Path(spec.origin)] if spec and spec.origin else []
+    return [place for place in found if place.exists()]
 
 
-def _places(source: str) -> list[Path]:
-    """Return the paths that a data specification may hold: after the first colon, or the second for a user's loader."""
-    given = source.partition(":")[2].partition("#")[0]
-    return [Path(text).expanduser() for text in (given, given.partition(":")[2]) if text]
+def _ends(text: str) -> list[int]:
+    """Return where a path may end: at any ``#``, which may be part of it, or at the end."""
+    return [at for at, letter in enumerate(text) if letter == "#"] + [len(text)]
 
 
-def _marks(*places: Path) -> list[tuple[str, int, int]]:
-    """Return name, size and modification time of each file under some paths, which show if a file changed."""
-    files = [p for place in places for p in ([place] if place.is_file() else sorted(place.rglob("*"))) if p.is_file()]
-    return [(str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+def marks(*given: Path) -> Marks:
+    """Return path, size, modification time and digest of each file under some paths: what shows that one changed.
+
+    Raises:
+        DataError: one of them cannot be read.
+    """
+    try:
+        files = [p for at in given for p in ([at] if at.is_file() else sorted(at.rglob("*"))) if p.is_file()]
+        return tuple(_mark(path.absolute()) for path in files)
+    except OSError as broken:
+        raise DataError(f"cannot read {broken.filename}: {broken.strerror}") from broken
+
+
+def _mark(path: Path) -> tuple[str, int, int, str]:
+    facts = path.stat()
+    stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino)
+    return str(path), facts.st_size, facts.st_mtime_ns, _digest(path, stamp)
+
+
+@functools.lru_cache(maxsize=2**16)
+def _digest(path: Path, stamp: tuple[int, ...]) -> str:
+    del stamp  # a part of the key: a file is read again when it was touched
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _simulated(study: Study, folder: Path) -> None:
-    source = _learnt(study, load(study.data.source, seed=study.seed))
-    section, count = study.data, len(source.y_train)
+    section = study.data
+    source = load(section.source, seed=study.seed, task=section.task, options=section.reading)
+    count = len(source.y_train)
     if section.public and section.public > count - section.clients:
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")
     order = (
@@ -115,10 +194,13 @@ def _simulated(study: Study, folder: Path) -> None:
     )
     public, rest = order[: section.public], np.sort(order[section.public :])
     ids = None if source.ids is None else source.ids[rest]
-    parts = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    drawn = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
+    parts = [rest[part] for part in drawn]
+    if source.table is not None:
+        source, agreed = tables.simulated(study, source, source.table, parts)
+        tables.write(folder, agreed.schema, agreed.rows)
     make_shards(
-        source, [rest[part] for part in parts],
-        test_fraction=section.test_fraction, seed=study.seed, folder=folder,
+        source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder,
         validation_fraction=section.validation_fraction, public=public,
     )  # fmt: skip
 

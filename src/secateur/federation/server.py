@@ -24,10 +24,10 @@ from secateur.contract.client import Client
 from secateur.contract.method import Method
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.data.shards import Shape, Shards, open_shards
+from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, gathering, trial
+from secateur.federation import base, checkpoint, client, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
@@ -97,8 +97,7 @@ class Run:
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
     ) -> None:
         self.study = study.complete()
-        self.runtime = runtime
-        self.folder = folder
+        self.runtime, self.folder = runtime, folder
         self.shards_folder = shards
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)
@@ -174,11 +173,16 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in self.method.remarks(self.setting):
+        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
-        state = state if (self.folder / checkpoint.NAME).exists() else self._refined(state)
+        if not (self.folder / checkpoint.NAME).exists():
+            for asked in tables.begin(self.shards_folder, self.folder):
+                row = asked | self._quality(state, evaluate=False)
+                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                watch({"event": "row", **row})
+            state = self._refined(state)
         attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
         while True:
             begun, attempt = time.perf_counter(), attempts.count
@@ -197,6 +201,7 @@ class Run:
             state = self._refined(state) if enough and ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
             row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row = tables.with_resent(row, engine.states.resent())
             if enough and self._due(ask) and not self.central:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
@@ -307,6 +312,7 @@ class Run:
         if self.central:
             self._check_learnt(final, state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
+        about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
         about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
         checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
@@ -317,7 +323,7 @@ class Run:
             self._check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        remarks = [*self.method.remarks(self.setting), *emptied(final.get(EMPTIED, []))]
+        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *emptied(final.get(EMPTIED, []))]
         summary = {**summarise(self.study, rows, final), "remarks": remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})

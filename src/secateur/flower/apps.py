@@ -25,12 +25,13 @@ from typing import Any
 
 import torch
 
-from secateur.data.shards import Shape, open_shards
+from secateur.data import Source
+from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
 from secateur.federation import checkpoint, prepare, records, server, trial
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
-from secateur.flower import bases, policy
+from secateur.flower import bases, policy, tables
 from secateur.flower.engine import (
     HELLO,
     LOG,
@@ -54,7 +55,7 @@ from secateur.wire import head
 
 _SERVERS = ("out", "deadline", "wait")
 _RUN_ID = "flower-run"
-_LONGEST, _SHORT, _LOGGED = 300, 80, 2000  # characters of an error, of a setting in it, of an error in the node's log
+_LONGEST, _SHORT = 300, 80  # characters of an error, of a setting in it
 _SHOWN = 8  # settings that the node's log names
 
 
@@ -64,7 +65,10 @@ def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
     Raises:
         ConfigError: a setting is unknown or out of bounds.
     """
-    return parse_study(_settings(run_config)), {name: run_config[name] for name in _SERVERS if run_config.get(name)}
+    study = parse_study(_settings(run_config))
+    if not study.data.clients:
+        raise ConfigError("data.clients: say how many nodes there are, such as data.clients=4")
+    return study, {name: run_config[name] for name in _SERVERS if run_config.get(name)}
 
 
 def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,11 +118,12 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     engine = FlowerEngine(grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)))
     LOG.info("study %s (%s) into %s", study.hash(), study.method, folder)
     _wait_for_folder(folder, engine.wait)
+    tables.recall(engine, folder)
     engine.members.check(_versions)
     engine.meet(engine.clients())
-    with _rows(study, engine.members.about) as shards:
+    with _rows(study, engine, folder) as shards:
         ours = _about(Participant(study, open_shards(shards)))
-        engine.members.check(lambda about: _versions(about) or _unlike(about, ours))
+        engine.members.check(lambda about: _versions(about) or _unlike(about, ours, bool(engine.members.schema[0])))
         if not engine.members.nodes:
             raise EngineError(f"no node is left that can take part{engine.members.why()}")
         reserve(folder, study)
@@ -156,8 +161,13 @@ def _run_id(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
+def _rows(study: Study, engine: FlowerEngine, run: Path) -> Iterator[Path]:
     """Yield the server's shards: those of the simulated federation, or empty ones if nodes have data of their own."""
+    members = engine.members.about
+    if any(about.get("table") for about in members.values()):
+        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+            yield tables.agree(engine, study, run, Path(folder))
+        return
     own = {bool(about["own"]) for about in members.values()}
     if len(own) > 1:
         raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
@@ -186,6 +196,8 @@ def _versions(about: About) -> str | None:
             f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
             f"{importlib.metadata.version('secateur')} ({head.VERSION}): install the same on both"
         )
+    if about.get("table") is True:  # what such a node holds is agreed on later
+        return None if isinstance(about.get(tables.HOLDS), bool) else "its introduction is of another type"
     wrong = [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]
     if wrong:
         return f"its introduction lacks {wrong[0]!r}, or it is of another type"
@@ -195,7 +207,11 @@ def _versions(about: About) -> str | None:
     return None
 
 
-def _unlike(about: About, ours: About) -> str | None:
+def _unlike(about: About, ours: About, table: bool) -> str | None:  # noqa: FBT001 -- private
+    if table or about.get("table"):
+        kinds = {True: "a table", False: "no table"}
+        own = bool(about.get("table"))
+        return None if own == table else f"its data is {kinds[own]}, {kinds[table]} is expected (data.source)"
     differs = [name for name in ("inputs", "outputs", "kind", "scale", "task", "model") if about[name] != ours[name]]
     if not differs:
         return None
@@ -218,7 +234,8 @@ def client_app() -> ClientApp:
 
     @app.query(HELLO.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
     def hello(message: Message, context: Context) -> Message:
-        return _answered(message, lambda: pack(_introduce(context)))
+        wanted = str(unpack(message.content)[0].get("schema", ""))
+        return _answered(message, lambda: pack(_introduce(context, wanted)))
 
     @app.train(SERVE.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
     def train(message: Message, context: Context) -> Message:
@@ -233,15 +250,23 @@ def _answered(message: Message, make: Any) -> Message:
     except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
         line = " ".join(str(broken).split())
         line = line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
-        LOG.error("%s", line[:_LOGGED])
+        LOG.error("%s", line[: tables.LOGGED])
         content = pack({"error": line[:_LONGEST]})
     return Message(content, reply_to=message)
 
 
-def _introduce(context: Context) -> About:
-    """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``."""
-    client, study, shards = _place(context)
-    participant = _participant(study.model_dump_json(), str(shards))
+def _introduce(context: Context, wanted: str = "") -> About:
+    """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``.
+
+    A node with a table tries them when it is sent the schema, by which its rows are made.
+    """
+    client, study, source = _place(context)
+    if source is not None and source.table is not None:
+        return {"client": client, "own": True, **tables.about(context, wanted)}
+    rows = _shards(context, client, study)
+    for remark in rows.meta.remarks:
+        LOG.info("%s", remark)
+    participant = _participant(study.model_dump_json(), rows)
     trial.check(participant, (client,))
     return {"client": client, "own": "data" in context.node_config, **_about(participant)}
 
@@ -257,8 +282,8 @@ def _about(participant: Participant) -> About:
     }  # fmt: skip
 
 
-def _place(context: Context) -> tuple[int, Study, Path]:
-    """Return the number of this node's client, its study, and the folder of its shards."""
+def _place(context: Context) -> tuple[int, Study, Source | None]:
+    """Return the number of this node's client, its study, and its own data, if it has any."""
     study = _permitted(context)
     number = context.node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
@@ -267,8 +292,17 @@ def _place(context: Context) -> tuple[int, Study, Path]:
             f"K from 0 to {study.data.clients - 1}"
         )
     data = context.node_config.get("data")
-    rows = prepare.simulated(study, _cache()) if data is None else prepare.own(study, number, str(data), _cache())
-    return number, study, rows
+    with tables.unsaid(number):
+        return number, study, None if data is None else prepare.own_source(study, number, str(data))
+
+
+def _shards(context: Context, client: int, study: Study) -> Shards:
+    """Return the rows of a node that are not made by a schema."""
+    data = context.node_config.get("data")
+    if data is None:
+        return _opened(prepare.simulated(study, _cache()))
+    with tables.unsaid(client):
+        return prepare.own(study, client, str(data))
 
 
 def _permitted(context: Context) -> Study:
@@ -294,14 +328,22 @@ def _permitted(context: Context) -> Study:
 
 
 def _serve(message: Message, context: Context) -> Any:
-    client, study, shards = _place(context)
+    client, study, source = _place(context)
     about, request = unpack(message.content)
     if request is None or about.get("client") != client:
         raise ConfigError(f"a request for client {about.get('client')} came to client {client}")
+    if source is None or source.table is None:
+        rows = _shards(context, client, study)
+    elif not about.get("schema"):
+        return pack({"lost": False}, tables.answer(context, study, client, request))
+    elif (made := tables.rows(context, study, client, str(about["schema"]))) is not None:
+        rows = made
+    else:
+        return pack({tables.LACKS: True})
     memory = _Memory(context, str(about["run"]), client)
     wanted = str(about["kept"])
     state = memory.get(wanted)
-    participant = _participant(study.model_dump_json(), str(shards))
+    participant = _participant(study.model_dump_json(), rows)
     participant.kept = bases.kept(context)
     reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
@@ -311,10 +353,15 @@ def _serve(message: Message, context: Context) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _participant(study: str, shards: str) -> Participant:
+def _participant(study: str, rows: Shards) -> Participant:
     # one torch thread: the split of a reduction over threads would change its last bits
     torch.set_num_threads(1)
-    return Participant(Study.model_validate_json(study), open_shards(Path(shards)))
+    return Participant(Study.model_validate_json(study), rows)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(folder: Path) -> Shards:
+    return open_shards(folder)
 
 
 class _Memory:

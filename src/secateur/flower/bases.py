@@ -18,27 +18,33 @@ _KEY, _STYPE = "secateur-base", "secateur.base"
 
 
 class KeptInContext:
-    """The last base that came, in Flower's Context; see ``Kept``."""
+    """The last that came of one kind, in Flower's Context; see ``Kept``.
+
+    Args:
+        context: of the node.
+        key: of the record.
+        stype: what the record says of its bytes.
+    """
 
     own = True
 
-    def __init__(self, context: Context) -> None:
-        self._records = context.state
+    def __init__(self, context: Context, key: str = _KEY, stype: str = _STYPE) -> None:
+        self._records, self._key, self._stype = context.state, key, stype
 
     def __contains__(self, digest: str) -> bool:
         """Return whether it is kept."""
-        held = self._records.get(_KEY)
+        held = self._records.get(self._key)
         return isinstance(held, ArrayRecord) and digest in held
 
     def get(self, digest: str) -> bytes | None:
         """Return what was kept."""
-        held = self._records.get(_KEY)
+        held = self._records.get(self._key)
         array = held.get(digest) if isinstance(held, ArrayRecord) else None
         return None if array is None else array.data
 
     def put(self, digest: str, data: bytes | memoryview) -> None:
         """Keep it in place of what was kept before."""
-        self._records[_KEY] = ArrayRecord({digest: Array("uint8", (len(data),), _STYPE, bytes(data))})
+        self._records[self._key] = ArrayRecord({digest: Array("uint8", (len(data),), self._stype, bytes(data))})
 
 
 def kept(context: Context) -> Kept | None:

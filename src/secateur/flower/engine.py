@@ -107,6 +107,7 @@ class Versions:
     def __init__(self) -> None:
         self.held: MutableMapping[int, str] = {}
         self.missed: list[int] = []
+        self.sent_again: dict[int, tuple[int, int]] = {}
 
     def restore(self, names: MutableMapping[int, str]) -> None:
         """Set the versions to resume from; a node that has lost its state reports that when it is asked."""
@@ -123,6 +124,11 @@ class Versions:
         found, self.missed = sorted(set(self.missed)), []
         return found
 
+    def resent(self) -> dict[int, tuple[int, int]]:
+        """Return the bytes by which nodes were sent a table's schema again, or later than the others."""
+        found, self.sent_again = self.sent_again, {}
+        return found
+
 
 @dataclass
 class Members:
@@ -137,6 +143,8 @@ class Members:
         nodes: the node of each client.
         about: the facts that each client's node gave about itself.
         refused: why each connected node that cannot take part cannot.
+        schema: the digest of the schema that nodes with tables must hold, and the request that brings it; empty: none.
+        states: what clients keep, where bytes that are sent beside the exchanges are noted.
     """
 
     grid: Grid
@@ -146,8 +154,11 @@ class Members:
     about: dict[int, About] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     connected: frozenset[int] = frozenset()
+    schema: tuple[str, bytes] = ("", b"")
+    states: Versions = field(default_factory=Versions)
     _greeted: set[int] = field(default_factory=set)
     _hellos: dict[str, int] = field(default_factory=dict)
+    _taught: dict[str, tuple[int, About]] = field(default_factory=dict)
 
     def look(self) -> None:
         """Update the list of nodes: ask new ones who they are, and read the answers that have come."""
@@ -158,12 +169,15 @@ class Members:
         self._greeted &= self.connected
         self.refused = {node: why for node, why in self.refused.items() if node in self.connected}
         self._hellos = {ask: node for ask, node in self._hellos.items() if node in self.connected}
+        self._taught = {ask: (node, a) for ask, (node, a) in self._taught.items() if node in self.connected}
         for node in sorted(self.connected - self._greeted):
-            (ask,) = self.grid.push_messages([Message(pack({}), node, HELLO)])
+            (ask,) = self.grid.push_messages([Message(pack({"schema": self.schema[0]}), node, HELLO)])
             self._greeted.add(node)
             self._hellos[ask] = node
         for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
             self._enter(self._hellos.pop(reply.metadata.reply_to_message_id), reply)
+        for reply in self.grid.pull_messages(list(self._taught)) if self._taught else ():
+            self._admit_taught(*self._taught.pop(reply.metadata.reply_to_message_id), reply)
 
     def _enter(self, node: int, reply: Message) -> None:
         about = {"error": reason_of(reply)} if reply.has_error() else unpack(reply.content)[0]
@@ -172,8 +186,46 @@ class Members:
         if wrong or not isinstance(client, int):
             self._refuse(node, f"node {node}", str(wrong))
             return
+        digest, request = self.schema
+        if digest and about.get("holds") is False:
+            facts: About = {"run": "", "client": client, "kept": "", "schema": ""}
+            (ask,) = self.grid.push_messages([Message(pack(facts, request), node, SERVE)])
+            self._taught[ask] = node, about
+            return
+        self._admit(node, client, about)
+
+    def _admit(self, node: int, client: int, about: About) -> None:
         LOG.info("client %d is node %d", client, node)
         self.nodes[client], self.about[client] = node, about
+
+    def _admit_taught(self, node: int, about: About, reply: Message) -> None:
+        """Admit a node that was sent the schema, unless its table does not fit."""
+        client, (said, payload) = int(about["client"]), ({}, None) if reply.has_error() else unpack(reply.content)
+        wrong = reason_of(reply) if reply.has_error() else said.get("error") or self._misplaced(client)
+        if wrong or payload is None:
+            self._refuse(node, f"node {node}", str(wrong or "its reply holds no payload"))
+            return
+        self.states.sent_again[client] = len(self.schema[1]), len(payload)
+        self._admit(node, client, about)
+
+    def teach(self, digest: str, request: bytes) -> None:
+        """Send nodes that come from now on a table's schema, before they take part."""
+        self.schema = digest, request
+
+    def leave_out(self, client: int, why: str) -> None:
+        """Let a client's node take part no more, for a reason, for as long as it is connected."""
+        self._refuse(self.nodes.get(client, -1), f"client {client}", why)
+        self.drop(client)
+
+    def drop(self, client: int) -> None:
+        """Let a client's node take part no more, for as long as it is connected."""
+        self.nodes.pop(client, None)
+        self.about.pop(client, None)
+
+    def greet_again(self, client: int) -> None:
+        """Let a client's node say anew who it is and what it holds."""
+        self._greeted.discard(self.nodes.get(client, -1))
+        self.drop(client)
 
     def _misplaced(self, client: object) -> str | None:
         if not isinstance(client, int) or not 0 <= client < self.clients:
@@ -223,8 +275,8 @@ class FlowerEngine:
         self.grid = grid
         self.run = run
         self.wait = wait
-        self.members = Members(grid, clients, lambda _about: None)
         self.states = Versions()
+        self.members = Members(grid, clients, lambda _about: None, states=self.states)
 
     def clients(self) -> Sequence[int]:
         """Return 0..K-1, connected or not."""
@@ -291,6 +343,7 @@ class _Exchange:
                 yield client, Failure(client, "no node of this client is connected", sent=False)
                 continue
             about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
+            about["schema"] = self.members.schema[0]
             (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
             self.waiting[ask] = client, node
         yield from self._collect()
@@ -326,6 +379,9 @@ class _Exchange:
         if reply.has_error():
             return Failure(client, reason_of(reply))
         about, payload = unpack(reply.content)
+        if about.get("lacks"):
+            self.members.greet_again(client)
+            return Failure(client, "it no longer had the schema of its table, and is sent it again")
         if "error" in about or payload is None:
             return Failure(client, str(about.get("error", "its reply holds no payload")))
         if about.get("lost"):

@@ -25,6 +25,19 @@ class Task(ABC):
     dtype: torch.dtype = torch.int64
 
     @property
+    def classes(self) -> bool:
+        """Return whether targets are classes; False: numbers."""
+        return not self.dtype.is_floating_point
+
+    def in_units(self, target_scale: float) -> Task:
+        """Return the task with scores in the targets' own unit, where stored targets are divided by ``target_scale``.
+
+        Tasks whose scores have no unit return themselves.
+        """
+        del target_scale
+        return self
+
+    @property
     @abstractmethod
     def metrics(self) -> tuple[Metric, ...]:
         """Return the scores of an evaluation; runs are compared by the first."""
@@ -84,10 +97,21 @@ class Classification(Task):
         return one.argmax(1) == other.argmax(1)
 
 
+@dataclass(frozen=True)
 class Regression(Task):
-    """Regression of one value, by squared error."""
+    """Regression of one value, by squared error.
+
+    Attributes:
+        target_scale: what errors are multiplied by in scores, to be in the target's own unit; losses are not.
+    """
 
     dtype = torch.float32
+
+    target_scale: float = 1.0
+
+    def in_units(self, target_scale: float) -> Task:
+        """Return the task with errors multiplied by ``target_scale``."""
+        return Regression(target_scale)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -106,7 +130,7 @@ class Regression(Task):
         """Return the scores over all rows."""
         values = outputs.squeeze(-1)
         return {
-            metrics.MAE.name: metrics.absolute_error(values, targets),
+            metrics.MAE.name: metrics.absolute_error(values, targets) * self.target_scale,
             metrics.R2.name: metrics.determination(values, targets),
         }
 

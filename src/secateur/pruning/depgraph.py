@@ -1,7 +1,7 @@
 """Removable units from torch-pruning's dependency graph, for models that ``torch.fx`` cannot trace.
 
-The library only says which dimensions are coupled; scores, masks, plans and cuts are our own. Each group is tested: one
-unit is masked, then removed, and both models must have the same outputs.
+The library only says which dimensions are coupled; scores, masks, plans and cuts are our own, and what it proposes is
+tried like any other group (``pruning.trial``).
 """
 
 from __future__ import annotations
@@ -17,19 +17,15 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError, need
-from secateur.pruning import mask as masks
-from secateur.pruning.structure import OUTPUT, Group, Slot, plan, slice_of
-from secateur.pruning.surgery import shrink
+from secateur.pruning.structure import Group, Slot
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm)
 _Member = tuple[str, nn.Module, bool, list[int]]  # name, layer, whether it makes the units, indices of unit 1
 
 
-def units(
-    model: nn.Module, example: torch.Tensor, *, seconds: float = 60.0
-) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the removable units of a model, and the layers without any, each with the reason.
+def units(model: nn.Module, example: torch.Tensor, *, seconds: float = 60.0) -> tuple[list[Group], dict[str, str]]:
+    """Return the units that the library proposes, untried, and the layers without any, each with the reason.
 
     Args:
         model: the model, which is not changed.
@@ -47,16 +43,13 @@ def units(
     if example.is_floating_point():
         rows = torch.randn(rows.shape, generator=draw)
     graph = _graph(library, model, rows, seconds)
-    found, whole = [], dict[str, str]()
+    found, whole = list[Group](), dict[str, str]()
     for root, coupled in _coupled(graph, model):
         try:
-            group = _group(root, coupled)
-            _try(model, group, rows)
+            found.append(_group(root, coupled))
         except ModelError as refused:
             whole[root] = str(refused)
-        else:
-            found.append(group)
-    return tuple(found), whole
+    return found, whole
 
 
 def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: float) -> Any:
@@ -85,20 +78,23 @@ def _graph(library: ModuleType, model: nn.Module, rows: torch.Tensor, seconds: f
 def _coupled(graph: Any, model: nn.Module) -> Iterator[tuple[str, list[_Member]]]:
     """Iterate the groups: the name of the layer that makes a group's units, and all that is coupled to its unit 1."""
     names = {module: name for name, module in model.named_modules()}
-    for group in reversed(list(graph.get_all_groups())):
-        root = group[0].dep.target.module
-        if not isinstance(root, _LAYERS) or root.weight.shape[0] == 1:
+    seen: set[nn.Module] = set()
+    for root, named in names.items():
+        # the units of a depthwise convolution are those of the layer before
+        makes_own = isinstance(root, _LAYERS) and root.weight.shape[0] > 1 and getattr(root, "groups", 1) == 1
+        if not makes_own or root in seen or root not in graph.module2node:
             continue
         members = []
-        for dep, indices in graph.get_pruning_group(root, group[0].dep.handler, [1]):
+        for dep, indices in graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, [1]):
             module = dep.target.module
             known = names.get(module) if isinstance(module, nn.Module) else None
             if known is not None:
                 makes = bool(graph.is_out_channel_pruning_fn(dep.handler))
                 members.append((known, module, makes, [int(i) for i in indices]))
+                seen |= {module} if makes else set()
             elif isinstance(module, nn.Parameter):
                 members.append(("a parameter outside of any layer", model, True, [1]))
-        yield names[root], members
+        yield named, members
 
 
 def _group(root: str, members: list[_Member]) -> Group:
@@ -137,25 +133,3 @@ def _slot(name: str, part: str, dim: int, indices: list[int], width: int, units:
     if width == times * units and indices == list(range(1, width, units)):
         return Slot(f"{name}.{part}", dim, tiles=times)
     raise ModelError(f"its units share {name!r} with those of other layers (a concatenation)")
-
-
-def _try(model: nn.Module, group: Group, rows: torch.Tensor) -> None:
-    """Compare the model with one unit masked to the model without it, and train the latter for one step."""
-    keep = torch.ones(group.units, dtype=torch.bool)
-    keep[1] = False
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    mask = slice_of([group], shapes, {group.name: keep})
-    masked = copy.deepcopy(model)
-    masked.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
-    try:
-        small = shrink(masked, plan(mask, [group]))
-        expected, found = masked(rows), small(rows)
-        found.sum().backward()
-    except ModelError:
-        raise
-    except Exception as broken:
-        raise ModelError(f"the model fails without one of its units ({type(broken).__name__}: {broken})") from broken
-    if expected.shape != found.shape:
-        raise ModelError(OUTPUT)
-    if not torch.allclose(expected, found, rtol=1e-4, atol=1e-5):
-        raise ModelError("without one of its units the model computes something else")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -33,14 +33,22 @@ Kind = Literal["channel", "head", "block"]
 class Slot:
     """The place of a group's units in a tensor.
 
-    Dimension ``dim`` has ``tiles`` runs of all units, and each unit has ``repeat`` consecutive indices in each run: a
-    flattened feature map repeats each channel, an LSTM stacks four gates as tiles.
+    From index ``offset`` on, dimension ``dim`` has ``tiles`` runs of all units, and each unit has ``repeat``
+    consecutive indices in each run: a flattened feature map repeats each channel, an LSTM stacks four gates as tiles,
+    and behind a concatenation each layer's units begin at an offset, and the dimension's ``size`` is that of all (0:
+    its own).
     """
 
     tensor: str
     dim: int
     repeat: int = 1
     tiles: int = 1
+    offset: int = 0
+    size: int = 0
+
+    def length(self, units: int) -> int:
+        """Return the number of indices of so many units."""
+        return units * self.repeat * self.tiles
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,10 @@ class Group:
         kind: ``channel`` (also neurons and hidden units), ``head`` or ``block``. A block is one unit; without it the
             model passes on the block's input.
         family: groups of one family must keep the same number of units (layers of one ``nn.LSTM``).
+        calls: slots in the calls of modules' own code that name sizes (``forwards``), where the model needs that.
+        silent: whether a unit with nothing incoming is zero when it is read. One behind a sigmoid is not: it is dead
+            only where the weights that read it are pruned as well.
+        numbers: slots of the units in integer attributes of modules that count them, such as a number of heads.
     """
 
     name: str
@@ -67,6 +79,14 @@ class Group:
     outgoing: tuple[Slot, ...] = ()
     kind: Kind = "channel"
     family: str = ""
+    silent: bool = True
+    numbers: tuple[Slot, ...] = ()
+    calls: tuple[Slot, ...] = ()
+
+    @property
+    def layers(self) -> set[str]:
+        """Return the names of the layers whose own weights make the units."""
+        return {slot.tensor.rpartition(".")[0] for slot in self.weights}
 
 
 @dataclass(frozen=True)
@@ -111,17 +131,22 @@ class Layout:
 
 def per_unit(tensor: torch.Tensor, slot: Slot, units: int) -> torch.Tensor:
     """Return the entries of a tensor by unit, shape (units, entries of each)."""
-    front = tensor.movedim(slot.dim, 0)
+    front = tensor.movedim(slot.dim, 0).narrow(0, slot.offset, slot.length(units))
     return front.reshape(slot.tiles, units, slot.repeat, -1).transpose(0, 1).reshape(units, -1)
 
 
 def spread(units: torch.Tensor, slot: Slot) -> torch.Tensor:
-    """Return one value for each index along the slot's dimension, given one for each unit."""
-    return units.repeat_interleave(slot.repeat).repeat(slot.tiles)
+    """Return one value for each index along the slot's dimension, given one for each unit; 1 for those of others."""
+    own = units.repeat_interleave(slot.repeat).repeat(slot.tiles)
+    if not slot.size:
+        return own
+    whole = torch.ones(slot.size, dtype=units.dtype, device=units.device)
+    whole[slot.offset : slot.offset + len(own)] = own
+    return whole
 
 
 def expand(units: torch.Tensor, slot: Slot, shape: torch.Size) -> torch.Tensor:
-    """Broadcast one value for each unit to the entries of a tensor of ``shape`` that belong to it."""
+    """Broadcast one value for each unit to the entries of a tensor of ``shape`` that belong to it; 1 to the others."""
     view = [1] * len(shape)
     view[slot.dim] = -1
     return spread(units, slot).view(view).expand(shape)
@@ -146,12 +171,13 @@ def dead_units(mask: Mask, group: Group) -> torch.Tensor:
     """Return a flag for each unit: whether all its incoming entries are pruned, bias and norm included.
 
     Such a unit is zero for every input, so removing it changes nothing. A unit whose bias is not masked
-    still adds a constant and is not dead.
+    still adds a constant and is not dead. One that is not ``silent`` is a constant, and dead if nothing reads it.
     """
-    if any(slot.tensor not in mask for slot in group.incoming):
+    needed = group.incoming if group.silent else (*group.incoming, *group.outgoing)
+    if any(slot.tensor not in mask for slot in needed):
         return torch.zeros(group.units, dtype=torch.bool)
     dead = torch.ones(group.units, dtype=torch.bool)
-    for slot in group.incoming:
+    for slot in needed:
         dead &= ~per_unit(mask[slot.tensor], slot, group.units).any(1)
     return dead
 
@@ -167,16 +193,29 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Number:
+    """A count of units that a module holds in an integer attribute: ``left`` remain of ``size``."""
+
+    attribute: str
+    size: int
+    left: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The parts to remove from a model; a plan can be applied to any fresh model of the same architecture.
 
     Attributes:
         cuts: at most one for each tensor and dimension.
         dropped: the removed blocks; the model passes on their inputs.
+        numbers: the attributes of modules that count units, at most one entry for each.
+        calls: what is left of sizes that modules' own code names, in the place of the tensor the call (``forwards``).
     """
 
     cuts: tuple[Cut, ...] = ()
     dropped: tuple[str, ...] = ()
+    numbers: tuple[Number, ...] = ()
+    calls: tuple[Cut, ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether anything is removed."""
@@ -184,34 +223,45 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as a JSON document."""
-        cuts = [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in self.cuts]
-        return json.dumps({"secateur_plan": 2, "dropped": list(self.dropped), "cuts": cuts})
+        document: dict[str, Any] = {"secateur_plan": 2, "dropped": list(self.dropped), "cuts": _json(self.cuts)}
+        if self.numbers or self.calls:  # what reads version 2 does not know of them
+            numbers = [asdict(number) for number in self.numbers]
+            document |= {"secateur_plan": 3, "numbers": numbers, "calls": _json(self.calls)}
+        return json.dumps(document)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            ModelError: not a plan of version 1 or 2, a tensor's dimension cut twice, or indices out of range, repeated
+            ModelError: not a plan of version 1 to 3, a tensor's dimension cut twice, or indices out of range, repeated
                 or unordered.
         """
         try:
             document = json.loads(text)
-            if document["secateur_plan"] not in {1, 2}:
-                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 and 2")
+            if document["secateur_plan"] not in {1, 2, 3}:
+                raise ModelError(f"structural plan of version {document['secateur_plan']!r}: this reads 1 to 3")
             cuts = tuple(_cut(entry) for entry in document["cuts"])
+            calls = tuple(_cut(entry) for entry in document.get("calls", []))
             dropped = tuple(str(name) for name in document.get("dropped", []))
+            numbers = tuple(
+                Number(str(entry["attribute"]), int(entry["size"]), int(entry["left"]))
+                for entry in document.get("numbers", [])
+            )
         except (ValueError, KeyError, TypeError) as broken:
             raise ModelError(f"not a structural plan: {type(broken).__name__}: {broken}") from broken
-        for cut in cuts:
+        for cut in (*cuts, *calls):
             rising = bool(cut.kept) and list(cut.kept) == sorted(set(cut.kept))
             if not rising or cut.dim < 0 or not 0 <= cut.kept[0] <= cut.kept[-1] < cut.size:
                 raise ModelError(
                     f"structural plan, tensor {cut.tensor!r}: kept indices must rise within 0..{cut.size - 1}"
                 )
-        if len({(cut.tensor, cut.dim) for cut in cuts}) < len(cuts):
+        if len({(cut.tensor, cut.dim) for cut in (*cuts, *calls)}) < len(cuts) + len(calls):
             raise ModelError("structural plan: a dimension of a tensor is cut twice")
-        return cls(cuts, dropped)
+        for number in numbers:
+            if not 0 < number.left <= number.size:
+                raise ModelError(f"structural plan: {number.attribute!r} must keep 1 to {number.size} units")
+        return cls(cuts, dropped, numbers, calls)
 
     def of(self, tensor: str) -> tuple[Cut, ...]:
         """Return the cuts of one tensor."""
@@ -223,18 +273,37 @@ class Plan:
 
     def then(self, later: Plan) -> Plan:
         """Return one plan for the dense model that equals this one followed by ``later``, which is for its result."""
-        first = {(cut.tensor, cut.dim): cut for cut in self.cuts}
-        for cut in later.cuts:
-            before = first.get((cut.tensor, cut.dim))
-            if before is not None and cut.size != len(before.kept):
-                raise ModelError(
-                    f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}"
-                )
-            kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
-            size = cut.size if before is None else before.size
-            first[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+        counts = {number.attribute: number for number in self.numbers}
+        for number in later.numbers:
+            size = counts[number.attribute].size if number.attribute in counts else number.size
+            counts[number.attribute] = Number(number.attribute, size, number.left)
         both = Plan((), self.dropped + later.dropped)
-        return Plan(tuple(cut for cut in first.values() if not both.drops(cut.tensor)), both.dropped)
+        return Plan(
+            tuple(cut for cut in composed(self.cuts, later.cuts) if not both.drops(cut.tensor)), both.dropped,
+            tuple(number for number in counts.values() if not both.drops(number.attribute)),
+            tuple(call for call in composed(self.calls, later.calls) if not both.drops(call.tensor.partition(":")[0])),
+        )  # fmt: skip
+
+
+def _json(cuts: Iterable[Cut]) -> list[dict[str, Any]]:
+    return [{"tensor": c.tensor, "dim": c.dim, "size": c.size, "kept": list(c.kept)} for c in cuts]
+
+
+def composed(first: Iterable[Cut], later: Iterable[Cut]) -> tuple[Cut, ...]:
+    """Return the cuts that equal the first ones followed by later ones, which are of what the first leave.
+
+    Raises:
+        ModelError: a later cut is of another size.
+    """
+    found = {(cut.tensor, cut.dim): cut for cut in first}
+    for cut in later:
+        before = found.get((cut.tensor, cut.dim))
+        if before is not None and cut.size != len(before.kept):
+            raise ModelError(f"structural plan cuts {cut.tensor!r} to {cut.size}: the first left {len(before.kept)}")
+        kept = cut.kept if before is None else tuple(before.kept[i] for i in cut.kept)
+        size = cut.size if before is None else before.size
+        found[cut.tensor, cut.dim] = Cut(cut.tensor, cut.dim, size, kept)
+    return tuple(found.values())
 
 
 def _cut(entry: Mapping[str, Any]) -> Cut:
@@ -255,16 +324,21 @@ def plan(mask: Mask, groups: Iterable[Group]) -> Plan:
         least = max(1, *(int(keep[name].sum()) for name in (*relatives, group.name)))
         dead = (~keep[group.name]).nonzero().flatten()
         keep[group.name][dead[: max(0, least - int(keep[group.name].sum()))]] = True
-    cuts: dict[tuple[str, int], Cut] = {}
+    kept: dict[tuple[str, int], torch.Tensor] = {}
+    whole = {group.name for group in layers if bool(keep[group.name].all())}
     for group in layers:
-        if bool(keep[group.name].all()):
-            continue
-        for slot in (*group.incoming, *group.statistics, *group.outgoing):
-            if not dropped.drops(slot.tensor):
+        tensors = () if group.name in whole else (*group.incoming, *group.statistics, *group.outgoing, *group.numbers)
+        # a size may be read off a value that has lost other units: all are named as soon as any unit goes
+        for slot in (*tensors, *(group.calls if len(whole) < len(layers) else ())):
+            if not dropped.drops(slot.tensor.partition(":")[0]):
                 flags = spread(keep[group.name], slot)
-                index = flags.nonzero().flatten().tolist()
-                cuts[slot.tensor, slot.dim] = Cut(slot.tensor, slot.dim, len(flags), tuple(index))
-    return Plan(tuple(cuts.values()), dropped.dropped)
+                kept[slot.tensor, slot.dim] = kept.get((slot.tensor, slot.dim), flags) & flags
+    counts = {slot.tensor for group in layers for slot in group.numbers}
+    calls = {slot.tensor for group in layers for slot in group.calls}
+    cuts = [Cut(*at, len(f), tuple(f.nonzero().flatten().tolist())) for at, f in kept.items() if at[0] not in counts]
+    numbers = [Number(name, len(f), int(f.sum())) for (name, _), f in kept.items() if name in counts]
+    of_tensors, of_calls = ([c for c in cuts if (c.tensor in calls) == named] for named in (False, True))
+    return Plan(tuple(of_tensors), dropped.dropped, tuple(numbers), tuple(of_calls))
 
 
 def slim(tensors: Tensors, plan: Plan) -> dict[str, torch.Tensor]:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import singledispatch
 from typing import Any, cast
 
 import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
-from secateur.pruning.structure import Plan, slim
+from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
+from secateur.pruning.forwards import Site, resize
+from secateur.pruning.mask import Tensors
+from secateur.pruning.structure import Cut, Number, Plan, slim
 
 
 class SlimGroupNorm(nn.Module):
@@ -114,15 +118,48 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         setattr(owner, block.rpartition(".")[2], nn.Identity())
     for name in dict.fromkeys(cut.tensor.rpartition(".")[0] for cut in plan.cuts):
         module = _submodule(model, name)
-        if isinstance(module, (nn.GroupNorm, SlimGroupNorm)):
+        if isinstance(module, (nn.GroupNorm, SlimGroupNorm, nn.MultiheadAttention, SlimMultiheadAttention)):
             owner = _submodule(model, name.rpartition(".")[0])
-            setattr(owner, name.rpartition(".")[2], _group_norm(module, plan.of(f"{name}.weight")[0].kept))
+            setattr(owner, name.rpartition(".")[2], _replaced(name, module, plan, smaller))
             continue
         for tensor in dict.fromkeys(cut.tensor for cut in plan.cuts if cut.tensor.rpartition(".")[0] == name):
-            part, value = tensor.rpartition(".")[2], smaller[tensor]
-            setattr(module, part, nn.Parameter(value) if isinstance(getattr(module, part), nn.Parameter) else value)
+            _replace(model, module, tensor.rpartition(".")[2], smaller[tensor])
         _resize(module)
+    for number in plan.numbers:
+        _recount(model, number)
+    for encoder in (module for module in model.modules() if isinstance(module, nn.TransformerEncoder)):
+        if any(isinstance(module, SlimMultiheadAttention) for module in encoder.modules()):
+            encoder.use_nested_tensor = False  # only torch's own attention takes rows of different lengths
+    calls: dict[str, list[Cut]] = {}
+    for cut in plan.calls:
+        calls.setdefault(Site.parse(cut.tensor).module, []).append(cut)
+    for name, cuts in calls.items():
+        resize(_submodule(model, name), cuts)
     return model
+
+
+def _replace(model: nn.Module, module: nn.Module, part: str, value: torch.Tensor) -> None:
+    """Put a smaller tensor in the place of a module's tensor, and of every other that it is tied to."""
+    old = getattr(module, part)
+    if not isinstance(old, nn.Parameter):
+        setattr(module, part, value)
+        return
+    new = nn.Parameter(value, requires_grad=old.requires_grad)
+    for other in model.modules():
+        tied = [name for name, parameter in other.named_parameters(recurse=False) if parameter is old]
+        for name in tied:
+            setattr(other, name, new)
+        if tied and other is not module:
+            _resize(other)
+
+
+def _recount(model: nn.Module, number: Number) -> None:
+    """Set an attribute that counts units to the number of those that are left."""
+    owner, _, attribute = number.attribute.rpartition(".")
+    module = _submodule(model, owner)
+    if getattr(module, attribute, None) != number.size:
+        raise ModelError(f"structural plan sets {number.attribute!r} from {number.size}: the model has another number")
+    setattr(module, attribute, number.left)
 
 
 def plain(model: nn.Module) -> nn.Module:
@@ -144,13 +181,22 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise ModelError(f"structural plan names {name!r}, which the model does not have") from absent
 
 
+def _replaced(name: str, module: nn.Module, plan: Plan, smaller: Tensors) -> nn.Module:
+    """Return the layer that stands for one whose torch class cannot lose units."""
+    if isinstance(module, (nn.MultiheadAttention, SlimMultiheadAttention)):
+        own = {part: smaller[f"{name}.{part}"] for part in PROJECTIONS if f"{name}.{part}" in smaller}
+        of_heads = next((cut for part in own for cut in plan.of(f"{name}.{part}") if cut.dim == 0), None)
+        return SlimMultiheadAttention(module, of_heads, own)
+    return _group_norm(cast("nn.GroupNorm", module), plan.of(f"{name}.weight")[0].kept)
+
+
 def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.Module:
     """Return torch's own layer, which is faster, if only whole groups are removed."""
     each = norm.num_channels // norm.num_groups
     groups = sorted({k // each for k in kept})
     if isinstance(norm, SlimGroupNorm) or len(kept) < each * len(groups):
         return SlimGroupNorm(norm, kept)
-    whole = nn.GroupNorm(len(groups), len(kept), eps=norm.eps)
+    whole = nn.GroupNorm(len(groups), len(kept), eps=norm.eps).to(norm.weight)
     index = torch.tensor(kept)
     with torch.no_grad():
         whole.weight.copy_(norm.weight[index])
@@ -158,20 +204,56 @@ def _group_norm(norm: nn.GroupNorm | SlimGroupNorm, kept: Sequence[int]) -> nn.M
     return whole
 
 
+@singledispatch
 def _resize(module: nn.Module) -> None:
     """Update the sizes that a layer stores to those of its parameters."""
-    if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        module.out_channels = len(module.weight)
-        if module.groups > 1:
-            module.in_channels = module.groups = module.out_channels
-        else:
-            module.in_channels = module.weight.shape[1]
-    elif isinstance(module, nn.RNNBase):
-        first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
-        module.input_size, module.hidden_size = first.shape[1], own.shape[1]
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):  # noqa: SLF001 -- torch's own base class
-        module.num_features = len(module.weight)
-    else:
+    if type(module).__module__.startswith("torch.nn.modules"):
         raise ModelError(f"structural plan cuts a {type(module).__name__}, which secateur cannot resize")
+
+
+@_resize.register
+def _(module: nn.Linear) -> None:
+    module.out_features, module.in_features = module.weight.shape
+
+
+@_resize.register(nn.modules.conv._ConvNd)  # noqa: SLF001 -- torch's own base class
+def _(module: nn.Conv2d) -> None:
+    if module.groups > 1:
+        module.groups = len(module.weight) * module.groups // module.out_channels
+    module.out_channels, module.in_channels = len(module.weight), module.weight.shape[1] * module.groups
+
+
+@_resize.register(nn.modules.conv._ConvTransposeNd)  # noqa: SLF001 -- likewise
+def _(module: nn.ConvTranspose2d) -> None:
+    if module.groups > 1:
+        module.groups = module.out_channels = len(module.weight)
+    else:
+        module.out_channels = module.weight.shape[1]
+    module.in_channels = len(module.weight)
+
+
+@_resize.register
+def _(module: nn.Embedding) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+@_resize.register
+def _(module: nn.PReLU) -> None:
+    module.num_parameters = len(module.weight)
+
+
+@_resize.register
+def _(module: nn.RNNBase) -> None:
+    first, own = (cast("torch.Tensor", getattr(module, f"weight_{part}_l0")) for part in ("ih", "hh"))
+    module.input_size, module.hidden_size = first.shape[1], own.shape[1]
+
+
+@_resize.register
+def _(module: nn.RNNCellBase) -> None:
+    module.input_size, module.hidden_size = module.weight_ih.shape[1], module.weight_hh.shape[1]
+
+
+@_resize.register(nn.modules.batchnorm._NormBase)  # noqa: SLF001 -- likewise
+def _(module: nn.BatchNorm2d) -> None:
+    kept = module.running_mean if module.weight is None else module.weight
+    module.num_features = len(cast("torch.Tensor", kept))

@@ -12,7 +12,7 @@ import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import tomli_w
 from pydantic import (
@@ -28,7 +28,7 @@ from pydantic import (
 from secateur import guards, methods
 from secateur.contract.guard import Guard
 from secateur.contract.method import Method
-from secateur.data import partition
+from secateur.data import partition, sources
 from secateur.errors import ConfigError, check, unknown
 from secateur.learning.batched import Compute
 from secateur.learning.optimiser import Training
@@ -39,7 +39,8 @@ from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
 
-_LATER_DATA, _LATER_TRAINING = ("validation_fraction", "task"), ("schedule", "period", "floor")
+_LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
+_LATER_TRAINING = ("schedule", "period", "floor")
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
@@ -52,7 +53,7 @@ class DataSection(_Section):
 
     Attributes:
         source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``; see ``secateur list``.
-        clients: K, the number of clients.
+        clients: K, the number of clients; 0, the default of ``natural``: as many as there are natural ids.
         partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
         test_fraction: share of each client's rows held out as its local test split.
         validation_fraction: share of each client's rows held out for choosing a setting, an epoch or a round; reported
@@ -61,15 +62,42 @@ class DataSection(_Section):
             trains.
         task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
             ``module:Class`` of your own (``learning.task``).
+        target: the column of a table that is learnt, where ``source`` does not name it.
+        site: the column of a table that says which site a row is of.
+        options: how the source is to be read, as its format takes it: ``delimiter`` or ``drop`` of a table, ``size`` of
+            images.
     """
 
     source: str = "digits"
-    clients: int = Field(default=20, ge=1, le=1_000_000)
+    clients: int = Field(default=20, ge=0, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     public: int = Field(default=0, ge=0)
     task: str = ""
+    target: str = ""
+    site: str = ""
+    options: dict[str, Option | tuple[str, ...]] = Field(default_factory=dict)
+
+    @property
+    def reading(self) -> dict[str, Option | tuple[str, ...]]:
+        """Return what the source's loader is told: the options, and the names of columns that are given."""
+        named = {name: value for name, value in (("target", self.target), ("site", self.site)) if value}
+        return {**self.options, **named}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_sites(cls, values: Any) -> Any:
+        """Let there be as many clients as natural ids if the study does not say how many."""
+        natural = isinstance(values, Mapping) and values.get("partition") == "natural"
+        return {"clients": 0, **values} if natural else values
+
+    @model_validator(mode="after")
+    def _some_clients(self) -> Self:
+        """Refuse no clients where nothing else says how many there are."""
+        if not self.clients and self.partition != "natural":
+            raise ValueError("data.clients = 0 must be at least 1, unless data.partition = natural")
+        return self
 
 
 class ModelSection(_Section):
@@ -124,13 +152,18 @@ class Study(_Section):
     @model_validator(mode="before")
     @classmethod
     def _as_recommended(cls, values: Any) -> Any:
-        """Fill in the training settings that the method recommends and the study does not set itself."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("training", {}), Mapping):
+        """Fill in what the data and the method recommend and the study does not set itself."""
+        sections = ("data", "model", "training")
+        if not isinstance(values, Mapping) or not all(isinstance(values.get(s, {}), Mapping) for s in sections):
             return values
         method = values.get("method", cls.model_fields["method"].default)
-        if not isinstance(method, str):
+        source = values.get("data", {}).get("source", DataSection.model_fields["source"].default)
+        if not isinstance(method, str) or not isinstance(source, str):
             return values
-        return {**values, "training": {**methods.find(method).recommended, **values.get("training", {})}}
+        usual = sources.recommended(source)
+        filled = {section: {**usual[section], **values.get(section, {})} for section in usual}
+        training = {**filled.get("training", {}), **methods.find(method).recommended, **values.get("training", {})}
+        return {**values, **filled, "training": training}
 
     @field_validator("guards", mode="before")
     @classmethod
@@ -273,6 +306,8 @@ def assign(values: dict[str, Any], setting: str) -> None:
     fields = Study.model_fields
     if head == "model" and rest and rest not in ModelSection.model_fields:
         values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
+    elif head == "data" and rest.startswith("options."):
+        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
     elif head in fields and head != "options":
         section = values.setdefault(head, {}) if rest else values
         section[rest or head] = value
@@ -280,8 +315,8 @@ def assign(values: dict[str, Any], setting: str) -> None:
         values.setdefault("options", {})[path.removeprefix("options.")] = value
 
 
-def _literal(text: str) -> Option | tuple[int, ...]:
-    """Return a model option's text as a number, boolean or list of integers if it is one, else as text."""
+def _literal(text: str) -> Any:
+    """Return an option's text as a number, boolean or list if it is one, else as text."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError:

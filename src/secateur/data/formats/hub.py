@@ -9,6 +9,7 @@ import numpy as np
 
 from secateur.data.characters import LETTERS, WINDOW, codes, windows
 from secateur.data.hold import hold_out
+from secateur.data.pictures import channels_first, common_mode
 from secateur.data.sources import Kind, Source
 from secateur.errors import DataError, need
 
@@ -118,15 +119,11 @@ def _texts(texts: Any) -> np.ndarray:
 def _images(name: str, images: Any) -> np.ndarray:
     """Return images (n, channels, height, width): one channel if all are grey, else RGB, or RGBA if all are."""
     pictures = list(images)
-    modes = {getattr(picture, "mode", "missing") for picture in pictures}
-    if not modes <= {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"}:
-        raise DataError(f"data set {name!r} has images that are missing or not of 8 bits: {sorted(modes)}")
-    mode = "L" if modes <= {"1", "L"} else "RGBA" if modes == {"RGBA"} else "RGB"
+    mode = common_mode({getattr(picture, "mode", "missing") for picture in pictures}, name)
     pixels = [np.asarray(picture.convert(mode), np.uint8) for picture in pictures]
     shapes = {p.shape for p in pixels}
     if len(shapes) > 1:
         raise DataError(f"data set {name!r} has images of {len(shapes)} different shapes; resize them to one first")
     if not pixels:
         return np.zeros((0, 1, 1, 1), np.uint8)
-    stacked = np.stack(pixels)
-    return np.ascontiguousarray(stacked[:, None] if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2))
+    return channels_first(np.stack(pixels))

@@ -1,133 +1,206 @@
-"""CSV files of numbers."""
+"""Tables in CSV and Parquet files."""
 
 from __future__ import annotations
 
-import csv
-import gzip
-from dataclasses import dataclass
+import difflib
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from secateur.data.hold import hold_out
+from secateur.data.columns import as_text, number_column, text_column
+from secateur.data.delimited import Cells, read_delimited
+from secateur.data.parquet import read_parquet
+from secateur.data.raw_table import Column, RawTable
 from secateur.data.sources import Source
-from secateur.errors import DataError
+from secateur.data.table_options import TableOptions
+from secateur.errors import DataError, need
 
-_MISSING = {"", "?", "NA", "NaN", "nan"}
-_MOST_CLASSES = 20
+_ENDINGS = (".csv", ".data", ".tsv", ".tab", ".txt", ".parquet")
 
 
-@dataclass(frozen=True)
-class Table:
-    """The rows of a table, with a test part.
+RECOMMENDED = {"data": {"partition": "natural"}, "model": {"name": "mlp"}, "training": {"lr": 0.03, "clip": 1.0}}
+"""Settings for tables where a study does not say: a client for each site, and steps that suit few rows and outliers."""
 
-    Attributes:
-        x_train, x_test: float32 features, scaled by the training rows' mean and standard deviation; a missing value
-            is 0, and an extra column marks it.
-        y_train, y_test: int64 classes, or float32 values.
-        ids: the site of each training row.
-        outputs: number of classes; 1 for values.
+
+def load(argument: str, seed: int, options: TableOptions) -> Source:
+    """`table:FILE#TARGET#SITE`: a CSV or Parquet file, sites as natural ids; or `table:FOLDER#TARGET`, a file each.
+
+    The columns can be named apart instead: data.target and data.site.
+
+    Reference: none; what clients hold out is the test set
     """
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-    ids: np.ndarray
-    outputs: int
-
-    @property
-    def task(self) -> str:
-        """Return what is learnt."""
-        return "classification" if self.outputs > 1 else "regression"
-
-    @property
-    def parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the arrays, in this order."""
-        return self.x_train, self.y_train, self.x_test, self.y_test, self.ids
+    del seed
+    return Source.of_table("table", read(argument, options))
 
 
-def load(argument: str, seed: int) -> Source:
-    """`table:FILE#TARGET#SITE`: numbers in a CSV file, sites as natural ids; or `table:FOLDER#TARGET`, a file each.
-
-    Reference: none; a fifth of each site is the test set
-    """
-    read = _read_table(argument, seed)
-    return Source("table", *read.parts, read.outputs, "tabular", 1.0, read.task)
-
-
-def _read_table(argument: str, seed: int) -> Table:
+def read(argument: str, options: TableOptions) -> RawTable:
     """Return the table of ``FILE#TARGET#SITE``, or of ``FOLDER#TARGET`` with a file for each site.
 
-    Columns are named by the header, or by their numbers from 1 without one. Columns of words are dropped. A target with
-    at most 20 values, all of them whole, is a class; ``TARGET>N`` makes two classes of whether it is above N.
+    Columns are named by the header, or by their numbers from 1 without one. All files have the same columns, in any
+    order. Names with ``#`` in them are given by the options.
 
     Raises:
-        DataError: no such file or column, or nothing that can be learnt.
+        DataError: a file cannot be read, or not in one way; the text names file, row and column.
+        MissingExtraError: there is no pyarrow.
     """
-    place, *names = argument.split("#")
-    path = Path(place).expanduser()
-    files = sorted(p for p in path.iterdir() if ".csv" in p.name or p.suffix == ".data") if path.is_dir() else [path]
-    wanted = 1 if path.is_dir() else 2
-    if len(names) != wanted:
-        raise DataError(f"data 'table:{argument}': write table:FILE#TARGET#SITE, or table:FOLDER#TARGET")
-    rows, sites = list[dict[str, str]](), list[str]()
-    for file in files:
-        found = _read(file)
-        rows += found
-        sites += [file.name] * len(found) if path.is_dir() else [row.get(names[1], "") for row in found]
-    target, above, limit = names[0].partition(">")
-    if not rows or target not in rows[0] or (not path.is_dir() and names[1] not in rows[0]):
-        known = ", ".join(list(rows[0])[:8]) if rows else "none"
-        raise DataError(f"data 'table:{argument}': no such column; the first ones are: {known}")
-    y = _numbers([row[target] for row in rows])
-    if y is None or np.isnan(y).any():
-        raise DataError(f"data 'table:{argument}': {target} has rows that are no numbers")
-    y = (y > float(limit)).astype(float) if above else y
-    dropped = {target, *names[1:]}
-    columns = [_numbers([row[name] for row in rows]) for name in rows[0] if name not in dropped]
-    features = np.stack([column for column in columns if column is not None], axis=1)
-    return _split(features, y, np.unique(sites, return_inverse=True)[1], seed)
+    path, options = place_of(argument, options)
+    files = _files(path)
+    tables = [
+        read_parquet(file, options) if file.suffix == ".parquet" else read_delimited(file, options) for file in files
+    ]
+    name, above, limit = _target(options.target, tables[0])
+    used = _used(tables, name, options)
+    ends = np.cumsum([len(table.rows) for table in tables])
 
+    def where(row: int) -> str:
+        number = int(np.searchsorted(ends, row, side="right"))
+        return tables[number].where(row - (int(ends[number - 1]) if number else 0))
 
-def _split(features: np.ndarray, y: np.ndarray, ids: np.ndarray, seed: int) -> Table:
-    """Return the table with a fifth of each site held out, and features scaled by the rows that are left."""
-    train, test = hold_out(ids, seed)
-    with np.errstate(invalid="ignore"):
-        mean, spread = np.nanmean(features[train], axis=0), np.nanstd(features[train], axis=0)
-    missing = np.isnan(features)
-    scaled = np.where(missing, 0.0, (features - mean) / np.where(spread > 0, spread, 1.0))
-    x = np.concatenate([scaled, missing[:, missing.any(axis=0)]], axis=1).astype(np.float32)
-    values = np.unique(y)
-    if len(values) <= _MOST_CLASSES and (values == values.round()).all():
-        y, outputs = np.searchsorted(values, y).astype(np.int64), len(values)
+    columns, remarks = _columns(tables, used, where, options)
+    remarks = [remark for table in tables for remark in table.remarks] + remarks
+    target = columns.pop(name)
+    _refuse_missing(
+        target.missing, name, where, "a row without a target teaches nothing: delete the row, or fill it in"
+    )
+    if above:
+        target = _above(target, limit)
+    if options.site:
+        sites, ids = _by_column(tables, options.site, where)
     else:
-        y, outputs = y.astype(np.float32), 1
-    return Table(x[train], y[train], x[test], y[test], ids[train].astype(np.int64), outputs)
+        sites = tuple(file.name for file in files)
+        ids = np.repeat(np.arange(len(files)), np.diff(ends, prepend=0))
+    return RawTable(tuple(columns.values()), target, sites, ids.astype(np.int64), tuple(remarks))
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """Return the columns of a file by name; without a header they are numbered from 1."""
-    opened = gzip.open if path.suffix == ".gz" else open
+def place_of(argument: str, options: TableOptions) -> tuple[Path, TableOptions]:
+    """Return the path in an argument, and the options with the names that follow it behind ``#``.
+
+    The path is the longest part before a ``#`` that exists.
+
+    Raises:
+        DataError: no part of it exists, or it and the options do not name one target.
+    """
+    pieces = argument.split("#")
+    whole = ["#".join(pieces[:n]) for n in range(len(pieces), 0, -1)]
+    place = next((text for text in whole if text and Path(text).expanduser().exists()), None)
+    if place is None:
+        raise DataError(f"cannot read the table {pieces[0]}: there is no such file or folder")
+    names = argument[len(place) + 1 :].split("#") if len(place) < len(argument) else []
+    if len(names) > 2 or (names and options.target) or (len(names) == 2 and options.site):
+        raise DataError(
+            f"data 'table:{argument}': write table:FILE#TARGET#SITE or table:FOLDER#TARGET, or name the columns with "
+            "data.target and data.site if their names hold a #"
+        )
+    target, site = (*names, *["", ""][len(names) :])
+    options = replace(options, target=target or options.target, site=site or options.site)
+    if not options.target:
+        raise DataError(f"data 'table:{argument}': name the column to learn, as data.target=NAME or table:FILE#NAME")
+    return Path(place).expanduser(), options
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(
+        file for file in path.iterdir()
+        if file.is_file() and not file.name.startswith(".") and file.name.lower().removesuffix(".gz").endswith(_ENDINGS)
+    )  # fmt: skip
+    if not files:
+        raise DataError(f"{path} holds no table: a site's file ends in {', '.join(_ENDINGS)}, gzipped or not")
+    return files
+
+
+def _target(written: str, table: Cells) -> tuple[str, bool, float]:
+    """Return the name of the target, whether it is cut in two classes, and at which value."""
+    name, above, limit = written.rpartition(">")
+    if written in table.columns or not above:
+        return written, False, 0.0
     try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
-            lines = [line for line in csv.reader(file) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as broken:
-        raise DataError(f"cannot read the table {path}: {broken}") from broken
-    if not lines:
-        return []
-    bare = _numbers(lines[0]) is not None
-    names = [str(n) for n in range(1, len(lines[0]) + 1)] if bare else lines[0]
-    body = lines if bare else lines[1:]
-    wrong = next((n for n, line in enumerate(body, start=1) if len(line) != len(names)), None)
-    if wrong is not None:
-        raise DataError(f"{path}: row {wrong} has {len(body[wrong - 1])} cells, {len(names)} are expected")
-    return [dict(zip(names, line, strict=True)) for line in body]
-
-
-def _numbers(cells: list[str]) -> np.ndarray | None:
-    """Return cells as numbers, missing ones as NaN; None if one of them is a word."""
-    try:
-        return np.array([np.nan if cell.strip() in _MISSING else float(cell) for cell in cells])
+        return name, True, float(limit)
     except ValueError:
-        return None
+        raise DataError(
+            f"data.target = {written!r}: write NAME>NUMBER, for two classes of whether it is above"
+        ) from None
+
+
+def _used(tables: list[Cells], target: str, options: TableOptions) -> list[str]:
+    """Return the names of the columns to read, in the first file's order.
+
+    Raises:
+        DataError: a name that is asked for is no column's, or the files' columns differ.
+    """
+    first = tables[0]
+    for kind, name in (
+        ("target", target),
+        ("site", options.site),
+        *(("categories", name) for name in options.categories),
+    ):
+        if name and name not in first.columns:
+            near = difflib.get_close_matches(name, first.columns, n=1)
+            hint = f"did you mean {near[0]!r}? Its columns are" if near else "its columns are"
+            raise DataError(
+                f"{first.file} has no column {name!r} (data.{kind}): {hint} {_some(list(first.columns), 8)}"
+            )
+    for table in tables[1:]:
+        lacks = [name for name in first.columns if name not in table.columns]
+        more = [name for name in table.columns if name not in first.columns]
+        if lacks or more:
+            told = [f"lacks {_some(lacks)}"] * bool(lacks) + [f"has {_some(more)} beside them"] * bool(more)
+            raise DataError(
+                f"{table.file}, row 1: of the columns of {first.file} it {' and '.join(told)}; give all the same, "
+                f"or leave out what not all have with data.options.drop"
+            )
+    used = [name for name in first.columns if name != options.site]
+    if used == [target]:
+        raise DataError(
+            f"{first.file} has no column beside {_some([target, options.site])}: there is nothing to learn from"
+        )
+    return used
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    shown = [repr(name) for name in names if name]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} others" if len(shown) > most else "")
+
+
+def _columns(
+    tables: list[Cells], names: list[str], where: Any, options: TableOptions
+) -> tuple[dict[str, Column], list[str]]:
+    """Return the columns over all files, and remarks."""
+    arrow, remarks = need("pyarrow", extra="tables"), list[str]()
+    found = {}
+    for name in names:
+        parts = [table.columns[name] for table in tables]
+        numeric = [arrow.types.is_floating(part.type) for part in parts]
+        if name in options.categories:
+            parts, numeric = [as_text(part) for part in parts], [False]
+        if all(numeric):
+            found[name] = number_column(name, arrow.concat_arrays(parts), where)
+        elif any(numeric):
+            first, other = tables[numeric.index(True)].file, tables[numeric.index(False)].file
+            raise DataError(f"column {name!r} has numbers in {first} and text in {other}: give it one type")
+        else:
+            found[name], more = text_column(name, arrow.concat_arrays(parts), where, options)
+            remarks += more
+    return found, remarks
+
+
+def _refuse_missing(missing: np.ndarray, name: str, where: Any, advice: str) -> None:
+    if missing.any():
+        raise DataError(f"{where(int(np.flatnonzero(missing)[0]))}, column {name!r} is empty: {advice}")
+
+
+def _above(target: Column, limit: float) -> Column:
+    if target.categories:
+        raise DataError(f"data.target = '{target.name}>{limit:g}': its cells are words, which are not above a number")
+    return Column(f"{target.name}>{limit:g}", (target.values > limit).astype(np.float64))
+
+
+def _by_column(tables: list[Cells], name: str, where: Any) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the sites that a column names, sorted, and the site of each row."""
+    words = np.array([cell for table in tables for cell in as_text(table.columns[name]).to_pylist()], dtype=object)
+    _refuse_missing(words == "", name, where, "each row is of a site; fill it in, or delete the row")
+    sites, ids = np.unique(words, return_inverse=True)
+    return tuple(sites), ids

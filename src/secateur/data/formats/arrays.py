@@ -1,0 +1,123 @@
+"""Arrays of numpy."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from secateur.data.hold import hold_out
+from secateur.data.pictures import channels_first
+from secateur.data.source import Kind, Source
+from secateur.errors import DataError
+
+_WHOLE, _SPLIT = {"x", "y"}, {"x_train", "y_train", "x_test", "y_test"}
+
+
+@dataclass(frozen=True)
+class ArrayOptions:
+    """What arrays do not say of themselves; what is empty is found out.
+
+    Attributes:
+        kind: what a row is; four dimensions are images, others tabular.
+        task: what is learnt; whole numbers and words are classes, other numbers values.
+        classes: how many there are, where these rows may not hold the last one.
+        scale: the number that image values are divided by; 255 for bytes, 1 for others.
+        channels: where an image has its channels.
+    """
+
+    kind: Literal["", "image", "tokens", "tabular"] = ""
+    task: Literal["", "classification", "regression"] = ""
+    classes: int = 0
+    scale: float = 0.0
+    channels: Literal["first", "last"] = "first"
+
+
+def load(argument: str, seed: int, options: ArrayOptions) -> Source:
+    """`arrays:FILE.npz`: arrays x_train, y_train, x_test, y_test, or x and y; natural ids of training rows as ids.
+
+    Without a test part a seeded fifth of each class, or of each id, is the test set. Images are (n, channels, height,
+    width), or (n, height, width) if they are grey; features are not scaled.
+
+    Reference: none
+    """
+    path = _file(Path(argument).expanduser())
+    held = _arrays(path)
+    ids = held.pop("ids", None)
+    split = _SPLIT if held.keys() == _SPLIT else _WHOLE
+    if held.keys() != split:
+        raise DataError(
+            f"{path} holds {', '.join(sorted(held)) or 'nothing'}: name them x_train, y_train, x_test and y_test, "
+            "or x and y; and ids, if there are natural clients"
+        )
+    x, y = ([held[name] for name in sorted(split, reverse=True) if name[0] == letter] for letter in "xy")
+    _check_lengths(path, x, y, ids)
+    y, remarks = _coded(path, y)
+    task = options.task or ("regression" if y[0].dtype.kind == "f" else "classification")
+    grey = x[0].ndim == 3 and x[0].dtype == np.uint8
+    kind: Kind = options.kind or ("image" if x[0].ndim == 4 or grey else "tabular")
+    if kind == "image":
+        x = [channels_first(part) if options.channels == "last" or part.ndim == 3 else part for part in x]
+    if split is _WHOLE:
+        train, test = hold_out(_groups(y[0], ids, len(x[0]), task), seed)
+        x, y = [x[0][train], x[0][test]], [y[0][train], y[0][test]]
+        ids = None if ids is None else ids[train]
+    outputs = 1 if task == "regression" else options.classes or _classes(path, y)
+    scale = options.scale or (255.0 if x[0].dtype == np.uint8 else 1.0)
+    return Source(f"arrays:{path.name}", x[0], y[0], x[1], y[1], ids, outputs, kind, scale, task, remarks)
+
+
+def _file(path: Path) -> Path:
+    """Return the file, or the only one in a folder."""
+    found = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+    if len(found) != 1:
+        raise DataError(f"{path} holds {len(found)} .npz files: give the path of one")
+    return found[0]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                raise DataError(f"{path} is a single array: write x and y with numpy.savez({path.stem!r}, x=x, y=y)")
+            return dict(held)
+    except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as broken:
+        line = " ".join(str(broken).split())[:200]
+        raise DataError(f"cannot read the arrays {path}: {line}; write them with numpy.savez, as numbers") from broken
+
+
+def _check_lengths(path: Path, x: list[np.ndarray], y: list[np.ndarray], ids: np.ndarray | None) -> None:
+    sizes = [(len(one) if one.ndim else 0, len(other) if other.ndim else 0) for one, other in zip(x, y, strict=True)]
+    wrong = next(((one, other) for one, other in sizes if one != other or not one), None)
+    if wrong:
+        raise DataError(f"{path} has {wrong[0]} rows in x and {wrong[1]} in y; each row needs both")
+    if ids is not None and ids.shape != x[0].shape[:1]:
+        raise DataError(f"{path} has ids of shape {ids.shape} for {len(x[0])} rows of x; one each is expected")
+
+
+def _coded(path: Path, y: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+    """Return targets as numbers; words become their places among the sorted words, with a remark."""
+    if y[0].dtype.kind != "U":
+        return y, ()
+    names, codes = np.unique(np.concatenate(y), return_inverse=True)
+    told = ", ".join(f"{code} {name}" for code, name in enumerate(names[:20]))
+    return np.split(codes.reshape(-1), [len(y[0])])[: len(y)], (f"{path}: classes are {told}",)
+
+
+def _groups(y: np.ndarray, ids: np.ndarray | None, rows: int, task: str) -> np.ndarray:
+    """Return what the test part is drawn from evenly: the classes, the natural ids, or all rows."""
+    if task == "classification" and y.shape in {(rows,), (rows, 1)}:
+        return y.reshape(-1)
+    return np.zeros(rows, np.int64) if ids is None else ids
+
+
+def _classes(path: Path, y: list[np.ndarray]) -> int:
+    both = np.concatenate([part.reshape(-1) for part in y])
+    if not np.isfinite(both).all() or both.min() != 0:
+        raise DataError(f"{path}: the least class in y is {both.min()}, and must be 0: give y - y.min()")
+    return int(both.max()) + 1

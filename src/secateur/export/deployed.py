@@ -1,0 +1,84 @@
+"""A model of a table with its schema inside: from a row in its own units to a prediction in the target's own unit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import fx, nn
+
+from secateur.data.schema import Schema
+from secateur.errors import need
+from secateur.learning import task as tasks
+from secateur.learning.task import Data
+
+
+class Deployed(nn.Module):
+    """A model behind the steps of ``Schema.rows``, and before those that undo ``Schema.targets``.
+
+    Its input is (rows, features) in the order of the schema's features, best in double precision: numbers in their own
+    units, categories as their places in the schema's lists (any other number: none of them), NaN where a cell is
+    missing. Its output has the classes' logits, or a number in the target's own unit.
+    """
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+    numbers: torch.Tensor
+    words: torch.Tensor
+    codes: torch.Tensor
+    marks: torch.Tensor
+
+    def __init__(self, schema: Schema, model: nn.Module) -> None:
+        super().__init__()
+        numbers = [at for at, f in enumerate(schema.features) if not f.categories]
+        words = [(at, code) for at, f in enumerate(schema.features) for code in range(len(f.categories))]
+        marks = [at for at, mark in enumerate(schema.marked) if mark]
+        self.register_buffer("mean", torch.tensor([schema.mean[at] for at in numbers], dtype=torch.float64))
+        self.register_buffer("scale", torch.tensor([schema.scale[at] for at in numbers], dtype=torch.float64))
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.int64))
+        self.register_buffer("words", torch.tensor([at for at, _ in words], dtype=torch.int64))
+        self.register_buffer("codes", torch.tensor([code for _, code in words], dtype=torch.float64))
+        self.register_buffer("marks", torch.tensor(marks, dtype=torch.int64))
+        self._has = bool(numbers), bool(words), bool(marks)
+        self._target = None if schema.classes else (schema.target_mean, schema.target_scale)
+        self.model = model
+
+    def forward(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return predictions for rows in their own units."""
+        raw = raw.double()
+        parts = []
+        if self._has[0]:
+            scaled = (raw.index_select(1, self.numbers) - self.mean) / self.scale
+            parts.append(torch.where(torch.isnan(scaled), torch.zeros_like(scaled), scaled).float())
+        if self._has[1]:
+            parts.append((raw.index_select(1, self.words) == self.codes).float())
+        if self._has[2]:
+            parts.append(torch.isnan(raw.index_select(1, self.marks)).float())
+        output: torch.Tensor = self.model(torch.cat(parts, 1))
+        return output if self._target is None else output * self._target[1] + self._target[0]
+
+
+def deployed(schema: Schema | None, model: nn.Module) -> nn.Module:
+    """Return a model with its schema inside; itself without one. What torch.fx has traced gets torch's own layers."""
+    if schema is None:
+        return model
+    whole = Deployed(schema, model).eval()
+    return fx.symbolic_trace(whole).eval() if isinstance(model, fx.GraphModule) else whole
+
+
+def undone(schema: Schema | None, rows: Data) -> Data:
+    """Return rows, and what they teach, in their own units again; as they are without a schema."""
+    if schema is None:
+        return rows
+    raw = torch.from_numpy(schema.undone(rows.x.numpy()))
+    y = rows.y if schema.classes else rows.y * schema.target_scale + schema.target_mean
+    task = rows.task if schema.classes else tasks.find(schema.task)
+    return Data(raw, y, rows.kind, rows.scale, task)
+
+
+def describe(path: Path, schema: Schema) -> None:
+    """Write a schema, which names the columns, into an ONNX file, as its metadata ``secateur.schema``."""
+    onnx = need("onnx", extra="export")
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"secateur.schema": schema.to_json()})
+    onnx.save(model, path)

@@ -1,0 +1,124 @@
+"""Tables on Flower: nodes with tables of their own agree on a schema, keep it, and are sent it again if they lost it.
+
+A node keeps the schema where it keeps the server's frozen tensors: in the folder ``state`` of its configuration, or in
+Flower's Context.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from secateur.data.schema import Schema
+from secateur.data.shards import SCHEMA, Shape, Shards
+from secateur.errors import DataError, EngineError
+from secateur.federation import agreement, checkpoint, prepare, tables, trial
+from secateur.federation.agreement import Site
+from secateur.federation.base import Kept, KeptInFolder
+from secateur.federation.client import Participant
+from secateur.federation.records import Row
+from secateur.flower.bases import KeptInContext
+from secateur.flower.engine import LOG, About, Context, FlowerEngine
+from secateur.study.study import Study
+from secateur.wire import head
+
+HOLDS, LACKS = "holds", "lacks"
+"""What a node says of the schema that it is asked for: whether it holds it; in a reply, that it lacks it."""
+
+LOGGED = 2000  # characters of an error in the node's log
+_KEY, _STYPE = "secateur-schema", "secateur.schema"
+
+
+def about(context: Context, wanted: str) -> About:
+    """Return what a node with a table says when it is greeted, before or after its federation has a schema."""
+    version, holds = importlib.metadata.version("secateur"), _schema(context, wanted) is not None
+    return {"secateur": version, "wire": head.VERSION, "table": True, HOLDS: holds}
+
+
+def rows(context: Context, study: Study, client: int, digest: str) -> Shards | None:
+    """Return a node's rows, made by the schema of this digest; None if it no longer has the schema."""
+    schema = _schema(context, digest)
+    return None if schema is None else prepare.own(study, client, str(context.node_config["data"]), schema)
+
+
+def answer(context: Context, study: Study, client: int, request: bytes) -> bytes:
+    """Return a node's reply to an ask of the agreement."""
+    folder = str(context.node_config["data"])
+    table = prepare.own_source(study, client, folder).table
+    if table is None:
+        raise DataError(f"client {client}: it was asked about a table, and its data is none")
+    everything = np.arange(len(table.ids))
+    train = tables.held_out(study, prepare.alone(study, client, everything))["train"][client]
+
+    def take(schema: Schema) -> str:
+        rows = prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
+        trial.check(Participant(study, rows), (client,))
+        _kept(context).put(schema.digest, schema.to_json().encode())
+        return ""
+
+    return Site(table.take(train), table, take).answer(request)
+
+
+def _schema(context: Context, digest: str) -> Schema | None:
+    """Return the schema that a node keeps; None if it has none of this digest, or it is damaged."""
+    data = _kept(context).get(digest) if digest.isalnum() else None
+    if data is None or hashlib.sha256(data).hexdigest()[: len(digest)] != digest:
+        return None
+    return Schema.from_json(data.decode())
+
+
+def _kept(context: Context) -> Kept:
+    place = context.node_config.get("state")
+    if place is None:
+        return KeptInContext(context, _KEY, _STYPE)
+    return KeptInFolder(Path(str(place)).expanduser() / "schema", own=True)
+
+
+@contextlib.contextmanager
+def unsaid(client: int) -> Iterator[None]:
+    """Keep what is wrong with a node's own data to its own log: it may say what a cell holds."""
+    try:
+        yield
+    except DataError as broken:
+        LOG.error("%s", str(broken)[:LOGGED])
+        raise DataError(f"client {client}: its own data cannot be used; the node's own log says why") from None
+
+
+def recall(engine: FlowerEngine, run: Path) -> None:
+    """Let nodes be sent the schema of a run that goes on; a new run has none yet.
+
+    Raises:
+        CheckpointError, DataError: it is missing or damaged.
+    """
+    if (run / checkpoint.NAME).exists() and (run / SCHEMA).exists():
+        schema = Schema.from_json(checkpoint.read(run / SCHEMA).decode(errors="replace"))
+        engine.members.teach(schema.digest, agreement.last_request(schema))
+
+
+def agree(engine: FlowerEngine, study: Study, run: Path, into: Path) -> Path:
+    """Let nodes agree on a schema, or read the one of a run that goes on; write shards without rows by it.
+
+    Raises:
+        SecateurError: they do not agree, or too few answered.
+    """
+    if not all(about.get("table") for about in engine.members.about.values()):
+        raise EngineError("some nodes have tables of their own (data.source = table), others have not")
+    if engine.members.schema[0]:
+        schema, records = Schema.from_json((run / SCHEMA).read_text("utf-8")), list[Row]()
+    else:
+        clients = tuple(sorted(engine.members.nodes))
+        agreed = agreement.settle(
+            clients, engine.exchange, seed=study.seed, classes=tables.classes(study), notify=engine.members.leave_out
+        )
+        schema, records = agreed.schema, list(agreed.rows)
+        engine.members.teach(schema.digest, agreement.last_request(schema))
+    inputs, task = (len(schema.inputs),), study.data.task or schema.task
+    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale)
+    prepare.bare(study, shape, into)
+    tables.write(into, schema, records)
+    return into

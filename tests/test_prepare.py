@@ -1,0 +1,131 @@
+"""Rows that are kept, by what files hold; and a node's own, which are kept nowhere."""
+
+import os
+
+import numpy as np
+import pytest
+
+from helpers import small
+from secateur.data.shards import make_shards, open_shards
+from secateur.data.sources import Source
+from secateur.errors import ConfigError, DataError
+from secateur.federation import prepare
+
+
+def write(path, bmi=20):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{n},{bmi + n},{n % 2},{'ns'[n % 2 if n < 20 else 0]}" for n in range(40)]
+    path.write_text("age,bmi,sick,site\n" + "\n".join(lines) + "\n")
+
+
+def study(source="table:data.csv", **data):
+    return small("fedavg", data={"source": source, "clients": 2, "partition": "iid", "target": "sick", **data})
+
+
+def test_two_projects_with_one_relative_name_share_no_row(tmp_path, monkeypatch):
+    folders = []
+    for name, bmi in (("one", 20), ("other", 50)):
+        write(tmp_path / name / "data.csv", bmi)
+        monkeypatch.chdir(tmp_path / name)
+        folders.append(prepare.simulated(study(), tmp_path / "cache"))
+        assert prepare.simulated(study(), tmp_path / "cache") == folders[-1]
+    assert len(set(folders)) == 2
+
+
+def test_a_file_that_was_edited_is_read_again_even_under_its_old_time_and_size(tmp_path):
+    write(tmp_path / "data.csv")
+    made = study(f"table:{tmp_path / 'data.csv'}")
+    first = prepare.simulated(made, tmp_path / "cache")
+    before = (tmp_path / "data.csv").stat()
+    write(tmp_path / "data.csv", bmi=50)
+    os.utime(tmp_path / "data.csv", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (tmp_path / "data.csv").stat().st_size == before.st_size
+    assert prepare.simulated(made, tmp_path / "cache") != first
+
+
+def test_columns_and_options_belong_to_what_is_kept(tmp_path):
+    write(tmp_path / "data.csv")
+    source, cache = f"table:{tmp_path / 'data.csv'}", tmp_path / "cache"
+    settings = [{}, {"site": "site"}, {"options": {"drop": "bmi"}}, {"options": {"drop": ("bmi", "site")}}]
+    made = [prepare.simulated(study(source, **more), cache) for more in settings]
+    assert len(set(made)) == 4
+    # age, bmi, and a column for each of the two sites unless the column of sites is one, or is dropped
+    assert [open_shards(folder).input_shape for folder in made] == [(4,), (2,), (3,), (1,)]
+
+
+def test_what_a_source_reads_is_found_in_its_name(tmp_path, monkeypatch):
+    place = tmp_path / "a#b"
+    place.mkdir()
+    (place / "t.csv").write_text("x")
+    (tmp_path / "loaders_of_a_test.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert prepare.places(f"table:{place}#target#site") == [place]
+    assert prepare.places("digits") == []
+    mine = prepare.places(f"loaders_of_a_test:read:{place}")
+    assert mine == [place, tmp_path / "loaders_of_a_test.py"]
+    before = prepare.marks(*mine)
+    (tmp_path / "loaders_of_a_test.py").write_text("x = 1")
+    assert prepare.marks(*mine) != before
+    assert [name for name, *_ in before] == [str(place / "t.csv"), str(tmp_path / "loaders_of_a_test.py")]
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    write(tmp_path / "data.csv")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "data.csv"))
+
+    monkeypatch.setattr(prepare, "_digest", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*data.csv: Permission denied"):
+        prepare.simulated(study(f"table:{tmp_path / 'data.csv'}"), tmp_path / "cache")
+
+
+@pytest.fixture
+def hospital(tmp_path, monkeypatch):
+    """A node's folder of rows; everything else that could be written to is watched."""
+    (tmp_path / "rows").mkdir()
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    np.savez(tmp_path / "rows" / "patients.npz", x=x, y=np.arange(30) % 2)
+    for name in ("TMPDIR", "XDG_CACHE_HOME", "HOME"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    return tmp_path
+
+
+def test_a_nodes_own_rows_are_written_nowhere(hospital):
+    made = study("arrays", target="")
+    shards = prepare.own(made, 1, str(hospital / "rows"))
+    assert [len(shards.train(k)[1]) for k in range(2)] == [0, 17]  # 24, of which 5 are its test and 2 its validation
+    assert prepare.own(made, 1, str(hospital / "rows")) is shards
+    files = {str(path.relative_to(hospital)) for path in hospital.rglob("*") if path.is_file()}
+    assert files == {"rows/patients.npz"}
+    held = np.load(hospital / "rows" / "patients.npz")
+    np.savez(hospital / "rows" / "patients.npz", x=held["x"] + 1, y=held["y"])
+    again = prepare.own(made, 1, str(hospital / "rows"))
+    assert again.fingerprint() != shards.fingerprint()
+
+
+def test_a_node_without_rows_is_told(hospital):
+    (hospital / "none").mkdir()
+    for name, words in (("none", "is empty"), ("nowhere", "does not exist")):
+        with pytest.raises(ConfigError, match=f"client 1: its data folder .*{name} {words}"):
+            prepare.own(study("arrays", target=""), 1, str(hospital / name))
+
+
+def test_rows_in_memory_and_on_disk_are_the_same(tmp_path):
+    x = np.arange(80, dtype=np.float32).reshape(40, 2)
+    source = Source("s", x, np.arange(40) % 2, x[:3], np.arange(3) % 2, None, 2, "tabular", 1.0, remarks=("one",))
+    parts = [np.arange(0, 25), np.arange(25, 40)]
+    more = {"test_fraction": 0.2, "validation_fraction": 0.1, "seed": 3}
+    held, mapped = (make_shards(source, parts, folder=folder, **more) for folder in (None, tmp_path))
+    assert held.meta == mapped.meta
+    for part in ("train", "test", "validation"):
+        for client in range(2):
+            for one, other in zip(getattr(held, part)(client), getattr(mapped, part)(client), strict=True):
+                assert one.numpy().tobytes() == other.numpy().tobytes()
+    other = make_shards(source, [np.arange(0, 26), np.arange(26, 40)], folder=None, **more)
+    x[0] += 1
+    changed = make_shards(source, parts, folder=None, **more)
+    assert len({held.fingerprint(), other.fingerprint(), changed.fingerprint()}) == 3
