@@ -26,6 +26,9 @@ ATTEMPT, BELOW = "attempt", "below_quorum"
 EMPTIED = "emptied"
 """The key, in a record, of the layers that have no weight left."""
 
+COUNT = "bytes_count"
+"""The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
+
 _LONGEST = 500  # characters of a reason
 _NUMBER = re.compile(r"[-+]?\d[\d.,:]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b", re.IGNORECASE)
 
@@ -48,7 +51,7 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
                 phase[name] = phase.get(name, 0) + row[name]
     left_out = Counter(int(entry["client"]) for entry in entries)
     named = {str(client): left_out[client] for client in sorted(left_out)}
-    whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
+    whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
     return {**whole, "phases": phases, "left_out": named, "reasons": by_reason(entries), "final": final}
 
 

@@ -49,6 +49,7 @@ from secateur.federation.intake import SECONDS
 from secateur.federation.opening import OpenEngine, open_local
 from secateur.federation.quorum import Attempts, check_learnt
 from secateur.federation.records import (
+    COUNT,
     EMPTIED,
     METRIC,
     VALIDATION,
@@ -238,6 +239,8 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
+            COUNT: self.study.wire.count,
+            **({"sampled": exchange.sampled} if exchange.sampled else {}),
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
