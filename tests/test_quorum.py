@@ -348,7 +348,11 @@ def test_a_model_whose_loss_is_beyond_all_bounds_is_no_result():
     check_learnt({"loss": 1e9}, fine, lambda: float("nan"))
     for final, model, told in (
         ({"loss": 0.1}, {"w": torch.tensor([1.0, torch.nan])}, "tensor 'w' of its model holds NaN or infinity"),
-        ({"loss": float("inf")}, fine, "the loss of its model on test rows is inf; lower training.lr"),
+        (
+            {"loss": float("inf")},
+            fine,
+            "the loss of its model on test rows is inf, where the initial weights have 2; lower training.lr",
+        ),
         ({"loss": 5000.0}, fine, "the loss of its model on test rows is 5e"),
     ):
         with pytest.raises(DivergedError, match=told):

@@ -107,6 +107,11 @@ class Attempts:
         )
 
 
+def beyond(loss: float, initial_loss: Callable[[], float]) -> bool:
+    """Return whether a loss is not finite, or 1000 times that of the initial weights (above 100 in any case)."""
+    return not math.isfinite(loss) or (loss > _SUSPECT and loss > _GROWTH * initial_loss() > 0)
+
+
 def check_learnt(final: Row, model: Tensors, initial_loss: Callable[[], float]) -> None:
     """Refuse a run whose model is not usable.
 
@@ -123,10 +128,8 @@ def check_learnt(final: Row, model: Tensors, initial_loss: Callable[[], float]) 
     loss, why = float(final.get("loss", 0.0)), ""
     if broken is not None:
         why = f"tensor {broken!r} of its model holds NaN or infinity"
-    elif not math.isfinite(loss):
-        why = f"the loss of its model on test rows is {loss}"
-    elif loss > _SUSPECT and loss > _GROWTH * (before := initial_loss()) > 0:
-        why = f"the loss of its model on test rows is {loss:.3g}, and that of the initial weights {before:.3g}"
+    elif beyond(loss, initial_loss):
+        why = f"the loss of its model on test rows is {loss:.3g}, where the initial weights have {initial_loss():.3g}"
     if why:
         raise DivergedError(
             f"the run diverged, and has no result: {why}; lower training.lr, set training.clip, or scale the data"

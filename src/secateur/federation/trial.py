@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 
 from secateur.contract.ask import SERVER, TRAIN, Ask
@@ -24,6 +25,7 @@ from secateur.federation import client as clients
 from secateur.federation import gathering
 from secateur.federation.client import Participant
 from secateur.federation.gathering import Gatherer
+from secateur.federation.quorum import beyond
 from secateur.federation.records import listing, short
 from secateur.learning import batched, loop, resident
 from secateur.learning.evaluate import evaluate
@@ -34,7 +36,8 @@ from secateur.wire.message import Expected, Message, specs_of
 
 _CLIENTS = 3  # of the first cohort that are tried, until one of them can be trained
 _EPOCHS = 2  # a step may only show in the next one that it went out of bounds
-_ASKS, _ROWS = 6, 8
+_ASKS, _ROWS, _SEEN = 6, 8, 64
+_ADVICE = "lower training.lr or set training.clip, and look for values in its rows that are missing, infinite or huge"
 _REFUSED = "no first step of training can be taken"
 
 
@@ -104,7 +107,14 @@ def first_steps(participant: Participant, who: int) -> None:
         training = replace(study.training, epochs=_EPOCHS)
         _check_batches(participant, model, few)
         view = Client(who, setting, model, few, training, {}, resident.tensors_of(model))
-        _answer(participant, view)
+        seen = replace(data, x=data.x[:_SEEN], y=data.y[:_SEEN])
+        before = _loss(model, seen)
+        reply = _answer(participant, view)
+        if set(reply.tensors) == set(view.initial) and participant.method.trains_weights:
+            resident.load(model, reply.tensors)
+            after = _loss(model, seen)
+            if beyond(after, lambda: before):
+                raise WireError(f"its loss has grown from {before:.3g} to {after:.3g} after a step or two: {_ADVICE}")
         evaluate(model, few)
 
 
@@ -129,21 +139,31 @@ def _check_batches(participant: Participant, model: nn.Module, few: Data) -> Non
         ) from broken
 
 
-def _answer(participant: Participant, view: Client) -> None:
+def _loss(model: nn.Module, rows: Data) -> float:
+    """Return the loss of some rows in training, where batch norm needs no statistics of before."""
+    with torch.no_grad():
+        x, y = rows.batch(slice(None))
+        return float(rows.task.loss(model.train()(x), y))
+
+
+def _answer(participant: Participant, view: Client) -> Message:
+    """Return the client's last reply."""
     method = participant.method
     state = method.start(view.setting, view.initial, {})
     if method.refines:
         state, _ = method.refine(state, replace(view, id=SERVER))
+    reply = Message({})
     for _ in range(_ASKS):
         planned = method.plan(state)
         if planned is None:
-            return
+            break
         ask = replace(planned, clients=(view.id,))
         reply = _respond(participant, ask, view)
         _check(ask, reply)
         if ask.phase == TRAIN:
-            return
+            break
         state = method.absorb(state, reduce(ask, state, [(view.id, reply)]))
+    return reply
 
 
 def _respond(participant: Participant, ask: Ask, view: Client) -> Message:
@@ -177,10 +197,7 @@ def _check(ask: Ask, reply: Message) -> None:
     wild = [n for n, t in reply.tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
     if wild or not math.isfinite(loss):
         what = f"tensor {wild[0]!r} holds NaN or infinity" if math.isfinite(loss) else f"its loss is {loss}"
-        raise WireError(
-            f"{what} after a step or two: lower training.lr or set training.clip, and look for values in its rows that "
-            "are missing, infinite or huge"
-        )
+        raise WireError(f"{what} after a step or two: {_ADVICE}")
     expects, sent = ask.expects, specs_of(reply.tensors)
     wrong = [name for name in {**expects.tensors, **sent} if sent.get(name) != expects.tensors.get(name)]
     if wrong and not expects.optional:

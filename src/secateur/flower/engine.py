@@ -291,7 +291,7 @@ class FlowerEngine:
         wanted, end = set(enough), time.monotonic() + self.wait
         self.members.look()
         while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
-            if len(self.members.refused) >= len(wanted):  # nobody else is to come
+            if len(wanted - self.members.nodes.keys()) <= len(self.members.refused):  # nobody else is to come
                 break
             time.sleep(_PULL_EVERY)
             self.members.look()
