@@ -56,12 +56,12 @@ EPOCHS, PHASE = "epochs", "phase"
 class _Drawn(Setting):
     """A setting with a cohort that another strategy has drawn."""
 
-    drawn: tuple[int, ...] = ()
+    those: tuple[int, ...] = ()
 
     def cohort(self, round_: int) -> tuple[int, ...]:
         """Return the clients that were drawn."""
         del round_
-        return self.drawn
+        return self.those
 
 
 @dataclass
@@ -152,8 +152,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
-        why = [reason for row in rows for reason in row["left_out"].values()]
-        check_any(TRAIN, len(why) or len(rows), why or ["no node replied"] * len(rows))
+        why = [{"client": node, "reason": reason} for row in rows for node, reason in row["left_out"].items()]
+        check_any(TRAIN, len(why) or len(rows), why or [{"client": 0, "reason": "no node replied"}] * len(rows))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -224,7 +224,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
-        return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
+        return replace(state, setting=replace(self._setting, clients=len(self._nodes), those=drawn))
 
     def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]

@@ -126,6 +126,9 @@ class Study(_Section):
         seed: the seed of every random draw.
         rounds: R, the number of rounds (T in FedSparsify).
         participation: C, the share of clients that take part in a round.
+        quorum: the share of the asked clients whose replies an exchange needs, at least one reply; a reply of a client
+            without training rows does not count. With fewer, other clients are asked in the place of these; after
+            three times in a row the run ends.
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
@@ -137,6 +140,7 @@ class Study(_Section):
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=60, ge=1)
     participation: float = Field(default=0.5, gt=0, le=1)
+    quorum: float = Field(default=0.0, ge=0, le=1)
     evaluate_every: int = Field(default=1, ge=1)
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -200,6 +204,8 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
+        if not self.quorum:
+            later["quorum"] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
         later["training"] = {
             name for name in _LATER_TRAINING if getattr(self.training, name) == getattr(Training, name)
