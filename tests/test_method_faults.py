@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.errors import NobodyTrainedError, NoResultError
+from secateur.errors import NoResultError
 from secateur.federation.folder import read_failure
 from secateur.methods.kit.composition import Composition
 
@@ -62,8 +62,3 @@ def test_a_fault_of_a_method_is_one_line_and_its_traceback_is_in_the_log(tmp_pat
     assert "Traceback" in log
     assert "test_method_faults.py" in log
     assert read_failure(tmp_path / "run")["failed"] == str(told.value)
-
-
-def test_a_fault_in_the_first_round_is_found_before_anybody_is_asked(tmp_path, shards):
-    with pytest.raises(NobodyTrainedError, match=r"nothing was begun.*method Stumbles: plan failed in round 1"):
-        play(small(f"{__name__}", "verb=plan", "since=1"), tmp_path / "run", shards)
