@@ -286,3 +286,24 @@ def test_latency_is_a_median_without_the_first_calls():
 
     assert cost.latency(call, repeats=5, warmup=2) < 0.1
     assert len(calls) == 7
+
+
+HOOKED = """
+from torch import nn
+
+class Watched(nn.Sequential):
+    def __init__(self, shape, outputs):
+        super().__init__(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, outputs))
+        self.seen = {}
+        self[1].register_forward_hook(lambda layer, inputs, output: self.seen.__setitem__("fc", output))
+"""
+
+
+def test_a_model_whose_hooks_keep_activations_is_exported(tmp_path, monkeypatch):
+    """The hook of a copy writes into the model it was made in, and what holds a gradient cannot be copied."""
+    (tmp_path / "their_hooks.py").write_text(HOOKED)
+    monkeypatch.syspath_prepend(tmp_path)
+    study = small("fedavg", model={"name": "their_hooks:Watched"}, rounds=1)
+    with prepare.federation(study) as shards:
+        play(study, tmp_path / "run", shards)
+    assert export.export(tmp_path / "run", "torch").file == "model.pt2"

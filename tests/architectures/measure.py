@@ -10,6 +10,7 @@ import torch
 from architectures import made, rows
 from secateur import cost
 from secateur.pruning.discovery import layout
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, slice_of
 from secateur.pruning.surgery import plain, shrink
 from zoo import drawn, masked, shapes
@@ -22,9 +23,9 @@ def owner(tensor):
 
 def layer_macs(model, example):
     """Return the MACs of one example by layer: entries of its weights times their uses."""
-    found, first = {}, {id(parameter): name for name, parameter in model.named_parameters()}
+    found, tensors, first = {}, stored(model), {id(parameter): name for name, parameter in model.named_parameters()}
     for name, uses in cost.uses(model, example).items():
-        weight = getattr(model.get_submodule(owner(name)), name.rpartition(".")[2])
+        weight = tensors[name]
         layer = owner(first.get(id(weight), name))  # that of two that share a weight which comes first
         found[layer] = found.get(layer, 0) + uses * weight.numel()
     return found

@@ -302,7 +302,7 @@ class Squeezed(Plain):
         (lambda outputs: torch.compile(nn.Linear(4, outputs)), "made by torch.compile, and compiled code"),
         (
             lambda outputs: nn.Sequential(nn.Linear(4, 6), torch.jit.script(nn.Linear(6, outputs))),
-            "'1' was made by torch.jit",
+            "module '1' was made by torch.jit",
         ),
     ],
 )

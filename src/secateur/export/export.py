@@ -142,7 +142,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
 
 def _export(shipped: Shipped, to: str, place: Path, rows: Data, origin: str) -> Card:
     path, dense_path = place / f"model{SUFFIXES[to]}", place / f"dense{SUFFIXES[to]}"
-    example = rows.batch(slice(0, 1))[0]
+    example, local = rows.batch(slice(0, 1))[0], resident.LocalState(shipped.masked)
     try:
         predict = _write(to, shipped, shipped.slim, example, path)
         checked = {"rows": origin, **_check(shipped, predict, rows, single=to == "executorch")}
@@ -155,9 +155,12 @@ def _export(shipped: Shipped, to: str, place: Path, rows: Data, origin: str) -> 
         raise
     finally:
         dense_path.unlink(missing_ok=True)
+    local.restore()  # a hook that copies share may have left activations in the model, and those cannot be copied
+    layers = _layers(shipped)
+    local.restore()
     card = Card(
         f"{shipped.study.method} on {shipped.study.data.source}, study {shipped.summary['study']}",
-        path.name, to, checked, _layers(shipped), _figures(shipped, _inner(shipped, example), files, times),
+        path.name, to, checked, layers, _figures(shipped, _inner(shipped, example), files, times),
     )  # fmt: skip
     if shipped.schema is not None:
         checkpoint.write(place / SCHEMA, shipped.schema.to_json().encode())
@@ -332,7 +335,7 @@ def _figures(
             taken = cost.latency(lambda alone=alone: alone(example))  # type: ignore[misc]
         counts = {"parameters": parameters, "nonzero": nonzero, "macs": cost.counted(alone, example)}
         counts |= {"parameter_bytes": held.parameters, "activation_bytes": held.activations}
-        local.restore()  # hooks and closures of a copy may hold the model itself, and leave activations there
+        local.restore()
         counts |= {"macs_surviving": surviving, "file_bytes": files[name]}
         found.append(Figures(name, seconds=taken, runtime_seconds=times.get(name), **counts))
     return tuple(found)

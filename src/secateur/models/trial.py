@@ -51,10 +51,10 @@ def check_eager(model: nn.Module) -> None:
     for name, module in model.named_modules():
         compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
         if compiled or isinstance(module, torch.jit.ScriptModule):
-            maker = "torch.compile" if compiled else "torch.jit"
+            maker, what = "torch.compile" if compiled else "torch.jit", f"module {name!r}" if name else "the model"
             raise ModelError(
-                f"{name or 'the model'!r} was made by {maker}, and compiled code cannot be followed or cut: let the "
-                "factory return the plain module, and compile what secateur.load returns"
+                f"{what} was made by {maker}, and compiled code cannot be followed or cut: let the factory return the "
+                "plain module, and compile what secateur.load returns"
             )
 
 
