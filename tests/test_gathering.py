@@ -159,7 +159,7 @@ def test_kinds_of_bytes_are_told_and_never_stand_side_by_side(forty, tmp_path):
     assert told.capitalize() in tables.note(lines)
     assert "Bytes" not in tables.note(gather([tmp_path / "encoded"]).lines)
     with pytest.raises(
-        ConfigError, match=r"bytes are computed in .*, encoded in .*: figures of different kinds are not"
+        ConfigError, match=r"bytes are computed in .*, encoded in .*: figures of diff"
     ):
         gather([tmp_path / "computed", tmp_path / "encoded"])
 

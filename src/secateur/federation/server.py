@@ -102,8 +102,7 @@ class Run:
     ) -> None:
         self.study = study.complete()
         self.runtime, self.folder = runtime, folder
-        self.shards_folder = shards
-        self.open_engine = open_engine
+        self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.local = resident.LocalState(self.model)
