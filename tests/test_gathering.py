@@ -158,9 +158,7 @@ def test_kinds_of_bytes_are_told_and_never_stand_side_by_side(forty, tmp_path):
     _, lines, _, _ = gather([tmp_path / "computed"])
     assert told.capitalize() in tables.note(lines)
     assert "Bytes" not in tables.note(gather([tmp_path / "encoded"]).lines)
-    with pytest.raises(
-        ConfigError, match=r"bytes are computed in .*, encoded in .*: figures of diff"
-    ):
+    with pytest.raises(ConfigError, match=r"bytes are computed in .*, encoded in .*: figures of diff"):
         gather([tmp_path / "computed", tmp_path / "encoded"])
 
 

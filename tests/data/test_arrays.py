@@ -85,7 +85,7 @@ def changed(array, place, value):
         (made(X, changed(Y, 7, 0.5)), r"y_train, row 7: 0.5 is no class 0, 1, .*task='regression'"),
         (made(X, changed(Y, 7, np.nan)), "y_train, row 7: nan"),
         (made(X, np.array(["a", "b", "c"])[Y]), "y_train holds words, such as 'a'; .*numpy.unique"),
-        (made(X, [None] * 24), "y_train holds words, such as 'None'"),
+        (made(X, [None] * 24), "y_train holds objects of Python .NoneType."),
         (made(X, np.eye(3)[Y]), r"y_train has shape \(24, 3\); one target a row"),
         (made(X, np.zeros(24, int)), "all rows are of class 0: there is nothing to tell apart"),
         (made(X, Y[:-1]), "y_train has 23 rows, x_train has 24"),

@@ -85,6 +85,8 @@ def load(
         source = _call(_format(name), name, argument, seed, options)
     elif argument:
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
+    elif name and Path(spec).expanduser().exists():
+        raise DataError(f"data {spec!r} is a path: write what it is before it, such as table:{spec} or images:{spec}")
     else:
         raise unknown("data source", name, known, error=DataError)
     return checked(replace(source, task=task) if task else source, spec, whole=whole)
@@ -137,7 +139,7 @@ def _load_with(module: str, function: str, folder: str, seed: int, options: Mapp
         source = _call(getattr(loaded, function), f"{module}:{function}", folder, seed, options)
     except SecateurError:
         raise
-    except Exception as broken:
+    except (Exception, SystemExit) as broken:
         raise DataError(
             f"data {module}:{function}: {type(broken).__name__}: {' '.join(str(broken).split())}"
         ) from broken

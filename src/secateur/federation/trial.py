@@ -37,7 +37,10 @@ from secateur.wire.message import Expected, Message, specs_of
 _CLIENTS = 3  # of the first cohort that are tried, until one of them can be trained
 _EPOCHS = 2  # a step may only show in the next one that it went out of bounds
 _ASKS, _ROWS, _SEEN = 6, 8, 64
-_ADVICE = "lower training.lr or set training.clip, and look for values in its rows that are missing, infinite or huge"
+_ADVICE = (
+    "lower training.lr or set training.clip, and look for values in its rows that are missing, infinite or huge, or "
+    "not scaled"
+)
 _REFUSED = "no first step of training can be taken"
 
 
@@ -207,4 +210,6 @@ def _check(ask: Ask, reply: Message) -> None:
 
 def _worded(broken: Exception) -> str:
     line = short(str(broken))
+    if isinstance(broken, IndexError) and "out of range in self" in line:
+        line += ": its rows hold a larger number than an embedding of the model has entries; give it more"
     return line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
