@@ -64,8 +64,8 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
         seed: the run's seed.
 
     Raises:
-        DataError: a partition by class of numbers, more clients than rows or ids, clients that would be left empty, or a partition that the
-            library cannot make.
+        DataError: a partition by class of numbers, more clients than rows or ids, clients that would be left empty, or
+            a partition that the library cannot make.
     """
     kind, value = parse(spec)
     check(clients >= (kind != "natural"), name="data.clients", value=clients, must="be at least 1", error=DataError)

@@ -28,7 +28,8 @@ class Source:
         scale: the number that image values are divided by.
         task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
         target_scale, target_mean: what stored numbers to learn are multiplied by, and what is added then, to be in the
-            target's own unit. Where a loader leaves them at 1 and 0, numbers are scaled over all clients' training rows.
+            target's own unit. Where a loader leaves them at 1 and 0, a simulation scales numbers over all clients'
+            training rows.
         unit: the name of the target's unit; empty: unknown, or a class.
         table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
             before rows are made of them, and hold out test rows of their own.

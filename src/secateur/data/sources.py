@@ -82,7 +82,7 @@ def load(
     if name in known:
         if _needs_place(known[name]) and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {known[name].name}")
-        source = _call(_format(name), name, argument, seed, options)
+        source = _call(_format(name), name, argument, seed, options, task)
     elif argument:
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     elif name and Path(spec).expanduser().exists():
@@ -92,8 +92,10 @@ def load(
     return checked(replace(source, task=task) if task else source, spec, whole=whole)
 
 
-def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object]) -> Source:
-    """Call a loader with the options that it takes.
+def _call(
+    loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object], task: str = ""
+) -> Source:
+    """Call a loader with the options that it takes, and with what is learnt, if they have it.
 
     Raises:
         DataError: it takes no such option, or not such a value.
@@ -110,6 +112,8 @@ def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, op
     strange = next((option for option in options if option not in hints), None)
     if strange is not None:
         raise unknown(f"option of data {name}", strange, hints, error=DataError)
+    if task in {"classification", "regression"} and "task" in hints:
+        options = {"task": task, **options}
     given = {option: _as(hints[option], value) for option, value in options.items()}
     try:
         made = TypeAdapter(kind).validate_python(given)
