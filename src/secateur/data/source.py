@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +36,8 @@ class Source:
         unit: the name of the target's unit; empty: unknown, or a class.
         table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
             before rows are made of them, and hold out test rows of their own.
+        classes: a digest of the names of the classes, see ``named``; sites of one study must have the same. Empty: none
+            are named.
         remarks: what a reader of the results should know of how the rows were read, one line each.
     """
 
@@ -51,6 +56,7 @@ class Source:
     unit: str = ""
     table: RawTable | None = None
     target_mean: float = 0.0
+    classes: str = ""
 
     @classmethod
     def of_table(cls, name: str, table: RawTable) -> Source:
@@ -64,6 +70,11 @@ class Source:
             name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0,
             "classification" if classes else "regression", remarks=table.remarks, table=table,
         )  # fmt: skip
+
+
+def named(classes: Sequence[str]) -> str:
+    """Return 16 hexadecimal digits that tell lists of class names apart."""
+    return hashlib.sha256(json.dumps([str(name) for name in classes]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
         target_scale=shape.target_scale,
         unit=shape.unit,
         target_mean=shape.target_mean,
+        classes=shape.classes,
     )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients

@@ -13,7 +13,7 @@ import numpy as np
 from secateur.data.hold import hold_out
 from secateur.data.outline import MOST_NUMBERS
 from secateur.data.pictures import channels_first
-from secateur.data.source import Kind, Source
+from secateur.data.source import Kind, Source, named
 from secateur.errors import DataError
 
 _ROWS_OF_A_CLASS = 5  # with fewer, more than 20 whole numbers may be values
@@ -59,7 +59,8 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
         )
     x, y = ([held[name] for name in sorted(split, reverse=True) if name[0] == letter] for letter in "xy")
     _check_lengths(path, x, y, ids)
-    y, remarks = _coded(path, y)
+    y, words = _coded(path, y)
+    remarks = (f"{path}: classes are {_numbered(words)}",) if words else ()
     task = options.task or _task(path, y)
     grey = x[0].ndim == 3 and x[0].dtype == np.uint8
     kind: Kind = options.kind or ("image" if x[0].ndim == 4 or grey else "tabular")
@@ -71,7 +72,20 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
         ids = None if ids is None else ids[train]
     outputs = 1 if task == "regression" else options.classes or _classes(path, y)
     scale = options.scale or (255.0 if x[0].dtype == np.uint8 else 1.0)
-    return Source(f"arrays:{path.name}", x[0], y[0], x[1], y[1], ids, outputs, kind, scale, task, remarks)
+    return Source(
+        f"arrays:{path.name}",
+        x[0],
+        y[0],
+        x[1],
+        y[1],
+        ids,
+        outputs,
+        kind,
+        scale,
+        task,
+        remarks,
+        classes=named(words) if words else "",
+    )
 
 
 def _task(path: Path, y: list[np.ndarray]) -> str:
@@ -126,15 +140,18 @@ def _check_lengths(path: Path, x: list[np.ndarray], y: list[np.ndarray], ids: np
 
 
 def _coded(path: Path, y: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Return targets as numbers; words become their places among the sorted words, with a remark."""
+    """Return targets as numbers, and the words whose places among the sorted ones they are, if they were words."""
     words = [part.dtype.kind == "U" for part in y]
     if not any(words):
         return y, ()
     if not all(words):
         raise DataError(f"{path} has words in one of y_train and y_test, and numbers in the other: give both the same")
     names, codes = np.unique(np.concatenate(y), return_inverse=True)
-    told = ", ".join(f"{code} {name}" for code, name in enumerate(names[:20]))
-    return np.split(codes.reshape(-1), [len(y[0])])[: len(y)], (f"{path}: classes are {told}",)
+    return np.split(codes.reshape(-1), [len(y[0])])[: len(y)], tuple(names.tolist())
+
+
+def _numbered(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{code} {name}" for code, name in enumerate(names[:20]))
 
 
 def _groups(y: np.ndarray, ids: np.ndarray | None, rows: int, task: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.data.hold import hold_out
 from secateur.data.pictures import channels_first, common_mode
-from secateur.data.source import Source
+from secateur.data.source import Source, named
 from secateur.data.sources import folder_of
 from secateur.errors import DataError, need
 
@@ -67,7 +67,9 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     else:
         train, test = hold_out(y, seed)
     name = f"images:{folder.name}"
-    return Source(name, x[train], y[train], x[test], y[test], None, len(classes), remarks=remarks)
+    return Source(
+        name, x[train], y[train], x[test], y[test], None, len(classes), remarks=remarks, classes=named(classes)
+    )
 
 
 def _classes(place: Path) -> list[str]:
