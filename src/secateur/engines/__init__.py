@@ -139,7 +139,11 @@ class Gathering(Protocol):
 
     @property
     def workers(self) -> int:
-        """Return how many tasks can be gathered at the same time."""
+        """Return how many clients can be served at the same time."""
+
+    @property
+    def relays(self) -> int:
+        """Return how many relays there are, each of which adds up its share of a cohort; 0: none."""
 
     def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
         """Have requests served and the replies reduced where they are made; yield what was made of each task.
