@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from types import TracebackType
@@ -69,11 +69,6 @@ class LocalEngine:
         return max(1, self._size)
 
     @property
-    def relays(self) -> int:
-        """Return that there are no relays."""
-        return 0
-
-    @property
     def down(self) -> int:
         """Return the bytes of requests and jobs that workers were sent; what clients keep is not among them."""
         return self._gone + sum(worker.down for worker in self._workers)
@@ -98,7 +93,7 @@ class LocalEngine:
 
     def gather(
         self, tasks: Iterable[Task], job: object, deadline: float | None = None, *, whole: int = 0
-    ) -> Iterator[Gathered | Failure]:
+    ) -> Generator[Gathered | Failure]:
         """Have workers serve requests and reduce the replies; see ``Gathering.gather``.
 
         Args:
@@ -117,9 +112,7 @@ class LocalEngine:
             elif isinstance(answer[1], Failure):
                 yield answer[1]
 
-    def _play(
-        self, tasks: Iterable[Task], job: object, deadline: float | None, whole: int = 0
-    ) -> Iterator[_Answer]:
+    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None, whole: int = 0) -> Iterator[_Answer]:
         if self._size == 0:
             yield from self._serve_inline(tasks, job, deadline)
             return

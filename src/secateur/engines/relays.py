@@ -10,7 +10,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from secateur.engines import Failure, Gathered, ServeGathering, Task
+from secateur.engines import Failure, Gathered, ServeGathering, Task, Traffic
 from secateur.engines.local import LocalEngine
 from secateur.engines.pipes import Buffer
 from secateur.engines.store import StateStore
@@ -39,26 +39,12 @@ class Errand:
         return None if self.until is None else max(0.0, self.until - time.monotonic())
 
 
-@dataclass(frozen=True)
-class Traffic:
-    """The bytes between the server and its relays.
-
-    Attributes:
-        down: requests, each sent to a relay once for as long as it is the same, and what to do with the replies.
-        up: sums and replies, with what is said of each client.
-    """
-
-    down: int
-    up: int
-
-
 def packed(answers: Iterable[tuple[int, bytes | Failure]]) -> list[Buffer]:
     """Return answers as buffers, whose first one describes the others."""
-    said, replies = [], []
+    said, replies = list[list[object]](), list[Buffer]()
     for client, answer in answers:
-        failed = isinstance(answer, Failure)
         said.append([client, answer.reason, answer.sent] if isinstance(answer, Failure) else [client])
-        replies.append(b"" if isinstance(answer, Failure) or failed else answer)
+        replies.append(b"" if isinstance(answer, Failure) else answer)
     return [json.dumps(said).encode(), *replies]
 
 
@@ -90,9 +76,7 @@ class RelayEngine:
     ) -> None:  # fmt: skip
         self._relays, self._workers = relays, max(1, workers)
         self._width = self._workers * together
-        self._local = LocalEngine(
-            make_relay, clients=clients, workers=relays, store=store, preload=preload, leads=True
-        )  # fmt: skip
+        self._local = LocalEngine(make_relay, clients=clients, workers=relays, store=store, preload=preload, leads=True)
         self.states = store
         self._up = 0
         self._told = Traffic(0, 0)

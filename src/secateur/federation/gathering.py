@@ -71,7 +71,8 @@ class Gatherer:
         except LackingError:
             lacking = {client: self.participant.lacks(client, request, state) for client, request, state in asked}
             found = {client: lacks for client, lacks in lacking.items() if lacks is not None}
-            return Parcel(lacking=found).write(), [None] * len(asked)
+            again = [client for client, _, _ in asked]
+            return Parcel(lacking=found, again=again).write(), [None] * len(asked)
         except ConfigError as broken:
             return Parcel(broken=str(broken)).write(), [None] * len(asked)
 
@@ -80,7 +81,7 @@ class Gatherer:
     ) -> tuple[list[bytes | memoryview], list[bytes | None]]:
         intake = Intake(job, self.participant.study.wire, self.participant.setting, self._guards)
         accounts, states = list[Account](), list[bytes | None]()
-        if len(asked) == 1 or not job.sums:
+        if not job.sums or (len(asked) == 1 and not job.alone):
             replies = list[Reply]()
             for one in asked:
                 account, reply, _, state = self._served(intake, *one)

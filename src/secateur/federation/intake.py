@@ -48,6 +48,7 @@ class Job:
         bounds: least and most of scalars, by name.
         reduce: the reductions of the replies, by name.
         total: the number of clients in the ask.
+        alone: whether sums are made of a single client's reply too, for a relay, which cannot read requests.
     """
 
     phase: str
@@ -59,6 +60,7 @@ class Job:
     bounds: Bounds
     reduce: Mapping[str, Reduction]
     total: int
+    alone: bool = False
 
     @classmethod
     def of(cls, ask: Ask, wire: Wire, bounds: Bounds) -> Job:

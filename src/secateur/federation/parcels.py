@@ -40,6 +40,7 @@ class Account:
         refused: why the reply was refused; empty: it counts.
         failed: what the client's code raised; empty: there is a reply.
         own: the name of the reply's mask where it is another than that of the request.
+        sent: whether the request went out.
     """
 
     client: int
@@ -49,6 +50,7 @@ class Account:
     refused: str = ""
     failed: str = ""
     own: str = ""
+    sent: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,11 @@ class Parcel:
     """What became of the replies to a task.
 
     Attributes:
-        accounts: of each client of the task; empty if some lack what their requests refer to.
+        accounts: of each client of the task but those that must be asked again.
         sums: the sums of those whose replies count, by node of the fold; None: nobody's of that node.
-        replies: single replies, of tasks whose replies are not summed.
+        replies: single replies, which are not summed.
         lacking: the clients that lack the mask, or the tensors (True), that their requests refer to.
+        again: the clients that must be asked again: those that lack something, and those asked together with them.
         broken: what keeps any reply from being read; empty: nothing.
     """
 
@@ -67,6 +70,7 @@ class Parcel:
     sums: Sequence[tuple[Node, Sums | None]] = ()
     replies: Sequence[Reply] = ()
     lacking: Mapping[int, bool] = field(default_factory=dict)
+    again: Sequence[int] = ()
     broken: str = ""
 
     def write(self) -> list[bytes | memoryview]:
@@ -78,7 +82,8 @@ class Parcel:
         buffers: list[bytes | memoryview] = [b""]
         head = {
             "accounts": [
-                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own] for a in self.accounts
+                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.sent]
+                for a in self.accounts
             ],
             "sums": [
                 [node.level, node.index, None if sums is None else _packed(sums.of, buffers)]
@@ -89,6 +94,7 @@ class Parcel:
                 for r in self.replies
             ],
             "lacking": list(self.lacking.items()),
+            "again": list(self.again),
             "broken": self.broken,
         }
         buffers[0] = json.dumps(head).encode()
@@ -108,7 +114,7 @@ class Parcel:
         for client, rows, tensors, mask in head["replies"]:
             held = None if mask is None else _unpacked(mask, buffers)
             replies.append(Reply(client, rows, _unpacked(tensors, buffers), held, scalars[client], borrowed=True))
-        return cls(accounts, sums, replies, dict(head["lacking"]), head["broken"])
+        return cls(accounts, sums, replies, dict(head["lacking"]), head["again"], head["broken"])
 
 
 def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:

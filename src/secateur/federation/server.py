@@ -26,12 +26,9 @@ from secateur.contract.method import Method
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
-from secateur.engines import Engine, Serve
-from secateur.engines.local import LocalEngine
-from secateur.engines.store import StateStore
-from secateur.engines.workers import CLIENT
+from secateur.engines import Engine
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client, gathering, tables
+from secateur.federation import base, checkpoint, client, gathering, relays, tables
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -49,6 +46,7 @@ from secateur.federation.folder import (
 )
 from secateur.federation.intake import MEASURED, SECONDS
 from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.relays import open_local
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
@@ -68,16 +66,6 @@ def silent(row: Row) -> None:
 
 
 OpenEngine = Callable[..., Engine]
-
-
-def open_local(
-    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
-) -> Engine:
-    """Return the default engine: worker processes on this machine, with clients' states in the run's folder."""
-    store = StateStore(folder / "clients", runtime.state_budget)
-    return LocalEngine(
-        make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
-    )
 
 
 class Run:
@@ -106,6 +94,7 @@ class Run:
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
+        relays.check(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         self.study.compute.check(self.model, self.example)
@@ -242,6 +231,7 @@ class Run:
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
+            **exchange.relayed_row(),
             "each": [[who, *carried] for who, carried in sorted(exchange.carried.items())],
             "each_seconds": [[who, spent] for who, spent in worked.items()],
             "client_seconds": sum(worked.values()),
@@ -381,6 +371,7 @@ class Run:
         carried = sum(exchange.down.values()) + sum(exchange.up.values())
         return {
             "evaluate_bytes": carried,
+            **exchange.relayed_row("evaluate_relayed"),
             **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
         }
 
