@@ -38,7 +38,7 @@ CLIENT = ("secateur.federation.gathering",)
 """What workers that serve clients import."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
-_PATIENCE = 2.0
+_PATIENCE = 1.0
 Asked = tuple[int, bytes, bytes | None]
 
 
@@ -241,7 +241,8 @@ class Worker:
     def stop(self) -> None:
         """Kill the process."""
         self.pipe.close()
-        if self._leads and self.process.is_alive():
+        if self._leads:  # idle, it ends by itself now that its pipe is closed, and its processes with it
+            self.process.join(_PATIENCE)
             self.process.terminate()
             self.process.join(_PATIENCE)
         if self.process.is_alive():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -121,6 +122,12 @@ class Relay:
             made += self._gathered(errand, first, requests).write()
         return made, [self._states.get(client) for client, _, _ in asked]
 
+    def leave(self, *_signal: object) -> None:
+        """End this process, after its workers; as a handler of signals."""
+        for pid in self._engine.pids():
+            os.kill(pid, signal.SIGKILL)
+        os._exit(1)
+
     def _hold(self, asked: Sequence[Asked]) -> None:
         """Forget what clients of earlier shares keep, and note what these do."""
         self._states.restore({})
@@ -214,10 +221,7 @@ def build(make_serve: Callable[[], Serve], clients: int, workers: int, together:
 
     It ends its workers when it is asked to end.
     """
-    signal.signal(signal.SIGTERM, _leave)
     torch.set_num_threads(1)
-    return Relay(make_serve, clients, workers, together)
-
-
-def _leave(*_signal: object) -> None:
-    raise SystemExit
+    relay = Relay(make_serve, clients, workers, together)
+    signal.signal(signal.SIGTERM, relay.leave)
+    return relay

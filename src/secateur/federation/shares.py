@@ -31,18 +31,25 @@ def pieces(first: int, count: int, workers: int, *, most: int = _TOGETHER) -> It
 
 
 def shares(total: int, relays: int) -> Iterator[tuple[int, int]]:
-    """Yield the place and the number of the clients of each relay: as even as few nodes for each of them allow.
+    """Yield the place and the number of the clients of each relay.
 
-    A relay sends one sum for each node, so shares begin at multiples of the largest node that fits an even share.
+    A relay sends one sum for each node of its share, so shares begin at multiples of the largest node with which none
+    is more than a third larger than an even one.
 
     Args:
         total: the number of clients in the ask.
         relays: their number; some may have no share if there are more of them than clients.
     """
-    unit = 1
-    while unit * ARITY * relays <= total:
+    unit, found = 1, _cut(total, relays, 1)
+    while unit < total:
         unit *= ARITY
+        cut = _cut(total, relays, unit)
+        if 3 * relays * max(count for _, count in cut) <= 4 * total:
+            found = cut
+    return iter(found)
+
+
+def _cut(total: int, relays: int, unit: int) -> list[tuple[int, int]]:
+    """Return shares that begin at multiples of ``unit``, as even as that allows; empty ones left out."""
     bounds = [min(total, unit * round(total * k / (relays * unit))) for k in range(relays)]
-    for first, end in zip(bounds, [*bounds[1:], total], strict=True):
-        if end > first:
-            yield first, end - first
+    return [(first, end - first) for first, end in zip(bounds, [*bounds[1:], total], strict=True) if end > first]
