@@ -155,8 +155,9 @@ class Participant:
         return with_scalar(done.written.bytes(), SECONDS, done.seconds), done.state
 
     def answer(
-        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
-    ) -> Answer:
+        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock,
+        *, writes: bool = True,
+    ) -> Answer:  # fmt: skip
         """Decode a request, respond and encode.
 
         Args:
@@ -165,6 +166,7 @@ class Participant:
             state: what the client keeps.
             fit: the training loop.
             clock: returns the seconds since some moment.
+            writes: whether the reply is written where its size is known without.
 
         Raises:
             LackingError: the client lacks what the request refers to.
@@ -193,7 +195,9 @@ class Participant:
         kept = kept.after(message.mask, reply.mask)
         if kept.base != self.base.came:
             kept = replace(kept, base=self.base.came)
-        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
+        sending = _Sending(
+            self.study.wire, message, reply, kept, context_of(request), seed, trains=trains, writes=writes
+        )
         written, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
@@ -273,6 +277,7 @@ class _Sending:
     context: int
     seed: int
     trains: bool
+    writes: bool
 
     def encode(self, costs: Mapping[str, Scalar]) -> tuple[Written, WireMemory]:
         """Return the payload, with the scalars of ``costs``, and the wire memory after it."""
@@ -282,7 +287,10 @@ class _Sending:
         sent = replace(sent, scalars={**self.reply.scalars, **costs})
         known = self.request.mask
         template = specs_of(self.request.tensors)
-        outgoing = Outgoing(sent, values=self.wire.values, template=template, context=self.context, seed=self.seed)
+        outgoing = Outgoing(
+            sent, values=self.wire.values, template=template, context=self.context, seed=self.seed,
+            packs=self.wire.packing == "planes",
+        )  # fmt: skip
         answer = outgoing.write(known)
         if not self.trains or not self.wire.feedback or not self.wire.has_residual:
             return answer, self.kept

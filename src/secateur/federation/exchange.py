@@ -51,6 +51,7 @@ class Exchange:
         left_out: the clients that were left out, each with the reason.
         reply_scalars: the scalars of each accepted reply, in the order of the ask.
         carried: the bytes carried down and up, by client.
+        sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
         relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
             single replies they sent.
@@ -73,6 +74,7 @@ class Exchange:
     carried: dict[int, list[int]] = field(default_factory=dict)
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
     relayed: Counter[str] = field(default_factory=Counter)
+    sampled: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
@@ -80,11 +82,18 @@ class Exchange:
         self._read = False
         self._answered: dict[int, bool] = {}
         relayed = isinstance(self.engine, Relaying)
-        self._job = replace(Job.of(self.ask, self.study.wire, self.bounds), alone=relayed)
+        self._job = replace(Job.of(self.ask, self.study.wire, self.bounds, self.study.seed), alone=relayed)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         gathers = isinstance(self.engine, Gathering) and not self.study.compute.stacks
         self._gathers = cast("Gathering", self.engine) if gathers else None
+        if self._job.written is not None and not gathers:
+            raise ConfigError(
+                f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and one "
+                "with compute.together = 1 on the CPU; set wire.count=encoded"
+            )
+        self._unwritten: list[Account] = []
+        self._sizes: list[Mapping[str, int]] = []
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
@@ -116,9 +125,10 @@ class Exchange:
             counts = {"sums": self.relayed["sums"], "single": self.relayed["single"]}
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
-    def relayed_row(self, name: str = "relayed") -> dict[str, Any]:
-        """Return what relays carried, for a record; empty without relays."""
-        return {name: dict(self.relayed)} if self.relayed else {}
+    def counted(self) -> dict[str, Any]:
+        """Return, for a record, what relays carried and how replies were sampled, where there is either."""
+        found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
+        return {name: counts for name, counts in found.items() if counts}
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return the reduced replies; ``spool`` stores those that must stay single."""
@@ -157,6 +167,7 @@ class Exchange:
                     reducer.skip(who)
                 done += 1
                 self.notify(done, len(places))
+        self._fill_in()
         self._settle()
 
     def _tasks(self, engine: Gathering, again: frozenset[int] | None = None) -> Iterator[Task]:
@@ -230,13 +241,32 @@ class Exchange:
         if account.failed:
             self._fail(Failure(who, account.failed))
             return False
-        self._carried(who, up=account.length)
         if account.refused:
+            self._carried(who, up=account.length)
             self.up["refused"] += account.length
             self.left_out.append({"client": who, "reason": short(account.refused)})
             return False
-        self._count(who, account.parts, account.scalars, part, account.own)
+        if account.written or self.study.wire.count == "computed":
+            self._carried(who, up=account.length)
+            self._sizes.append(account.parts)
+            self._count(who, account.parts, account.scalars, part, account.own)
+        else:
+            self._unwritten.append(account)
+            self._count(who, {}, account.scalars, part, account.own)
         return True
+
+    def _fill_in(self) -> None:
+        """Take replies that were not written to be as large as those that were are on average."""
+        if self.study.wire.count != "sampled":
+            return
+        known = self._sizes or [account.parts for account in self._unwritten]
+        names = dict.fromkeys(name for parts in known for name in parts)
+        mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+        for account in self._unwritten:
+            self.up.update(mean)
+            self._carried(account.client, up=sum(mean.values()))
+        totals = [sum(parts.values()) for parts in known] or [0]
+        self.sampled = {"written": len(self._sizes), "least": min(totals), "most": max(totals)}
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""

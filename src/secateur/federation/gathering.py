@@ -107,7 +107,8 @@ class Gatherer:
     ) -> tuple[Account, Reply | None, Sent, bytes | None]:
         """Serve one client; return its account, its reply if it counts, its request, and its new state."""
         try:
-            done = self.participant.answer(client, request, state, self._fit, time.perf_counter)
+            writes = intake.job.written is None or client in intake.job.written
+            done = self.participant.answer(client, request, state, self._fit, time.perf_counter, writes=writes)
         except LackingError:
             raise
         except Exception as error:  # noqa: BLE001 -- what a client's code raises costs that client its place only
@@ -118,7 +119,10 @@ class Gatherer:
         except WireError as broken:
             return Account(client, len(written), written.sizes, refused=str(broken)), None, sent, done.state
         own = "" if reply.mask is None or reply.mask is done.received.mask else name_of(reply.mask)
-        account = Account(client, len(written), written.sizes, {**reply.scalars, SECONDS: done.seconds}, own=own)
+        account = Account(
+            client, len(written), written.sizes, {**reply.scalars, SECONDS: done.seconds}, own=own,
+            written=bool(written.buffers),
+        )  # fmt: skip
         return account, reply, sent, done.state
 
     def _taken(self, intake: Intake, client: int, done: Answer, sent: Sent, context: int) -> Reply:

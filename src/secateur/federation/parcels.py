@@ -41,6 +41,7 @@ class Account:
         failed: what the client's code raised; empty: there is a reply.
         own: the name of the reply's mask where it is another than that of the request.
         sent: whether the request went out.
+        written: whether the reply was written; otherwise its length is that of values which are not packed.
     """
 
     client: int
@@ -51,6 +52,7 @@ class Account:
     failed: str = ""
     own: str = ""
     sent: bool = True
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Parcel:
         buffers: list[bytes | memoryview] = [b""]
         head = {
             "accounts": [
-                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.sent]
+                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.sent, a.written]
                 for a in self.accounts
             ],
             "sums": [

@@ -19,6 +19,9 @@ VALIDATION = "validation"
 METRIC = "metric"
 """The key, in a record, that describes the main score; see ``metrics.metric_of``."""
 
+COUNT = "bytes_count"
+"""The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
+
 _LONGEST = 500  # characters of a reason
 
 
@@ -39,7 +42,7 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
             if name in row:
                 phase[name] = phase.get(name, 0) + row[name]
     named = {str(client): left_out[client] for client in sorted(left_out)}
-    whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
+    whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
     return {**whole, "phases": phases, "left_out": named, "final": final}
 
 

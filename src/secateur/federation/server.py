@@ -45,7 +45,17 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import MEASURED, SECONDS
-from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.records import (
+    COUNT,
+    METRIC,
+    VALIDATION,
+    Row,
+    check_answers,
+    check_any,
+    line,
+    local_scores,
+    summarise,
+)
 from secateur.federation.relays import open_local
 from secateur.learning import resident
 from secateur.learning import task as tasks
@@ -88,8 +98,7 @@ class Run:
     ) -> None:
         self.study = study.complete()
         self.runtime, self.folder = runtime, folder
-        self.shards_folder = shards
-        self.open_engine = open_engine
+        self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.example = client.example(self.shards)
@@ -227,11 +236,12 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
+            COUNT: self.study.wire.count,
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
-            **exchange.relayed_row(),
+            **exchange.counted(),
             "each": [[who, *carried] for who, carried in sorted(exchange.carried.items())],
             "each_seconds": [[who, spent] for who, spent in worked.items()],
             "client_seconds": sum(worked.values()),
@@ -368,10 +378,9 @@ class Run:
 
         If the server has no test set, their mean by rows is the run's score.
         """
-        carried = sum(exchange.down.values()) + sum(exchange.up.values())
         return {
-            "evaluate_bytes": carried,
-            **exchange.relayed_row("evaluate_relayed"),
+            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
+            **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
             **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
         }
 
