@@ -107,6 +107,17 @@ def test_every_method_has_the_model_and_ledger_of_the_local_engine(method, tmp_p
     assert summary["left_out"] == {}
 
 
+def test_a_model_that_counts_draws_and_ties_has_the_bits_of_the_local_engine(tmp_path):
+    model = "everything:Everything"
+    settings = {**SETTINGS, "method": "fedsparsify", "model.name": model, "out": str(tmp_path / "flower")}
+    del settings["criterion.explore.epochs"], settings["model.options.hidden"]
+    summary = apps.serve(grid_of(settings, allow=f"model.name={model}"), settings)
+    locally(settings, tmp_path / "local")
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    assert summary["left_out"] == {}
+
+
 @pytest.mark.parametrize("place", ["context", "folder"])
 def test_what_clients_keep_survives_a_stop_of_the_server(place, tmp_path, monkeypatch):
     """Error feedback lives on the nodes; a stop, also with replies that the server forgot, changes no bit."""
@@ -561,6 +572,36 @@ def test_it_composes_with_flowers_mods(mod):
     result, _ = federate(strategy, [prune(net()), mod])
     assert density(result.arrays) == pytest.approx(0.5, abs=0.02)
     assert all(row["left_out"] == {} for row in strategy.ledger)
+
+
+class Tied(torch.nn.Module):
+    """Two layers of one weight, and a constant mask of minus infinity."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = torch.nn.Linear(6, 6, bias=False), torch.nn.Linear(6, 6, bias=False)
+        self.two.weight = self.one.weight
+        self.out = torch.nn.Linear(6, 2)
+        self.register_buffer("past", torch.tensor([0.0] * 5 + [-torch.inf]))
+
+    def forward(self, x):
+        x = torch.relu(self.two(torch.relu(self.one(x))))
+        return self.out(x * torch.softmax(x.detach() + self.past, 1))
+
+
+def test_tied_weights_of_an_app_travel_once_under_one_mask(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "net", Tied)
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    result, _ = federate(strategy, [prune(net())])
+    assert all(row["left_out"] == {} for row in strategy.ledger)
+    arrays = result.arrays.to_torch_state_dict()
+    assert set(arrays) == set(net().state_dict())
+    assert torch.equal(arrays["one.weight"], arrays["two.weight"])
+    assert set(strategy.state.mask) == {"one.weight", "out.weight"}
+    assert int((arrays["one.weight"] == 0).sum() + (arrays["out.weight"] == 0).sum()) == (36 + 12) // 2
+    assert strategy.ledger[0]["down"]["values"] <= 5 * 4 * (36 + 12 + 2 + 6) + 100
+    assert torch.isneginf(arrays["past"]).tolist() == [False] * 5 + [True]
 
 
 def test_autoflip_explores_through_the_apps_own_training():

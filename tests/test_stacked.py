@@ -1,8 +1,10 @@
 """Clients trained together: the algorithm of the local loop, the place of each client, and what is refused."""
 
 import copy
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,6 +248,54 @@ def test_layers_that_draw_or_keep_statistics_are_refused(layer):
     Compute().check(model, torch.zeros(1, 3))
     with pytest.raises(ModelError, match=r"'1' cannot be trained .* set compute.together = 1"):
         MOST.check(model, torch.zeros(1, 3))
+
+
+class Own(nn.Module):
+    """A linear layer, and something that a training step does besides."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.layer, self.also, self.steps, self.seen = nn.Linear(3, 2), also, 0, []
+
+    def forward(self, x):
+        return self.layer(x) + self.also(self)
+
+
+DOES = {
+    "counts": lambda m: setattr(m, "steps", m.steps + 1) or 0,
+    "remembers": lambda m: m.seen.append(1) or 0,
+    "keeps": lambda m: setattr(m, "fresh", torch.ones(1)) or 0,
+    "draws from Python": lambda m: random.random(),
+    "draws from numpy": lambda m: np.random.rand(),  # noqa: NPY002 -- as people write it
+    "draws from torch": lambda m: torch.rand(1),
+}
+
+
+@pytest.mark.parametrize("does", DOES)
+def test_a_model_that_draws_or_changes_what_is_its_own_is_refused(does):
+    with pytest.raises(ModelError, match=r"Own cannot be trained for several clients at once.* compute.together = 1"):
+        MOST.check(Own(DOES[does]), torch.zeros(1, 3))
+    MOST.check(Own(lambda m: m.steps), torch.zeros(1, 3))
+
+
+def test_tied_weights_train_together_as_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.two, self.last = nn.Flatten(), nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 10)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.two(torch.tanh(self.one(self.first(x))))))
+
+    torch.manual_seed(0)
+    model, how = Tied().double(), Training(epochs=2, batch_size=4, lr=0.2, momentum=0.5)
+    jobs = [(rows(8 + k, k, (1, 3, 3)), {"mask": mask_of(model, k)}) for k in range(3)]
+    assert "two.weight" not in mask_of(model, 0)
+    found = together(model, jobs, how)
+    agree(found, alone(model, jobs, how))
+    assert all((tensors["one.weight"][~own["mask"]["one.weight"]] == 0).all()
+               for (tensors, _), (_, own) in zip(found, jobs, strict=True))  # fmt: skip
 
 
 def test_a_layer_that_cannot_be_batched_over_weights_is_refused():

@@ -40,6 +40,8 @@ class Client:
         fit: the training loop: ``loop.fit``, or one that trains several clients at once.
         measured: the number of processed rows for which ``gradient_statistic`` took gradients of all weights, pruned
             ones included.
+        restore: puts back what the model keeps beside its exchanged tensors (counters, attributes); each training and
+            measuring begins with it.
     """
 
     id: int
@@ -51,6 +53,7 @@ class Client:
     initial: Tensors = field(default_factory=dict)
     fit: Callable[..., Fit] = loop.fit
     measured: int = 0
+    restore: Callable[[], None] = lambda: None
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *,
@@ -71,6 +74,7 @@ class Client:
         dense = any(hook.dense for hook in hooks)
         removal = plan(mask or {}, [] if dense else self.setting.layout.groups)
         hooks = [hook.slim(removal) for hook in hooks] if removal else hooks
+        self.restore()
         resident.load(self.model, tensors)
         model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
@@ -86,6 +90,7 @@ class Client:
         Statistics have the names and shapes of the trained parameters; pruned weights have one too. The forms are
         those of ``secateur.learning.gradients.gradient_statistic``.
         """
+        self.restore()
         resident.load(self.model, masks.apply(tensors, mask))
         statistic, done = gradient_statistic(
             self.model, self.data, self.training, form, self.turn(round_), batches=batches
@@ -97,6 +102,7 @@ class Client:
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None
     ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train scores from which a model's weights are made, starting from ``tensors``; see ``supermask.learn``."""
+        self.restore()
         resident.load(self.model, tensors)
         return learn(self.model, self.data, self.training, scores, effective, self.turn(round_), penalty=penalty)
 

@@ -30,6 +30,7 @@ from secateur.learning import resident
 from secateur.learning.task import Data
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Plan
 from secateur.pruning.surgery import plain, shrink
 from secateur.report.card import Card, Figures, Layer
@@ -214,7 +215,7 @@ def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
     about = {"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()}
     about |= {SCHEMA: shipped.schema.to_json()} if shipped.schema else {}
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    tensors = {name: tensor.contiguous() for name, tensor in stored(model).items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, {"about": json.dumps(about)}))
     resident.load(fresh, safetensors.load_file(path))
     return deployed(shipped.schema, fresh)
@@ -294,7 +295,7 @@ def _figures(
     shipped: Shipped, example: torch.Tensor, files: dict[str, int], times: dict[str, float]
 ) -> tuple[Figures, ...]:
     dense = client.make_model(shipped.study, shipped.shape)
-    uses, tensors = cost.uses(dense, example), shipped.masked.state_dict()
+    uses, tensors = cost.uses(dense, example), stored(shipped.masked)
     found = []
     for name, model in (("dense", dense), ("masked", shipped.masked), ("slim", shipped.slim)):
         alone = plain(model)

@@ -22,11 +22,15 @@ METRIC = "metric"
 COUNT = "bytes_count"
 """The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
 
+_RELAYED = ("down", "up", "sums", "single")
 _LONGEST = 500  # characters of a reason
 
 
-def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Return the summary of a run: its records summed by phase, and in how many exchanges each client was left out."""
+def summarise(study: Study, rows: Sequence[Row], final: Row) -> Row:
+    """Return the summary of a run: its records summed by phase, and in how many exchanges each client was left out.
+
+    Where there are relays, what they carried is summed under ``relayed``.
+    """
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     server = ("server_seconds", "server_macs")
     phases: dict[str, Row] = {}
@@ -41,9 +45,11 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
         for name in server:
             if name in row:
                 phase[name] = phase.get(name, 0) + row[name]
+    relayed = {name: sum(row.get("relayed", {}).get(name, 0) for row in rows) for name in _RELAYED}
     named = {str(client): left_out[client] for client in sorted(left_out)}
     whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
-    return {**whole, "phases": phases, "left_out": named, "final": final}
+    tiers = {"relayed": relayed} if relayed["down"] else {}
+    return {**whole, "phases": phases, **tiers, "left_out": named, "final": final}
 
 
 def local_scores(replies: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:

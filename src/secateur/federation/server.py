@@ -28,7 +28,7 @@ from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client, gathering, relays, tables
+from secateur.federation import base, checkpoint, client, gathering, records, relays, tables
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.exchange import Exchange
@@ -45,25 +45,17 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import MEASURED, SECONDS
-from secateur.federation.records import (
-    COUNT,
-    METRIC,
-    VALIDATION,
-    Row,
-    check_answers,
-    check_any,
-    line,
-    local_scores,
-    summarise,
-)
+from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores
 from secateur.federation.relays import open_local
+from secateur.federation.removal import sizes_after
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.roles import remarks, stored
 from secateur.pruning.structure import plan, sizes
-from secateur.pruning.surgery import shrink
+from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -101,6 +93,7 @@ class Run:
         self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
+        self.local = resident.LocalState(self.model)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         relays.check(runtime, self.setting.clients)
@@ -109,7 +102,7 @@ class Run:
         self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.task = tasks.find(self.shards.task)
+        self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = resident.tensors_of(self.model)
@@ -117,6 +110,7 @@ class Run:
         self.server: dict[str, float] = {}
         self.records = 0
         self.guards = self.study.build_guards()
+        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
@@ -178,7 +172,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
+        for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
@@ -220,8 +214,11 @@ class Run:
             return state
         begun = time.perf_counter()
         rows = client.wrap(self.shards, *self.shards.public())
-        view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
-        state, processed = self.method.refine(state, view)
+        settings, restore = self.study.training, self.local.restore
+        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
+        restore()
+        with global_streams(self.study.seed, "server", state.round):
+            state, processed = self.method.refine(state, view)
         macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
@@ -236,7 +233,7 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
-            COUNT: self.study.wire.count,
+            records.COUNT: self.study.wire.count,
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
@@ -276,7 +273,7 @@ class Run:
         """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
-        return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
+        return cost.macs(self.uses, stored(self.model), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
@@ -302,8 +299,9 @@ class Run:
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Return the score of a model on some of the server's rows."""
-        resident.load(self.model, tensors)
-        return evaluate(self.model, client.wrap(self.shards, *rows))
+        self.local.load(tensors)
+        with global_streams(self.study.seed, "score"):
+            return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""
@@ -337,27 +335,17 @@ class Run:
         final |= self._local(examined)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting)]
-        summary = {**summarise(self.study, rows, final), "remarks": remarks}
+        summary = {**records.summarise(self.study, rows, final), "remarks": self.remarks}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
 
     def _structure(self, state: State) -> Row:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
-        dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        resident.load(self.model, state.model())
-        small = shrink(self.model, removal)
-        uses = cost.uses(small, self.example)
-        weights = dict(small.state_dict())
+        self.local.load(state.model())
         checkpoint.write(self.folder / PLAN, removal.to_json().encode())
-        return {
-            "macs_dense": dense,
-            "macs_physical": cost.macs(uses, weights, None),
-            "parameters_dense": sum(p.numel() for p in self.model.parameters()),
-            "parameters_physical": sum(p.numel() for p in small.parameters()),
-        }
+        return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self._whole(state.weights), None))
 
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
@@ -410,7 +398,7 @@ def resume(
     """
     if (summary := read_summary(folder)) is not None:
         return summary
-    with checkpoint.alone(folder):
+    with checkpoint.alone(folder), kept_globals():
         return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
 
 

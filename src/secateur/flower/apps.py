@@ -49,6 +49,7 @@ from secateur.flower.engine import (
     unpack,
 )
 from secateur.learning.task import TASKS
+from secateur.streams import kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study
 from secateur.wire import head
@@ -121,7 +122,8 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     tables.recall(engine, folder)
     engine.members.check(_versions)
     engine.meet(engine.clients())
-    with _rows(study, engine, folder) as shards:
+    rows = tables.agree(engine, study, folder) if tables.any_in(engine) else _rows(study, engine.members.about)
+    with rows as shards:
         ours = _about(study, open_shards(shards))
         engine.members.check(lambda about: _versions(about) or _unlike(about, ours, bool(engine.members.schema[0])))
         if not engine.members.nodes:
@@ -161,13 +163,8 @@ def _run_id(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _rows(study: Study, engine: FlowerEngine, run: Path) -> Iterator[Path]:
+def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
     """Yield the server's shards: those of the simulated federation, or empty ones if nodes have data of their own."""
-    members = engine.members.about
-    if any(about.get("table") for about in members.values()):
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-            yield tables.agree(engine, study, run, Path(folder))
-        return
     own = {bool(about["own"]) for about in members.values()}
     if len(own) > 1:
         raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
@@ -339,7 +336,8 @@ def _serve(message: Message, context: Context) -> Any:
     state = memory.get(wanted)
     participant = _participant(study.model_dump_json(), rows)
     participant.kept = bases.kept(context)
-    reply, kept = participant(client, request, state)
+    with kept_globals():
+        reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
     if kept is not None:
         answer["kept"] = memory.put(kept, after=wanted)

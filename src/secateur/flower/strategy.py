@@ -40,6 +40,7 @@ from secateur.flower.engine import (
     with_payload,
 )
 from secateur.flower.engine import Message as FlowerMessage
+from secateur.flower.ties import Held
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
@@ -107,11 +108,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
-        self.specs = specs_of(model.state_dict())
-        self.held = HeldMasks(self.specs)
+        self.model = Held.of(model)
+        self.held = HeldMasks(self.model.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
-        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
+        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.model.specs)
         self._nodes: list[int] = []
         self._turn: _Exchange | None = None
 
@@ -127,10 +128,10 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             ConfigError: the arrays do not fit the model.
             NobodyTrainedError: no reply of any round counted; raised at the end, ``ledger`` and ``state`` are kept.
         """
-        weights = dict(initial_arrays.to_torch_state_dict())
-        if specs_of(weights) != self.specs:
+        weights = self.model.once(initial_arrays.to_torch_state_dict())
+        if specs_of(weights) != self.model.specs:
             raise ConfigError("initial_arrays are not those of the model that Pruned was given")
-        self._nodes, self.ledger, self.held = sorted(grid.get_node_ids()), [], HeldMasks(self.specs)
+        self._nodes, self.ledger, self.held = sorted(grid.get_node_ids()), [], HeldMasks(self.model.specs)
         self._setting = replace(self._setting, rounds=num_rounds, clients=max(1, len(self._nodes)))
         self.state = self.method.start(self._setting, weights, {})
         result = super().start(grid, initial_arrays, num_rounds, *args, **more)
@@ -154,7 +155,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """
         del arrays  # these are under the mask; the strategy goes on from the dense weights
         state = self._started()
-        dense = ArrayRecord(torch_state_dict=dict(state.weights))
+        dense = ArrayRecord(torch_state_dict=self.model.by_all_names(state.weights))
         messages = {m.metadata.dst_node_id: m for m in self.strategy.configure_train(server_round, dense, config, grid)}
         if not messages:
             return []
@@ -180,8 +181,9 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         ]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
-        merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
-        mean = {name: tensor.to(self.specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
+        merged = {} if arrays is None else masks.apply(self.model.once(arrays.to_torch_state_dict()), mask)
+        specs = self.model.specs
+        mean = {name: tensor.to(specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
         self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
             self.held.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
@@ -207,7 +209,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def _shipped(self) -> dict[str, torch.Tensor]:
         state = self._started()
         done = state.round == state.setting.rounds
-        return (self.method.final(state) if done else state).model()
+        return self.model.by_all_names((self.method.final(state) if done else state).model())
 
     def _draw(self, state: State, messages: Mapping[int, FlowerMessage]) -> State:
         """Return the state whose cohort is the nodes that the wrapped strategy drew."""
@@ -220,7 +222,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         name = self.held.name(node) if ours.mask is not None else None
         held = None if name is None else self.held.mask(name)
         message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
-        payload = encode(message, known=held, template=self.specs)
+        payload = encode(message, known=held, template=self.model.specs)
         turn.sent[node] = payload
         turn.down.update(part_sizes(payload, checked=True))
         meta = theirs.metadata
@@ -256,7 +258,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             turn.left_out[node] = "its reply holds no payload: is prune() among the ClientApp's mods?"
             return None
         try:
-            message = decode(payload, replace(turn.ask.expects, scalars=None, context=context_of(turn.sent[node])))
+            expects = replace(turn.ask.expects, infinite=self.model.infinite, scalars=None)
+            message = decode(payload, replace(expects, context=context_of(turn.sent[node])))
         except WireError as broken:
             turn.left_out[node] = str(broken)
             return None
@@ -271,7 +274,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             return None
         mask = turn.ask.message.mask or {}
         tensors = {n: torch.where(mask[n], t, state.weights[n]) if n in mask else t for n, t in message.tensors.items()}
-        reply.content = with_arrays(reply.content, ArrayRecord(torch_state_dict=tensors))
+        reply.content = with_arrays(reply.content, ArrayRecord(torch_state_dict=self.model.by_all_names(tensors)))
         return reply
 
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +99,14 @@ def recall(engine: FlowerEngine, run: Path) -> None:
         engine.members.teach(schema.digest, agreement.last_request(schema))
 
 
-def agree(engine: FlowerEngine, study: Study, run: Path, into: Path) -> Path:
-    """Let nodes agree on a schema, or read the one of a run that goes on; write shards without rows by it.
+def any_in(engine: FlowerEngine) -> bool:
+    """Return whether a node has a table of its own."""
+    return any(about.get("table") for about in engine.members.about.values())
+
+
+@contextlib.contextmanager
+def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
+    """Let nodes agree on a schema, or read the one of a run that goes on; yield shards without rows by it.
 
     Raises:
         SecateurError: they do not agree, or too few answered.
@@ -121,7 +128,8 @@ def agree(engine: FlowerEngine, study: Study, run: Path, into: Path) -> Path:
         schema, records = agreed.schema, list(agreed.rows)
         engine.members.teach(schema.digest, agreement.last_request(schema))
     inputs, task = (len(schema.inputs),), study.data.task or schema.task
-    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale)
-    prepare.bare(study, shape, into)
-    tables.write(into, schema, records)
-    return into
+    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale, schema.unit)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        prepare.bare(study, shape, Path(folder))
+        tables.write(Path(folder), schema, records)
+        yield Path(folder)

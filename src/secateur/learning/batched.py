@@ -5,6 +5,7 @@ The algorithm and the batches are those of ``loop.fit``; only the order of float
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import time
@@ -23,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from secateur.errors import ConfigError, ModelError, check, need
 from secateur.learning.loop import Effort, Fit, fit, forward, orders
 from secateur.learning.optimiser import BETAS, EPSILON, Training
-from secateur.learning.resident import load, tensors_of
+from secateur.learning.resident import LocalState, load, tensors_of
 from secateur.learning.task import Data
 from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.roles import roles
-from secateur.streams import Turn
+from secateur.pruning.roles import roles, stored
+from secateur.streams import Turn, drawn_so_far, global_streams
 
 Answer = tuple[bytes, bytes | None]
 Clock = Callable[[], float]
@@ -80,19 +81,37 @@ class Compute:
         keeps = {name.rpartition(".")[0] for name, role in roles(model).items() if role == "buffer"}
         for name, layer in model.named_modules():
             if name in keeps or (isinstance(layer, _DropoutNd) and layer.p > 0):
-                raise ModelError(
-                    f"{type(layer).__name__} {name!r} cannot be trained for several clients at once: it draws at "
-                    "random or keeps statistics; set compute.together = 1 and compute.device = cpu"
-                )
+                raise _refused(f"{type(layer).__name__} {name!r}")
         _greenlet()
         stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
         try:
+            _check_steady(model, inputs)
             vmap(lambda weights, x: functional_call(model, weights, (x,)))(stack, inputs.expand(2, *inputs.shape))
         except (RuntimeError, NotImplementedError, ValueError) as broken:
             reason = str(broken).splitlines()[0]
             raise ModelError(
                 f"this model cannot be trained for several clients at once ({reason}): set compute.together = 1"
             ) from broken
+
+
+def _check_steady(model: nn.Module, inputs: torch.Tensor) -> None:
+    """Refuse a model that draws from a global generator, or changes something of its own, in a training step."""
+    trial = copy.deepcopy(model).train()
+    local = LocalState(trial)
+    with global_streams(0, "trial"), torch.no_grad():
+        before = drawn_so_far()
+        trial(inputs.expand(2, *inputs.shape[1:]))
+        if drawn_so_far() != before:
+            raise _refused(f"this {type(model).__name__}")
+    if changed := local.changed():
+        raise _refused(f"{changed!r} of this {type(model).__name__}")
+
+
+def _refused(what: str) -> ModelError:
+    return ModelError(
+        f"{what} cannot be trained for several clients at once: it draws at random or keeps statistics; set "
+        "compute.together = 1 and compute.device = cpu"
+    )
 
 
 class Work(Protocol):
@@ -247,7 +266,7 @@ class _Stack:
             self._weights[name].masked_fill_(keep == 0, 0.0)
         self._anchor = {n: t.clone() for n, t in self._weights.items()} if first.training.prox else {}
         self._steps = _Steps(self._weights, first.training, max(1, first.turn.round))
-        held = self._model.state_dict()
+        held = stored(self._model)
         self._fixed = {n: t.to(self._device) for n, t in held.items() if n not in self._weights}
         x, y = torch.cat([job.data.x for job in jobs]), torch.cat([job.data.y for job in jobs])
         self._data = replace(first.data, x=x.to(self._device), y=y.to(self._device))

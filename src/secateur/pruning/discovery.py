@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ import torch
 from torch import fx, nn
 
 from secateur.errors import ModelError
-from secateur.pruning import depgraph
+from secateur.pruning import depgraph, ends
 from secateur.pruning.blocks import blocks
 from secateur.pruning.following import Walk
 from secateur.pruning.proposals import proposals
-from secateur.pruning.roles import FIXED, roles, tokens
+from secateur.pruning.roles import FIXED, roles, stored, tied, tokens
 from secateur.pruning.structure import Group, Layout
 from secateur.pruning.trial import Trial
 
@@ -47,17 +47,17 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         MissingExtraError: torch-pruning is asked for and not installed.
         ModelError: torch-pruning is asked for alone, and fails on the model or takes too long.
     """
-    found = roles(model)
+    found, width = roles(model), ends.features(model)
     if how == "none" or example is None:
-        return Layout(found, tokens=tokens(model))
+        return Layout(found, tokens=tokens(model), features=width)
     facts = _facts(model, how, example)
     if facts not in _KNOWN:
         while len(_KNOWN) >= _MOST:
             _KNOWN.pop(next(iter(_KNOWN)))
         _KNOWN[facts] = units(model, how, example)
     groups, whole = _KNOWN[facts]
-    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED})
-    return Layout(found, groups, {**whole, **fixed}, tokens(model))
+    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED}, tied(model))
+    return Layout(found, groups, {**whole, **fixed}, tokens(model), width)
 
 
 def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
@@ -75,7 +75,7 @@ def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
         )
         for name, module in model.named_modules()
     ]
-    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
+    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in stored(model).items()]
     largest = None if example.is_floating_point() else int(example.max())
     return how, example.shape, example.dtype, largest, tuple(modules), tuple(tensors)
 
@@ -88,14 +88,21 @@ def _hashable(value: Any) -> Hashable:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def _movable(groups: tuple[Group, ...], fixed: set[str]) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why."""
+def _movable(
+    groups: tuple[Group, ...], fixed: Collection[str], shared: Collection[str]
+) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why.
+
+    Blocks with a shared parameter, by any of its names, are not returned either: without them another layer would be 0.
+    """
     held: dict[str, str] = {}
     for group in groups:
         slots = (*group.weights, *group.incoming, *group.statistics, *group.outgoing)
         tensor = next((slot.tensor for slot in slots if slot.tensor in fixed), None)
         if tensor is not None:
             held[group.name] = f"{tensor!r} is never trained, and would have to be cut with its units"
+        elif group.kind == "block" and (name := next((n for n in shared if n.startswith(f"{group.name}.")), "")):
+            held[group.name] = f"{name!r} is shared with another layer"
     families = {group.family: group.name for group in groups if group.family and group.name in held}
     held |= {g.name: held[families[g.family]] for g in groups if g.family in families and g.name not in held}
     return tuple(group for group in groups if group.name not in held), held
@@ -110,7 +117,7 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
     if trial.broken:
         return (), {"": trial.broken}
     proposed, whole = proposed_by_walk(trial) if how != "torch_pruning" else ([], dict[str, str]())
-    found, held = _tried(trial, [*proposed, *_blocks(model)])
+    found, held = _tried(trial, [*proposed, *_blocks(copy.deepcopy(trial.model))])
     cut = {layer for group in found for layer in group.layers}
     lost = {layer: held[group.name] for group in proposed if group.name in held for layer in group.layers - cut}
     whole |= lost | held

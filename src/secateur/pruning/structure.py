@@ -22,9 +22,10 @@ OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
-"""What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
-neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is one that training
-changes: running statistics."""
+"""What a tensor is (``roles.roles`` says by which rule): only a ``weight`` is pruned as one; a ``norm`` is what scales
+or shifts, in normalisation or elsewhere. ``frozen`` are parameters that need no gradient, ``constant`` buffers that
+training leaves alone; neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is
+one that training changes: running statistics."""
 
 Kind = Literal["channel", "head", "block"]
 
@@ -98,12 +99,14 @@ class Layout:
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
+        features: how many features enter the linear layer that runs last; 0: it was not found.
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
+    features: int = 0
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""

@@ -14,6 +14,7 @@ from secateur.errors import ModelError
 from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
 from secateur.pruning.forwards import Site, resize
 from secateur.pruning.mask import Tensors
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Cut, Number, Plan, slim
 
 
@@ -112,7 +113,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         ModelError: the plan is for another model.
     """
     model = copy.deepcopy(model)
-    smaller = slim({n: t.detach() for n, t in model.state_dict().items()}, plan)
+    smaller = slim({n: t.detach() for n, t in stored(model).items()}, plan)
     for block in plan.dropped:
         owner = _submodule(model, block.rpartition(".")[0])
         setattr(owner, block.rpartition(".")[2], nn.Identity())

@@ -21,9 +21,10 @@ from torch.utils import _pytree
 
 from secateur.errors import ModelError
 from secateur.pruning import mask as masks
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Group, Plan, expand, plan, slim
 from secateur.pruning.surgery import shrink
-from secateur.streams import global_stream
+from secateur.streams import global_streams
 
 _CLOSE, _CLOSE_SINGLE = 1e-9, 1e-3  # of the largest value, in double and in single precision
 _GRADIENTS = 100  # their bound is so many times as wide, as some are ill-conditioned
@@ -113,8 +114,9 @@ class Trial:
 
     def _compare(self, groups: Sequence[Group], seed: int, *, training: bool) -> None:
         model = copy.deepcopy(self.model)
-        mask = _mask(groups, model.state_dict(), _flags(groups, seed, some=seed > 1))
-        model.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
+        tensors = {name: tensor.detach() for name, tensor in stored(model).items()}
+        mask = _mask(groups, tensors, _flags(groups, seed, some=seed > 1))
+        model.load_state_dict(masks.apply(tensors, mask), strict=False)
         removal = plan(mask, groups)
         small = shrink(model, removal)
         mode = _Mode(training=training, gradients=training, certain=training or self._certain)
@@ -146,7 +148,7 @@ def _results(net: nn.Module, rows: torch.Tensor, mode: _Mode) -> tuple[list[torc
     net.train(mode.training)
     # torch's fast kernels of evaluation are not taken where calls are watched
     watched = _Certain() if mode.certain else contextlib.nullcontext()
-    with global_stream(mode.seed, "trial"), warnings.catch_warnings(action="ignore"), watched:
+    with global_streams(mode.seed, "trial"), warnings.catch_warnings(action="ignore"), watched:
         with torch.set_grad_enabled(mode.gradients):
             output = net(rows)
         leaves = [t for t in _pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]

@@ -173,6 +173,8 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
             lines.append((f"bytes {direction}, {phase}", costs[f"bytes_{direction}"], size))
         total = sum(costs[f"bytes_{direction}"] for costs in phases.values())
         lines.append((f"bytes {direction}, total", total, size))
+    relayed = summary.get("relayed", {})
+    lines += [(f"bytes {way}, server and relays", relayed[way], size) for way in ("down", "up") if relayed]
     lines.append(("bytes, local scores at the end", final["evaluate_bytes"], size))
     for phase, costs in phases.items():
         lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))
