@@ -19,6 +19,9 @@ from secateur.federation.intake import Job
 from secateur.federation.parcels import Account, Parcel
 from secateur.federation.relays import open_local
 from secateur.federation.shares import pieces, shares
+from secateur.report.gather import Subject
+from secateur.report.page import subject_data
+from secateur.report.terminal import comparison
 from secateur.study.runtime import Runtime
 from secateur.wire.message import Expected
 
@@ -97,6 +100,22 @@ def test_one_request_goes_to_each_relay_and_one_sum_comes_back(forty, tmp_path):
         # what it sent
         assert 3 * down < relayed["down"] < 3 * down + 3 * 4096
         assert 3 * 1.9 * up < relayed["up"] < 3 * 2 * up + 40 * 512 + 3 * 1024
+
+
+def test_each_tier_stands_in_summary_table_and_page(forty, tmp_path):
+    study = small("fedavg", rounds=2, participation=1.0, data=FORTY)
+    summary = play(study, tmp_path / "run", forty, runtime=Runtime(workers=0, relays=3))
+    rows = rows_of(tmp_path / "run")
+    assert {way: summary["relayed"][way] for way in ("down", "up", "sums")} == {
+        way: sum(row["relayed"][way] for row in rows) for way in ("down", "up", "sums")
+    }
+    table = comparison(summary, None)
+    assert "bytes up, server and relays" in list(table.columns[0].cells)
+    drawn = subject_data(Subject("run", tmp_path / "run"))["figures"]
+    (figure,) = [one for one in drawn if one["id"] == "relayed"]
+    assert figure["alt"].endswith("relays sent 6 sums and 0 replies.")
+    names = [trace["name"] for trace in figure["views"][0]["data"]]
+    assert names == [f"{tier}, {way}" for tier in ("server and relays", "relays and clients") for way in ("down", "up")]
 
 
 def test_what_is_no_sum_passes_as_it_is_and_the_ledger_says_so(forty, tmp_path):
