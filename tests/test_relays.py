@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -172,6 +173,29 @@ def test_a_share_in_which_a_client_lost_its_state_is_asked_again(forty, tmp_path
         a["bytes_up"] - b["bytes_up"] for a, b in zip(*map(rows_of, (tmp_path / "run", tmp_path / "none")), strict=True)
     ]
     assert [size > 0 for size in extra] == [False, False, False, True]
+
+
+def test_sums_leave_out_the_zeros_of_pruned_weights(forty, tmp_path):
+    """At 90 % a sum has a tenth of the values, of twice the width, and a bit for each weight."""
+    study = small(
+        "fedsparsify", rounds=4, participation=1.0, data=FORTY,
+        model={"name": "mlp", "options": {"hidden": (200,)}},
+    )  # fmt: skip
+    play(study, tmp_path / "run", forty, runtime=Runtime(workers=0, relays=3))
+    row = rows_of(tmp_path / "run")[-1]
+    assert row["sparsity"] == pytest.approx(0.9, abs=0.01)
+    weights = sum(tensor.numel() for tensor in model_of(tmp_path / "run").values())
+    assert row["relayed"]["up"] < 3 * (8 * row["kept"] + weights / 8) * 1.1 + 40 * 512 + 3 * 1024
+
+
+@given(st.integers(0, 40), st.sampled_from([torch.float64, torch.float32, torch.int64, torch.bool]), st.integers(0, 9))
+def test_a_thin_parcel_has_the_bits_of_a_whole_one(count, dtype, seed):
+    draw = torch.Generator().manual_seed(seed)
+    part = (torch.randint(-2, 3, (count,), generator=draw) * (torch.rand(count, generator=draw) < 0.3)).to(dtype)
+    part = torch.where(part < 0, -0.0, part).to(dtype) if dtype.is_floating_point else part
+    made = Parcel(sums=[(nodes(0, 1, 1).__next__(), Sums({"sum": {"w": part}}))]).write(thin=True)
+    ((_, back),) = Parcel.read([memoryview(bytearray(buffer)) for buffer in made]).sums
+    assert same(back.of["sum"], {"w": part})
 
 
 # ---- the engine alone

@@ -6,6 +6,7 @@ The first buffer is a JSON document with the answers, and with the place of each
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,9 @@ _DTYPES = {
         torch.uint8, torch.bool,
     )
 }  # fmt: skip
+
+
+_WORDS = {4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True)
@@ -75,8 +79,11 @@ class Parcel:
     again: Sequence[int] = ()
     broken: str = ""
 
-    def write(self) -> list[bytes | memoryview]:
+    def write(self, *, thin: bool = False) -> list[bytes | memoryview]:
         """Return it as buffers.
+
+        Args:
+            thin: whether zeros in sums are left out where that is shorter, as those of pruned weights are.
 
         Raises:
             EngineError: a reduction's accumulator holds what cannot travel between processes.
@@ -88,7 +95,7 @@ class Parcel:
                 for a in self.accounts
             ],
             "sums": [
-                [node.level, node.index, None if sums is None else _packed(sums.of, buffers)]
+                [node.level, node.index, None if sums is None else _packed(sums.of, buffers, thin=thin)]
                 for node, sums in self.sums
             ],
             "replies": [
@@ -119,14 +126,18 @@ class Parcel:
         return cls(accounts, sums, replies, dict(head["lacking"]), head["again"], head["broken"])
 
 
-def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:
+def _packed(part: Any, buffers: list[bytes | memoryview], *, thin: bool = False) -> Any:
     """Return a part as JSON, in which lists stand for tensors, which are added to the buffers."""
     if isinstance(part, torch.Tensor):
         flat = part.detach().cpu().contiguous().reshape(-1)
+        kept = _not_zero(flat) if thin else None
+        if kept is not None:
+            buffers.append(np.packbits(kept.numpy()).tobytes())
+            flat = flat[kept]
         buffers.append(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
-        return [len(buffers) - 1, str(part.dtype).removeprefix("torch."), *part.shape]
+        return [len(buffers) - 1, kept is not None, str(part.dtype).removeprefix("torch."), *part.shape]
     if isinstance(part, Mapping):
-        return {str(name): _packed(inner, buffers) for name, inner in part.items()}
+        return {str(name): _packed(inner, buffers, thin=thin) for name, inner in part.items()}
     if isinstance(part, bool | int | float | str):
         return part
     raise EngineError(
@@ -135,13 +146,27 @@ def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:
     )
 
 
+def _not_zero(flat: torch.Tensor) -> torch.Tensor | None:
+    """Return which entries are not zero, if they are shorter with a bit for each entry; -0.0 is not zero."""
+    words = _WORDS.get(flat.element_size())
+    if words is None or not flat.numel():
+        return None
+    kept = flat.view(words) != 0
+    size = int(kept.sum()) * flat.element_size() + -(-flat.numel() // 8)
+    return kept if size < flat.numel() * flat.element_size() else None
+
+
 def _unpacked(part: Any, buffers: Sequence[memoryview]) -> Any:
     if isinstance(part, dict):
         return {name: _unpacked(inner, buffers) for name, inner in part.items()}
     if not isinstance(part, list):
         return part
-    number, dtype, *shape = part
-    buffer = buffers[number]
-    if not len(buffer):
-        return torch.zeros(shape, dtype=_DTYPES[dtype])
-    return torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(_DTYPES[dtype]).reshape(shape)
+    number, thin, dtype, *shape = part
+    buffer, whole = buffers[number], torch.zeros(0, dtype=_DTYPES[dtype])
+    if len(buffer):
+        whole = torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(_DTYPES[dtype])
+    if thin:
+        kept = np.unpackbits(np.frombuffer(buffers[number - 1], np.uint8), count=math.prod(shape)).astype(bool)
+        values, whole = whole, whole.new_zeros(len(kept))
+        whole[torch.from_numpy(kept)] = values
+    return whole.reshape(shape)

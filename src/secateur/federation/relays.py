@@ -119,7 +119,7 @@ class Relay:
         if errand.job is None:
             made += packed(self._engine.exchange(requests, errand.left))
         else:
-            made += self._gathered(errand, first, requests).write()
+            made += self._gathered(errand, first, requests).write(thin=True)
         return made, [self._states.get(client) for client, _, _ in asked]
 
     def leave(self, *_signal: object) -> None:
