@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ _DTYPES = {
 }  # fmt: skip
 
 
+_THIN = b"zlib"
 _WORDS = {4: torch.int32, 8: torch.int64}
 
 
@@ -83,7 +85,8 @@ class Parcel:
         """Return it as buffers.
 
         Args:
-            thin: whether zeros in sums are left out where that is shorter, as those of pruned weights are.
+            thin: whether zeros in sums are left out where that is shorter, as those of pruned weights are, and what is
+                said of clients is compressed.
 
         Raises:
             EngineError: a reduction's accumulator holds what cannot travel between processes.
@@ -106,13 +109,15 @@ class Parcel:
             "again": list(self.again),
             "broken": self.broken,
         }
-        buffers[0] = json.dumps(head).encode()
+        described = json.dumps(head).encode()
+        buffers[0] = _THIN + zlib.compress(described) if thin else described
         return buffers
 
     @classmethod
     def read(cls, buffers: Sequence[memoryview]) -> Parcel:
         """Return what was written; the tensors are views of the buffers."""
-        head = json.loads(bytes(buffers[0]))
+        said = bytes(buffers[0])
+        head = json.loads(zlib.decompress(said[len(_THIN) :]) if said.startswith(_THIN) else said)
         accounts = [Account(*account) for account in head["accounts"]]
         scalars = {account.client: account.scalars for account in accounts}
         sums = [
