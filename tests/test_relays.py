@@ -17,8 +17,8 @@ from secateur.engines import Relaying, Task
 from secateur.errors import ConfigError
 from secateur.federation import server
 from secateur.federation.intake import Job
+from secateur.federation.opening import open_local
 from secateur.federation.parcels import Account, Parcel
-from secateur.federation.relays import open_local
 from secateur.federation.shares import pieces, shares
 from secateur.report.gather import Subject
 from secateur.report.page import subject_data

@@ -242,7 +242,32 @@ def test_a_frozen_layer_stays_for_all_clients():
     assert torch.equal(resident.fc1.weight, model.fc1.weight)
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4)])
+NORMED = """
+from torch import nn
+
+def net(shape, outputs):
+    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    return nn.Sequential(first, nn.GroupNorm(2, 8), nn.ReLU(), second, nn.GroupNorm(4, 8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
+"""
+
+
+@pytest.mark.parametrize("method", ["federated_dropout", "heterofl", "oneshot"])
+def test_slim_group_norms_train_together_whichever_channels_they_lack(method, tmp_path, monkeypatch, shards):
+    """Federated Dropout's clients lack as many channels, and others each."""
+    (tmp_path / "their_normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("granularity=channel", "schedule.at=1", "schedule.sparsity=0.5") if method == "oneshot" else ()
+    loss = {}
+    for name, compute in (("plain", Compute()), ("stacked", MOST)):
+        study = small(method, *settings, compute=compute, model={"name": "their_normed:net"}, rounds=2)
+        summary = play(study, tmp_path / name, shards)
+        assert summary["left_out"] == {}
+        loss[name] = summary["final"]["loss"]
+    assert loss["stacked"] == pytest.approx(loss["plain"], rel=1e-4)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4), nn.BatchNorm1d(4, track_running_stats=False)])
 def test_layers_that_draw_or_keep_statistics_are_refused(layer):
     model = nn.Sequential(nn.Linear(3, 4), layer)
     Compute().check(model, torch.zeros(1, 3))

@@ -284,6 +284,11 @@ CALLS = {
     "maximum": lambda x: torch.maximum(x, x / 2),
     "dropout": lambda x: functional.dropout(x, 0.5, training=True),
     "half and back": lambda x: x.float().double().to(x.dtype).clone().contiguous(),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "chosen by a comparison": lambda x: x * (x > 0),
+    "hidden": lambda x: x.masked_fill(x < 0, 0.0),
+    "unit length": lambda x: functional.normalize(x, dim=1),
+    "divided by its length": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "over one dimension": lambda x: x - x.mean(dim=(2, 3), keepdim=True),
 }
 
@@ -402,3 +407,14 @@ def test_a_weight_that_a_call_reads_besides_its_layer_is_cut_for_both():
     assert [(g.name, g.units) for g in found.groups] == [("a", 6)]
     assert {s.tensor for s in found.groups[0].outgoing} == {"b.weight", "c.weight"}
     assert difference(model, found, torch.randn(5, 4), training=True) < 1e-9
+
+
+def test_layers_without_units_of_their_own_are_named_too():
+    """A depthwise convolution, one whose weight is computed, and one with a single output."""
+    wide = nn.utils.parametrizations.spectral_norm(conv(6, 4))
+    model = nn.Sequential(conv(2, 6), conv(6, 6, groups=6), nn.LocalResponseNorm(3), wide, conv(4, 1), head(1))
+    found = layout(model, example=torch.zeros(1, *IMAGE))
+    assert found.whole["1"] == found.whole["0"] == "'2' (LocalResponseNorm) mixes its channels"
+    assert "computes, and does not hold" in found.whole["3"]
+    assert found.whole["4"] == "it has one unit"
+    assert found.groups == ()

@@ -285,7 +285,9 @@ def _layers(shipped: Shipped) -> tuple[Layer, ...]:
     for group in found.groups:
         slot, gone = group.weights[0], shipped.plan.drops(group.name)
         cut = next((c for c in shipped.plan.of(slot.tensor) if c.dim == slot.dim), None)
-        kept = 0 if gone else group.units if cut is None else len(cut.kept) // (slot.tiles * slot.repeat)
+        own = range(slot.offset, slot.offset + slot.length(group.units))
+        left = group.units if cut is None else sum(k in own for k in cut.kept) // (slot.tiles * slot.repeat)
+        kept = 0 if gone else left
         layers.append(Layer(group.name, group.kind, kept, group.units, ""))
     whole = [Layer(name or "model", "", 0, 0, reason) for name, reason in found.whole.items()]
     return (*layers, *whole)

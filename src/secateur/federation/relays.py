@@ -14,7 +14,6 @@ import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,52 +23,19 @@ from secateur.contract.fold import ARITY, Node, nodes
 from secateur.contract.reducer import Folding, Sums
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
-from secateur.engines import Engine, Failure, Serve, Task
+from secateur.engines import Failure, Serve, Task
 from secateur.engines.local import LocalEngine
 from secateur.engines.pipes import Buffer
-from secateur.engines.relays import Errand, RelayEngine, packed
+from secateur.engines.relays import Errand, packed
 from secateur.engines.store import StateStore
 from secateur.engines.workers import CLIENT
-from secateur.errors import ConfigError, EngineError
+from secateur.errors import EngineError
 from secateur.federation.intake import Job
 from secateur.federation.parcels import Account, Parcel
 from secateur.federation.shares import pieces
-from secateur.study.runtime import Runtime
 
 Asked = tuple[int, bytes, bytes | None]
-_RELAY = (*CLIENT, "secateur.federation.relays")
 _NOWHERE = Spool()
-
-
-def open_local(
-    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
-) -> Engine:
-    """Return the default engine: processes on this machine, with clients' states in the run's folder.
-
-    Raises:
-        ConfigError: there are more relays than clients.
-    """
-    store = StateStore(folder / "clients", runtime.state_budget)
-    if not runtime.relays:
-        return LocalEngine(
-            make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
-        )
-    workers = -(-runtime.workers // runtime.relays)
-    make_relay = partial(build, make_serve, clients, workers, together)
-    return RelayEngine(
-        make_relay, clients=clients, relays=runtime.relays, workers=workers, store=store, preload=_RELAY,
-        together=together,
-    )  # fmt: skip
-
-
-def check(runtime: Runtime, clients: int) -> None:
-    """Refuse more relays than clients.
-
-    Raises:
-        ConfigError: there are.
-    """
-    if runtime.relays > clients:
-        raise ConfigError(f"relays = {runtime.relays}: there are {clients} clients; a relay must have one at least")
 
 
 class Relay:

@@ -28,7 +28,7 @@ import torch
 from secateur.data import Source
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
-from secateur.federation import checkpoint, prepare, records, server
+from secateur.federation import checkpoint, prepare, records, server, trial
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
 from secateur.flower import bases, policy, tables
@@ -124,10 +124,10 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     engine.meet(engine.clients())
     rows = tables.agree(engine, study, folder) if tables.any_in(engine) else _rows(study, engine.members.about)
     with rows as shards:
-        ours = _about(study, open_shards(shards))
+        ours = _about(Participant(study, open_shards(shards)))
         engine.members.check(lambda about: _versions(about) or _unlike(about, ours, bool(engine.members.schema[0])))
         if not engine.members.nodes:
-            raise EngineError("no node is left that can take part; what each lacks stands above")
+            raise EngineError(f"no node is left that can take part{engine.members.why()}")
         reserve(folder, study)
         return server.resume(folder, runtime, shards=shards, watch=_log, open_engine=lambda *_: engine)
 
@@ -245,26 +245,32 @@ def _answered(message: Message, make: Any) -> Message:
     try:
         content = make()
     except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
-        line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
+        line = " ".join(str(broken).split())
+        line = line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
         LOG.error("%s", line[: tables.LOGGED])
         content = pack({"error": line[:_LONGEST]})
     return Message(content, reply_to=message)
 
 
 def _introduce(context: Context, wanted: str = "") -> About:
+    """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``.
+
+    A node with a table tries them when it is sent the schema, by which its rows are made.
+    """
     client, study, source = _place(context)
     if source is not None and source.table is not None:
         return {"client": client, "own": True, **tables.about(context, wanted)}
     rows = _shards(context, client, study)
     for remark in rows.meta.remarks:
         LOG.info("%s", remark)
-    return {"client": client, "own": "data" in context.node_config, **_about(study, rows)}
+    participant = _participant(study.model_dump_json(), rows)
+    trial.check(participant, (client,))
+    return {"client": client, "own": "data" in context.node_config, **_about(participant)}
 
 
-def _about(study: Study, shards: Shards) -> About:
+def _about(participant: Participant) -> About:
     """Return the facts that must agree on all nodes; ``model`` is a hash of tensors' names, shapes and dtypes."""
-    shape = Shape.of(shards)
-    specs = Participant(study, shards).setting.specs
+    shape, specs = Shape.of(participant.shards), participant.setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
         "secateur": importlib.metadata.version("secateur"), "wire": head.VERSION,

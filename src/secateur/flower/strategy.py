@@ -56,12 +56,12 @@ EPOCHS, PHASE = "epochs", "phase"
 class _Drawn(Setting):
     """A setting with a cohort that another strategy has drawn."""
 
-    drawn: tuple[int, ...] = ()
+    those: tuple[int, ...] = ()
 
     def cohort(self, round_: int) -> tuple[int, ...]:
         """Return the clients that were drawn."""
         del round_
-        return self.drawn
+        return self.those
 
 
 @dataclass
@@ -87,6 +87,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             its aggregator.
         model: the app's model, for names and shapes; its weights do not matter.
         seed: the seed of the method's random draws.
+        example: an input of the model, shape (1, ...), for methods that remove channels, heads or blocks; needed where
+            the model's first layer does not tell it.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
@@ -96,9 +98,13 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     Raises:
         ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
             for more than their training.
+        ModelError: the model has no units of the kind that the method removes; the text says why.
     """
 
-    def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
+    def __init__(
+        self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0,
+        example: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         composed = isinstance(method, Composition) and not method.consensus.ballot and not method.refines
         if not composed or method.criterion.by_training is None:
             raise ConfigError(
@@ -112,13 +118,16 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         self.held = HeldMasks(self.model.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
-        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.model.specs)
+        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model, example=example), self.model.specs)
+        self.method.granularity.prunable(self._setting.layout)
         self._nodes: list[int] = []
         self._turn: _Exchange | None = None
 
     def summary(self) -> None:
         """Log the method's name, then the summary of the wrapped strategy."""
         LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
+        for remark in self.method.remarks(self._setting):
+            LOG.warning("%s", remark)
         self.strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:
@@ -143,8 +152,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
-        why = [reason for row in rows for reason in row["left_out"].values()]
-        check_any(TRAIN, len(why) or len(rows), why or ["no node replied"] * len(rows))
+        why = [{"client": node, "reason": reason} for row in rows for node, reason in row["left_out"].items()]
+        check_any(TRAIN, len(why) or len(rows), why or [{"client": 0, "reason": "no node replied"}] * len(rows))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -215,7 +224,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
-        return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
+        return replace(state, setting=replace(self._setting, clients=len(self._nodes), those=drawn))
 
     def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]

@@ -18,9 +18,10 @@ import numpy as np
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, Shards
 from secateur.errors import DataError, EngineError
-from secateur.federation import agreement, checkpoint, prepare, tables
+from secateur.federation import agreement, checkpoint, prepare, tables, trial
 from secateur.federation.agreement import Site
 from secateur.federation.base import Kept, KeptInFolder
+from secateur.federation.client import Participant
 from secateur.federation.records import Row
 from secateur.flower.bases import KeptInContext
 from secateur.flower.engine import LOG, About, Context, FlowerEngine
@@ -56,7 +57,8 @@ def answer(context: Context, study: Study, client: int, request: bytes) -> bytes
     train = tables.held_out(study, prepare.alone(study, client, everything))["train"][client]
 
     def take(schema: Schema) -> str:
-        prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
+        rows = prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
+        trial.check(Participant(study, rows), (client,))
         _kept(context).put(schema.digest, schema.to_json().encode())
         return ""
 
@@ -116,14 +118,9 @@ def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
     if engine.members.schema[0]:
         schema, records = Schema.from_json((run / SCHEMA).read_text("utf-8")), list[Row]()
     else:
-
-        def leave(client: int, reason: str) -> None:
-            LOG.error("client %d cannot take part: %s", client, reason)
-            engine.members.drop(client)
-
         clients = tuple(sorted(engine.members.nodes))
         agreed = agreement.settle(
-            clients, engine.exchange, seed=study.seed, classes=tables.classes(study), notify=leave
+            clients, engine.exchange, seed=study.seed, classes=tables.classes(study), notify=engine.members.leave_out
         )
         schema, records = agreed.schema, list(agreed.rows)
         engine.members.teach(schema.digest, agreement.last_request(schema))

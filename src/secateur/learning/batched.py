@@ -28,6 +28,7 @@ from secateur.learning.resident import LocalState, load, tensors_of
 from secateur.learning.task import Data
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.roles import roles, stored
+from secateur.pruning.surgery import SlimGroupNorm
 from secateur.streams import Turn, drawn_so_far, global_streams
 
 Answer = tuple[bytes, bytes | None]
@@ -80,7 +81,8 @@ class Compute:
             raise ConfigError(f"compute.device = {self.device!r}: torch finds no such device here; use cpu")
         keeps = {name.rpartition(".")[0] for name, role in roles(model).items() if role == "buffer"}
         for name, layer in model.named_modules():
-            if name in keeps or (isinstance(layer, _DropoutNd) and layer.p > 0):
+            batch = isinstance(layer, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 -- a stack's batches are padded
+            if name in keeps or batch or (isinstance(layer, _DropoutNd) and layer.p > 0):
                 raise _refused(f"{type(layer).__name__} {name!r}")
         _greenlet()
         stack = {name: p.detach().expand(2, *p.shape) for name, p in model.named_parameters()}
@@ -171,8 +173,11 @@ class _Job:
         if hooks or not len(self.data):
             return None
         shapes = tuple((name, tuple(t.shape)) for name, t in self.moves.items())
-        effort = self.effort
-        return type(self.model), shapes, self.training, effort.epochs, effort.patience, self.data.x.shape[1:]
+        effort, saved = self.effort, self.model.state_dict()
+        # a stack has the buffers of one client's model: those that no weight's shape tells, such as which channels a
+        # slim group norm lacks, must be equal
+        own = tuple((n, b.numpy().tobytes()) for n, b in self.model.named_buffers() if n not in saved)
+        return type(self.model), shapes, own, self.training, effort.epochs, effort.patience, self.data.x.shape[1:]
 
 
 @functools.cache
@@ -259,6 +264,9 @@ class _Stack:
         first, self._device = jobs[0], torch.device(compute.device)
         self._jobs, self._compute = jobs, compute
         self._model, self._training, self._effort = first.model.train(), first.training, first.effort
+        for layer in self._model.modules():
+            if isinstance(layer, SlimGroupNorm):
+                layer.eval()  # its own gradient cannot be stacked, autograd's of its plain form can
         starts = [job.moves for job in jobs]
         self._weights = {n: torch.stack([s[n] for s in starts]).to(self._device) for n in starts[0]}
         self._keep = self._masks()

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from secateur.learning.resident import lay_out
 from secateur.learning.task import Data
+from secateur.models.memory_format import lay_out
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError
-from secateur.learning.loop import Fit
+from secateur.learning.loop import Fit, normalises
+from secateur.learning.loop import batches as split
 from secateur.learning.optimiser import Training
 from secateur.learning.task import Data
 from secateur.pruning.criteria import Form
@@ -44,7 +45,8 @@ def gradient_statistic(
     if form == "flow":
         return _flow(model, data), Fit(len(data), 1, 0, 0, 0.0)
     shuffle = torch.Generator().manual_seed(turn.derive("gradients"))
-    chosen = torch.split(torch.randperm(len(data), generator=shuffle), training.batch_size)[:batches]
+    order = torch.randperm(len(data), generator=shuffle)
+    chosen = split(order, training.batch_size, paired=normalises(model), most=batches)
     sums = {name: torch.zeros_like(p) for name, p in _trained(model).items()}
     total, rows = 0.0, sum(len(index) for index in chosen)
     model.train()

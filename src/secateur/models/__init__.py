@@ -17,9 +17,11 @@ from torch import nn
 
 from secateur.errors import ModelError, SecateurError, unknown
 from secateur.models import graph, tabular, text, trial, vision
+from secateur.models.memory_format import keep_channels_first, takes_channels_last
 from secateur.streams import global_streams
 
 Factory = Callable[..., nn.Module]
+_IMAGE = 3  # dimensions: channels, height, width
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,10 @@ def build(
             trial.check_parameters(model)
             initialise(model, init)
             trial.check_outputs(model, input_shape, outputs, tokens=tokens)
+            own_image = ":" in name and not tokens and len(input_shape) == _IMAGE
+            keep_channels_first(model, everywhere=own_image and not takes_channels_last(model, input_shape))
             trial.note_constants(model, input_shape, tokens=tokens)
             trial.note_weights(model, input_shape, tokens=tokens)
-            keep_channels_first(model)
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
@@ -118,30 +121,6 @@ def initialise(model: nn.Module, scheme: str) -> None:
             bias = module.bias
             if bias is not None and bias.requires_grad and not getattr(module, "keep_bias", False):
                 nn.init.zeros_(bias)
-
-
-def fragile(layer: nn.Module) -> bool:
-    """Return whether a layer must not get images in the channels-last memory format.
-
-    On CPUs without AVX-512, torch 2.13's gradient of the weights of a strided pointwise convolution writes beyond its
-    buffers if there are few channels, not a multiple of eight, in that format: it crashes, or trains on noise.
-    """
-    return isinstance(layer, nn.Conv2d) and _strided_point(layer) and bool(layer.weight.shape[1] % 8)
-
-
-def _strided_point(layer: nn.Conv2d) -> bool:
-    return set(layer.kernel_size) == {1} and set(layer.stride) != {1}
-
-
-def keep_channels_first(model: nn.Module) -> None:
-    """Give ``fragile`` layers, and those that become so when they are cut, their inputs with channels first."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and _strided_point(layer):
-            layer.register_forward_pre_hook(_channels_first)
-
-
-def _channels_first(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(x.contiguous() for x in inputs) if fragile(layer) else inputs
 
 
 def _find(name: str) -> Factory:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
+from secateur import cost
 from secateur.errors import ModelError
 from secateur.pruning import depgraph, ends
 from secateur.pruning.blocks import blocks
+from secateur.pruning.examples import example_of
 from secateur.pruning.following import Walk
 from secateur.pruning.proposals import proposals
 from secateur.pruning.roles import FIXED, roles, stored, tied, tokens
@@ -26,7 +28,7 @@ from secateur.pruning.trial import Trial
 
 How = Literal["trace", "both", "torch_pruning", "none"]
 
-_KNOWN: dict[Hashable, tuple[tuple[Group, ...], dict[str, str]]] = {}
+_KNOWN: dict[Hashable, tuple[tuple[Group, ...], dict[str, str], dict[str, int]]] = {}
 """What was found for models by all that their forward passes depend on, but for the values of their weights: a trial
 takes longer than many a round, and the same models come again."""
 _MOST = 64
@@ -41,23 +43,41 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         model: any network.
         how: how units are found: ``trace`` by following what the model calls, ``torch_pruning`` by that package's
             dependency graph, ``both`` by the graph where the trace finds none, ``none`` not at all.
-        example: an input of the model, shape (1, ...); without one no units are found, as none can be tried.
+        example: an input of the model, shape (1, ...), on which units are tried; by default one of the first layer's
+            sizes is made up, and no units are found if the model does not take it.
 
     Raises:
         MissingExtraError: torch-pruning is asked for and not installed.
         ModelError: torch-pruning is asked for alone, and fails on the model or takes too long.
     """
     found, width = roles(model), ends.features(model)
+    example = example_of(model) if example is None and how != "none" else example
     if how == "none" or example is None:
-        return Layout(found, tokens=tokens(model), features=width)
+        whole = {} if how == "none" else {"": "units are tried on an example of an input, and none was given"}
+        return Layout(found, whole=whole, tokens=tokens(model), features=width)
     facts = _facts(model, how, example)
     if facts not in _KNOWN:
         while len(_KNOWN) >= _MOST:
             _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[facts] = units(model, how, example)
-    groups, whole = _KNOWN[facts]
+        _KNOWN[facts] = (*units(model, how, example), _macs(model, example))
+    groups, whole, macs = _KNOWN[facts]
     groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED}, tied(model))
-    return Layout(found, groups, {**whole, **fixed}, tokens(model), width)
+    whole = {**whole, **fixed}
+    shares = {name: macs[name] / max(1, sum(macs.values())) for name in whole if name in macs}
+    return Layout(found, groups, whole, tokens(model), width, shares)
+
+
+def _macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Return the MACs of one example by layer; empty if the model cannot be run."""
+    try:
+        uses = cost.uses(copy.deepcopy(model), example)
+    except Exception:  # noqa: BLE001 -- a model's own code raises whatever it likes; ``units`` tells
+        return {}
+    tensors, found = dict(model.named_parameters(remove_duplicate=False)), dict[str, int]()
+    for name, count in uses.items():
+        layer = name.rpartition(".")[0]
+        found[layer] = found.get(layer, 0) + (count * tensors[name].numel() if name in tensors else 0)
+    return found
 
 
 def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
@@ -120,7 +140,8 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
     found, held = _tried(trial, [*proposed, *_blocks(copy.deepcopy(trial.model))])
     cut = {layer for group in found for layer in group.layers}
     lost = {layer: held[group.name] for group in proposed if group.name in held for layer in group.layers - cut}
-    whole |= lost | held
+    named = {group.name for group in proposed}
+    whole |= lost | {block: reason for block, reason in held.items() if block not in named}
     if how in {"both", "torch_pruning"}:
         more, refused = _by_graph(model, example, trial, found, alone=how == "torch_pruning")
         named = {group.name for group in more}
@@ -165,7 +186,12 @@ def _by_graph(
     # the graph does not know which units are constants and not zero where they are read
     loud, held = trial.passing([replace(group, silent=False) for group in free if group.name in held])
     named = {group.name: group for group in (*passing, *loud)}
-    return [named[group.name] for group in free if group.name in named], whole | held
+    return [named[group.name] for group in free if group.name in named], whole | _by_layer(held, free)
+
+
+def _by_layer(held: Mapping[str, str], groups: Sequence[Group]) -> dict[str, str]:
+    """Return why groups were refused by the layers that make their units, in the order of the groups."""
+    return {layer: held[group.name] for group in groups if group.name in held for layer in group.layers}
 
 
 def proposed_by_walk(trial: Trial, *, attributes: bool = False) -> tuple[list[Group], dict[str, str]]:

@@ -20,6 +20,8 @@ from secateur.pruning.mask import Mask, Tensors
 
 OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
+SINGLE = "it has one unit"
+"""The reason why a layer with a single output keeps it."""
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
 """What a tensor is (``roles.roles`` says by which rule): only a ``weight`` is pruned as one; a ``norm`` is what scales
@@ -100,6 +102,7 @@ class Layout:
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
         features: how many features enter the linear layer that runs last; 0: it was not found.
+        shares: the share of the model's MACs that each of the layers in ``whole`` has, in [0, 1].
     """
 
     roles: Mapping[str, Role]
@@ -107,6 +110,19 @@ class Layout:
     whole: Mapping[str, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
     features: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def stays(self) -> list[str]:
+        """Return a line on layers that keep all their units, other than the output's: which, why, their MACs' share."""
+        layers: dict[str, list[str]] = {}
+        for name, reason in self.whole.items():
+            if reason not in {OUTPUT, SINGLE}:
+                layers.setdefault(reason, []).append(name)
+        if not layers:
+            return []
+        share = sum(self.shares.get(name, 0.0) for names in layers.values() for name in names)
+        told = "; ".join(f"{', '.join(names) or 'model'}: {reason}" for reason, names in layers.items())
+        return [f"layers with {share:.0%} of the MACs keep all their units ({told})"]
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""

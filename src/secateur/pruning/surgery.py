@@ -8,11 +8,11 @@ from functools import singledispatch
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from secateur.errors import ModelError
 from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
-from secateur.pruning.forwards import Site, resize
+from secateur.pruning.forwards import Site, graph_of, resize
 from secateur.pruning.mask import Tensors
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import Cut, Number, Plan, slim
@@ -170,9 +170,12 @@ def plain(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        return fx.symbolic_trace(model)
+        traced = graph_of(model)
     except Exception:  # noqa: BLE001 -- fx raises whatever the model's own forward raises on a proxy
         return model
+    for hook in model._forward_pre_hooks.values():  # noqa: SLF001 -- a trace does not see those of the model itself
+        traced.register_forward_pre_hook(hook)
+    return traced
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

@@ -48,7 +48,10 @@ class Trial:
         self.model = _stirred(model, draw)
         self.rows = _rows(self.model, example, draw)
         self._certain, self._close, self.broken = False, _CLOSE, self._runs()
-        if self.broken:  # its code may make tensors of single precision
+        if self.broken:  # its code may flatten images with ``view``
+            _lay_out(self.model, torch.contiguous_format)
+            self.rows, self.broken = self.rows.contiguous(), self._runs()
+        if self.broken:  # or make tensors of single precision
             self.model, self._close = self.model.float(), _CLOSE_SINGLE
             self.rows = self.rows.float() if self.rows.is_floating_point() else self.rows
             self.broken = self._runs()
@@ -223,9 +226,17 @@ def _stirred(model: nn.Module, draw: torch.Generator) -> nn.Module:
                 tensors += [module.running_mean]
                 module.running_var.mul_(0.5 + torch.rand(module.running_var.shape, generator=draw))  # type: ignore[union-attr]
             for tensor in tensors:
-                spread = 0.1 if tensor.dim() < 2 else 0.5 / max(1, tensor[0].numel()) ** 0.5
+                spread = 0.1 if tensor.dim() < 2 else 0.5 / max(1, tensor.numel() // max(1, len(tensor))) ** 0.5
                 tensor.add_(spread * torch.randn(tensor.shape, generator=draw))
-    return model.double()
+    _lay_out(model.double(), torch.channels_last)
+    return model
+
+
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the weights of convolutions as training does, unless their model is known not to take it."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and not getattr(layer, "channels_first", False):
+            layer.weight.data = layer.weight.data.to(memory_format=memory_format)
 
 
 def _rows(model: nn.Module, example: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from secateur.errors import ModelError
@@ -39,6 +40,7 @@ class Units:
         audible: labels of units that are read while they are not zero.
         families: by label, the name of the layers that must keep equally many units.
         names: by label, the name of a group where its layer has several.
+        alone: by layer, the labels of units that it treats each alone (a depthwise convolution), and that others make.
     """
 
     def __init__(self) -> None:
@@ -48,6 +50,7 @@ class Units:
         self.audible: list[torch.Tensor] = []
         self.families: dict[int, str] = {}
         self.names: dict[int, str] = {}
+        self.alone: dict[str, torch.Tensor] = {}
         self._roots = torch.zeros(1, dtype=torch.int64)
 
     def fresh(self, count: int) -> torch.Tensor:
@@ -111,7 +114,7 @@ class Units:
 
 
 def _broadcast(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = torch.broadcast_shapes(one.shape, other.shape)  # type: ignore[no-untyped-call]
+    shape = np.broadcast_shapes(one.shape, other.shape)  # torch's own imports its compiler
     return one.expand(shape), other.expand(shape)
 
 

@@ -103,6 +103,10 @@ class Composition(Method):
         if not self.granularity.single:
             raise ConfigError(f"allocation {name} chooses among single weights: use granularity = weight")
 
+    def remarks(self, setting: Setting) -> list[str]:
+        """Return a line that says which layers keep all their units, if units are pruned and some do."""
+        return setting.layout.stays() if self.granularity.cuts else []
+
     @property
     def refines(self) -> bool:
         """Return whether the server itself measures something before pruning, for the criterion or the allocation."""
