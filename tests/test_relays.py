@@ -14,7 +14,7 @@ from helpers import Killing, KillingRelays, model_of, play, rows_of, same, small
 from secateur.contract.fold import nodes
 from secateur.contract.reducer import Sums
 from secateur.engines import Relaying, Task
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import server
 from secateur.federation.intake import Job
 from secateur.federation.opening import open_local
@@ -237,9 +237,10 @@ def share(first, count):
 def test_who_is_late_is_named_and_costs_its_neighbours_nothing(tmp_path):
     with engine(tmp_path) as running:
         assert isinstance(running, Relaying)
+        assert len(list(running.exchange((k, b"r") for k in range(8)))) == 8  # processes are there from now on
         begun = time.monotonic()
-        answers = list(running.gather([share(0, 4), share(4, 4)], job(8), deadline=8.0))
-        assert time.monotonic() - begun < 9
+        answers = list(running.gather([share(0, 4), share(4, 4)], job(8), deadline=6.0))
+        assert time.monotonic() - begun < 7
         accounts = [account for answer in answers for account in Parcel.read(answer.made).accounts]
         assert {a.client: (a.failed != "", a.sent) for a in accounts if a.failed} == {7: (True, True)}
         assert sorted(a.client for a in accounts) == list(range(8))
@@ -285,13 +286,22 @@ def alive(pid):
 
 
 def test_relays_that_cannot_serve_are_one_line(tmp_path):
-    with open_local(broken, 8, Runtime(workers=2, relays=2), tmp_path) as running:
-        (answer,) = running.gather([share(0, 4)], job(8))
-        assert Parcel.read(answer.made).broken == "a worker cannot serve: RuntimeError: no model"
+    told = "a worker cannot serve: EngineError: .*: no model"
+    for workers in (0, 2):
+        runtime = Runtime(workers=workers, relays=2)
+        with open_local(broken, 8, runtime, tmp_path) as running, pytest.raises(EngineError, match=told):
+            list(running.gather([share(0, 4)], job(8)))
 
 
 def broken():
-    raise RuntimeError("no model")
+    raise ModelError("a layer: no model")
+
+
+def test_what_cannot_be_trained_is_refused_as_without_relays(forty, tmp_path):
+    study = small("fedavg", rounds=1, data=FORTY, training={"lr": 1e30, "batch_size": 4})
+    for runtime in (Runtime(workers=0), Runtime(workers=0, relays=2)):
+        with pytest.raises(NobodyTrainedError, match="no first step of training can be taken"):
+            play(study, tmp_path / str(runtime.relays), forty, runtime=runtime)
 
 
 @given(st.integers(0, 300), st.integers(1, 9))

@@ -112,9 +112,15 @@ def answers(serve: Serve, asked: Sequence[Asked]) -> list[Item]:
 
 
 def gathered(serve: Serve, job: object, first: int, asked: Sequence[Asked]) -> tuple[list[Item], list[Buffer]]:
-    """Serve clients and reduce their replies; return the new states, and what was made of the replies."""
+    """Serve clients and reduce their replies; return the new states, and what was made of the replies.
+
+    Raises:
+        EngineError: nobody can be served.
+    """
     try:
         made, states = cast("ServeGathering", serve).gather(job, first, asked)
+    except EngineError:
+        raise
     except Exception as error:  # noqa: BLE001 -- as above; what a single client's code raises is in what was made
         return [said_of(client, error) for client, _, _ in asked], []
     kept = [(OK, client, None, state) for (client, _, _), state in zip(asked, states, strict=True)]
@@ -158,7 +164,11 @@ def _work(
                 last = last if request is None else request
                 asked.append((client, last, state))
             if kind == GATHER:
-                items, buffers = gathered(serve, job, first, asked)
+                try:
+                    items, buffers = gathered(serve, job, first, asked)
+                except EngineError as error:
+                    send(pipe, [(BROKEN, 0, one_line(error), None)])
+                    return
                 send(pipe, items)
                 if items[-1][0] == MADE:
                     send_result(pipe, rooms[turn % 2], buffers)

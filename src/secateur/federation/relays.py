@@ -29,7 +29,7 @@ from secateur.engines.pipes import Buffer
 from secateur.engines.relays import Errand, packed
 from secateur.engines.store import StateStore
 from secateur.engines.workers import CLIENT
-from secateur.errors import EngineError
+from secateur.errors import EngineError, SecateurError
 from secateur.federation.intake import Job
 from secateur.federation.parcels import Account, Parcel
 from secateur.federation.shares import pieces
@@ -78,14 +78,20 @@ class Relay:
             errand: what to do; without a job the replies are handed on as they are, see ``engines.relays.packed``.
             first: the place of the first client in the ask.
             asked: each client, its request, and what it keeps.
+
+        Raises:
+            EngineError: its workers cannot serve.
         """
         self._hold(asked)
         requests = [(client, request) for client, request, _ in asked]
         made = list[Buffer]()
-        if errand.job is None:
-            made += packed(self._engine.exchange(requests, errand.left))
-        else:
-            made += self._gathered(errand, first, requests).write(thin=True)
+        try:
+            if errand.job is None:
+                made += packed(self._engine.exchange(requests, errand.left))
+            else:
+                made += self._gathered(errand, first, requests).write(thin=True)
+        except SecateurError as broken:  # of its workers: nothing that a client does raises here
+            raise EngineError(str(broken)) from broken
         return made, [self._states.get(client) for client, _, _ in asked]
 
     def leave(self, *_signal: object) -> None:
@@ -112,21 +118,18 @@ class Relay:
         most = {} if job.sums and errand.left is None else {"most": 1}
         divided = pieces(first, len(requests), self._engine.workers, **most)
         tasks = (Task(place, requests[place - first : place - first + count]) for place, count in divided)
-        try:
-            with contextlib.closing(self._engine.gather(tasks, job, errand.left)) as answers:
-                for answer in answers:
-                    if isinstance(answer, Failure):
-                        share.fail(answer)
-                        continue
-                    parcel = Parcel.read(answer.made)
-                    if parcel.broken:
-                        return Parcel(broken=parcel.broken)
-                    if parcel.again:
-                        self._hold([])
-                        return Parcel(lacking=parcel.lacking, again=share.clients)
-                    share.add(parcel)
-        except EngineError as broken:
-            return Parcel(broken=str(broken))
+        with contextlib.closing(self._engine.gather(tasks, job, errand.left)) as answers:
+            for answer in answers:
+                if isinstance(answer, Failure):
+                    share.fail(answer)
+                    continue
+                parcel = Parcel.read(answer.made)
+                if parcel.broken:
+                    return Parcel(broken=parcel.broken)
+                if parcel.again:
+                    self._hold([])
+                    return Parcel(lacking=parcel.lacking, again=share.clients)
+                share.add(parcel)
         return share.parcel()
 
 
