@@ -60,6 +60,7 @@ from secateur.federation.records import (
     line,
     local_scores,
     summarise,
+    told_of_bytes,
 )
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
@@ -121,7 +122,8 @@ class Run:
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
-        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
