@@ -117,8 +117,7 @@ class Run:
         self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
-        self.initial = resident.tensors_of(self.model)
-        self.base = resident.base_of(self.model)
+        self.initial, self.base = resident.tensors_of(self.model), resident.base_of(self.model)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
