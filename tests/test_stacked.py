@@ -1,6 +1,7 @@
 """Clients trained together: the algorithm of the local loop, the place of each client, and what is refused."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,15 +12,20 @@ from torch import nn
 
 from helpers import INLINE, play, small, tiny_shards
 from secateur import models
-from secateur.errors import ConfigError, ModelError
+from secateur.errors import ConfigError
 from secateur.learning import batched
-from secateur.learning.batched import Compute, answers
-from secateur.learning.loop import Effort, fit
+from secateur.learning.batched import answers
+from secateur.learning.compute import Compute
+from secateur.learning.loop import Effort
 from secateur.learning.optimiser import Training
-from secateur.learning.resident import enforce, load, tensors_of
+from secateur.learning.resident import tensors_of
+from secateur.learning.supermask import straight_through
 from secateur.learning.task import Data
+from secateur.learning.work import Evaluate, Learn, Measure, Train
 from secateur.methods.kit.hooks import Fading, Feedback, Narrow, PrunedActivations
-from secateur.streams import Turn
+from secateur.pruning.discovery import layout
+from secateur.pruning.structure import plan, slim_mask
+from secateur.streams import Turn, stream
 from secateur.study.runtime import Runtime
 
 MOST = Compute(together=99)
@@ -46,29 +52,28 @@ def mask_of(model, seed):
     return {n: torch.rand(p.shape, generator=draw) < 0.5 for n, p in model.named_parameters() if p.dim() > 1}
 
 
+def training(model, client, data, how, own):
+    """Return a client's training, from the weights of ``model``."""
+    return Train(model, tensors_of(model), data, how, Turn(5, 2, client), **own)
+
+
 def alone(model, jobs, how):
     """Each client by itself, with the local loop."""
-    found = []
-    for client, (data, own) in enumerate(jobs):
-        net = copy.deepcopy(model)
-        enforce(net, own.get("mask"))
-        done = fit(net, data, how, Turn(5, 2, client), **own)
-        found.append((tensors_of(net), done))
-    return found
+    return [training(copy.deepcopy(model), k, data, how, own).alone(Compute()) for k, (data, own) in enumerate(jobs)]
 
 
 def together(model, jobs, how, compute=MOST):
     """All clients, from one resident model as in a worker."""
-    resident, start, found = copy.deepcopy(model), tensors_of(model), {}
+    resident, found = copy.deepcopy(model), {}
+    wanted = [training(model, client, data, how, own) for client, (data, own) in enumerate(jobs)]
 
-    def task(client, data, own, fit, clock):
-        load(resident, start)
-        enforce(resident, own.get("mask"))
-        done = fit(resident, data, how, Turn(5, 2, client), **own)
-        found[client] = tensors_of(resident), done
+    def task(client, work, clock):
+        found[client] = work(replace(wanted[client], model=resident))
+        for name, tensor in found[client][0].items():
+            assert torch.equal(resident.state_dict()[name], tensor), "the resident model holds what was trained"
         return b"", str(clock()).encode()
 
-    said = answers([partial(task, client, *job) for client, job in enumerate(jobs)], compute)
+    said = answers([partial(task, client) for client in range(len(jobs))], compute)
     assert not [answer for answer in said if isinstance(answer, Exception)], said
     return [found[client] for client in range(len(jobs))]
 
@@ -132,70 +137,120 @@ def test_patience_and_shares_stop_each_client_where_it_would_stop_alone():
     agree(together(model, jobs, how), wanted)
 
 
-def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits():
+@pytest.mark.parametrize("how", [Training(epochs=2, batch_size=4), Training(epochs=2, batch_size=4, clip=0.1, prox=0.1)])
+@pytest.mark.parametrize("kind", ["feedback", "narrow", "fading"])
+def test_hooks_act_on_each_client_of_a_stack(kind, how):
     model = make("mlp", hidden=(12,))
-    jobs = [
-        (rows(9, 1), {"mask": mask_of(model, 1), "hooks": [Feedback()]}),
-        (rows(8, 2), {"hooks": [Narrow((mask_of(model, 2), mask_of(model, 3)))]}),
-        (rows(7, 3), {"hooks": [Fading(mask_of(model, 4), 0.1)]}),
-        (rows(6, 4), {"hooks": [PrunedActivations(0.5)]}),
-    ]
+
+    def own(k):
+        mask = mask_of(model, k)
+        hook = {
+            "feedback": Feedback(), "narrow": Narrow((mask, mask_of(model, k + 9))), "fading": Fading(mask, 0.1)
+        }[kind]  # fmt: skip
+        return {"mask": None if kind == "narrow" else mask, "hooks": (hook,)}
+
+    jobs = [(rows(n, n), own(n)) for n in (9, 5, 14)]
+    agree(together(model, jobs, how), alone(model, jobs, how))
+
+
+def test_what_cannot_be_stacked_is_trained_alone_with_the_same_bits(caplog):
+    batched.warn_once.cache_clear()
+    model = make("mlp", hidden=(12,))
+    jobs = [(rows(9, k), {"hooks": (PrunedActivations(0.5),)}) for k in range(3)]
     how = Training(epochs=2, batch_size=4)
     for (found, _), (expected, _) in zip(together(model, jobs, how), alone(model, jobs, how), strict=True):
         for name, tensor in expected.items():
             assert torch.equal(found[name], tensor), name
-
-
-def test_what_cannot_be_stacked_is_said_once(caplog):
-    batched._warn_once.cache_clear()
-    model = make("mlp", hidden=(12,))
-    together(model, [(rows(9, k), {"hooks": [Feedback()]}) for k in range(3)], Training(epochs=1, batch_size=4))
     told = [record.message for record in caplog.records if record.name == batched.__name__]
-    assert told == ["Feedback acts on single clients' steps: clients that train with it go one by one"]
+    assert told == ["PrunedActivations acts on single clients' forward passes: such clients go one by one on cpu"]
 
 
-def test_a_model_whose_buffers_training_changes_is_refused():
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(4, 10)
-            self.register_buffer("seen", torch.zeros(1))
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.3), nn.Dropout2d(0.5), nn.Dropout(1.0)])
+def test_dropout_draws_for_each_client_what_it_draws_alone(dropout):
+    conv = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), dropout, nn.Flatten(), nn.Linear(256, 10))
+    model = conv.append(nn.Dropout(0.2)).double()
+    jobs = [(rows(n, n), {}) for n in (9, 5, 14)]
+    how = Training(epochs=2, batch_size=4)
+    agree(together(model, jobs, how), alone(model, jobs, how))
 
-        def forward(self, x):
-            if self.training:
-                self.seen += len(x)
-            return self.fc(x)
 
-    with pytest.raises(ModelError, match="Counting '' cannot be trained for several clients at once"):
-        MOST.check(Counting(), torch.zeros(1, 4))
+def test_batch_norm_sees_the_rows_of_each_client_alone():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 10)).double()
+    jobs = [(rows(n, n), {"mask": mask_of(model, n)}) for n in (9, 6, 14)]
+    how = Training(epochs=3, batch_size=3)
+    found, wanted = together(model, jobs, how), alone(model, jobs, how)
+    agree(found, wanted)
+    means = [tensors["1.running_mean"] for tensors, _ in found]
+    assert not torch.allclose(means[0], means[1])
+
+
+def test_a_client_whose_last_batch_batch_norm_refuses_fails_alone():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).double()
+
+    def task(client, count, work, _clock):
+        work(training(model, client, rows(count, client), Training(epochs=1, batch_size=4), {}))
+        return b"", None
+
+    said = answers([partial(task, k, count) for k, count in enumerate((8, 5, 6))], MOST)  # 5 rows: one is left over
+    assert [type(answer) for answer in said] == [tuple, ValueError, tuple]
+
+
+def test_clients_with_and_without_cut_units_train_together():
+    model = models.build("resnet20", input_shape=(3, 16, 16), outputs=10, init="torch", seed=1, options={"width": 8})
+    groups = layout(model.double(), True).groups
+    how, wanted, jobs = Training(epochs=1, batch_size=4, lr=0.01), [], []
+    for k in range(5):
+        mask = None
+        if k % 2:  # clients 1 and 3 lose channels, not the same ones
+            mask = {n: torch.ones(p.shape, dtype=torch.bool) for n, p in model.named_parameters()}
+            for group in groups[:4]:
+                mask |= kept_without(mask, group, k)
+        removal = plan(mask or {}, groups if k % 2 else [])
+        held = slim_mask(mask, removal) if removal else mask
+        data = rows(6 + k, k, (3, 16, 16))
+        jobs.append(Train(model, tensors_of(model), data, how, Turn(5, 2, k), held, removal=removal))
+        wanted.append(replace(jobs[-1], model=copy.deepcopy(model)).alone(Compute()))
+    assert bool(jobs[1].removal)
+    found = {}
+
+    def task(client, work, _clock):
+        found[client] = work(jobs[client])
+        return b"", None
+
+    said = answers([partial(task, client) for client in range(5)], MOST)
+    assert said == [(b"", None)] * 5
+    agree([found[k] for k in range(5)], wanted)
+
+
+def kept_without(mask, group, seed):
+    """Return the masks of a group's tensors without some of its units."""
+    gone = stream(seed, group.name)
+    units = torch.rand(group.size, generator=gone) < 0.4
+    units[0] = False
+    return without(mask, group, units)
 
 
 def test_models_of_different_shapes_go_in_groups():
     slim, wide, how, found = make("mlp", hidden=(5,)), make("mlp", hidden=(9,)), Training(epochs=1, batch_size=4), {}
 
-    def task(client, model, fit, _clock):
-        own = copy.deepcopy(model)
-        found[client] = fit(own, rows(9, client), how, Turn(0, 1, client)), tensors_of(own)
+    def task(client, model, work, _clock):
+        found[client] = work(training(copy.deepcopy(model), client, rows(9, client), how, {}))
         return b"", None
 
     nets = [slim, wide, slim]
     answers([partial(task, k, net) for k, net in enumerate(nets)], MOST)
-    for k, net in enumerate(nets):
-        own = copy.deepcopy(net)
-        fit(own, rows(9, k), how, Turn(0, 1, k))
-        for name, tensor in tensors_of(own).items():
-            torch.testing.assert_close(found[k][1][name], tensor)
+    agree([found[k] for k in range(3)], [alone(net, [(rows(9, k), {})] * 3, how)[k] for k, net in enumerate(nets)])
 
 
 def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
     model, how, told = make("mlp", hidden=(12,)), Training(epochs=3, batch_size=2), {}
 
-    def task(client, fit, clock):
+    def task(client, work, clock):
         if client == 1:
             raise ValueError("mine alone")
-        fit(copy.deepcopy(model), rows(10 * client + 10, client), how, Turn(0, 1, client))
+        work(training(model, client, rows(10 * client + 10, client), how, {}))
         if client == 2:
-            fit(copy.deepcopy(model), rows(5), how, Turn(0, 1, client))
+            work(training(model, client, rows(5), how, {}))
             raise RuntimeError("later")
         told[client] = clock()
         return b"%d" % client, None
@@ -207,13 +262,13 @@ def test_a_task_that_raises_costs_itself_alone_and_clocks_share_the_time():
     assert 0 < told[0] < told[3]
 
 
-def test_a_training_that_fails_costs_those_alone_who_are_in_it():
-    model, how, slim = make("mlp", hidden=(12,)), Training(epochs=1, batch_size=4), make("mlp", hidden=(5,))
+def test_a_training_that_fails_costs_its_client_alone():
+    model, how = make("mlp", hidden=(12,)), Training(epochs=1, batch_size=4)
     wrong = Data(rows(4).x, torch.full((4,), 99), kind="tabular")  # no such class
-    jobs = [(model, rows(9), {}), (slim, wrong, {}), (model, wrong, {"hooks": [Feedback()]}), (model, rows(5), {})]
+    jobs = [(rows(9), {}), (wrong, {}), (wrong, {"hooks": (Feedback(),)}), (rows(5), {})]
 
-    def task(client, net, data, own, fit, _clock):
-        fit(copy.deepcopy(net), data, how, Turn(0, 1, client), **own)
+    def task(client, data, own, work, _clock):
+        work(training(model, client, data, how, own))
         return b"", None
 
     said = answers([partial(task, k, *job) for k, job in enumerate(jobs)], MOST)
@@ -223,34 +278,72 @@ def test_a_training_that_fails_costs_those_alone_who_are_in_it():
 def test_a_frozen_layer_stays_for_all_clients():
     model = make("mlp", hidden=(12,))
     model.fc1.weight.requires_grad_(False)
-    resident, how, found = copy.deepcopy(model), Training(epochs=2, batch_size=4), {}
-
-    def task(client, fit, _clock):
-        load(resident, tensors_of(model))
-        fit(resident, rows(7, client), how, Turn(0, 1, client))
-        found[client] = tensors_of(resident)
-        return b"", None
-
-    answers([partial(task, k) for k in range(3)], MOST)
-    for client, tensors in found.items():
-        own = copy.deepcopy(model)
-        fit(own, rows(7, client), how, Turn(0, 1, client))
-        for name, tensor in tensors_of(own).items():
-            torch.testing.assert_close(tensors[name], tensor)
-    assert torch.equal(resident.fc1.weight, model.fc1.weight)
+    jobs = [(rows(7, k), {}) for k in range(3)]
+    how = Training(epochs=2, batch_size=4)
+    found = together(model, jobs, how)
+    agree(found, alone(model, jobs, how))
+    assert "fc1.weight" not in found[0][0]
 
 
-@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(4)])
-def test_layers_that_draw_or_keep_statistics_are_refused(layer):
-    model = nn.Sequential(nn.Linear(3, 4), layer)
-    Compute().check(model, torch.zeros(1, 3))
-    with pytest.raises(ModelError, match=r"'1' cannot be trained .* set compute.together = 1"):
-        MOST.check(model, torch.zeros(1, 3))
+def test_a_layer_that_cannot_be_batched_is_named_and_its_clients_go_one_by_one(caplog):
+    batched.warn_once.cache_clear()
+
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.fc = nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 10)
+
+        def forward(self, x):
+            return self.fc(self.lstm(x[:, 0])[0][:, -1])
+
+    model, how = Reading().double(), Training(epochs=1, batch_size=4)
+    jobs = [(rows(7, k), {}) for k in range(3)]
+    agree(together(model, jobs, how), alone(model, jobs, how))
+    (told,) = [record.message for record in caplog.records if record.name == batched.__name__]
+    assert told.startswith("LSTM 'lstm' cannot be computed for several clients at once (")
+    assert told.endswith("such clients go one by one on cpu")
 
 
-def test_a_layer_that_cannot_be_batched_over_weights_is_refused():
-    with pytest.raises(ModelError, match="compute.together = 1"):
-        MOST.check(nn.LSTM(3, 4), torch.zeros(1, 5, 3))
+def test_measures_scores_and_evaluations_are_those_of_each_client_alone():
+    model, how = make("mlp", hidden=(12,)), Training(epochs=2, batch_size=4)
+    start, draw = tensors_of(model), torch.Generator().manual_seed(0)
+    other = {n: t + torch.randn(t.shape, generator=draw, dtype=t.dtype) for n, t in start.items()}
+
+    def jobs(kind, k):
+        data, turn = rows(5 + 4 * k, k), Turn(5, 2, k)
+        if kind == "learn":
+            scores = {n: t * 2 for n, t in start.items() if n.endswith("weight")}
+            return Learn(model, start, data, how, scores, partial(halved, k + 1.0), turn, penalty_of if k else None)
+        if kind in {"one", "own"}:
+            return Evaluate(model, other if kind == "own" and k else start, data)
+        return Measure(model, other if k else start, data, how, kind, turn, 2)
+
+    for kind in ("gradient", "square", "saliency", "curvature", "flow", "learn", "one", "own"):
+        wanted = [jobs(kind, k).alone(Compute()) for k in range(3)]
+        found = {}
+
+        def task(client, kind, found, work, _clock):
+            found[client] = work(jobs(kind, client))
+            return b"", None
+
+        said = answers([partial(task, client, kind, found) for client in range(3)], MOST)
+        assert said == [(b"", None)] * 3, kind
+        if kind not in {"one", "own"}:
+            agree([found[k] for k in range(3)], wanted)
+            continue
+        for k, score in enumerate(wanted):
+            assert found[k].samples == score.samples
+            assert found[k].metric == score.metric
+            assert found[k].loss == pytest.approx(score.loss, abs=1e-12)
+            assert found[k].further == pytest.approx(score.further, abs=1e-12)
+
+
+def halved(factor, scores):
+    return {name: straight_through((t / 2).sign() * factor, torch.tanh(t)) for name, t in scores.items()}
+
+
+def penalty_of(scores):
+    return torch.stack([t.square().sum() for t in scores.values()]).sum() * 0.01
 
 
 @pytest.mark.parametrize(
@@ -264,7 +357,7 @@ def test_a_wrong_setting_is_refused(setting, value):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_device_that_is_not_there_is_refused_before_training():
     with pytest.raises(ConfigError, match="no such device"):
-        Compute(device="cuda").check(make(), torch.zeros(1, 1, 8, 8, dtype=torch.float64))
+        Compute(device="cuda").check()
 
 
 @pytest.mark.parametrize("method", ["fedavg", "fedsparsify", "autoflip", "fedtiny", "heterofl", "fedpm"])

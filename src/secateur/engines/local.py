@@ -129,7 +129,7 @@ class LocalEngine:
             first += len(group)
 
     def _known(self, task: Task) -> Task:
-        return Task(task.first, tuple(self._checked(task.requests)))
+        return Task(task.first, tuple(self._checked(task.requests)), task.whole)
 
     def _checked(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         for client, request in requests:
@@ -278,6 +278,9 @@ class _Exchange:
         if task is None:
             return
         number, clients = self.numbers.pop(worker), tuple(client for client, _ in task.requests)
+        if task.whole:
+            self.again.append((number, Task(task.first, task.requests)))
+            return
         if self.job is not None and len(clients) > 1:  # one of them kills it, perhaps: each by itself now
             self.open[number] += len(clients) - 1
             self.again += [(number, Task(task.first + k, (one,))) for k, one in enumerate(task.requests)]

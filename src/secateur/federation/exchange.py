@@ -79,7 +79,7 @@ class Exchange:
         self._job = Job.of(self.ask, self.study.wire, self.bounds)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
-        gathers = isinstance(self.engine, Gathering) and not self.study.compute.stacks
+        gathers = isinstance(self.engine, Gathering)
         self._gathers = cast("Gathering", self.engine) if gathers else None
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
 
@@ -148,7 +148,11 @@ class Exchange:
 
     def _tasks(self, workers: int) -> Iterator[Task]:
         """Yield the requests as tasks: large ones first, single clients last, so that no worker waits for another."""
-        clients, first = self.ask.clients, 0
+        clients, first, compute = self.ask.clients, 0, self.study.compute
+        while compute.stacks and first < len(clients):  # a stack's bits depend on who is in it
+            members = clients[first : first + compute.together]
+            yield Task(first, [(who, self._requests.to(who)) for who in members], whole=True)
+            first += len(members)
         while first < len(clients):
             share = (len(clients) - first) // (2 * workers)
             # with a deadline, who is late must not cost others their place

@@ -108,7 +108,7 @@ class Run:
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
-        self.study.compute.check(self.model, self.example)
+        self.remarks = client.stack_remarks(self.study, self.model, self.shards)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.task = tasks.find(self.shards.task)
@@ -180,7 +180,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in (*self.shards.meta.remarks, *self.method.remarks(self.setting)):
+        for remark in (*self.shards.meta.remarks, *self.remarks, *self.method.remarks(self.setting)):
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
