@@ -13,7 +13,7 @@ from torch import nn
 from helpers import INLINE, play, small, tiny_shards
 from secateur import models
 from secateur.errors import ConfigError
-from secateur.learning import batched
+from secateur.learning import batched, stacked
 from secateur.learning.batched import answers
 from secateur.learning.compute import Compute
 from secateur.learning.loop import Effort
@@ -146,7 +146,7 @@ def test_patience_and_shares_stop_each_client_where_it_would_stop_alone():
     agree(together(model, jobs, how), wanted)
 
 
-@pytest.mark.parametrize("how", [Training(epochs=2, batch_size=4), Training(epochs=2, batch_size=4, clip=0.1, prox=0.1)])
+@pytest.mark.parametrize("how", [Training(epochs=2, batch_size=4), Training(2, batch_size=4, clip=0.1, prox=0.1)])
 @pytest.mark.parametrize("kind", ["feedback", "narrow", "fading"])
 def test_hooks_act_on_each_client_of_a_stack(kind, how):
     model = make("mlp", hidden=(12,))
@@ -352,6 +352,19 @@ def penalty_of(scores):
 def test_a_wrong_setting_is_refused(setting, value):
     with pytest.raises(ConfigError, match=f"compute.{setting}"):
         Compute(**{setting: value})
+
+
+def test_a_stack_that_does_not_fit_says_which_one_does(monkeypatch):
+    model, whole = make("mlp", hidden=(12,)), stacked.together
+
+    def full(jobs, *rest):
+        if len(jobs) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(jobs, *rest)
+
+    monkeypatch.setattr(stacked, "together", full)
+    with pytest.raises(ConfigError, match="a stack of 9 clients does not fit in the memory of cpu, one of 2 does: set"):
+        together(model, [(rows(9, k), {}) for k in range(9)], Training(epochs=1))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

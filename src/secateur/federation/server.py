@@ -99,7 +99,7 @@ class Run:
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
     ) -> None:
         self.study = study.complete()
-        self.runtime, self.folder = runtime, folder
+        self.runtime, self.folder = runtime.on(study.compute.device), folder
         self.shards_folder = shards
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)

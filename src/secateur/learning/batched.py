@@ -73,21 +73,37 @@ class Batched:
             self._stacked(group)
 
     def _stacked(self, group: Sequence[_Coroutine[Any]]) -> None:
-        """Do jobs of one kind at once, or one by one if that fails: then only those fail that fail alone."""
+        """Do jobs of one kind at once, or one by one if that fails: then only those fail that fail alone.
+
+        Raises:
+            ConfigError: the stack does not fit on the device.
+        """
+        jobs = [cast("Job", turn.job) for turn in group]
+        made, error = self._tried(jobs)
+        if error is None:
+            for turn, result in zip(group, made, strict=True):
+                turn.result = result
+        elif _full(error):
+            raise ConfigError(self._too_many(jobs)) from error
+        elif sum(self._alone(turn) for turn in group) == len(group):
+            warn_once(self._remark(jobs, error))
+
+    def _tried(self, jobs: Sequence[Job]) -> tuple[list[Any], Exception | None]:
+        """Return the results of jobs that are done at once, or why they cannot be."""
         try:
-            made = stacked.together([cast("Job", turn.job) for turn in group], self.compute, self._rows)
-        except torch.OutOfMemoryError as full:
-            raise ConfigError(
-                f"compute.together = {self.compute.together}: a stack of {len(group)} clients does not fit on "
-                f"{self.compute.device}; set a smaller one (half of it needs about half of the memory)"
-            ) from full
+            return stacked.together(jobs, self.compute, self._rows), None
         except Exception as error:  # noqa: BLE001 -- raised again where it is a client's own
-            failed = sum(not self._alone(turn) for turn in group)
-            if not failed:
-                warn_once(self._remark([cast("Job", turn.job) for turn in group], error))
-            return
-        for turn, result in zip(group, made, strict=True):
-            turn.result = result
+            return [], error.with_traceback(None)  # which would keep the stack in memory
+
+    def _too_many(self, jobs: Sequence[Job]) -> str:
+        """Return that a stack does not fit on the device, and which one does."""
+        fits = len(jobs) // 2
+        while fits and _full(self._tried(jobs[:fits])[1]):
+            fits //= 2
+        what = f"compute.together = {self.compute.together}: a stack of {len(jobs)} clients does not fit"
+        if not fits:
+            return f"{what} in the memory of {self.compute.device}, nor does one client: choose a smaller model or batch"
+        return f"{what} in the memory of {self.compute.device}, one of {fits} does: set compute.together = {fits}"
 
     def _remark(self, jobs: Sequence[Job], error: Exception) -> str:
         """Return why jobs went one by one, and that they did."""
@@ -97,11 +113,8 @@ class Batched:
 
     def refused(self, jobs: Sequence[Job]) -> str:
         """Return why jobs of one kind cannot be done at once; empty if they can."""
-        try:
-            stacked.together(jobs, self.compute, self._rows)
-        except Exception as error:  # noqa: BLE001 -- what cannot be done at once is done one by one
-            return self._remark(jobs, error)
-        return ""
+        _, error = self._tried(jobs)
+        return "" if error is None else self._remark(jobs, error)
 
     def _alone(self, turn: _Coroutine[Any]) -> bool:
         """Do a job by itself; return whether it succeeded."""
@@ -124,6 +137,11 @@ def answers(tasks: Sequence[Work[_Answer]], compute: Compute) -> list[_Answer | 
 def warn_once(remark: str) -> None:
     """Log a remark once in a process."""
     _LOG.warning(remark)
+
+
+def _full(error: Exception | None) -> bool:
+    """Return whether an error says that memory is full; on a CPU torch has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _greenlet() -> ModuleType:

@@ -153,7 +153,11 @@ class Stack:
             setattr(self.model.get_submodule(owner), last, _Drawn(layer, orders[name], self._draws))
 
     def _stacked(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        stack = torch.stack([part.detach() for part in parts]).to(self.compute.device)
+        if all(part is parts[0] for part in parts):  # one is enough to be sent to the device
+            one = parts[0].detach().to(self.compute.device)
+            stack = one.expand(len(parts), *one.shape).clone()
+        else:
+            stack = torch.stack([part.detach() for part in parts]).to(self.compute.device)
         return stack.to(self.compute.dtype) if self.compute.dtype and stack.is_floating_point() else stack
 
     def place(self, index: torch.Tensor) -> torch.Tensor:

@@ -141,7 +141,10 @@ class _Training:
         kept = {}
         for name, weights in self.stack.weights.items():
             parts = [(mask or {}).get(name) for mask in masks]
-            if any(part is not None and not bool(part.all()) for part in parts):
+            if all(part is parts[0] for part in parts):
+                if parts[0] is not None and not bool(parts[0].all()):
+                    kept[name] = parts[0].to(weights).expand(weights.shape)
+            elif any(part is not None and not bool(part.all()) for part in parts):
                 whole = torch.ones(weights.shape[1:])
                 stack = torch.stack([whole if part is None else part.to("cpu", torch.float32) for part in parts])
                 kept[name] = stack.to(weights)
