@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --render docs/speed.md gpu.json
 
 On the first CUDA device if torch finds one; otherwise it says so and runs the same code on the CPU, with small sizes.
-*Loop* is a plain PyTorch loop over the clients with the model and rows on the device, *vmap* the same steps of all clients
-as one batched step; both train alone: no message, no mean, no record. *secateur* is a whole round: requests, stacks,
+*Loop* is a plain PyTorch loop over the clients with model and rows on the device, *vmap* the same steps of all clients as
+one batched step; both only train: no message, no mean, no record. *secateur* is a whole round: requests, stacks,
 replies that are written, counted and checked, their mean, a record and a checkpoint. A round's time is the median of
 those after the first. The two ceilings are measured by a product of matrices and a copy, as in ``simulate.py``. What
 does not fit into the time (``--seconds``, five minutes at most) is left out, and said.
@@ -34,6 +34,11 @@ import torch
 from contestants import LR, Case
 from torch.func import functional_call, grad, vmap
 from torch.nn.functional import cross_entropy
+
+from secateur.federation import server
+from secateur.federation.folder import reserve
+from secateur.study.runtime import Runtime
+from secateur.study.study import assign, parse_study
 
 CASES = {
     "TwoCNN, 100 x 60": Case("twocnn", (1, 28, 28), 100, 100, 60, batch=10, rounds=5),
@@ -71,7 +76,8 @@ class Device:
         """Return the first CUDA device, or the CPU."""
         if torch.cuda.is_available():
             return cls("cuda", torch.cuda.get_device_name(0))
-        return cls("cpu", f"a CPU with {torch.get_num_threads()} threads: torch finds no CUDA device, so sizes are small")
+        threads = torch.get_num_threads()
+        return cls("cpu", f"a CPU with {threads} threads: torch finds no CUDA device, so sizes are small")
 
     def wait(self) -> None:
         """Wait until the device has done what it was asked."""
@@ -140,11 +146,6 @@ def batched(case: Case, device: Device) -> list[float]:
 
 def secateur(case: Case, device: Device, settings: Sequence[str]) -> dict[str, Any]:
     """Play rounds of secateur; return the seconds of each, and the kind of its bytes."""
-    from secateur.federation import server
-    from secateur.federation.folder import reserve
-    from secateur.study.runtime import Runtime
-    from secateur.study.study import assign, parse_study
-
     values: dict[str, Any] = {
         "method": "fedavg", "rounds": case.rounds, "participation": 1.0, "evaluate_every": case.rounds,
         "data": {"clients": case.clients, "test_fraction": 0.0},
@@ -236,9 +237,9 @@ def measure(device: Device, cases: dict[str, Case], seconds: float) -> Iterator[
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a table in Markdown."""
     (device,) = (row for row in rows if row["table"] == "device")
+    rates = f"{device['flops'] / 1e9:,.0f} GFLOP/s, {device['bytes'] / 1e9:,.0f} GB/s"
     lines = [
-        f"Device: {device['device']}; torch {device['torch']}; {device['flops'] / 1e9:,.0f} GFLOP/s, "
-        f"{device['bytes'] / 1e9:,.0f} GB/s.",
+        f"Device: {device['device']}; torch {device['torch']}; {rates}.",
         "",
         "| case | contestant | seconds a round | least and most | share of the nearer ceiling | device busy | bytes |",
         "|---|---|---|---|---|---|---|",

@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers import INLINE, play, small, tiny_shards
+from helpers import INLINE, model_of, play, same, small, tiny_shards
 from secateur import models
+from secateur.data.shards import open_shards
 from secateur.errors import ConfigError
+from secateur.federation import server
+from secateur.federation.client import wrap
 from secateur.learning import batched, stacked
 from secateur.learning.batched import answers
 from secateur.learning.compute import Compute
 from secateur.learning.loop import Effort
 from secateur.learning.optimiser import Training
 from secateur.learning.resident import tensors_of
+from secateur.learning.stack import Rows
 from secateur.learning.supermask import straight_through
 from secateur.learning.task import Data
 from secateur.learning.work import Evaluate, Learn, Measure, Train
@@ -387,6 +391,33 @@ def test_who_is_stacked_with_whom_does_not_depend_on_the_workers(tmp_path, shard
     play(study, tmp_path / "three", shards, runtime=Runtime(workers=3))
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("inline", "three"))
     assert one == other
+
+
+def test_a_stopped_run_of_stacks_goes_on_with_the_same_bits(tmp_path, shards):
+    study = small("autoflip", compute=Compute(together=3))
+    play(study, tmp_path / "whole", shards)
+
+    def stop(event):
+        if event["event"] == "reply" and event["round"] == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(study, tmp_path / "cut", shards, watch=stop)
+    server.resume(tmp_path / "cut", INLINE, shards=shards)
+    assert same(model_of(tmp_path / "cut"), model_of(tmp_path / "whole"))
+
+
+def test_rows_are_not_copied_for_a_stack_on_a_cpu_and_stay_for_the_next(shards):
+    held, kept = open_shards(shards), Rows(MOST)
+    parts = [wrap(held, *held.train(k)) for k in (2, 0)]
+    whole, first = kept.of(parts)
+    again, _ = kept.of(parts[:1])
+    assert whole.x.data_ptr() == again.x.data_ptr() == held.train(0)[0].data_ptr()
+    for part, number in zip(parts, first.tolist(), strict=True):
+        assert torch.equal(whole.x[number : number + len(part)], part.x)
+        assert torch.equal(whole.y[number : number + len(part)], part.y)
+    apart, first = kept.of([rows(3, 1), rows(2, 2)])
+    assert (len(apart), first.tolist()) == (5, [0, 3])
 
 
 def test_bfloat16_is_close_and_not_equal():

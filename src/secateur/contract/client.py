@@ -86,9 +86,7 @@ class Client:
         those of ``secateur.learning.gradients.gradient_statistic``.
         """
         statistic, done = self.work(
-            Measure(
-                self.model, masks.apply(tensors, mask), self.data, self.training, form, self.turn(round_), batches
-            )
+            Measure(self.model, masks.apply(tensors, mask), self.data, self.training, form, self.turn(round_), batches)
         )
         self.measured += done.processed
         return statistic, done

@@ -155,9 +155,7 @@ class Participant:
         # how long the reply took to write is known when it is written
         return with_scalar(done.written.bytes(), SECONDS, done.seconds), done.state
 
-    def answer(
-        self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock
-    ) -> Answer:
+    def answer(self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock) -> Answer:
         """Decode a request, respond and encode.
 
         Args:

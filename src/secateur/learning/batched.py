@@ -100,10 +100,11 @@ class Batched:
         fits = len(jobs) // 2
         while fits and _full(self._tried(jobs[:fits])[1]):
             fits //= 2
-        what = f"compute.together = {self.compute.together}: a stack of {len(jobs)} clients does not fit"
+        where = f"does not fit in the memory of {self.compute.device}"
+        what = f"compute.together = {self.compute.together}: a stack of {len(jobs)} clients {where}"
         if not fits:
-            return f"{what} in the memory of {self.compute.device}, nor does one client: choose a smaller model or batch"
-        return f"{what} in the memory of {self.compute.device}, one of {fits} does: set compute.together = {fits}"
+            return f"{what}, nor does one client: choose a smaller model or batch"
+        return f"{what}, one of {fits} does: set compute.together = {fits}"
 
     def _remark(self, jobs: Sequence[Job], error: Exception) -> str:
         """Return why jobs went one by one, and that they did."""
