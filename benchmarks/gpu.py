@@ -5,8 +5,8 @@
     python benchmarks/gpu.py --render docs/speed.md gpu.json
 
 On the first CUDA device if torch finds one; otherwise it says so and runs the same code on the CPU, with small sizes.
-*Loop* is a plain PyTorch loop over the clients with model and rows on the device, *vmap* the same steps of all clients as
-one batched step; both only train: no message, no mean, no record. *secateur* is a whole round: requests, stacks,
+*Loop* is a plain PyTorch loop over the clients, with model and rows on the device, *vmap* the same steps of all as one
+batched step; both only train: no message, no mean, no record. *secateur* is a whole round: requests, stacks,
 replies that are written, counted and checked, their mean, a record and a checkpoint. A round's time is the median of
 those after the first. The two ceilings are measured by a product of matrices and a copy, as in ``simulate.py``. What
 does not fit into the time (``--seconds``, five minutes at most) is left out, and said.

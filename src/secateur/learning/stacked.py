@@ -17,8 +17,8 @@ from secateur.learning.compute import Compute
 from secateur.learning.evaluate import Score, scored
 from secateur.learning.hook import Steps, View
 from secateur.learning.loop import Effort, Fit, orders
-from secateur.learning.optimiser import BETAS, EPSILON, Training
 from secateur.learning.stack import Batch, Chosen, Rows, Stack, along, batches
+from secateur.learning.stacked_optimiser import StackedOptimiser
 from secateur.learning.work import Evaluate, Job, Learn, Made, Measure, Train, fined, placed, returned
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import slim_mask
@@ -134,7 +134,7 @@ class _Training:
         if self._actions:
             self._keep = self._masks([own.kept() for own in self._actions])
         self._anchor = {n: t.clone() for n, t in weights.items()} if first.training.prox else {}
-        self._optimiser = _Optimiser(weights, first.training, max(1, first.turn.round))
+        self._optimiser = StackedOptimiser(weights, first.training, max(1, first.turn.round))
 
     def _masks(self, masks: Sequence[Mask | None]) -> dict[str, torch.Tensor]:
         """Return the stacked masks, as factors, of the tensors in which some entry is pruned."""
@@ -256,7 +256,7 @@ class _Learning:
         self._penalty = [job.penalty and fined(job.penalty, compute) for job in jobs]
         stacks = {n: torch.stack([job.scores[n].detach() for job in jobs]) for n in first.scores}
         self._scores = {n: t.to(compute.device, compute.dtype) for n, t in stacks.items()}
-        self._optimiser = _Optimiser(self._scores, first.training, max(1, first.turn.round))
+        self._optimiser = StackedOptimiser(self._scores, first.training, max(1, first.turn.round))
 
     def done(self) -> list[tuple[Made, dict[str, torch.Tensor]]]:
         """Train all; return the scores and what was done, and the buffers that moved."""
@@ -391,37 +391,3 @@ def _device(chosen: Chosen, compute: Compute) -> Chosen:
 _RUNS: Mapping[type, Callable[..., Any]] = {
     Train: _Training, Learn: _Learning, Measure: _Measuring, Evaluate: _Evaluation,
 }  # fmt: skip
-
-
-class _Optimiser:
-    """SGD, Adam or AdamW on stacked tensors, with the moments of each client."""
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], training: Training, round_: int) -> None:
-        self._training, self._rate = training, training.rate(round_)
-        moments = 2 if training.rule.adaptive else int(training.momentum > 0)
-        self._moments = {name: [torch.zeros_like(t) for _ in range(moments)] for name, t in weights.items()}
-        self._taken = {name: torch.zeros(len(t), dtype=torch.float64, device=t.device) for name, t in weights.items()}
-
-    def move(self, name: str, weights: torch.Tensor, slope: torch.Tensor, chosen: slice | torch.Tensor) -> None:
-        """Move ``weights``, the entries ``chosen`` of a stack, in place."""
-        rule, decay = self._training.rule, self._training.weight_decay
-        if decay and rule.decoupled:
-            weights.mul_(1 - self._rate * decay)
-        elif decay:
-            slope = slope.add(weights, alpha=decay)
-        if rule.adaptive:
-            slope = self._adam(name, slope, chosen)
-        elif self._training.momentum:
-            velocity = self._moments[name][0]
-            slope = velocity[chosen] * self._training.momentum + slope
-            velocity[chosen] = slope
-        weights.add_(slope, alpha=-self._rate)
-
-    def _adam(self, name: str, slope: torch.Tensor, chosen: slice | torch.Tensor) -> torch.Tensor:
-        first, second = self._moments[name]
-        first[chosen] = first[chosen].lerp(slope, 1 - BETAS[0])
-        second[chosen] = second[chosen] * BETAS[1] + slope.square() * (1 - BETAS[1])
-        self._taken[name][chosen] += 1
-        taken = self._taken[name][chosen]
-        far, near = (along(1 - beta**taken, slope).to(slope.dtype) for beta in BETAS)
-        return first[chosen] / far / ((second[chosen] / near).sqrt() + EPSILON)
