@@ -6,6 +6,7 @@ import copy
 import json
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,10 +62,10 @@ def tiny_source(rows=96, classes=3, seed=0, size=4):
     return Source("tiny", x, y.astype(np.int64), x[: rows // 4], y[: rows // 4].astype(np.int64), None, classes)
 
 
-def tiny_shards(folder: Path, clients=4, size=4, rows=96, validation_fraction=0.0):
+def tiny_shards(folder: Path, clients=4, size=4, rows=96, validation_fraction=0.0, task="classification"):
     """Write the shards of ``tiny_source`` for some clients and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = tiny_source(rows, size=size)
+    source = replace(tiny_source(rows, size=size), task=task)
     parts = [np.arange(k, len(source.y_train), clients) for k in range(clients)]
     public = np.arange(0, len(source.y_train), 8)
     held = {"test_fraction": 0.25, "validation_fraction": validation_fraction}

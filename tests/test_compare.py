@@ -14,23 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tomli_w
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from helpers import model_of
-from secateur import methods
+from secateur import cli, methods
 from secateur.bandwidth import Bandwidth, Link, bytes_per_client, predict_seconds
 from secateur.compare import grid
 from secateur.compare.suite import Suite, cells, chosen, load, names
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, NoResultError
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.learning.metrics import ACCURACY, MAE
-from secateur.report import formatting, outcomes, tables
+from secateur.report import formatting, outcomes, page, tables
 from secateur.report.gather import RESULT, comparison_lines, gather, read_comparison
-from secateur.report.outcomes import Outcome
+from secateur.report.outcomes import Outcome, outcome
 from secateur.report.statistics import (
     Interval,
     cost_to_reach,
@@ -655,6 +656,42 @@ def test_a_failing_run_is_named(tmp_path):
     suite = tiny(variants={"two": {"method": "fedconv"}}, controls=[])
     with pytest.raises(ConfigError, match=r"two, iid, seed 0 \(.*fedconv trains at the server"):
         grid.run_suite(suite, tmp_path / "out", jobs=1)
+
+
+def test_a_run_without_a_result_is_named_and_in_no_figure(tmp_path, monkeypatch, capsys):
+    """One variant diverges: the others are compared all the same, and the end is an error."""
+    variants = {"wild": {"method": "oneshot", "training.lr": 1e30}, "random 50 %": tiny().variants["random 50 %"]}
+    suite, out = tiny(variants=variants, controls=["dense", "random"]), tmp_path / "out"
+    found = grid.run_suite(suite, out, jobs=2)
+    assert {(cell.variant, cell.control) for cell in found} == {
+        ("wild", ""), ("wild", "dense"), ("random 50 %", ""), ("random 50 %", "dense"), ("random 50 %", "random")
+    }  # fmt: skip
+    lines = comparison_lines(suite, found, out)
+    assert {(line.name, len(line.runs)) for line in lines if line.control in {"", "dense"}} == {
+        ("FedAvg", 2), ("random 50 %", 2)
+    }  # fmt: skip
+    tables.write(suite, found, lines, out)
+    _, again, subjects, ended = gather([out])
+    assert ended
+    assert [line.name for line in again] == [line.name for line in lines]
+    failed = {subject.name: subject.failed for subject in subjects if subject.failed}
+    assert set(failed) >= {"wild, iid, seed 0", "wild, iid, seed 1"}
+    assert all("its loss is" in why for why in failed.values())
+    page.write("title", again, subjects, out / "page")
+    told = page.read(out / "page" / "data.js")["failed"]
+    assert dict(told) == failed
+    places = [s.name for s in subjects]
+    facts = page.read(out / "page" / "runs" / f"{places.index('wild, iid, seed 0')}.js")
+    assert facts["failed"] == failed["wild, iid, seed 0"]
+    (tmp_path / "suite.toml").write_text(tomli_w.dumps(suite.model_dump()))
+    asked = ["secateur", "compare", str(tmp_path / "suite.toml"), "--out", str(out), "--jobs", "2", "--no-open"]
+    monkeypatch.setattr(sys, "argv", asked)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert stopped.value.code == 2
+    assert "runs have no result, and are in no figure: wild, iid, seed 0: no first step" in capsys.readouterr().err
+    with pytest.raises(NoResultError, match="no first step"):
+        outcome(grid.folder_of(out, found[0].study))
 
 
 # ---- links

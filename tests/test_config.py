@@ -23,6 +23,7 @@ from secateur.study.study import Study, assign, parse_study, read_toml
 LATER = {
     "training": {"schedule", "period", "floor"},
     "data": {"task", "target", "site", "options"},
+    "quorum": True,
 }  # came after the first runs
 
 
@@ -114,6 +115,7 @@ def test_hash_names_the_result_and_written_defaults_do_not_change_it():
     assert made.hash() == hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     assert made.hash() != parse_study({"method": "fedsparsify", "compute": {"together": 2}}).hash()
     assert made.hash() != parse_study({"method": "fedsparsify", "guards": {"bounds.rows": 10}}).hash()
+    assert made.hash() != parse_study({"method": "fedsparsify", "quorum": 0.5}).hash()
 
 
 def test_guards_are_options_by_name_and_the_bounds_always_stand():

@@ -34,7 +34,7 @@ from own_schedule import Below
 from secateur import methods
 from secateur.data import Source
 from secateur.engines import Failure
-from secateur.errors import ConfigError, EngineError, NobodyTrainedError
+from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
@@ -47,6 +47,8 @@ from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
+from secateur.pruning.granularity import Channel
+from secateur.streams import stream
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
 
@@ -101,6 +103,17 @@ def test_every_method_has_the_model_and_ledger_of_the_local_engine(method, tmp_p
         if path.endswith("explore.epochs") or path.rpartition(".")[2] == "every":
             settings[path] = 1
     summary = apps.serve(grid_of(settings), settings)
+    locally(settings, tmp_path / "local")
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    assert summary["left_out"] == {}
+
+
+def test_a_model_that_counts_draws_and_ties_has_the_bits_of_the_local_engine(tmp_path):
+    model = "everything:Everything"
+    settings = {**SETTINGS, "method": "fedsparsify", "model.name": model, "out": str(tmp_path / "flower")}
+    del settings["criterion.explore.epochs"], settings["model.options.hidden"]
+    summary = apps.serve(grid_of(settings, allow=f"model.name={model}"), settings)
     locally(settings, tmp_path / "local")
     assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
     assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
@@ -291,7 +304,7 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
 
 def test_no_node_is_one_clear_line(tmp_path):
     settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.05}
-    with pytest.raises(EngineError, match=r"no node that can take part was connected within 0\.05 s: start SuperNodes"):
+    with pytest.raises(EngineError, match=r"no node was connected within 0\.05 s: start SuperNodes"):
         apps.serve(LoopGrid(), settings)
 
 
@@ -345,18 +358,45 @@ def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
     assert all({o["client"] for o in row["left_out"]} == {1} for row in rows_of(tmp_path / "run"))
 
 
-def test_a_server_app_ends_with_an_error_where_no_reply_counted(tmp_path, said):
-    settings = {**SETTINGS, "method": "fedavg", "out": str(tmp_path / "run"), "training.lr": 1e30}
+def test_a_server_app_ends_with_an_error_at_once_where_no_node_can_be_trained(tmp_path, said):
+    settings = {**SETTINGS, "method": "fedavg", "out": str(tmp_path / "run"), "training.lr": 1e30, "wait": 3600}
     settings.pop("criterion.explore.epochs")
     app = apps.server_app()
     context = Context(1, 0, {}, RecordDict(), settings)
     with pytest.raises(SystemExit) as stopped:
         app(grid_of(settings), context)
     assert stopped.value.code == 2
-    (told,) = {text for text in said() if "no reply of any client counted" in text}
-    assert "of 12 requests failed because: " in told  # 3 rounds of 4 clients
-    assert len(rows_of(tmp_path / "run")) == 3
-    assert not (tmp_path / "run" / "summary.json").exists()
+    (told,) = {text for text in said() if "no node can take part" in text}
+    assert re.search("[34] of 4 nodes were refused because: no first step of training can be taken", told)
+    assert "lower training.lr" in told
+    assert not {"rounds.jsonl", "summary.json"} & {path.name for path in (tmp_path / "run").iterdir()}
+
+
+def test_a_round_without_replies_is_asked_again_of_the_same_clients_as_locally(tmp_path, monkeypatch):
+    """One client a round: whoever is drawn first for round 2 fails, and so does whoever is drawn in its place."""
+    (tmp_path / "their_fickle.py").write_text(
+        '"""FedAvg whose clients fail in round 2.\n\nReference: none\n"""\n'
+        "from dataclasses import dataclass\n"
+        "from secateur.methods.kit.composition import Composition\n\n"
+        "@dataclass(frozen=True)\nclass Fickle(Composition):\n    failing: str = ''\n\n"
+        "    def respond(self, ask, client):\n"
+        "        if ask.round == 2 and str(client.id) in self.failing:\n"
+        "            raise RuntimeError('not today')\n"
+        "        return super().respond(ask, client)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    order = torch.randperm(4, generator=stream(0, "cohort", 2)).tolist()
+    failing = "".join(map(str, order[:2]))
+    settings = {
+        **SETTINGS, "method": "their_fickle", "participation": 0.25, "failing": f"x{failing}", "wire.values": "fp16",
+        "out": str(tmp_path / "flower"),
+    }  # fmt: skip
+    settings.pop("criterion.explore.epochs")
+    apps.serve(grid_of(settings, allow="method=their_fickle"), settings)
+    locally(settings, tmp_path / "local")
+    assert [row["clients"] for row in rows_of(tmp_path / "flower")][1:4] == [[k] for k in order[:3]]
+    assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
+    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
 
 
 def hospital(folder, seed):
@@ -563,6 +603,36 @@ def test_it_composes_with_flowers_mods(mod):
     assert all(row["left_out"] == {} for row in strategy.ledger)
 
 
+class Tied(torch.nn.Module):
+    """Two layers of one weight, and a constant mask of minus infinity."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two = torch.nn.Linear(6, 6, bias=False), torch.nn.Linear(6, 6, bias=False)
+        self.two.weight = self.one.weight
+        self.out = torch.nn.Linear(6, 2)
+        self.register_buffer("past", torch.tensor([0.0] * 5 + [-torch.inf]))
+
+    def forward(self, x):
+        x = torch.relu(self.two(torch.relu(self.one(x))))
+        return self.out(x * torch.softmax(x.detach() + self.past, 1))
+
+
+def test_tied_weights_of_an_app_travel_once_under_one_mask(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "net", Tied)
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    result, _ = federate(strategy, [prune(net())])
+    assert all(row["left_out"] == {} for row in strategy.ledger)
+    arrays = result.arrays.to_torch_state_dict()
+    assert set(arrays) == set(net().state_dict())
+    assert torch.equal(arrays["one.weight"], arrays["two.weight"])
+    assert set(strategy.state.mask) == {"one.weight", "out.weight"}
+    assert int((arrays["one.weight"] == 0).sum() + (arrays["out.weight"] == 0).sum()) == (36 + 12) // 2
+    assert strategy.ledger[0]["down"]["values"] <= 5 * 4 * (36 + 12 + 2 + 6) + 100
+    assert torch.isneginf(arrays["past"]).tolist() == [False] * 5 + [True]
+
+
 def test_autoflip_explores_through_the_apps_own_training():
     method = AutoFLIP(criterion=Deviation(Exploration(epochs=3)), schedule=EveryRound(sparsity=0.3))
     strategy = Pruned(FedAdam(eta=0.05), method, net())
@@ -653,6 +723,20 @@ def test_slots_of_ones_own_go_with_it():
     kept, mask = result.arrays.to_torch_state_dict(), strategy.state.mask
     assert all((kept[name][part].abs() >= 0.1).all() for name, part in mask.items())
     assert 0.3 < density(result.arrays) < 0.95
+
+
+def test_units_are_removed_where_an_example_is_given_to_try_them_on():
+    method = FedSparsify(schedule=Cubic(sparsity=0.5), granularity=Channel())
+    odd = torch.nn.Sequential(
+        torch.nn.Unflatten(1, (2, 3)), torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)
+    )
+    with pytest.raises(ModelError, match="units are tried on an example of an input, and none was given"):
+        Pruned(FedAvg(), method, odd)
+    assert Pruned(FedAvg(), method, odd, example=torch.zeros(1, 6))
+    strategy = Pruned(FedAvg(), method, net(), example=torch.zeros(1, 6))
+    result, _ = federate(strategy, [prune(net())])
+    alive = result.arrays.to_torch_state_dict()["0.weight"].any(1)
+    assert int(alive.sum()) == 6  # half of twelve neurons
 
 
 def test_what_the_wrapper_cannot_do_is_refused_at_once():

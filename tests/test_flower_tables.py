@@ -91,6 +91,7 @@ def test_nodes_agree_on_the_schema_and_the_model_of_a_simulation(sites, tmp_path
     assert [phase for phase, _ in sent[0]] == ["schema"] * 4 + ["train"] * 2
     assert all(row["bytes_down"] > 0 < row["bytes_up"] for row in rows_of(tmp_path / "flower"))
     assert summary["left_out"] == {}
+    assert summary["final"]["metric"]["label"] == "MAE in years"
     mean = sum(local["final"]["local"]) / 3
     assert np.isclose(sum(summary["final"]["local"]) / 3, mean)  # in years on both sides
 

@@ -291,7 +291,7 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
         "criterion": "'absorb', 'ask', 'by_training', .*'scores', 'statistics' of Criterion; derive it from "
         r"secateur\.methods\.kit\.criteria\.Criterion",
         "allocation": "'keep'.* of Allocation",
-        "granularity": "'mask', 'prunable', 'single' of Granularity",
+        "granularity": "'cuts', 'mask', 'prunable', 'single' of Granularity",
         "schedule": "'due', 'level' of Schedule",
         "consensus": "'ballot', .*'vote' of Consensus",
         "recovery": "'recover', 'remember' of Recovery",

@@ -19,6 +19,7 @@ def test_public_names_are_sorted_and_exist():
 
 MODULES = [
     "errors",
+    "federation.records",
     "streams",
     "study.options",
     "pruning.allocation",
@@ -38,7 +39,7 @@ def test_examples_in_docstrings(name):
 
 def test_every_error_is_a_secateur_error():
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(found) == 11
+    assert len(found) == 13
     assert all(issubclass(e, errors.SecateurError) for e in found)
 
 

@@ -3,7 +3,6 @@
 import importlib
 import logging
 import sys
-import types
 
 import pytest
 
@@ -239,12 +238,8 @@ def test_a_server_imports_no_task_that_a_node_names(trap):
     about = {"own": True, "inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
     made = parse_study({"data": {"clients": 2}, "model": {"name": "mlp"}})
 
-    def rows(told):
-        engine = types.SimpleNamespace(members=types.SimpleNamespace(about={0: told}))
-        return apps._rows(made, engine, trap / "run")
-
-    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), rows(about):
+    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, {0: about}):
         pass
     assert not (trap / "imported").exists()
-    with rows(about | {"task": "regression"}) as folder:
+    with apps._rows(made, {0: about | {"task": "regression"}}) as folder:
         assert open_shards(folder).task == "regression"

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from secateur.report.formatting import amount, size
-from secateur.report.terminal import Display, comparison
+from secateur.report.terminal import Display, comparison, failure
 
 
 def event(phase="train", round_=1, **more):
@@ -43,6 +43,48 @@ def test_live_display_shows_phases_rounds_and_time_left():
 def test_who_was_left_out_is_said():
     left = [{"client": 7, "reason": "payload is damaged"}]
     assert "client 7 left out: payload is damaged" in shown(terminal=False, events=[event(left_out=left)])
+
+
+def test_clients_that_were_left_out_for_one_reason_are_one_line():
+    left = [{"client": k, "reason": f"it has {k} rows"} for k in (3, 5, 8)] + [{"client": 9, "reason": "silent"}]
+    lines = shown(terminal=False, events=[event(left_out=left, below_quorum=7)]).splitlines()
+    assert lines[-3:] == [
+        "autoflip round 1: 3 clients (3, 5, 8) left out: it has 3 rows",
+        "autoflip round 1: client 9 left out: silent",
+        "autoflip round 1: fewer replies counted than the 7 needed: nothing is learnt from it",
+    ]
+
+
+def test_a_layer_that_is_emptied_is_told_once():
+    rounds = [event(round_=t, emptied=["fc1.weight"] if t > 1 else []) for t in range(1, 5)]
+    text = shown(terminal=False, events=[*rounds, event(round_=5, emptied=["fc1.weight", "fc2.weight"])])
+    assert [line for line in text.splitlines() if "no weight left" in line] == [
+        "autoflip round 2: fc1.weight has no weight left: nothing of its input comes through",
+        "autoflip round 5: fc2.weight has no weight left: nothing of its input comes through",
+    ]
+    out = io.StringIO()
+    made = summary("x") | {"reasons": [{"reason": "silent [b]", "requests": 4, "clients": [1, 2]}]}
+    made["final"]["emptied"] = ["fc1.weight"]
+    Console(file=out, width=120).print(comparison(made, None))
+    text = " ".join(out.getvalue().split())
+    assert "fc1.weight has no weight left" in text
+    assert "2 clients (1, 2) left out of 4 exchanges: silent [b]" in text
+
+
+def test_a_run_without_a_result_is_headed_by_what_happened():
+    made = summary("x") | {"failed": "no reply of [any] client counted", "final": {}}
+    made["reasons"] = [{"reason": "silent", "requests": 9, "clients": [1, 2, 3]}]
+    out = io.StringIO()
+    Console(file=out, width=120).print(failure(made))
+    lines = out.getvalue().splitlines()
+    assert lines[0] == "x, study abcd1234: no result: no reply of [any] client counted"
+    assert any("3 clients (1, 2, 3) left out of 9 exchanges: silent" in line for line in lines)
+    assert any("bytes down, total" in line and "2 MB" in line for line in lines)
+    assert "accuracy" not in out.getvalue()
+    made["phases"] = {}
+    out = io.StringIO()
+    Console(file=out, width=120).print(failure(made))
+    assert len(out.getvalue().splitlines()) == 1
 
 
 def test_the_words_of_a_client_are_shown_as_they_are():

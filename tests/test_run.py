@@ -18,7 +18,7 @@ import torch
 from helpers import INLINE, SCORED, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur.data.shards import Shards
 from secateur.engines import Failure
-from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError
+from secateur.errors import CheckpointError, ConfigError, DataError, NobodyTrainedError, NoResultError
 from secateur.federation import checkpoint, prepare, server
 from secateur.federation.folder import new_folder, read_study, reserve
 from secateur.report.outcomes import outcome
@@ -426,22 +426,17 @@ def test_a_run_in_which_all_clients_raise_is_an_error_that_names_the_reason(tmp_
     (tmp_path / "their_bursts.py").write_text(BURSTS)
     monkeypatch.syspath_prepend(tmp_path)
     study = small("fedavg", model={"name": "their_bursts:net"})
-    reason = r"12 of 12 requests failed because: ValueError: not \[today\] nor tomorrow$"  # 4 rounds of 3 clients
-    with pytest.raises(NobodyTrainedError, match=reason):
-        server.start(study, INLINE, tmp_path / "run", shards=shards)
-    assert [row["round"] for row in rows_of(tmp_path / "run")] == [1, 2, 3, 4]
-    assert (tmp_path / "run" / checkpoint.NAME).exists()
-    for name in ("summary.json", "model.safetensors"):
-        assert not (tmp_path / "run" / name).exists()
-    with pytest.raises(NobodyTrainedError, match=reason):  # from its checkpoint: nothing has changed
-        server.resume(tmp_path / "run", INLINE, shards=shards)
-    assert len(rows_of(tmp_path / "run")) == 4
-    with pytest.raises(NobodyTrainedError, match=reason):  # and no page or comparison shows it
-        outcome(tmp_path / "run")
+    for workers in (0, 1):
+        folder = tmp_path / f"run{workers}"
+        with pytest.raises(NobodyTrainedError, match=r"3 clients .*: ValueError: not \[today\] nor tomorrow$"):
+            server.start(study, Runtime(workers=workers), folder, shards=shards)
+        assert {path.name for path in folder.iterdir()} & {"rounds.jsonl", "summary.json", "model.safetensors"} == set()
+        with pytest.raises(NoResultError, match="no first step"):  # and no page or comparison shows it
+            outcome(folder)
 
 
 def test_a_learning_rate_without_bounds_is_an_error(tmp_path, shards):
-    with pytest.raises(NobodyTrainedError, match="of 12 requests failed because: "):
+    with pytest.raises(NobodyTrainedError, match="its loss is (nan|inf) after a step or two: lower training.lr"):
         play(small("fedavg", "training.lr=1e30"), tmp_path / "run", shards)
 
 
@@ -458,12 +453,12 @@ class Unheard(Wrapped):
                 yield from self.inner.exchange([(who, request)], deadline)
 
 
-def test_a_phase_that_nobody_answered_is_an_error_though_training_went_well(tmp_path, shards):
+def test_a_phase_that_nobody_answered_is_an_error_before_anything_is_trained(tmp_path, shards):
     """Where all clients fail to score, PruneFL would prune nothing and look like FedAvg."""
     mute = type("Mute", (Unheard,), {"word": b"score"})
-    with pytest.raises(NobodyTrainedError, match="phase 'score'.* 6 of 6 requests failed because: no$"):
+    with pytest.raises(NobodyTrainedError, match="phase 'score' of round 0.* 9 of 9 requests failed because: no$"):
         play(small("prunefl", "every=2"), tmp_path / "run", shards, open_engine=mute.open)
-    assert all(not row["left_out"] for row in rows_of(tmp_path / "run") if row["phase"] == "train")
+    assert {row["phase"] for row in rows_of(tmp_path / "run")} == {"score"}
 
 
 def test_a_run_whose_scores_never_came_has_its_model_and_is_an_error(tmp_path, shards):

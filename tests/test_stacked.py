@@ -1,9 +1,11 @@
 """Clients trained together: the algorithm of the local loop, the place of each client, and what is refused."""
 
 import copy
+import random
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -195,14 +197,14 @@ def test_batch_norm_sees_the_rows_of_each_client_alone():
     assert not torch.allclose(means[0], means[1])
 
 
-def test_a_client_whose_last_batch_batch_norm_refuses_fails_alone():
+def test_a_client_whose_only_row_batch_norm_refuses_fails_alone():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10)).double()
 
     def task(client, count, work, _clock):
         work(training(model, client, rows(count, client), Training(epochs=1, batch_size=4), {}))
         return b"", None
 
-    said = answers([partial(task, k, count) for k, count in enumerate((8, 5, 6))], MOST)  # 5 rows: one is left over
+    said = answers([partial(task, k, count) for k, count in enumerate((8, 1, 6))], MOST)
     assert [type(answer) for answer in said] == [tuple, ValueError, tuple]
 
 
@@ -348,6 +350,83 @@ def halved(factor, scores):
 
 def penalty_of(scores):
     return torch.stack([t.square().sum() for t in scores.values()]).sum() * 0.01
+
+
+NORMED = """
+from torch import nn
+
+def net(shape, outputs):
+    first, second = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+    return nn.Sequential(first, nn.GroupNorm(2, 8), nn.ReLU(), second, nn.GroupNorm(4, 8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, outputs))
+"""
+
+
+@pytest.mark.parametrize("method", ["federated_dropout", "heterofl", "oneshot"])
+def test_slim_group_norms_train_together_whichever_channels_they_lack(method, tmp_path, monkeypatch, shards):
+    """Federated Dropout's clients lack as many channels, and others each."""
+    (tmp_path / "their_normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("granularity=channel", "schedule.at=1", "schedule.sparsity=0.5") if method == "oneshot" else ()
+    loss = {}
+    for name, compute in (("plain", Compute()), ("stacked", MOST)):
+        study = small(method, *settings, compute=compute, model={"name": "their_normed:net"}, rounds=2)
+        summary = play(study, tmp_path / name, shards)
+        assert summary["left_out"] == {}
+        loss[name] = summary["final"]["loss"]
+    assert loss["stacked"] == pytest.approx(loss["plain"], rel=1e-4)
+
+
+class Own(nn.Module):
+    """A linear layer, and something that a training step does besides."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.layer, self.also, self.steps, self.seen = nn.Linear(3, 2), also, 0, []
+
+    def forward(self, x):
+        return self.layer(x) + self.also(self)
+
+
+DOES = {
+    "counts": lambda m: setattr(m, "steps", m.steps + 1) or 0,
+    "remembers": lambda m: m.seen.append(1) or 0,
+    "keeps": lambda m: setattr(m, "fresh", torch.ones(1)) or 0,
+    "draws from Python": lambda m: random.random(),
+    "draws from numpy": lambda m: np.random.rand(),  # noqa: NPY002 -- as people write it
+    "draws from torch": lambda m: torch.rand(1),
+}
+
+
+@pytest.mark.parametrize("does", DOES)
+def test_a_model_that_draws_or_changes_what_is_its_own_goes_one_by_one(does, told):
+    model, how = Own(DOES[does]).double(), Training(epochs=1, batch_size=4)
+    jobs = [(rows(7, k, (3,)), {}) for k in range(3)]
+    jobs = [(replace(data, y=data.y % 2), own) for data, own in jobs]
+    together(model, jobs, how)
+    assert told.pop().startswith(("this Own draws at random", "this Own changes"))
+    steady = Own(lambda m: m.steps).double()
+    agree(together(steady, jobs, how), alone(steady, jobs, how))
+
+
+def test_tied_weights_train_together_as_alone():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.one, self.two, self.last = nn.Flatten(), nn.Linear(9, 9), nn.Linear(9, 9), nn.Linear(9, 10)
+            self.two.weight = self.one.weight
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.two(torch.tanh(self.one(self.first(x))))))
+
+    torch.manual_seed(0)
+    model, how = Tied().double(), Training(epochs=2, batch_size=4, lr=0.2, momentum=0.5)
+    jobs = [(rows(8 + k, k, (1, 3, 3)), {"mask": mask_of(model, k)}) for k in range(3)]
+    assert "two.weight" not in mask_of(model, 0)
+    found = together(model, jobs, how)
+    agree(found, alone(model, jobs, how))
+    assert all((tensors["one.weight"][~own["mask"]["one.weight"]] == 0).all()
+               for (tensors, _), (_, own) in zip(found, jobs, strict=True))  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
-import secateur.contract.client
+import secateur.learning.work
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
 from secateur.contract.client import Client
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import ModelError
+from secateur.export.export import export, read
 from secateur.federation import client, server
 from secateur.learning.resident import tensors_of
 from secateur.methods.kit.hooks import Feedback
@@ -71,7 +74,7 @@ def test_weights_that_only_dead_units_read_come_back_as_they_were_sent(folder):
 
 def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     view, tensors = lab(folder, small("fedavg", model=CNN))
-    monkeypatch.setattr(secateur.contract.client, "shrink", None)
+    monkeypatch.setattr(secateur.learning.work, "shrink", None)
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False
@@ -114,6 +117,113 @@ def test_where_nothing_may_be_cut_the_model_keeps_its_shape(folder, tmp_path):
     cut = play(small("fedsparsify", *pruned, model=CNN), tmp_path / "trace", folder)
     assert kept["final"]["parameters_physical"] == kept["final"]["parameters_dense"]
     assert cut["final"]["parameters_physical"] < cut["final"]["parameters_dense"]
+
+
+class Viewing(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(1, width, 3, padding=1), nn.Linear(width * 64, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.conv(x))
+        return self.out(x.view(x.size(0), -1))
+
+
+def viewing(shape, outputs):
+    return Viewing(6)
+
+
+def test_a_model_that_flattens_images_with_view_runs_and_is_shipped(folder, tmp_path):
+    study = small("fedsparsify", *CHANNELS, model={"name": "test_structure:viewing"})
+    final = play(study, tmp_path / "inline", folder)["final"]
+    play(study, tmp_path / "two", folder, runtime=Runtime(workers=2))
+    assert same(model_of(tmp_path / "inline"), model_of(tmp_path / "two"))
+    assert final["parameters_physical"] < final["parameters_dense"]
+    export(tmp_path / "inline", "torch")  # compares its outputs with those of the masked model
+
+
+class InTraining(nn.Module):
+    """A layer that only training uses, beside one that is used at any time."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.a(x.flatten(1)))
+        return self.out(torch.relu(self.b(x)) if self.training else x)
+
+
+class ReadTwice(nn.Module):
+    """A weight that a call reads besides its layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(64, 12), nn.Linear(12, 3), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        return self.b(torch.relu(self.a(x))) + self.c(torch.relu(functional.linear(x.flip(1), self.a.weight)))
+
+
+class Stateless(nn.Module):
+    """One pool and one activation for all layers, and a residual block with one activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.act = nn.MaxPool2d(2), nn.ReLU(inplace=True)
+        self.a, self.b, self.c = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1), nn.Conv2d(4, 6, 1)
+        self.norm, self.out = nn.BatchNorm2d(6), nn.Linear(24, 3)
+
+    def forward(self, x):
+        x = self.pool(self.act(self.a(x)))
+        x = self.act(self.norm(self.c(self.act(self.b(x)))) + x)
+        return self.out(self.pool(x).flatten(1))
+
+
+@pytest.mark.parametrize(("name", "units"), [("InTraining", 6), ("ReadTwice", 6), ("Stateless", 3)])
+def test_what_is_shipped_computes_what_was_scored_however_layers_are_used(folder, tmp_path, name, units):
+    """Half of the units of each layer are gone, and the slim model is the masked one."""
+    model = {"name": "test_structure:made", "options": {"which": name}}
+    study = small("fedsparsify", *CHANNELS, "allocation=uniform", model=model, data={"clients": 4})
+    summary = play(study, tmp_path / "run", folder)
+    shipped = read(tmp_path / "run")
+    assert len(shipped.slim.get_parameter("a.weight")) == units
+    assert summary["remarks"] == []
+    x = torch.rand(5, 1, 8, 8)
+    assert torch.allclose(shipped.slim(x), shipped.masked(x), atol=1e-5)
+
+
+def made(shape, outputs, which):
+    return {"InTraining": InTraining, "ReadTwice": ReadTwice, "Stateless": Stateless}[which]()
+
+
+def test_what_stays_whole_is_said_with_its_share_of_the_macs(folder, tmp_path):
+    """64 x 8 inputs enter a layer norm, 8 x 6 do not, and 6 x 3 are the output's."""
+    study = small("fedsparsify", *CHANNELS, model={"name": "test_structure:normed"})
+    summary = play(study, tmp_path / "run", folder)
+    share = round(100 * 64 * 8 / (64 * 8 + 8 * 6 + 6 * 3))
+    assert summary["remarks"] == [
+        f"layers with {share}% of the MACs keep all their units (1: '2' (LayerNorm) mixes its channels)"
+    ]
+    assert summary["remarks"][0] in (tmp_path / "run" / "run.log").read_text()
+    single = play(small("fedsparsify", model={"name": "test_structure:normed"}), tmp_path / "single", folder)
+    assert single["remarks"] == []  # no units are removed anyway
+
+
+def normed(shape, outputs):
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, outputs)
+    )
+
+
+def test_an_export_as_large_as_the_dense_model_says_so(folder, tmp_path):
+    for name, settings in (("single", ()), ("channels", CHANNELS)):
+        play(small("fedsparsify", *settings, model=CNN), tmp_path / name, folder)
+        export(tmp_path / name, "safetensors")
+        text = (tmp_path / name / "export" / "card.md").read_text()
+        assert ("is as large as the dense model" in text) == ("granularity=channel" in text) == (name == "single")
+        assert ("is the physically slim model" in text) == (name == "channels")
 
 
 def test_units_by_torch_pruning_lead_to_the_same_run(folder, tmp_path):

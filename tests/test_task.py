@@ -75,6 +75,18 @@ def test_errors_of_values_are_scikit_learns(pairs):
         assert math.isnan(scores["r2"])
 
 
+def test_errors_of_scaled_targets_are_told_in_their_own_unit():
+    """Ages 20, 50, 80 with mean 50 and scale 30, predicted 35, 50, 50: off by 15, 0 and 30 years."""
+    task = find("regression").in_units(30.0, "years")
+    scores = task.scores(torch.tensor([[-0.5], [0.0], [0.0]]), torch.tensor([-1.0, 0.0, 1.0]))
+    assert scores["mae"] == pytest.approx(15.0)
+    assert scores["r2"] == pytest.approx(1 - (0.25 + 1) / 2)  # has no unit
+    assert (task.metrics[0].shown, task.metrics[0].worded) == ("MAE in years", "mean absolute error in years")
+    assert task.metrics[0].name == "mae"
+    assert task.loss(torch.tensor([[0.5]]), torch.tensor([0.0])) == 0.25
+    assert find("classification").in_units(30.0, "years").metrics == Classification().metrics
+
+
 @pytest.mark.parametrize("task", [Classification(), Regression()])
 def test_the_loss_of_a_batch_is_the_mean_of_its_rows(task):
     draw = torch.Generator().manual_seed(0)

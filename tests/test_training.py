@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, DataError
 from secateur.learning.evaluate import evaluate
+from secateur.learning.gradients import gradient_statistic
 from secateur.learning.hook import Hook, Steps
-from secateur.learning.loop import Effort, fit
+from secateur.learning.loop import Effort, batches, fit
 from secateur.learning.optimiser import Training
 from secateur.learning.resident import enforce, load, tensors_of
 from secateur.learning.task import Data, Regression, find
@@ -69,6 +70,69 @@ def test_pruned_weights_are_zero_after_every_step_even_with_momentum(optimiser):
     assert all((w[~mask["1.weight"]] == 0).all() for w in [*seen, net[1].weight])
     assert not torch.signbit(net[1].weight[~mask["1.weight"]]).any()
     assert (net[1].weight[mask["1.weight"]] != 0).all()
+
+
+def normed(norm):
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Flatten(), nn.Linear(6, 5), norm, nn.Linear(5, 3))
+
+
+def test_a_last_batch_of_one_row_joins_the_one_before_it_under_batch_norm():
+    """9 rows in batches of 4: 4 and 5, where torch's own loop would fail at the last row."""
+    settings, rows = Training(epochs=2, batch_size=4, lr=0.05), data(9)
+    ours, plain = (normed(nn.BatchNorm1d(5)) for _ in range(2))
+    done = fit(ours, rows, settings, Turn(3, 1, 4))
+    steps = torch.optim.SGD(plain.parameters(), lr=0.05)
+    shuffle = torch.Generator().manual_seed(derive(3, "batches", 1, 4))
+    losses = []
+    for _ in range(2):
+        order = torch.randperm(9, generator=shuffle)
+        for index in (order[:4], order[4:]):
+            steps.zero_grad()
+            loss = nn.functional.cross_entropy(plain(rows.x[index]), rows.y[index])
+            loss.backward()
+            steps.step()
+            losses.append(loss.item() * len(index))
+    pairs = zip(ours.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in pairs)
+    assert (done.samples, done.processed, done.steps) == (9, 18, 4)
+    assert done.loss == pytest.approx(sum(losses[2:]) / 9, abs=1e-6)
+    lengths = []
+    grouped = normed(nn.GroupNorm(1, 5))
+    grouped[1].register_forward_pre_hook(lambda _, given: lengths.append(len(given[0])))
+    fit(grouped, rows, settings, Turn(3, 1, 4))
+    assert lengths == [4, 4, 1] * 2  # it needs no other rows
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "most", "lengths"),
+    [(9, 4, None, [4, 5]), (9, 4, 3, [4, 5]), (9, 4, 2, [4, 4]), (8, 4, None, [4, 4]), (1, 4, None, [1]),
+     (5, 4, 1, [4]), (5, 4, 2, [5]), (3, 1, None, [1, 1, 1]), (3, 2, None, [3])],
+)  # fmt: skip
+def test_batches_take_each_row_once(count, size, most, lengths):
+    parts = batches(torch.arange(count), size, paired=True, most=most)
+    assert [len(part) for part in parts] == lengths
+    assert torch.cat(parts).tolist() == list(range(sum(lengths)))
+    alone = batches(torch.arange(count), size, paired=False, most=most)
+    assert [part.tolist() for part in alone] == [part.tolist() for part in torch.arange(count).split(size)[:most]]
+
+
+def test_statistics_are_measured_with_a_last_batch_of_one_row_too():
+    settings = Training(batch_size=4)
+    squares, done = gradient_statistic(normed(nn.BatchNorm1d(5)), data(9), settings, "square", Turn(0, 1, 2), batches=9)
+    assert done.processed == 9
+    net = normed(nn.BatchNorm1d(5)).train()
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(derive(0, "gradients", 1, 2)))
+    parts = []
+    for index in (order[:4], order[4:]):
+        loss = nn.functional.cross_entropy(net(data(9).x[index]), data(9).y[index])
+        parts.append(torch.autograd.grad(loss, net[1].weight)[0].square())
+    assert torch.allclose(squares["1.weight"], (parts[0] + parts[1]) / 2, atol=1e-7)
+
+
+def test_a_client_without_rows_says_so():
+    with pytest.raises(DataError, match="this client has no training rows"):
+        fit(model(), data(0), Training(), Turn(0, 1, 0))
 
 
 def test_a_full_mask_changes_no_bit():

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, TypeVar, get_type_hints
 
 import typer
 
-from secateur.errors import SecateurError
+from secateur.errors import NoResultError, SecateurError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from secateur.report.gather import Subject
     from secateur.study.runtime import Runtime
     from secateur.study.study import Study
 
@@ -126,10 +127,12 @@ def compare(flags: CompareFlags) -> None:
     """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     _warm()
     from secateur.compare import grid  # noqa: PLC0415
+    from secateur.compare.grid import cell_name, folder_of  # noqa: PLC0415
     from secateur.compare.suite import chosen  # noqa: PLC0415
     from secateur.report import tables  # noqa: PLC0415
     from secateur.report.formatting import show  # noqa: PLC0415
     from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
+    from secateur.report.gather import failed as failure_of  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
 
     out = flags.out
@@ -146,6 +149,10 @@ def compare(flags: CompareFlags) -> None:
     text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(text, highlight=False, soft_wrap=True)
     _page([out], out / "page", browse=flags.browse)
+    failed = {cell_name(cell): failed_why for cell in cells if (failed_why := failure_of(folder_of(out, cell.study)))}
+    if failed:
+        first, why = next(iter(failed.items()))
+        raise NoResultError(f"{len(failed)} of {len(cells)} runs have no result, and are in no figure: {first}: {why}")
 
 
 @app.command()
@@ -213,7 +220,8 @@ def budget(
         gather,
     )
 
-    lines = gather(folders, Bandwidth.parse(link) if link else None).lines
+    lines, subjects = gather(folders, Bandwidth.parse(link) if link else None)[1:3]
+    _say_failed(subjects)
     fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
         _console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
@@ -232,10 +240,19 @@ def _page(folders: list[Path], out: Path, *, browse: bool, live: bool = False, l
     title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
     index = page.write(title, lines, subjects, out, live=live and not ended)
     console = _console()
+    _say_failed(subjects)
     if browse and console.is_terminal:
         webbrowser.open(index.absolute().as_uri())
     console.print(f"Page: {index}", highlight=False, soft_wrap=True)
     return live and not ended
+
+
+def _say_failed(subjects: Sequence[Subject]) -> None:
+    """Print which runs have no result, and why."""
+    for subject in subjects:
+        if subject.failed:
+            text = f"No result, and in no figure: {subject.name}: {subject.failed}"
+            _console().print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -265,8 +282,8 @@ def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")]
 
 def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
     from secateur.federation import prepare, server  # noqa: PLC0415
-    from secateur.federation.folder import reserve  # noqa: PLC0415
-    from secateur.report.terminal import Display, comparison  # noqa: PLC0415
+    from secateur.federation.folder import read_failure, reserve  # noqa: PLC0415
+    from secateur.report.terminal import Display, comparison, failure  # noqa: PLC0415
 
     console = _console()
     with prepare.federation(study) as shards, Display(console) as display:
@@ -277,9 +294,16 @@ def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
         for place, part in plan:
             reserve(place, part)
         summaries = []
-        for place, part in plan:
-            name = part.method if place == folder else "dense fedavg"
-            summaries.append(server.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+        try:
+            for place, part in plan:
+                name = part.method if place == folder else "dense fedavg"
+                summaries.append(server.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+        except NoResultError:
+            if summaries:  # the dense twin has none
+                console.print(comparison(summaries[0], None))
+            if (told := read_failure(plan[len(summaries)][0])) is not None:
+                console.print(failure(told))
+            raise
     console.print(comparison(summaries[0], summaries[1] if dense else None))
 
 

@@ -7,11 +7,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -21,26 +23,25 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     A convolution's weight is used once for each output position, a linear layer's once for each vector it
     maps, a recurrent layer's once for each time step, as are the projections of ``nn.MultiheadAttention`` (on average,
     where keys and queries are of different lengths). The MACs of a layer are its weight's entries times its
-    uses; biases, normalisation, activations and table look-ups are not counted.
+    uses; biases, normalisation, activations and table look-ups are not counted. A weight that several layers
+    share is one, and has the uses of all of them.
 
     Args:
         model: the model, which is run once in evaluation mode.
         example: an input of batch size 1.
     """
     counted: dict[str, int] = {}
-    handles = []
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
 
-    def watch(name: str, module: nn.Module) -> None:
-        def hook(_: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
-            for weight, count in _layer_uses(module, (*inputs, *named.values()), output).items():
-                key = f"{name}.{weight}" if name else weight
-                counted[key] = counted.get(key, 0) + count
+    def count(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: object) -> None:
+        for weight, times in _layer_uses(module, (*inputs, *named.values()), output).items():
+            for parameter in _made_of(module, weight):
+                name = names[id(parameter)]
+                counted[name] = counted.get(name, 0) + times
 
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-
-    for name, module in model.named_modules():
-        if isinstance(module, (nn.Linear, nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
-            watch(name, module)
+    layers = (nn.Linear, nn.RNNBase, nn.MultiheadAttention, nn.modules.conv._ConvNd)  # noqa: SLF001 -- torch's own base class
+    counting = [module for module in model.modules() if isinstance(module, layers)]
+    handles = [module.register_forward_hook(count, with_kwargs=True) for module in counting]
     was_training, was_fast = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # it calls no layers, and hides padding from those that it calls
@@ -55,6 +56,17 @@ def uses(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
     return counted
 
 
+def _made_of(module: nn.Module, weight: str) -> list[torch.Tensor]:
+    """Return a layer's weight if it is a parameter, else the parameter of its size that it is computed from, if any."""
+    tensor = attrgetter(weight)(module)
+    if isinstance(tensor, nn.Parameter):
+        return [tensor]
+    prefix, _, own = weight.rpartition(".")
+    owner: Any = module.get_submodule(prefix)
+    makers = owner.parametrizations[own].parameters() if parametrize.is_parametrized(owner, own) else ()
+    return [p for p in makers if p.numel() == tensor.numel()][:1]
+
+
 def _layer_uses(module: nn.Module, inputs: tuple[Any, ...], output: object) -> dict[str, int]:
     entered = inputs[0]
     if isinstance(module, nn.RNNBase):
@@ -62,7 +74,7 @@ def _layer_uses(module: nn.Module, inputs: tuple[Any, ...], output: object) -> d
             steps = len(entered.data)
         else:
             steps = entered.shape[1] if module.batch_first else entered.shape[0]
-        return {name: steps for name, _ in module.named_parameters() if name.startswith("weight")}
+        return {n: steps for layer in module._all_weights for n in layer if n.startswith("weight")}  # noqa: SLF001 -- as made
     if isinstance(module, nn.MultiheadAttention):
         queries, keys = (part.numel() // part.shape[-1] for part in inputs[:2])
         fused = {"in_proj_weight": (queries + 2 * keys) // 3, "out_proj.weight": queries}

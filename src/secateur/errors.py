@@ -7,7 +7,9 @@ SecateurError                  anything a user can mend; the command line prints
 ├── WireError                  a payload does not fit what its receiver expects; costs the sender its place
 ├── CheckpointError            a checkpoint or run folder is missing, damaged, or could not be written
 ├── EngineError                clients could not be started or reached at all
-├── NobodyTrainedError         a run came to its end, and no reply of any client had counted
+├── NoResultError              a run came to its end without a result; its records are kept
+│   ├── NobodyTrainedError     too few clients could train, for the reason that the text names
+│   └── DivergedError          the model that came of it is not usable: its loss has grown beyond all bounds
 └── MissingExtraError          an optional package is not installed
 """
 
@@ -55,8 +57,16 @@ class EngineError(SecateurError):
     """Clients could not be started or reached at all."""
 
 
-class NobodyTrainedError(SecateurError):
-    """A run came to its end, and no reply of any client had counted: its records are kept, and there is no result."""
+class NoResultError(SecateurError):
+    """A run came to its end without a result; its records are kept."""
+
+
+class NobodyTrainedError(NoResultError):
+    """Too few clients could train: the text names the most frequent reason."""
+
+
+class DivergedError(NoResultError):
+    """The model that came of a run is not usable: its loss has grown beyond all bounds."""
 
 
 class MissingExtraError(SecateurError):

@@ -7,10 +7,13 @@ label gives the same draws in any process, on any engine, and after any resume.
 from __future__ import annotations
 
 import hashlib
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -48,6 +51,42 @@ def derive(seed: int, *label: int | str) -> int:
 def stream(seed: int, *label: int | str) -> torch.Generator:
     """Return a fresh CPU generator for ``label``."""
     return torch.Generator().manual_seed(derive(seed, *label))
+
+
+def drawn_so_far() -> str:
+    """Return the digest of the global generators' states, which changes if anything is drawn from one of them."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002 -- the very one that others' code draws from
+    with np.printoptions(threshold=sys.maxsize):
+        seen = random.getstate(), state, torch.default_generator.get_state().tolist()
+        return hashlib.sha256(repr(seen).encode()).hexdigest()
+
+
+def seed_globals(seed: int, *label: int | str) -> None:
+    """Seed the global generators of torch, numpy and Python, for code that may be anyone's."""
+    derived = derive(seed, *label)
+    random.seed(derived)
+    np.random.seed(derived % 2**32)  # noqa: NPY002 -- the very one that others' code draws from
+    torch.default_generator.manual_seed(derived)
+
+
+@contextmanager
+def kept_globals() -> Iterator[None]:
+    """Restore the global generators of torch, numpy and Python after the block, as they may be somebody else's too."""
+    before = random.getstate(), np.random.get_state(), torch.default_generator.get_state()  # noqa: NPY002 -- likewise
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002 -- likewise
+        torch.default_generator.set_state(before[2])
+
+
+@contextmanager
+def global_streams(seed: int, *label: int | str) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and Python inside the block and restore them after."""
+    with kept_globals():
+        seed_globals(seed, *label)
+        yield
 
 
 @contextmanager

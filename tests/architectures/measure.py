@@ -22,10 +22,11 @@ def owner(tensor):
 
 def layer_macs(model, example):
     """Return the MACs of one example by layer: entries of its weights times their uses."""
-    found = {}
-    for weight, uses in cost.uses(model, example).items():
-        layer, _, part = weight.rpartition(".")
-        found[layer] = found.get(layer, 0) + uses * getattr(model.get_submodule(layer), part).numel()
+    found, first = {}, {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, uses in cost.uses(model, example).items():
+        weight = getattr(model.get_submodule(owner(name)), name.rpartition(".")[2])
+        layer = owner(first.get(id(weight), name))  # that of two that share a weight which comes first
+        found[layer] = found.get(layer, 0) + uses * weight.numel()
     return found
 
 
@@ -36,7 +37,7 @@ def whole(model, found, example):
     with_units = {owner(slot.tensor) for group in found.layers for slot in group.incoming}
     left = dict.fromkeys(layer for layer in macs if layer not in with_units)
     every = found.whole.get("", "")
-    if not macs:
+    if not macs and not with_units:
         return {"": (every or "its weights are its own parameters", 1.0)}
     return {layer: (_reason(layer, found.whole) or every, macs[layer] / total) for layer in left}
 

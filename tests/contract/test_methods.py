@@ -257,7 +257,8 @@ def test_without_any_reply_the_model_is_kept_and_the_end_is_an_error(name, tmp_p
     study = small(name)
     with pytest.raises(NobodyTrainedError, match=r"no reply of any client counted.* because: silent"):
         play(study, tmp_path / "run", shards, open_engine=Deaf.open)
-    assert {row["round"] for row in rows_of(tmp_path / "run")} >= {1, 2, 3, 4}
+    assert len({(row["phase"], row["round"]) for row in rows_of(tmp_path / "run")}) == 1
+    assert [row.get("attempt", 0) for row in rows_of(tmp_path / "run")] == [0, 1, 2]
     held = server.Run(study, INLINE, tmp_path / "run", shards)
     state = held.restore()
     assert all(torch.isfinite(t.float()).all() for t in state.weights.values())

@@ -6,7 +6,8 @@ from torch import fx, nn
 
 from secateur import models
 from secateur.errors import MissingExtraError, ModelError
-from secateur.learning.resident import lay_out, tensors_of
+from secateur.learning.resident import tensors_of
+from secateur.models.memory_format import fragile, lay_out
 
 COUNTS = [
     ("twocnn", (1, 24, 24), 10, {}, 1_663_370),
@@ -236,7 +237,7 @@ def test_a_graph_convolution_by_hand():
 
 
 def test_strided_pointwise_convolutions_of_few_channels_see_channels_first():
-    """What crashed: the gradient of such weights, images channels last, on CPUs without AVX-512; see models.fragile."""
+    """What crashed: gradients of such weights, images channels last, on CPUs without AVX-512; see ``fragile``."""
     model = models.build("resnet20", input_shape=(3, 8, 8), outputs=4, options={"width": 6}, init="torch")
     lay_out(model)
     seen = {}
@@ -252,10 +253,10 @@ def test_strided_pointwise_convolutions_of_few_channels_see_channels_first():
         watch(name, layer)
     x = torch.rand(5, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     model.train()(x).square().sum().backward()
-    fragile = {name for name, layer in convolutions.items() if models.fragile(layer)}
-    assert {name for name, (_, last) in seen.items() if not last} == fragile
-    assert {convolutions[name].stride for name in fragile} == {(2, 2)}
-    assert all(seen[name][0] == (convolutions[name].in_channels, 1, 1, 1) for name in fragile)
+    kept = {name for name, layer in convolutions.items() if fragile(layer)}
+    assert {name for name, (_, last) in seen.items() if not last} == kept
+    assert {convolutions[name].stride for name in kept} == {(2, 2)}
+    assert all(seen[name][0] == (convolutions[name].in_channels, 1, 1, 1) for name in kept)
     exact = models.build("resnet20", input_shape=(3, 8, 8), outputs=4, options={"width": 6}, init="torch").double()
     exact.train()(x.double().contiguous()).square().sum().backward()
     for (name, mine), theirs in zip(model.named_parameters(), exact.parameters(), strict=True):
@@ -267,3 +268,39 @@ def test_weights_of_a_single_input_channel_lie_channels_last_too():
     model = models.build("twocnn", input_shape=(1, 28, 28), outputs=10, init="torch")
     lay_out(model)
     assert (model.conv1.weight.stride(), model.conv2.weight.stride()) == ((25, 1, 5, 1), (800, 1, 160, 32))
+
+
+class Viewing(nn.Module):
+    """Flattens images with ``view``, which needs channels first: behind a convolution, at once, or in training only."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.conv, self.aside, self.out = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(3 * 16, 5), nn.Linear(64, 5)
+        self.where = where
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        if self.where == "at once" or (self.where == "in training" and self.training):
+            return self.aside(x.view(x.size(0), -1)) + self.out(y.flatten(1))
+        return self.out(y.view(y.size(0), -1) if self.where == "behind" else y.flatten(1))
+
+
+def viewing(shape, outputs, where="behind"):
+    return Viewing(where)
+
+
+@pytest.mark.parametrize("where", ["behind", "at once", "in training", "nowhere"])
+def test_a_model_that_flattens_with_view_gets_its_images_channels_first(where):
+    options = {"where": where}
+    model = models.build(f"{__name__}:viewing", input_shape=(3, 4, 4), outputs=5, options=options)
+    lay_out(model)
+    assert model.conv.weight.is_contiguous() == (where != "nowhere")
+    x = torch.rand(2, 3, 4, 4)
+    last = x.contiguous(memory_format=torch.channels_last)
+    flat = x.flatten(1)
+    for training in (False, True):
+        seen = torch.relu(model.conv(x)).flatten(1)
+        expected = model.out(seen)
+        if where == "at once" or (where == "in training" and training):
+            expected = expected + model.aside(flat)
+        assert torch.allclose(model.train(training)(last), expected, atol=1e-6)

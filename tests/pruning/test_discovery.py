@@ -201,3 +201,20 @@ def test_a_block_that_rectifies_needs_an_input_that_is_never_negative():
     assert blocks(chain(nn.Tanh(), nn.ReLU())) == []
     assert blocks(chain(nn.Tanh(), nn.Identity())) == ["2"]
     assert blocks(chain(nn.ReLU(), nn.Tanh())) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "units"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4 * 49, 2)), {"0": 4}),
+        (nn.Sequential(nn.Conv1d(2, 4, 3), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(4, 2)), {"0": 4}),
+        (nn.Sequential(nn.Linear(7, 4), nn.ReLU(), nn.Linear(4, 2)), {"0": 4}),
+        (nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(4 * 16, 2)), {"0": 4}),
+        (nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), {}),
+    ],
+)
+def test_without_an_example_one_is_made_up_from_the_first_layer(model, units):
+    found = layout(model)
+    assert {g.name: g.units for g in found.groups} == units
+    assert bool(found.groups) != ("" in found.whole)
+    assert model.training

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from secateur.pruning.discovery import layout
 from secateur.pruning.structure import Slot, expand, plan
@@ -70,7 +70,7 @@ def dense_net(m, x):
 
 def u_net(m, x):
     first = torch.relu(m.down1(x))
-    second = torch.relu(m.down2(F.max_pool2d(first, 2)))
+    second = torch.relu(m.down2(functional.max_pool2d(first, 2)))
     up = torch.relu(m.up(second))
     return m.head(torch.relu(m.merge(torch.cat([up, first], 1))))
 
@@ -83,14 +83,14 @@ def squeezed(m, x):
 
 def squeezed_by_linear(m, x):
     x = m.conv(x)
-    gate = torch.sigmoid(m.expand(torch.relu(m.squeeze(F.adaptive_avg_pool2d(x, 1).flatten(1)))))
+    gate = torch.sigmoid(m.expand(torch.relu(m.squeeze(functional.adaptive_avg_pool2d(x, 1).flatten(1)))))
     return m.head(x * gate[:, :, None, None])
 
 
 def convnext(m, x):
     x = m.stem(x)
     y = m.norm(m.depthwise(x).permute(0, 2, 3, 1))
-    y = m.scale * m.fc2(F.gelu(m.fc1(y)))
+    y = m.scale * m.fc2(functional.gelu(m.fc1(y)))
     return m.head(x + y.permute(0, 3, 1, 2))
 
 
@@ -105,7 +105,7 @@ def inception(m, x):
 
 
 def own_weights(m, x):
-    x = F.relu(F.conv2d(x, m.weight, m.bias, padding=1))
+    x = functional.relu(functional.conv2d(x, m.weight, m.bias, padding=1))
     return m.head(x)
 
 
@@ -210,12 +210,12 @@ FOLLOWED = {
         {"encode.0": 5, "encode.2": 4},
     ),
     "a view behind a pool": (
-        Net(lambda m, x: m.fc(F.max_pool2d(m.conv(x), 2).reshape(x.shape[0], -1)), conv=conv(2, 6),
+        Net(lambda m, x: m.fc(functional.max_pool2d(m.conv(x), 2).reshape(x.shape[0], -1)), conv=conv(2, 6),
             fc=nn.Linear(96, 3)),
         {"conv": 6},
     ),
     "padded, cropped, rolled": (
-        Net(lambda m, x: m.head(F.pad(m.conv(x), (1, 1, 1, 1))[:, :, 1:-2, ::2].roll(1, 2)), conv=conv(2, 6),
+        Net(lambda m, x: m.head(functional.pad(m.conv(x), (1, 1, 1, 1))[:, :, 1:-2, ::2].roll(1, 2)), conv=conv(2, 6),
             head=head(6)),
         {"conv": 6},
     ),
@@ -270,20 +270,25 @@ def test_every_layer_without_channels_of_its_own_passes_them_on(layer):
 
 
 CALLS = {
-    "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
-    "hardswish": F.hardswish,
-    "mish": F.mish,
-    "elu": lambda x: F.elu(x, alpha=0.5),
+    "leaky_relu": lambda x: functional.leaky_relu(x, 0.2),
+    "hardswish": functional.hardswish,
+    "mish": functional.mish,
+    "elu": lambda x: functional.elu(x, alpha=0.5),
     "clamp": lambda x: x.clamp(min=0, max=6),
     "x sigmoid(x)": lambda x: x * x.sigmoid(),
-    "x relu6(x + 3) / 6": lambda x: x * F.relu6(x + 3) / 6,
+    "x relu6(x + 3) / 6": lambda x: x * functional.relu6(x + 3) / 6,
     "square root": lambda x: x.abs().sqrt(),
     "in place": lambda x: x.mul_(2).relu_(),
     "difference": lambda x: 2 * x - x**2,
     "negative": lambda x: -x,
     "maximum": lambda x: torch.maximum(x, x / 2),
-    "dropout": lambda x: F.dropout(x, 0.5, training=True),
+    "dropout": lambda x: functional.dropout(x, 0.5, training=True),
     "half and back": lambda x: x.float().double().to(x.dtype).clone().contiguous(),
+    "where": lambda x: torch.where(x > 0, x, 0.1 * x),
+    "chosen by a comparison": lambda x: x * (x > 0),
+    "hidden": lambda x: x.masked_fill(x < 0, 0.0),
+    "unit length": lambda x: functional.normalize(x, dim=1),
+    "divided by its length": lambda x: x / (1 + x.norm(dim=1, keepdim=True)),
     "over one dimension": lambda x: x - x.mean(dim=(2, 3), keepdim=True),
 }
 
@@ -325,7 +330,7 @@ def test_units_behind_a_concatenation_begin_at_an_offset():
 
 
 def shuffled(m, x):
-    return m.head(F.pixel_shuffle(m.conv(x), 2))
+    return m.head(functional.pixel_shuffle(m.conv(x), 2))
 
 
 def by_position(m, x):
@@ -395,10 +400,21 @@ def test_a_layer_of_one_mode_is_cut_for_both(mode):
 
 def test_a_weight_that_a_call_reads_besides_its_layer_is_cut_for_both():
     model = Net(
-        lambda m, x: m.b(F.relu(m.a(x))) + m.c(F.relu(F.linear(x.flip(1), m.a.weight))),
+        lambda m, x: m.b(functional.relu(m.a(x))) + m.c(functional.relu(functional.linear(x.flip(1), m.a.weight))),
         a=nn.Linear(4, 6), b=nn.Linear(6, 3), c=nn.Linear(6, 3),
     )  # fmt: skip
     found = layout(model, example=torch.zeros(1, 4))
     assert [(g.name, g.units) for g in found.groups] == [("a", 6)]
     assert {s.tensor for s in found.groups[0].outgoing} == {"b.weight", "c.weight"}
     assert difference(model, found, torch.randn(5, 4), training=True) < 1e-9
+
+
+def test_layers_without_units_of_their_own_are_named_too():
+    """A depthwise convolution, one whose weight is computed, and one with a single output."""
+    wide = nn.utils.parametrizations.spectral_norm(conv(6, 4))
+    model = nn.Sequential(conv(2, 6), conv(6, 6, groups=6), nn.LocalResponseNorm(3), wide, conv(4, 1), head(1))
+    found = layout(model, example=torch.zeros(1, *IMAGE))
+    assert found.whole["1"] == found.whole["0"] == "'2' (LocalResponseNorm) mixes its channels"
+    assert "computes, and does not hold" in found.whole["3"]
+    assert found.whole["4"] == "it has one unit"
+    assert found.groups == ()

@@ -19,9 +19,9 @@ from secateur.compare.suite import Cell, Suite, cells, controls
 from secateur.data.shards import open_shards
 from secateur.engines.script import spared
 from secateur.engines.workers import for_workers, processes
-from secateur.errors import CheckpointError, SecateurError
+from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint, prepare, server
-from secateur.federation.folder import ROUNDS, SUMMARY, reserve
+from secateur.federation.folder import ROUNDS, SUMMARY, read_failure, reserve
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -43,12 +43,18 @@ def folder_of(out: Path, study: Study) -> Path:
     return out / RUNS / f"{study.method.rpartition('.')[2]}-{study.hash()}"
 
 
+def cell_name(cell: Cell) -> str:
+    """Return a cell in words: its variant, control, partition and seed."""
+    return f"{cell.variant}{', ' + cell.control if cell.control else ''}, {cell.partition}, seed {cell.seed}"
+
+
 def run_suite(
     suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, report: Report = silent
 ) -> list[Cell]:
     """Make those runs of a suite that ``out`` does not hold yet; return all cells, controls included.
 
-    A comparison that was stopped or killed continues: each of its runs does so from its last exchange.
+    A comparison that was stopped or killed continues: each of its runs does so from its last exchange. A run that ends
+    without a result has a ``failure.json``, and its variant no further controls; the others go on.
 
     Args:
         suite: the suite.
@@ -58,7 +64,7 @@ def run_suite(
         report: called with the progress every half second or so.
 
     Raises:
-        SecateurError: a setting is wrong (before anything runs), or a run failed; the text names it.
+        SecateurError: a setting is wrong (before anything runs), or a run could not be made; the text names it.
     """
     first = cells(suite, data)
     out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +72,7 @@ def run_suite(
         pool.finish(first)
         more: list[Cell] = []
         for cell in first:
-            if not cell.control:
+            if not cell.control and read_failure(folder_of(out, cell.study)) is None:
                 more += _controls(suite, cell, out)
         pool.finish(more)
     return first + more
@@ -109,16 +115,17 @@ class _Pool:
                 self.done.add(folder)
                 continue
             shards = prepare.simulated(cell.study, self.out / _DATA)
-            name = f"{cell.variant}{', ' + cell.control if cell.control else ''}, {cell.partition}, seed {cell.seed}"
             study = cell.study.model_dump_json()
             with spared(study):
-                waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, name
+                waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, cell_name(cell)
         while waiting:
             over, _ = wait(waiting, _LOOK_EVERY, FIRST_COMPLETED)
             for future in over:
                 folder, name = waiting.pop(future)
                 try:
                     future.result()
+                except NoResultError:  # told by its folder
+                    self.done.add(folder)
                 except SecateurError as broken:
                     raise type(broken)(f"{name} ({folder}): {broken}") from broken
                 except BrokenProcessPool as broken:

@@ -22,6 +22,7 @@ from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.personal import Personal
 from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
 from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
@@ -387,7 +388,7 @@ def _network(section: str, shape: Shape) -> _Network:
     made = Study(model=ModelSection.model_validate_json(section))
     model, inputs = make_model(made, shape), example(shape)
     setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in stored(model).items()}
 
     def macs(width: float) -> int:
         narrow = Narrow(width)

@@ -56,6 +56,8 @@ class Ask:
         dense: whether clients train all weights, whatever the mask; their MACs are counted accordingly.
         plain: whether the replies that end the round are something other than trained weights (scores, signs); they
             never travel as updates then.
+        in_turn: whether clients are asked one after another, each by an ask of its own. One that fails is passed over
+            then, and the run goes on as long as any of them has answered.
     """
 
     phase: str
@@ -68,6 +70,7 @@ class Ask:
     own: Mapping[int, Tensors] = field(default_factory=dict)
     dense: bool = False
     plain: bool = False
+    in_turn: bool = False
 
     def tensors(self, client: int) -> Tensors:
         """Return the tensors that a client is sent, before its slice is applied."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -39,6 +39,8 @@ class Client:
         work: does the jobs of the client's code: at once, or when other clients have the same to do.
         measured: the number of processed rows for which ``gradient_statistic`` took gradients of all weights, pruned
             ones included.
+        restore: puts back what the model keeps beside its exchanged tensors (counters, attributes); each training and
+            measuring begins with it.
     """
 
     id: int
@@ -50,6 +52,7 @@ class Client:
     initial: Tensors = field(default_factory=dict)
     work: Worker = alone
     measured: int = 0
+    restore: Callable[[], None] = lambda: None
 
     def train(
         self, tensors: Tensors, mask: Mask | None, *,
@@ -72,7 +75,16 @@ class Client:
         hooks = [hook.slim(removal) for hook in hooks] if removal else hooks
         held = slim_mask(mask, removal) if mask and removal else mask
         job = Train(
-            self.model, tensors, self.data, self.training, self.turn(round_), held, effort, tuple(hooks), removal
+            self.model,
+            tensors,
+            self.data,
+            self.training,
+            self.turn(round_),
+            held,
+            effort,
+            tuple(hooks),
+            removal,
+            self.restore,
         )
         trained, done = self.work(job)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
@@ -86,7 +98,16 @@ class Client:
         those of ``secateur.learning.gradients.gradient_statistic``.
         """
         statistic, done = self.work(
-            Measure(self.model, masks.apply(tensors, mask), self.data, self.training, form, self.turn(round_), batches)
+            Measure(
+                self.model,
+                masks.apply(tensors, mask),
+                self.data,
+                self.training,
+                form,
+                self.turn(round_),
+                batches,
+                self.restore,
+            )
         )
         self.measured += done.processed
         return statistic, done
@@ -96,13 +117,23 @@ class Client:
     ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train scores from which a model's weights are made, starting from ``tensors``; see ``supermask.learn``."""
         learnt, done = self.work(
-            Learn(self.model, tensors, self.data, self.training, scores, effective, self.turn(round_), penalty)
+            Learn(
+                self.model,
+                tensors,
+                self.data,
+                self.training,
+                scores,
+                effective,
+                self.turn(round_),
+                penalty,
+                self.restore,
+            )
         )
         return learnt, done
 
     def score(self, tensors: Tensors, data: Data | None = None) -> Score:
         """Return the scores of the model with these tensors, on the client's training rows or others of its own."""
-        score: Score = self.work(Evaluate(self.model, tensors, self.data if data is None else data))
+        score: Score = self.work(Evaluate(self.model, tensors, self.data if data is None else data, self.restore))
         return score
 
     def turn(self, round_: int) -> Turn:

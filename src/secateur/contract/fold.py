@@ -51,10 +51,12 @@ def nodes(first: int, count: int, total: int) -> Iterator[Node]:
     end = first + count
     while first < end:
         level = 0
-        while first % ARITY ** (level + 1) == 0 and (min(total, first + ARITY ** (level + 1)) <= end):
+        while (
+            ARITY**level < total
+            and first % ARITY ** (level + 1) == 0
+            and min(total, first + ARITY ** (level + 1)) <= end
+        ):
             level += 1
-            if ARITY**level >= total:
-                break
         yield Node(level, first // ARITY**level)
         first += min(ARITY**level, end - first)
 

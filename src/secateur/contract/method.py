@@ -12,15 +12,29 @@ Every phase (exploration, vote, calibration) is one more ``Ask``; the round loop
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 from secateur.contract.ask import EVALUATE, SCORES, Ask
 from secateur.contract.client import Client
 from secateur.contract.reducer import Reduced
 from secateur.contract.state import Archive, Setting, State
+from secateur.errors import ModelError
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Expected, Message
+
+
+def check_prunable(names: Collection[str]) -> None:
+    """Refuse a model of which no tensor can be pruned; ``names`` are those that can.
+
+    Raises:
+        ModelError: there is none.
+    """
+    if not names:
+        raise ModelError(
+            "nothing of this model can be pruned: none of its layers' weights is trained, and frozen parameters, "
+            "biases, norms and scales are not pruned; train a layer, or use fedavg"
+        )
 
 
 class Method(ABC):
@@ -65,12 +79,13 @@ class Method(ABC):
     def absorb(self, state: State, reduced: Reduced) -> State:
         """Return the state after an exchange, from the reduced replies to ``reduced.ask``; there may be no reply."""
 
-    def check(self, setting: Setting) -> None:  # noqa: B027 -- most methods serve any model
+    def check(self, setting: Setting) -> None:
         """Refuse a federation or a model that the method cannot serve; called before any client is asked.
 
         Raises:
-            ModelError: the model lacks something; the text says what, and what to do.
+            ModelError: the model lacks something; the text says what, and what to do. By default: it has no weights.
         """
+        check_prunable(setting.layout.names("weight"))
 
     def remarks(self, setting: Setting) -> list[str]:
         """Return a line for each departure from the paper that this model causes; the run's records repeat them."""

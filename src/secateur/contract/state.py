@@ -29,6 +29,7 @@ class Setting:
         participation: C, the share of clients in a round's cohort.
         layout: the roles and the removable units of the model's tensors.
         specs: the shape and dtype of each exchanged tensor.
+        attempt: how often the server has asked for the next exchange in vain; each time it asks other clients.
     """
 
     seed: int
@@ -37,12 +38,21 @@ class Setting:
     participation: float
     layout: Layout
     specs: Mapping[str, Spec]
+    attempt: int = 0
 
     def cohort(self, round_: int) -> tuple[int, ...]:
         """Return A_t, the cohort: max(floor(C K), 1) clients, drawn uniformly without replacement, ascending."""
-        count = max(1, math.floor(self.participation * self.clients + 1e-9))
-        draw = torch.randperm(self.clients, generator=stream(self.seed, "cohort", round_))[:count]
-        return tuple(sorted(draw.tolist()))
+        return self.drawn(max(1, math.floor(self.participation * self.clients + 1e-9)), "cohort", round_)
+
+    def drawn(self, count: int, *label: int | str) -> tuple[int, ...]:
+        """Return ``count`` clients, drawn uniformly without replacement from the stream of ``label``, ascending.
+
+        All clients are drawn into an order once: each ``attempt`` takes the next ``count`` of it, and begins again at
+        the front when it has come to the end, so that other clients are asked as long as there are any.
+        """
+        order = torch.randperm(self.clients, generator=stream(self.seed, *label))
+        places = (torch.arange(count) + self.attempt * count) % self.clients
+        return tuple(sorted(order[places].tolist()))
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class Schema:
     @property
     def unit(self) -> str:
         """Return the target's unit: what stands in brackets at the end of its name, as in ``age [years]``."""
-        found = re.search(r"[\[(]([^\[\]()]+)[\])]\s*$", self.target.name)
+        found = None if self.classes else re.search(r"[\[(]([^\[\]()]{1,20})[\])]\s*$", self.target.name)
         return found[1].strip() if found else ""
 
     @property

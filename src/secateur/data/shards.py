@@ -38,7 +38,7 @@ class Meta:
     """The description of the arrays.
 
     Attributes:
-        source, outputs, kind, scale, task, target_scale: see ``Source``.
+        source, outputs, kind, scale, task, target_scale, unit: see ``Source``.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
         remarks: see ``Source``.
@@ -53,6 +53,7 @@ class Meta:
     public: int
     remarks: tuple[str, ...] = ()
     target_scale: float = 1.0
+    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,15 @@ class Shape:
     scale: float
     task: str
     target_scale: float = 1.0
+    unit: str = ""
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
         """Return the shape of some shards' rows."""
-        return cls(shards.input_shape, shards.outputs, shards.kind, shards.scale, shards.task, shards.target_scale)
+        meta = shards.meta
+        return cls(
+            shards.input_shape, meta.outputs, meta.kind, meta.scale, meta.task, meta.target_scale, meta.unit
+        )  # fmt: skip
 
 
 class Shards:
@@ -123,6 +128,11 @@ class Shards:
     def target_scale(self) -> float:
         """Return what differences of stored targets are multiplied by to be in the target's own unit."""
         return self.meta.target_scale
+
+    @property
+    def unit(self) -> str:
+        """Return the name of the target's unit; empty: unknown, or a class."""
+        return self.meta.unit
 
     @property
     def schema(self) -> Schema | None:
@@ -214,6 +224,7 @@ def make_shards(
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
         test=len(source.x_test), public=len(chosen["public"]), remarks=source.remarks, target_scale=source.target_scale,
+        unit=source.unit,
     )  # fmt: skip
     if folder is None:
         return Shards(meta, bounds, arrays, None)

@@ -28,6 +28,7 @@ class Source:
         scale: the number that image values are divided by.
         task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
         target_scale: what a difference of stored targets is multiplied by to be in the target's own unit.
+        unit: the name of the target's unit; empty: unknown, or a class.
         table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
             before rows are made of them, and hold out test rows of their own.
         remarks: what a reader of the results should know of how the rows were read, one line each.
@@ -45,6 +46,7 @@ class Source:
     task: str = "classification"
     remarks: tuple[str, ...] = ()
     target_scale: float = 1.0
+    unit: str = ""
     table: RawTable | None = None
 
     @classmethod

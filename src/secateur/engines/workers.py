@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import cast
 
 from secateur.engines import Serve, ServeGathering, ServeTogether, Task
@@ -133,7 +134,11 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, 
         while True:
             (kind, first, _, _), *rest = receive(pipe)
             if kind == JOB:
-                job = pipe.recv()
+                try:
+                    job = pipe.recv()
+                except Exception as error:  # noqa: BLE001 -- as above: what it names cannot be imported here
+                    send(pipe, [(BROKEN, 0, one_line(error), None)])
+                    return
                 continue
             asked = []
             for _, client, request, state in rest:
@@ -182,10 +187,22 @@ class Worker:
         # a dead worker is noticed when its pipe is read
         with contextlib.suppress(OSError):
             if job is not None and job is not self.job:
-                send(self.pipe, [(JOB, 0, None, None)])
-                self.pipe.send(job)
-                self.job = job
+                self._describe(job)
             send(self.pipe, items)
+
+    def _describe(self, job: object) -> None:
+        """Send the description of a job.
+
+        Raises:
+            EngineError: it cannot travel to another process.
+        """
+        try:
+            packed = bytes(ForkingPickler.dumps(job))
+        except Exception as error:
+            raise EngineError(f"a job cannot be given to workers: {one_line(error).decode()}") from error
+        send(self.pipe, [(JOB, 0, None, None)])
+        self.pipe.send_bytes(packed)
+        self.job = job
 
     def hear(self) -> tuple[list[Item], list[memoryview]]:
         """Return what the process sent, empty if it died, and the result that it made.

@@ -9,7 +9,6 @@ from torch import fx, nn
 
 from secateur.data.schema import Schema
 from secateur.errors import need
-from secateur.learning import task as tasks
 from secateur.learning.task import Data
 
 
@@ -72,8 +71,7 @@ def undone(schema: Schema | None, rows: Data) -> Data:
         return rows
     raw = torch.from_numpy(schema.undone(rows.x.numpy()))
     y = rows.y if schema.classes else rows.y * schema.target_scale + schema.target_mean
-    task = rows.task if schema.classes else tasks.find(schema.task)
-    return Data(raw, y, rows.kind, rows.scale, task)
+    return Data(raw, y, rows.kind, rows.scale, rows.task.in_units(1.0, schema.unit))
 
 
 def describe(path: Path, schema: Schema) -> None:

@@ -30,6 +30,7 @@ from secateur.learning import resident
 from secateur.learning.task import Data
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Plan
 from secateur.pruning.surgery import plain, shrink
 from secateur.report.card import Card, Figures, Layer
@@ -214,7 +215,7 @@ def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
     about = {"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()}
     about |= {SCHEMA: shipped.schema.to_json()} if shipped.schema else {}
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    tensors = {name: tensor.contiguous() for name, tensor in stored(model).items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, {"about": json.dumps(about)}))
     resident.load(fresh, safetensors.load_file(path))
     return deployed(shipped.schema, fresh)
@@ -284,7 +285,9 @@ def _layers(shipped: Shipped) -> tuple[Layer, ...]:
     for group in found.groups:
         slot, gone = group.weights[0], shipped.plan.drops(group.name)
         cut = next((c for c in shipped.plan.of(slot.tensor) if c.dim == slot.dim), None)
-        kept = 0 if gone else group.units if cut is None else len(cut.kept) // (slot.tiles * slot.repeat)
+        own = range(slot.offset, slot.offset + slot.length(group.units))
+        left = group.units if cut is None else sum(k in own for k in cut.kept) // (slot.tiles * slot.repeat)
+        kept = 0 if gone else left
         layers.append(Layer(group.name, group.kind, kept, group.units, ""))
     whole = [Layer(name or "model", "", 0, 0, reason) for name, reason in found.whole.items()]
     return (*layers, *whole)
@@ -294,7 +297,7 @@ def _figures(
     shipped: Shipped, example: torch.Tensor, files: dict[str, int], times: dict[str, float]
 ) -> tuple[Figures, ...]:
     dense = client.make_model(shipped.study, shipped.shape)
-    uses, tensors = cost.uses(dense, example), shipped.masked.state_dict()
+    uses, tensors = cost.uses(dense, example), stored(shipped.masked)
     found = []
     for name, model in (("dense", dense), ("masked", shipped.masked), ("slim", shipped.slim)):
         alone = plain(model)

@@ -284,7 +284,7 @@ class _Asking:
         for who in sorted(left):
             self.notify(who, left[who])
         self._note(ask, left, (down, up), each, spent, time.perf_counter() - begun)
-        check_any(PHASE, len(ask.clients), list(left.values()))
+        check_any(PHASE, len(ask.clients), self.rows[-1]["left_out"])
 
     def _note(
         self, ask: Ask, left: Mapping[int, str], carried: tuple[Counter[str], Counter[str]],

@@ -27,14 +27,16 @@ from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.batched import Batched, Clock
 from secateur.learning.compute import Compute
+from secateur.learning.resident import LocalState
 from secateur.learning.task import Data
 from secateur.learning.work import Measure, Worker, alone
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
-from secateur.streams import Turn, derive
+from secateur.pruning.roles import stored
+from secateur.streams import Turn, derive, seed_globals
 from secateur.study.study import Study
-from secateur.wire.codec import Outgoing, Written, decode, lost, with_scalar
+from secateur.wire.codec import Outgoing, Written, decode, lost, unwritten, with_scalar
 from secateur.wire.head import context_of
 from secateur.wire.masks import same
 from secateur.wire.message import Expected, Message, Scalar, specs_of
@@ -55,8 +57,8 @@ def make_model(study: Study, rows: Shards | Shape) -> nn.Module:
 def make_setting(study: Study, model: nn.Module, clients: int, inputs: torch.Tensor | None = None) -> Setting:
     """Return the setting of a study's federation; it is the same on the server and on every client."""
     units = layout(model, study.model.structure, inputs)
-    state = model.state_dict()
-    specs = specs_of({name: state[name] for name in units.travelling})
+    held = stored(model)
+    specs = specs_of({name: held[name] for name in units.travelling})
     return Setting(study.seed, study.rounds, clients, study.participation, units, specs)
 
 
@@ -108,6 +110,8 @@ class Answer:
 class Participant:
     """Serves any client of a study with one resident model; each worker has one participant.
 
+    The global generators of torch, numpy and Python are seeded for each request, by seed, phase, round and client.
+
     Args:
         study: the study.
         shards: the rows of its clients.
@@ -122,6 +126,7 @@ class Participant:
         self.method = study.build_method()
         self.guards = [guard for guard in study.build_guards() if guard.leaves]
         self.model = make_model(study, shards)
+        self.local = LocalState(self.model)
         self.base = Base(self.model, partial(make_model, study, shards))
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
@@ -155,7 +160,9 @@ class Participant:
         # how long the reply took to write is known when it is written
         return with_scalar(done.written.bytes(), SECONDS, done.seconds), done.state
 
-    def answer(self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock) -> Answer:
+    def answer(
+        self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock, *, writes: bool = True
+    ) -> Answer:
         """Decode a request, respond and encode.
 
         Args:
@@ -164,13 +171,14 @@ class Participant:
             state: what the client keeps.
             work: does the jobs of the client's code.
             clock: returns the seconds since some moment.
+            writes: whether the reply is written where its size is known without.
 
         Raises:
             LackingError: the client lacks what the request refers to.
         """
         start = clock()
-        kept, memory = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
-        if not self.base.load(client, request, kept.base, self.kept):
+        kept, memory = WireMemory.split(_read_state(state), self.setting.specs)
+        if not self._load_base(client, request, kept.base):
             raise LackingError(tensors=True)
         try:
             message, spared = self._read_any(request, kept, clock)
@@ -182,7 +190,10 @@ class Participant:
         message = replace(message, scalars=scalars)
         ask = Ask(phase, round_, (client,), message, Expected({}))
         rows, settings = self.data(client), self.study.training
-        view = Client(client, self.setting, self.model, rows, settings, memory, self.initial, work)
+        view = Client(
+            client, self.setting, self.model, rows, settings, memory, self.initial, work, restore=self.local.restore
+        )
+        seed_globals(self.study.seed, "client", phase, round_, client)
         reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
         for guard in self.guards if phase != EVALUATE else ():
             passage = Passage(phase, round_, client, self.setting, self.study.wire)
@@ -192,7 +203,9 @@ class Participant:
         kept = kept.after(message.mask, reply.mask)
         if kept.base != self.base.came:
             kept = replace(kept, base=self.base.came)
-        sending = _Sending(self.study.wire, message, reply, kept, context_of(request), seed, trains=trains)
+        sending = _Sending(
+            self.study.wire, message, reply, kept, context_of(request), seed, trains=trains, writes=writes
+        )
         written, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
@@ -203,14 +216,23 @@ class Participant:
 
         None: it lacks neither.
         """
-        kept, _ = WireMemory.split(safetensors.load(state) if state else {}, self.setting.specs)
-        if not self.base.load(client, request, kept.base, self.kept):
+        kept, _ = WireMemory.split(_read_state(state), self.setting.specs)
+        if not self._load_base(client, request, kept.base):
             return True
         try:
             self._read_any(request, kept, time.perf_counter)
         except MaskNotHeldError:
             return False
         return None
+
+    def _load_base(self, client: int, request: bytes, noted: str) -> bool:
+        """Put back what the client before left in the model, and load the base; return whether the client has it."""
+        self.local.restore()
+        before = self.base.loaded
+        held = self.base.load(client, request, noted, self.kept)
+        if self.base.loaded != before:
+            self.local = LocalState(self.model)
+        return held
 
     def _read_any(self, request: bytes, kept: WireMemory, clock: Clock) -> tuple[Message, float]:
         """Decode a request that may refer to any of the masks that the client remembers."""
@@ -260,6 +282,11 @@ class Participant:
         return Message({}, None, scores)
 
 
+def _read_state(state: bytes | None) -> dict[str, torch.Tensor]:
+    """Return what a client kept, in the order of names; safetensors returns it in any, and in another each time."""
+    return dict(sorted(safetensors.load(state).items())) if state else {}
+
+
 @dataclass(frozen=True)
 class _Sending:
     """Encodes a reply by the study's wire settings; trained weights get the residual of earlier replies added."""
@@ -271,6 +298,7 @@ class _Sending:
     context: int
     seed: int
     trains: bool
+    writes: bool
 
     def encode(self, costs: Mapping[str, Scalar]) -> tuple[Written, WireMemory]:
         """Return the payload, with the scalars of ``costs``, and the wire memory after it."""
@@ -280,7 +308,12 @@ class _Sending:
         sent = replace(sent, scalars={**self.reply.scalars, **costs})
         known = self.request.mask
         template = specs_of(self.request.tensors)
-        outgoing = Outgoing(sent, values=self.wire.values, template=template, context=self.context, seed=self.seed)
+        if not self.writes and (spared := unwritten(sent, template=template, known=known)) is not None:
+            return spared, self.kept
+        outgoing = Outgoing(
+            sent, values=self.wire.values, template=template, context=self.context, seed=self.seed,
+            packs=self.wire.packing == "planes",
+        )  # fmt: skip
         answer = outgoing.write(known)
         if not self.trains or not self.wire.feedback or not self.wire.has_residual:
             return answer, self.kept
@@ -325,7 +358,7 @@ def further_scores(task: tasks.Task) -> Mapping[str, type]:
 
 def wrap(rows: Shards | Shape, x: torch.Tensor, y: torch.Tensor) -> Data:
     """Return stored rows together with how they become model inputs."""
-    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task).in_units(rows.target_scale))
+    return Data(x, y, rows.kind, rows.scale, tasks.find(rows.task).in_units(rows.target_scale, rows.unit))
 
 
 def example(rows: Shards | Shape) -> torch.Tensor:

@@ -51,6 +51,7 @@ class Exchange:
         left_out: the clients that were left out, each with the reason.
         reply_scalars: the scalars of each accepted reply, in the order of the ask.
         carried: the bytes carried down and up, by client.
+        sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
     """
 
@@ -70,17 +71,25 @@ class Exchange:
     reply_scalars: list[dict[str, Any]] = field(default_factory=list)
     carried: dict[int, list[int]] = field(default_factory=dict)
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    sampled: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
             guard.check(self.ask)
         self._read = False
         self._answered: dict[int, bool] = {}
-        self._job = Job.of(self.ask, self.study.wire, self.bounds)
+        self._job = Job.of(self.ask, self.study.wire, self.bounds, self.study.seed)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         gathers = isinstance(self.engine, Gathering)
         self._gathers = cast("Gathering", self.engine) if gathers else None
+        if self._job.written is not None and not gathers:
+            raise ConfigError(
+                f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and one "
+                "with compute.together = 1 on the CPU; set wire.count=encoded"
+            )
+        self._unwritten: list[Account] = []
+        self._sizes: list[Mapping[str, int]] = []
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
@@ -144,6 +153,7 @@ class Exchange:
                     reducer.skip(who)
                 done += 1
                 self.notify(done, len(places))
+        self._fill_in()
         self._settle()
 
     def _tasks(self, workers: int) -> Iterator[Task]:
@@ -208,13 +218,32 @@ class Exchange:
         if account.failed:
             self._fail(Failure(who, account.failed))
             return False
-        self._carried(who, up=account.length)
         if account.refused:
+            self._carried(who, up=account.length)
             self.up["refused"] += account.length
             self.left_out.append({"client": who, "reason": short(account.refused)})
             return False
-        self._count(who, account.parts, account.scalars, part, account.own)
+        if account.written or self.study.wire.count == "computed":
+            self._carried(who, up=account.length)
+            self._sizes.append(account.parts)
+            self._count(who, account.parts, account.scalars, part, account.own)
+        else:
+            self._unwritten.append(account)
+            self._count(who, {}, account.scalars, part, account.own)
         return True
+
+    def _fill_in(self) -> None:
+        """Take replies that were not written to be as large as those that were are on average."""
+        if self.study.wire.count != "sampled":
+            return
+        known = self._sizes or [account.parts for account in self._unwritten]
+        names = dict.fromkeys(name for parts in known for name in parts)
+        mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+        for account in self._unwritten:
+            self.up.update(mean)
+            self._carried(account.client, up=sum(mean.values()))
+        totals = [sum(parts.values()) for parts in known] or [0]
+        self.sampled = {"written": len(self._sizes), "least": min(totals), "most": max(totals)}
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""

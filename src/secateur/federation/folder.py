@@ -16,7 +16,11 @@ STUDY = "study.toml"
 ROUNDS = "rounds.jsonl"
 PLAN = "plan.json"
 SUMMARY = "summary.json"
+FAILURE = "failure.json"
 LOG = "run.log"
+
+FAILED = "failed"
+"""The key, in ``failure.json``, of what ended a run without a result; all else is as in a summary."""
 
 
 def new_folder(study: Study, out: Path | None) -> Path:
@@ -79,6 +83,12 @@ def read_records(folder: Path) -> list[Row]:
 def read_summary(folder: Path) -> Row | None:
     """Return the summary of a finished run; None if the run has not ended."""
     path = folder / SUMMARY
+    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+
+
+def read_failure(folder: Path) -> Row | None:
+    """Return the summary of a run that ended without a result, and has not been gone on with; None: it is no such."""
+    path = folder / FAILURE
     return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
 
 

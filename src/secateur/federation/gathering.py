@@ -78,7 +78,7 @@ class Gatherer:
     ) -> tuple[list[bytes | memoryview], list[bytes | None]]:
         intake = Intake(job, self.participant.study.wire, self.participant.setting, self._guards)
         accounts, states = list[Account](), list[bytes | None]()
-        answered = iter(zip(asked, self._answers(asked), strict=True))
+        answered = iter(zip(asked, self._answers(intake.job, asked), strict=True))
         if len(asked) == 1 or not job.sums:
             replies = list[Reply]()
             for one, done in answered:
@@ -100,19 +100,21 @@ class Gatherer:
             sums.append((node, folding.sums()))
         return Parcel(accounts, sums).write(), states
 
-    def _answers(self, asked: Sequence[Asked]) -> Iterator[Answer | Exception]:
+    def _answers(self, job: Job, asked: Sequence[Asked]) -> Iterator[Answer | Exception]:
         """Yield each client's answer, or what its code raised; in stacks, all are served before the first comes.
 
         Raises:
             LackingError: a client lacks what its request refers to.
         """
+        writes = {client: job.written is None or client in job.written for client, _, _ in asked}
         if self.participant.study.compute.stacks:
-            tasks = [partial(self.participant.answer, *one) for one in asked]
+            tasks = [partial(self.participant.answer, *one, writes=writes[one[0]]) for one in asked]
             yield from self.participant.batched.answers(tasks)
             return
-        for client, request, state in asked:
+        for one in asked:
+            alone = self.participant.alone
             try:
-                yield self.participant.answer(client, request, state, self.participant.alone, time.perf_counter)
+                yield self.participant.answer(*one, alone, time.perf_counter, writes=writes[one[0]])
             except Exception as error:  # noqa: BLE001 -- what a client's code raises costs that client its place only
                 yield error
 
@@ -131,7 +133,10 @@ class Gatherer:
         except WireError as broken:
             return Account(client, len(written), written.sizes, refused=str(broken)), None, sent, done.state
         own = "" if reply.mask is None or reply.mask is done.received.mask else name_of(reply.mask)
-        account = Account(client, len(written), written.sizes, {**reply.scalars, SECONDS: done.seconds}, own=own)
+        account = Account(
+            client, len(written), written.sizes, {**reply.scalars, SECONDS: done.seconds}, own=own,
+            written=bool(written.buffers),
+        )  # fmt: skip
         return account, reply, sent, done.state
 
     def _taken(self, intake: Intake, client: int, done: Answer, sent: Sent, context: int) -> Reply:

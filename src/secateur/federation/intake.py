@@ -19,6 +19,7 @@ from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.errors import ConfigError, WireError
 from secateur.federation import feedback
+from secateur.streams import stream
 from secateur.wire.codec import Written, read_back
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 from secateur.wire.settings import Wire
@@ -48,6 +49,7 @@ class Job:
         bounds: least and most of scalars, by name.
         reduce: the reductions of the replies, by name.
         total: the number of clients in the ask.
+        written: the clients whose replies are written; None: all of them.
     """
 
     phase: str
@@ -59,10 +61,17 @@ class Job:
     bounds: Bounds
     reduce: Mapping[str, Reduction]
     total: int
+    written: frozenset[int] | None = None
 
     @classmethod
-    def of(cls, ask: Ask, wire: Wire, bounds: Bounds) -> Job:
+    def of(cls, ask: Ask, wire: Wire, bounds: Bounds, seed: int) -> Job:
         """Return the job of an ask.
+
+        Args:
+            ask: the ask.
+            wire: how values travel.
+            bounds: least and most of scalars, by name.
+            seed: of the study.
 
         Raises:
             ConfigError: the wire settings do not go with what the ask expects.
@@ -78,12 +87,23 @@ class Job:
         known = ask.expects.known is not None or ask.slices is not None
         reduce, bounds = ask.reduce or {}, {**_COUNTED, **bounds}
         same = ask.expects.mask == "same"
-        return cls(ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients))
+        written = _written(ask, wire, seed)
+        return cls(ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written)
 
     @property
     def sums(self) -> bool:
         """Return whether sums of replies are all that is needed of them."""
         return all(reduction.linear for reduction in self.reduce.values())
+
+
+def _written(ask: Ask, wire: Wire, seed: int) -> frozenset[int] | None:
+    """Return the clients whose replies are written; None: all of them."""
+    if wire.count == "encoded" or not ask.clients:
+        return None
+    if wire.count == "computed":
+        return frozenset()
+    order = torch.randperm(len(ask.clients), generator=stream(seed, "sampled", ask.phase, ask.round)).tolist()
+    return frozenset(ask.clients[place] for place in order[: max(1, round(wire.sample * len(order)))])
 
 
 @dataclass(frozen=True)

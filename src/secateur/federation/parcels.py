@@ -40,6 +40,7 @@ class Account:
         refused: why the reply was refused; empty: it counts.
         failed: what the client's code raised; empty: there is a reply.
         own: the name of the reply's mask where it is another than that of the request.
+        written: whether the reply was written; otherwise its length is that of values which are not packed.
     """
 
     client: int
@@ -49,6 +50,7 @@ class Account:
     refused: str = ""
     failed: str = ""
     own: str = ""
+    written: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class Parcel:
         buffers: list[bytes | memoryview] = [b""]
         head = {
             "accounts": [
-                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own] for a in self.accounts
+                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.written]
+                for a in self.accounts
             ],
             "sums": [
                 [node.level, node.index, None if sums is None else _packed(sums.of, buffers)]

@@ -132,6 +132,7 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
         scale=shape.scale,
         task=shape.task,
         target_scale=shape.target_scale,
+        unit=shape.unit,
     )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients

@@ -1,8 +1,9 @@
-"""Records: the summary of a run's rows, and the check that every phase had replies."""
+"""Records: the summary of a run's rows, why clients were left out, and the check that every phase had replies."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,17 +20,27 @@ VALIDATION = "validation"
 METRIC = "metric"
 """The key, in a record, that describes the main score; see ``metrics.metric_of``."""
 
+ATTEMPT, BELOW = "attempt", "below_quorum"
+"""The keys, in a record, of how often its exchange was tried before, and of the replies that it would have needed."""
+
+EMPTIED = "emptied"
+"""The key, in a record, of the layers that have no weight left."""
+
+COUNT = "bytes_count"
+"""The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
+
 _LONGEST = 500  # characters of a reason
+_NUMBER = re.compile(r"[-+]?\d[\d.,:]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b", re.IGNORECASE)
 
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Return the summary of a run: its records summed by phase, and in how many exchanges each client was left out."""
+    """Return the summary of a run: its records summed by phase, and who was left out, by client and by reason."""
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     server = ("server_seconds", "server_macs")
     phases: dict[str, Row] = {}
-    left_out: Counter[int] = Counter()
+    entries: list[Row] = []
     for row in rows:
-        left_out.update(entry["client"] for entry in row["left_out"])
+        entries += row["left_out"]
         phase = phases.setdefault(row["phase"], dict.fromkeys(("asks", "left_out", *summed), 0))
         phase["asks"] += 1
         phase["left_out"] += len(row["left_out"])
@@ -38,9 +49,48 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
         for name in server:
             if name in row:
                 phase[name] = phase.get(name, 0) + row[name]
+    left_out = Counter(int(entry["client"]) for entry in entries)
     named = {str(client): left_out[client] for client in sorted(left_out)}
-    whole = {"study": study.hash(), "method": study.method, "seed": study.seed}
-    return {**whole, "phases": phases, "left_out": named, "final": final}
+    whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
+    return {**whole, "phases": phases, "left_out": named, "reasons": by_reason(entries), "final": final}
+
+
+def by_reason(entries: Iterable[Row]) -> list[Row]:
+    """Return left-out requests grouped by reason, the most frequent first: ``reason``, ``requests`` and ``clients``.
+
+    Reasons that differ only in their numbers are one group, named by the first of them.
+    """
+    groups: dict[str, Row] = {}
+    for entry in entries:
+        reason = short(entry["reason"])
+        group = groups.setdefault(_NUMBER.sub("#", reason), {"reason": reason, "requests": 0, "clients": set()})
+        group["requests"] += 1
+        group["clients"].add(int(entry["client"]))
+    ordered = sorted(groups.values(), key=lambda group: -group["requests"])
+    return [{**group, "clients": sorted(group["clients"])} for group in ordered]
+
+
+def common(entries: Sequence[Row], asked: int) -> str:
+    """Return the most frequent reason of left-out requests in words, with the number of requests that it ended."""
+    first = by_reason(entries)[0]
+    return f"{first['requests']} of {asked} requests failed because: {first['reason']}"
+
+
+def emptied(layers: Iterable[str]) -> list[str]:
+    """Return a remark on each layer that has no weight left."""
+    return [f"{name} has no weight left: nothing of its input comes through" for name in layers]
+
+
+def listing(clients: Sequence[int], most: int = 6) -> str:
+    """Return clients in words, the first of many only.
+
+    >>> listing([3]), listing([1, 2, 3], most=2)
+    ('client 3', '3 clients (1, 2, ...)')
+    """
+    if len(clients) == 1:
+        return f"client {clients[0]}"
+    some = ", ".join(map(str, clients[:most])) + (", ..." if len(clients) > most else "")
+    return f"{len(clients)} clients ({some})"
 
 
 def local_scores(replies: Sequence[Row], metrics: Sequence[Metric], *, central: bool) -> Row:
@@ -84,22 +134,20 @@ def check_answers(rows: Iterable[Row]) -> None:
         asked[row["phase"]] += len(row["clients"])
         why.setdefault(row["phase"], []).extend(row["left_out"])
     for phase, count in asked.items():
-        check_any(phase, count, [entry["reason"] for entry in why[phase]])
+        check_any(phase, count, why[phase])
 
 
-def check_any(phase: str, asked: int, reasons: Sequence[str]) -> None:
-    """Refuse a phase in which all ``asked`` requests failed, for these reasons.
+def check_any(phase: str, asked: int, left_out: Sequence[Row]) -> None:
+    """Refuse a phase in which all ``asked`` requests failed.
 
     Raises:
-        NobodyTrainedError: there are at least as many reasons as requests; see ``check_answers``.
+        NobodyTrainedError: there are at least as many left-out requests as requests; see ``check_answers``.
     """
-    if not asked or len(reasons) < asked:
-        return
-    ((reason, count),) = Counter(map(short, reasons)).most_common(1)
-    raise NobodyTrainedError(
-        f"no reply of any client counted in phase {phase!r}, so nothing was learnt from it: "
-        f"{count} of {asked} requests failed because: {reason}"
-    )
+    if asked and len(left_out) >= asked:
+        raise NobodyTrainedError(
+            f"no reply of any client counted in phase {phase!r}, so nothing was learnt from it: "
+            f"{common(left_out, asked)}"
+        )
 
 
 def short(reason: str) -> str:
@@ -118,4 +166,5 @@ def line(row: Row) -> str:
         f"down {row['bytes_down']} up {row['bytes_up']} B, {row['seconds']:.2f} s"
     )
     text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
-    return text + "".join(f"; left out client {o['client']}: {short(o['reason'])}" for o in row["left_out"])
+    text += "".join(f"; left out client {o['client']}: {short(o['reason'])}" for o in row["left_out"])
+    return text + (f"; fewer replies than {row[BELOW]}: nothing is learnt from it" if BELOW in row else "")

@@ -106,7 +106,9 @@ class Requests:
             scalars[client.PLAIN] = True
         seed = derive(self._study.seed, "wire", ask.phase, ask.round, *who)
         message = replace(message, scalars=scalars)
-        return Outgoing(message, values=wire.values, template=self._books.masks.specs, seed=seed)
+        return Outgoing(
+            message, values=wire.values, template=self._books.masks.specs, seed=seed, packs=wire.packing == "planes"
+        )
 
     def _arrived(self, message: Message, outgoing: Outgoing) -> Message:
         """Return a request as its receiver reads it."""

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -26,19 +25,18 @@ from secateur.contract.method import Method
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
-from secateur.engines import Engine, Serve
-from secateur.engines.local import LocalEngine
-from secateur.engines.store import StateStore
-from secateur.engines.workers import CLIENT
-from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import base, checkpoint, client, gathering, tables
+from secateur.engines import Engine
+from secateur.errors import ConfigError, EngineError, NoResultError
+from secateur.federation import base, checkpoint, client, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
+from secateur.federation.costs import train_macs
+from secateur.federation.endings import check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
+    FAILURE,
     PLAN,
     ROUNDS,
-    STUDY,
     SUMMARY,
     new_folder,
     open_log,
@@ -47,15 +45,31 @@ from secateur.federation.folder import (
     read_summary,
     reserve,
 )
-from secateur.federation.intake import MEASURED, SECONDS
-from secateur.federation.records import METRIC, VALIDATION, Row, check_answers, check_any, line, local_scores, summarise
+from secateur.federation.intake import SECONDS
+from secateur.federation.opening import OpenEngine, open_local
+from secateur.federation.quorum import Attempts, check_learnt
+from secateur.federation.records import (
+    COUNT,
+    EMPTIED,
+    METRIC,
+    VALIDATION,
+    Row,
+    check_answers,
+    check_any,
+    emptied,
+    line,
+    local_scores,
+    summarise,
+)
+from secateur.federation.removal import sizes_after
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.roles import remarks, stored
 from secateur.pruning.structure import plan, sizes
-from secateur.pruning.surgery import shrink
+from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -65,19 +79,6 @@ Watch = Callable[[Row], None]
 def silent(row: Row) -> None:
     """Ignore an event of the run."""
     del row
-
-
-OpenEngine = Callable[..., Engine]
-
-
-def open_local(
-    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
-) -> Engine:
-    """Return the default engine: worker processes on this machine, with clients' states in the run's folder."""
-    store = StateStore(folder / "clients", runtime.state_budget)
-    return LocalEngine(
-        make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
-    )
 
 
 class Run:
@@ -104,21 +105,24 @@ class Run:
         self.open_engine = open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
+        self.local = resident.LocalState(self.model)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
-        self.remarks = client.stack_remarks(self.study, self.model, self.shards)
+        self.study.compute.check()
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.task = tasks.find(self.shards.task)
+        self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial = resident.tensors_of(self.model)
         self.base = resident.base_of(self.model)
         self.server: dict[str, float] = {}
-        self.records = 0
+        self.records = self.attempt = 0
         self.guards = self.study.build_guards()
+        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        self.remarks += client.stack_remarks(self.study, self.model, self.shards)
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
@@ -135,28 +139,20 @@ class Run:
             CheckpointError: the run cannot go on from there; nothing in its folder was changed.
         """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
-        if saved.extra["study"] != self.study.hash():
-            raise CheckpointError(
-                f"{self.folder / STUDY} was changed since the run began (its study is {self.study.hash()}, the "
-                f"checkpoint's {saved.extra['study']}): bring it back, or start a new run with it"
-            )
-        if saved.extra["data"] != self.shards.fingerprint():
-            raise CheckpointError(
-                f"the data of {self.folder} is no longer what the run began with (rows, labels or partition differ): "
-                f"bring it back, or start again with: secateur run --config {self.folder / STUDY}"
-            )
-        rows = self.folder / ROUNDS
-        if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
-            raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
+        check_same(self.folder, saved, study=self.study.hash(), data=self.shards.fingerprint())
         self.books.restore(saved)
         self.records = saved.extra["records"]
+        self.attempt = saved.extra.get("attempt", 0)
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
         """Run from ``state`` to the end, with a checkpoint after every exchange; return the summary.
 
         Raises:
-            NobodyTrainedError: no reply counted in some phase.
+            NobodyTrainedError: no step could be taken before the first round, or too few replies counted in some
+                exchange, however often it was tried.
+            DivergedError: the model that came of it is not usable.
+            ConfigError: the method's ``plan`` goes on beyond the last round.
             CheckpointError: something cannot be written.
         """
         handler = open_log(self.log, self.folder)
@@ -164,7 +160,8 @@ class Run:
         torch.set_num_threads(1)
         try:
             came = str((self.folder / base.NAME).absolute())
-            serve = partial(gathering.build, self.study.model_dump_json(), str(self.shards_folder), came)
+            make = gathering.build if (self.folder / checkpoint.NAME).exists() else trial.build
+            serve = partial(make, self.study.model_dump_json(), str(self.shards_folder), came)
             more = {"together": self.study.compute.together} if self.study.compute.together > 1 else {}
             with self.open_engine(serve, self.shards.clients, self.runtime, self.folder, **more) as engine:
                 self.books.attach(engine.states)
@@ -173,6 +170,8 @@ class Run:
                 if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
                     os.truncate(self.folder / ROUNDS, self.records)
                 return self._loop(state, engine, watch)
+        except EngineError as broken:
+            raise trial.said_by_worker(broken) from broken.__cause__
         finally:
             torch.set_num_threads(threads)
             self.log.removeHandler(handler)
@@ -180,7 +179,7 @@ class Run:
 
     def _loop(self, state: State, engine: Engine, watch: Watch) -> Row:
         self.log.info("study %s, method %s, round %d", self.study.hash(), self.study.method, state.round)
-        for remark in (*self.shards.meta.remarks, *self.remarks, *self.method.remarks(self.setting)):
+        for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
@@ -190,26 +189,33 @@ class Run:
                 checkpoint.append(self.folder / ROUNDS, json.dumps(row))
                 watch({"event": "row", **row})
             state = self._refined(state)
-        while (ask := self.method.plan(state)) is not None:
-            begun = time.perf_counter()
+        attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
+        while True:
+            begun, attempt = time.perf_counter(), attempts.count
+            ask, planned = attempts.plan(self.method, state)
+            if ask is None:
+                return self._finish(self.method.final(state), engine, watch)
 
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
             exchange = self._exchange(ask, engine, notify=notify, macs_of=self._macs)
             with Spool(self.folder) as spool:
-                state = self.method.absorb(state, exchange.reduce(state, spool))
-            state = self._refined(state) if ask.phase == TRAIN else state
-            row = self._row(ask, exchange, state, time.perf_counter() - begun) | {"lost_state": engine.states.lost()}
+                reduced = exchange.reduce(planned, spool)
+                if enough := attempts.settle(exchange):
+                    state = replace(self.method.absorb(planned, reduced), setting=self.setting)
+            state = self._refined(state) if enough and ask.phase == TRAIN else state
+            row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
+            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
             row = tables.with_resent(row, engine.states.resent())
-            if self._due(ask) and not self.central:
+            if enough and self._due(ask) and not self.central:
                 scores = self._local(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            self.books.save(state, {"records": length, **of}, engine.states)
+            self.books.save(state, {"records": length, "attempt": attempts.count, **of}, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
-        return self._finish(self.method.final(state), engine, watch)
+            attempts.check(ask)
 
     def _exchange(self, ask: Ask, engine: Engine, **more: Any) -> Exchange:
         return Exchange(
@@ -222,14 +228,17 @@ class Run:
             return state
         begun = time.perf_counter()
         rows = client.wrap(self.shards, *self.shards.public())
-        view = Client(SERVER, self.setting, self.model, rows, self.study.training, {}, self.initial)
-        state, processed = self.method.refine(state, view)
+        settings, restore = self.study.training, self.local.restore
+        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
+        restore()
+        with global_streams(self.study.seed, "server", state.round):
+            state, processed = self.method.refine(state, view)
         macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
         return state
 
-    def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float) -> Row:
+    def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
         worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
         losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
@@ -238,6 +247,8 @@ class Run:
             "round": ask.round,
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
+            COUNT: self.study.wire.count,
+            **({"sampled": exchange.sampled} if exchange.sampled else {}),
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
@@ -247,36 +258,17 @@ class Run:
             "client_seconds": sum(worked.values()),
             "seconds": seconds,
             "processed": processed,
-            **self._train_macs(ask, exchange),
+            **train_macs(ask, exchange, self._macs),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
-            **self._quality(state, evaluate=self._due(ask)),
+            **self._quality(state, evaluate=enough and self._due(ask)),
             **{name: self.server.pop(name) for name in list(self.server)},
         }
-
-    def _train_macs(self, ask: Ask, exchange: Exchange) -> Row:
-        """Return the MACs that clients computed: on surviving weights, and on the models with units cut.
-
-        A training row costs three passes of MACs: forward, and backward for a layer's inputs and for its weights. If
-        gradients of all weights are measured, the third pass counts all weights, and nothing is cut.
-        """
-        trained, measured = Counter[int](), Counter[int]()  # by client, or -1 if all have one mask
-        for reply in exchange.reply_scalars:
-            who, rows = int(reply["client"]) if ask.slices else -1, int(reply.get("processed", 0))
-            measured[who] += min(rows, int(reply[MEASURED]))
-            trained[who] += rows - min(rows, int(reply[MEASURED]))
-        shared, whole = None if ask.dense else ask.message.mask, self._macs(None)[0]
-        surviving = physical = 0
-        for who, rows in trained.items():
-            kept, cut = exchange.macs[who] if ask.slices else self._macs(shared)
-            surviving += 3 * rows * kept + measured[who] * (2 * kept + whole)
-            physical += 3 * rows * cut + 3 * measured[who] * whole
-        return {"train_macs": surviving, "train_macs_physical": physical}
 
     def _macs(self, mask: Mask | None) -> tuple[int, int]:
         """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
         shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
         left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
-        return cost.macs(self.uses, self.model.state_dict(), mask), cost.physical(self.uses, left)
+        return cost.macs(self.uses, stored(self.model), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
@@ -292,6 +284,7 @@ class Run:
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
             "macs": cost.macs(self.uses, self._whole(state.weights), state.mask),
         }
+        row |= {EMPTIED: names} if (names := [name for name, kept in row["layers"].items() if not kept]) else {}
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())
             main = self.task.metrics[0]
@@ -302,8 +295,9 @@ class Run:
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
         """Return the score of a model on some of the server's rows."""
-        resident.load(self.model, tensors)
-        return evaluate(self.model, client.wrap(self.shards, *rows))
+        self.local.load(tensors)
+        with global_streams(self.study.seed, "score"):
+            return evaluate(self.model, client.wrap(self.shards, *rows))
 
     def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""
@@ -327,37 +321,38 @@ class Run:
             **self._structure(state),
             **self._widths(state),
         }
+        if self.central:
+            self._check_learnt(final, state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
         about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
         checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
         if not self.central:
-            check_any(EVALUATE, len(examined.ask.clients), [entry["reason"] for entry in examined.left_out])
+            check_any(EVALUATE, len(examined.ask.clients), examined.left_out)
         final |= self._local(examined)
+        if not self.central:
+            self._check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting)]
-        summary = {**summarise(self.study, rows, final), "remarks": remarks}
+        said = [*self.remarks, *emptied(final.get(EMPTIED, []))]
+        summary = {**summarise(self.study, rows, final), "remarks": said}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
 
+    def _check_learnt(self, final: Row, state: State) -> None:
+        def initial_loss() -> float:
+            return self._score(self.initial, self.shards.server_test()).loss
+
+        check_learnt(final, state.model(), initial_loss)
+
     def _structure(self, state: State) -> Row:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
-        dense = cost.macs(self.uses, self._whole(state.weights), None)
         removal = plan(state.mask or {}, self.setting.layout.groups)
-        resident.load(self.model, state.model())
-        small = shrink(self.model, removal)
-        uses = cost.uses(small, self.example)
-        weights = dict(small.state_dict())
+        self.local.load(state.model())
         checkpoint.write(self.folder / PLAN, removal.to_json().encode())
-        return {
-            "macs_dense": dense,
-            "macs_physical": cost.macs(uses, weights, None),
-            "parameters_dense": sum(p.numel() for p in self.model.parameters()),
-            "parameters_physical": sum(p.numel() for p in small.parameters()),
-        }
+        return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self._whole(state.weights), None))
 
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
@@ -410,11 +405,16 @@ def resume(
     """
     if (summary := read_summary(folder)) is not None:
         return summary
-    with checkpoint.alone(folder):
+    with checkpoint.alone(folder), kept_globals():
         return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
 
 
 def _resume(run: Run, watch: Watch) -> Row:
+    (run.folder / FAILURE).unlink(missing_ok=True)
     with contextlib.closing(run.books):
         begun = (run.folder / checkpoint.NAME).exists()
-        return run.play(run.restore() if begun else run.create(), watch)
+        try:
+            return run.play(run.restore() if begun else run.create(), watch)
+        except NoResultError as failed:
+            write_failure(run.folder, run.study, failed)
+            raise

@@ -80,7 +80,7 @@ def made_by(schema: Schema, source: Source, table: RawTable, study: Study) -> So
     x, y = schema.rows(schema.raw(table)), schema.targets(table)
     return replace(
         source, x_train=x, y_train=y, x_test=x[:0], y_test=y[:0], outputs=schema.outputs,
-        task=study.data.task or schema.task, target_scale=schema.target_scale, table=None,
+        task=study.data.task or schema.task, target_scale=schema.target_scale, unit=schema.unit, table=None,
         remarks=(*source.remarks, *schema.remarks),
     )  # fmt: skip
 

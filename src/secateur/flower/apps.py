@@ -28,7 +28,7 @@ import torch
 from secateur.data import Source
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
-from secateur.federation import checkpoint, prepare, records, server
+from secateur.federation import checkpoint, prepare, records, server, trial
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
 from secateur.flower import bases, policy, tables
@@ -49,6 +49,7 @@ from secateur.flower.engine import (
     unpack,
 )
 from secateur.learning.task import TASKS
+from secateur.streams import kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, assign, parse_study
 from secateur.wire import head
@@ -121,11 +122,12 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     tables.recall(engine, folder)
     engine.members.check(_versions)
     engine.meet(engine.clients())
-    with _rows(study, engine, folder) as shards:
-        ours = _about(study, open_shards(shards))
+    rows = tables.agree(engine, study, folder) if tables.any_in(engine) else _rows(study, engine.members.about)
+    with rows as shards:
+        ours = _about(Participant(study, open_shards(shards)))
         engine.members.check(lambda about: _versions(about) or _unlike(about, ours, bool(engine.members.schema[0])))
         if not engine.members.nodes:
-            raise EngineError("no node is left that can take part; what each lacks stands above")
+            raise EngineError(f"no node is left that can take part{engine.members.why()}")
         reserve(folder, study)
         return server.resume(folder, runtime, shards=shards, watch=_log, open_engine=lambda *_: engine)
 
@@ -161,13 +163,8 @@ def _run_id(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _rows(study: Study, engine: FlowerEngine, run: Path) -> Iterator[Path]:
+def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
     """Yield the server's shards: those of the simulated federation, or empty ones if nodes have data of their own."""
-    members = engine.members.about
-    if any(about.get("table") for about in members.values()):
-        with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-            yield tables.agree(engine, study, run, Path(folder))
-        return
     own = {bool(about["own"]) for about in members.values()}
     if len(own) > 1:
         raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
@@ -248,26 +245,32 @@ def _answered(message: Message, make: Any) -> Message:
     try:
         content = make()
     except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
-        line = " ".join(f"{broken}".split()) if isinstance(broken, SecateurError) else repr(broken)
+        line = " ".join(str(broken).split())
+        line = line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
         LOG.error("%s", line[: tables.LOGGED])
         content = pack({"error": line[:_LONGEST]})
     return Message(content, reply_to=message)
 
 
 def _introduce(context: Context, wanted: str = "") -> About:
+    """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``.
+
+    A node with a table tries them when it is sent the schema, by which its rows are made.
+    """
     client, study, source = _place(context)
     if source is not None and source.table is not None:
         return {"client": client, "own": True, **tables.about(context, wanted)}
     rows = _shards(context, client, study)
     for remark in rows.meta.remarks:
         LOG.info("%s", remark)
-    return {"client": client, "own": "data" in context.node_config, **_about(study, rows)}
+    participant = _participant(study.model_dump_json(), rows)
+    trial.check(participant, (client,))
+    return {"client": client, "own": "data" in context.node_config, **_about(participant)}
 
 
-def _about(study: Study, shards: Shards) -> About:
+def _about(participant: Participant) -> About:
     """Return the facts that must agree on all nodes; ``model`` is a hash of tensors' names, shapes and dtypes."""
-    shape = Shape.of(shards)
-    specs = Participant(study, shards).setting.specs
+    shape, specs = Shape.of(participant.shards), participant.setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
         "secateur": importlib.metadata.version("secateur"), "wire": head.VERSION,
@@ -339,7 +342,8 @@ def _serve(message: Message, context: Context) -> Any:
     state = memory.get(wanted)
     participant = _participant(study.model_dump_json(), rows)
     participant.kept = bases.kept(context)
-    reply, kept = participant(client, request, state)
+    with kept_globals():
+        reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
     if kept is not None:
         answer["kept"] = memory.put(kept, after=wanted)

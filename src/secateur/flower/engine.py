@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, MissingExtraError, install
+from secateur.federation.records import by_reason
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -141,6 +142,7 @@ class Members:
         vet: a function that returns why a node cannot take part, or None if it can.
         nodes: the node of each client.
         about: the facts that each client's node gave about itself.
+        refused: why each connected node that cannot take part cannot.
         schema: the digest of the schema that nodes with tables must hold, and the request that brings it; empty: none.
         states: what clients keep, where bytes that are sent beside the exchanges are noted.
     """
@@ -150,6 +152,7 @@ class Members:
     vet: Callable[[About], str | None]
     nodes: dict[int, int] = field(default_factory=dict)
     about: dict[int, About] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
     connected: frozenset[int] = frozenset()
     schema: tuple[str, bytes] = ("", b"")
     states: Versions = field(default_factory=Versions)
@@ -164,6 +167,7 @@ class Members:
             LOG.warning("client %d: its node %d is no longer connected", client, self.nodes[client])
             del self.nodes[client], self.about[client]
         self._greeted &= self.connected
+        self.refused = {node: why for node, why in self.refused.items() if node in self.connected}
         self._hellos = {ask: node for ask, node in self._hellos.items() if node in self.connected}
         self._taught = {ask: (node, a) for ask, (node, a) in self._taught.items() if node in self.connected}
         for node in sorted(self.connected - self._greeted):
@@ -180,7 +184,7 @@ class Members:
         client = about.get("client")
         wrong = about.get("error") or self._misplaced(client) or self.vet(about)
         if wrong or not isinstance(client, int):
-            LOG.error("node %d cannot take part: %s", node, wrong)
+            self._refuse(node, f"node {node}", str(wrong))
             return
         digest, request = self.schema
         if digest and about.get("holds") is False:
@@ -199,7 +203,7 @@ class Members:
         client, (said, payload) = int(about["client"]), ({}, None) if reply.has_error() else unpack(reply.content)
         wrong = reason_of(reply) if reply.has_error() else said.get("error") or self._misplaced(client)
         if wrong or payload is None:
-            LOG.error("node %d cannot take part: %s", node, wrong or "its reply holds no payload")
+            self._refuse(node, f"node {node}", str(wrong or "its reply holds no payload"))
             return
         self.states.sent_again[client] = len(self.schema[1]), len(payload)
         self._admit(node, client, about)
@@ -207,6 +211,11 @@ class Members:
     def teach(self, digest: str, request: bytes) -> None:
         """Send nodes that come from now on a table's schema, before they take part."""
         self.schema = digest, request
+
+    def leave_out(self, client: int, why: str) -> None:
+        """Let a client's node take part no more, for a reason, for as long as it is connected."""
+        self._refuse(self.nodes.get(client, -1), f"client {client}", why)
+        self.drop(client)
 
     def drop(self, client: int) -> None:
         """Let a client's node take part no more, for as long as it is connected."""
@@ -231,8 +240,20 @@ class Members:
         for client, about in list(self.about.items()):
             wrong = vet(about)
             if wrong:
-                LOG.error("node %d (client %d) cannot take part: %s", self.nodes[client], client, wrong)
+                self._refuse(self.nodes[client], f"node {self.nodes[client]} (client {client})", wrong)
                 del self.nodes[client], self.about[client]
+
+    def _refuse(self, node: int, named: str, why: str) -> None:
+        LOG.error("%s cannot take part: %s", named, why)
+        self.refused[node] = why
+
+    def why(self) -> str:
+        """Return the most frequent reason why nodes were refused, as the end of a sentence; empty: none was."""
+        if not self.refused:
+            return ""
+        entries = [{"client": node, "reason": why} for node, why in self.refused.items()]
+        first = by_reason(entries)[0]
+        return f": {first['requests']} of {len(entries)} nodes were refused because: {first['reason']}"
 
 
 def reason_of(reply: Message) -> str:
@@ -270,12 +291,17 @@ class FlowerEngine:
         wanted, end = set(enough), time.monotonic() + self.wait
         self.members.look()
         while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
+            if len(wanted - self.members.nodes.keys()) <= len(self.members.refused):  # nobody else is to come
+                break
             time.sleep(_PULL_EVERY)
             self.members.look()
         if not wanted & self.members.nodes.keys():
+            why = self.members.why()
+            if why:
+                raise EngineError(f"no node can take part{why}")
             raise EngineError(
-                f"no node that can take part was connected within {self.wait:g} s: start SuperNodes with "
-                "--node-config 'partition-id=0' and so on, or raise wait (what each node lacks stands above)"
+                f"no node was connected within {self.wait:g} s: start SuperNodes with --node-config 'partition-id=0' "
+                "and so on, or raise wait"
             )
 
     def exchange(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,12 +13,13 @@ from secateur.contract.ask import TRAIN
 from secateur.errors import ConfigError, MaskNotHeldError
 from secateur.flower.engine import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
 from secateur.flower.strategy import EPOCHS, PHASE
+from secateur.flower.ties import Held
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import apply
 from secateur.wire import masks as packing
 from secateur.wire.codec import decode, encode, lost
 from secateur.wire.head import context_of
-from secateur.wire.message import Expected, Masks, Spec, specs_of
+from secateur.wire.message import Expected, Masks, Spec
 from secateur.wire.message import Message as Sparse
 
 CallNext = Callable[[Message, Context], Message]
@@ -32,7 +33,7 @@ def prune(model: nn.Module) -> Prune:
     Args:
         model: the app's model, for the names and shapes of its tensors; its weights do not matter.
     """
-    return Prune(specs_of(model.state_dict()), tuple(layout(model).trainable))
+    return Prune(Held.of(model), tuple(layout(model).trainable))
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Prune:
     """The mod that ``prune`` returns; it is a class so that instances can be sent to worker processes.
 
     Attributes:
-        specs: the shape and dtype of each tensor of the model.
+        model: the tensors of the model.
         trained: the names of the tensors that the app trains.
     """
 
-    specs: dict[str, Spec]
+    model: Held
     trained: tuple[str, ...]
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
@@ -58,25 +59,27 @@ class Prune:
         if request is None:
             return call_next(message, context)
         try:
-            sparse = decode(request, Expected(self.specs, mask="optional", known=_held(context, self.specs)))
+            held, specs = _held(context, self.model.specs), self.model.specs
+            expected = Expected(specs, mask="optional", known=held, infinite=self.model.infinite)
+            sparse = decode(request, expected)
         except MaskNotHeldError:
             return Message(with_payload(message.content, lost(request)), reply_to=message)
         if sparse.mask is not None:
             _hold(context, sparse.mask)
         token = _mask.set(sparse.mask)
         try:
-            reply = _trained(message, context, call_next, sparse)
+            reply = _trained(message, context, call_next, sparse, self.model)
         finally:
             _mask.reset(token)
         if not reply.has_error():
             answer = self._answer(sparse, reply)
-            payload = encode(answer, known=sparse.mask, template=self.specs, context=context_of(request))
+            payload = encode(answer, known=sparse.mask, template=self.model.specs, context=context_of(request))
             reply.content = with_payload(reply.content, payload)
         return reply
 
     def _answer(self, request: Sparse, reply: Message) -> Sparse:
         key, _ = payload_of(reply.content)
-        tensors = dict(reply.content.array_records[key].to_torch_state_dict())
+        tensors = self.model.once(reply.content.array_records[key].to_torch_state_dict())
         if request.scalars[PHASE] == TRAIN:
             return Sparse(apply(tensors, request.mask), request.mask)
         return Sparse({n: (request.tensors[n] - tensors[n]).square() for n in self.trained})
@@ -94,9 +97,9 @@ def keep_pruned(model: nn.Module) -> None:
                 parameter.masked_fill_(~mask[name].to(parameter.device), 0.0)
 
 
-def _trained(message: Message, context: Context, call_next: CallNext, request: Sparse) -> Message:
+def _trained(message: Message, context: Context, call_next: CallNext, request: Sparse, model: Held) -> Message:
     """Run the app's own training; an exploration repeats it, each time from the weights of the last time."""
-    arrays, content = ArrayRecord(torch_state_dict=dict(request.tensors)), message.content
+    arrays, content = ArrayRecord(torch_state_dict=model.by_all_names(request.tensors)), message.content
     for _ in range(int(request.scalars.get(EPOCHS, 1))):
         message.content = with_arrays(content, arrays)
         reply = call_next(message, context)
@@ -108,7 +111,7 @@ def _trained(message: Message, context: Context, call_next: CallNext, request: S
     return reply
 
 
-def _held(context: Context, specs: dict[str, Spec]) -> Masks | None:
+def _held(context: Context, specs: Mapping[str, Spec]) -> Masks | None:
     record = context.state.get(_HELD)
     if not isinstance(record, ArrayRecord):
         return None

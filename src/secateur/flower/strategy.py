@@ -40,6 +40,7 @@ from secateur.flower.engine import (
     with_payload,
 )
 from secateur.flower.engine import Message as FlowerMessage
+from secateur.flower.ties import Held
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
@@ -55,12 +56,12 @@ EPOCHS, PHASE = "epochs", "phase"
 class _Drawn(Setting):
     """A setting with a cohort that another strategy has drawn."""
 
-    drawn: tuple[int, ...] = ()
+    those: tuple[int, ...] = ()
 
     def cohort(self, round_: int) -> tuple[int, ...]:
         """Return the clients that were drawn."""
         del round_
-        return self.drawn
+        return self.those
 
 
 @dataclass
@@ -86,6 +87,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             its aggregator.
         model: the app's model, for names and shapes; its weights do not matter.
         seed: the seed of the method's random draws.
+        example: an input of the model, shape (1, ...), for methods that remove channels, heads or blocks; needed where
+            the model's first layer does not tell it.
 
     Attributes:
         state: the method's state: weights (which may be dense beneath the mask), mask, round.
@@ -95,9 +98,13 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     Raises:
         ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
             for more than their training.
+        ModelError: the model has no units of the kind that the method removes; the text says why.
     """
 
-    def __init__(self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0) -> None:
+    def __init__(
+        self, strategy: Strategy, method: Composition, model: nn.Module, *, seed: int = 0,
+        example: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         composed = isinstance(method, Composition) and not method.consensus.ballot and not method.refines
         if not composed or method.criterion.by_training is None:
             raise ConfigError(
@@ -107,17 +114,20 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy
         self.method = replace(method, aggregator=Mean(pruned="shadow" if shadow else "zero"))
-        self.specs = specs_of(model.state_dict())
-        self.held = HeldMasks(self.specs)
+        self.model = Held.of(model)
+        self.held = HeldMasks(self.model.specs)
         self.ledger: list[dict[str, Any]] = []
         self.state: State | None = None
-        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model), self.specs)
+        self._setting = _Drawn(seed, 0, 1, 1.0, layout(model, example=example), self.model.specs)
+        self.method.granularity.prunable(self._setting.layout)
         self._nodes: list[int] = []
         self._turn: _Exchange | None = None
 
     def summary(self) -> None:
         """Log the method's name, then the summary of the wrapped strategy."""
         LOG.info("%s prunes what %s merges", type(self.method).__name__, type(self.strategy).__name__)
+        for remark in self.method.remarks(self._setting):
+            LOG.warning("%s", remark)
         self.strategy.summary()
 
     def start(self, grid: Grid, initial_arrays: ArrayRecord, num_rounds: int = 3, *args: Any, **more: Any) -> Result:
@@ -127,10 +137,10 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             ConfigError: the arrays do not fit the model.
             NobodyTrainedError: no reply of any round counted; raised at the end, ``ledger`` and ``state`` are kept.
         """
-        weights = dict(initial_arrays.to_torch_state_dict())
-        if specs_of(weights) != self.specs:
+        weights = self.model.once(initial_arrays.to_torch_state_dict())
+        if specs_of(weights) != self.model.specs:
             raise ConfigError("initial_arrays are not those of the model that Pruned was given")
-        self._nodes, self.ledger, self.held = sorted(grid.get_node_ids()), [], HeldMasks(self.specs)
+        self._nodes, self.ledger, self.held = sorted(grid.get_node_ids()), [], HeldMasks(self.model.specs)
         self._setting = replace(self._setting, rounds=num_rounds, clients=max(1, len(self._nodes)))
         self.state = self.method.start(self._setting, weights, {})
         result = super().start(grid, initial_arrays, num_rounds, *args, **more)
@@ -142,8 +152,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         rows = [row for row in self.ledger if row["phase"] == TRAIN]
         if any(row["answered"] for row in rows):
             return
-        why = [reason for row in rows for reason in row["left_out"].values()]
-        check_any(TRAIN, len(why) or len(rows), why or ["no node replied"] * len(rows))
+        why = [{"client": node, "reason": reason} for row in rows for node, reason in row["left_out"].items()]
+        check_any(TRAIN, len(why) or len(rows), why or [{"client": 0, "reason": "no node replied"}] * len(rows))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -154,7 +164,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         """
         del arrays  # these are under the mask; the strategy goes on from the dense weights
         state = self._started()
-        dense = ArrayRecord(torch_state_dict=dict(state.weights))
+        dense = ArrayRecord(torch_state_dict=self.model.by_all_names(state.weights))
         messages = {m.metadata.dst_node_id: m for m in self.strategy.configure_train(server_round, dense, config, grid)}
         if not messages:
             return []
@@ -180,8 +190,9 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
         ]
         arrays, metrics = self.strategy.aggregate_train(server_round, dense)
         mask = turn.ask.message.mask
-        merged = {} if arrays is None else masks.apply(arrays.to_torch_state_dict(), mask)
-        mean = {name: tensor.to(self.specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
+        merged = {} if arrays is None else masks.apply(self.model.once(arrays.to_torch_state_dict()), mask)
+        specs = self.model.specs
+        mean = {name: tensor.to(specs[name].dtype) for name, tensor in merged.items()}  # some merge in float64
         self.state = self.method.absorb(state, Reduced(turn.ask, {MEAN: mean}, {}, {}))
         if mask is not None:
             self.held.confirm({node: turn.answered.get(node, False) for node in turn.messages}, mask)
@@ -207,20 +218,20 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
     def _shipped(self) -> dict[str, torch.Tensor]:
         state = self._started()
         done = state.round == state.setting.rounds
-        return (self.method.final(state) if done else state).model()
+        return self.model.by_all_names((self.method.final(state) if done else state).model())
 
     def _draw(self, state: State, messages: Mapping[int, FlowerMessage]) -> State:
         """Return the state whose cohort is the nodes that the wrapped strategy drew."""
         self._nodes += [node for node in messages if node not in self._nodes]
         drawn = tuple(sorted(self._nodes.index(node) for node in messages))
-        return replace(state, setting=replace(self._setting, clients=len(self._nodes), drawn=drawn))
+        return replace(state, setting=replace(self._setting, clients=len(self._nodes), those=drawn))
 
     def _send(self, turn: _Exchange, node: int, **scalars: Scalar) -> FlowerMessage:
         ours, theirs = turn.ask.message, turn.messages[node]
         name = self.held.name(node) if ours.mask is not None else None
         held = None if name is None else self.held.mask(name)
         message = replace(ours, scalars={**ours.scalars, PHASE: turn.ask.phase, **scalars})
-        payload = encode(message, known=held, template=self.specs)
+        payload = encode(message, known=held, template=self.model.specs)
         turn.sent[node] = payload
         turn.down.update(part_sizes(payload, checked=True))
         meta = theirs.metadata
@@ -256,7 +267,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             turn.left_out[node] = "its reply holds no payload: is prune() among the ClientApp's mods?"
             return None
         try:
-            message = decode(payload, replace(turn.ask.expects, scalars=None, context=context_of(turn.sent[node])))
+            expects = replace(turn.ask.expects, infinite=self.model.infinite, scalars=None)
+            message = decode(payload, replace(expects, context=context_of(turn.sent[node])))
         except WireError as broken:
             turn.left_out[node] = str(broken)
             return None
@@ -271,7 +283,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             return None
         mask = turn.ask.message.mask or {}
         tensors = {n: torch.where(mask[n], t, state.weights[n]) if n in mask else t for n, t in message.tensors.items()}
-        reply.content = with_arrays(reply.content, ArrayRecord(torch_state_dict=tensors))
+        reply.content = with_arrays(reply.content, ArrayRecord(torch_state_dict=self.model.by_all_names(tensors)))
         return reply
 
     def _explore(self, state: State, ask: Ask, like: FlowerMessage, grid: Grid) -> State:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import numpy as np
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, Shards
 from secateur.errors import DataError, EngineError
-from secateur.federation import agreement, checkpoint, prepare, tables
+from secateur.federation import agreement, checkpoint, prepare, tables, trial
 from secateur.federation.agreement import Site
 from secateur.federation.base import Kept, KeptInFolder
+from secateur.federation.client import Participant
 from secateur.federation.records import Row
 from secateur.flower.bases import KeptInContext
 from secateur.flower.engine import LOG, About, Context, FlowerEngine
@@ -55,7 +57,8 @@ def answer(context: Context, study: Study, client: int, request: bytes) -> bytes
     train = tables.held_out(study, prepare.alone(study, client, everything))["train"][client]
 
     def take(schema: Schema) -> str:
-        prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
+        rows = prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
+        trial.check(Participant(study, rows), (client,))
         _kept(context).put(schema.digest, schema.to_json().encode())
         return ""
 
@@ -98,8 +101,14 @@ def recall(engine: FlowerEngine, run: Path) -> None:
         engine.members.teach(schema.digest, agreement.last_request(schema))
 
 
-def agree(engine: FlowerEngine, study: Study, run: Path, into: Path) -> Path:
-    """Let nodes agree on a schema, or read the one of a run that goes on; write shards without rows by it.
+def any_in(engine: FlowerEngine) -> bool:
+    """Return whether a node has a table of its own."""
+    return any(about.get("table") for about in engine.members.about.values())
+
+
+@contextlib.contextmanager
+def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
+    """Let nodes agree on a schema, or read the one of a run that goes on; yield shards without rows by it.
 
     Raises:
         SecateurError: they do not agree, or too few answered.
@@ -109,19 +118,15 @@ def agree(engine: FlowerEngine, study: Study, run: Path, into: Path) -> Path:
     if engine.members.schema[0]:
         schema, records = Schema.from_json((run / SCHEMA).read_text("utf-8")), list[Row]()
     else:
-
-        def leave(client: int, reason: str) -> None:
-            LOG.error("client %d cannot take part: %s", client, reason)
-            engine.members.drop(client)
-
         clients = tuple(sorted(engine.members.nodes))
         agreed = agreement.settle(
-            clients, engine.exchange, seed=study.seed, classes=tables.classes(study), notify=leave
+            clients, engine.exchange, seed=study.seed, classes=tables.classes(study), notify=engine.members.leave_out
         )
         schema, records = agreed.schema, list(agreed.rows)
         engine.members.teach(schema.digest, agreement.last_request(schema))
     inputs, task = (len(schema.inputs),), study.data.task or schema.task
-    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale)
-    prepare.bare(study, shape, into)
-    tables.write(into, schema, records)
-    return into
+    shape = Shape(inputs, schema.outputs, "tabular", 1.0, task, schema.target_scale, schema.unit)
+    with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
+        prepare.bare(study, shape, Path(folder))
+        tables.write(Path(folder), schema, records)
+        yield Path(folder)

@@ -21,6 +21,7 @@ from secateur.learning.loop import Fit
 from secateur.learning.resident import tensors_of
 from secateur.learning.stack import Rows
 from secateur.learning.work import Job, Learn, Train, Worker
+from secateur.streams import kept_globals
 
 Clock = Callable[[], float]
 _Answer = TypeVar("_Answer")
@@ -53,7 +54,7 @@ class Batched:
         An exception of a task stands in the place of its answer and does not affect the others. A task's clock counts
         its own time and its share, by rows, of the time of the jobs that were done at once.
         """
-        turns = [_Coroutine(task) for task in tasks]
+        turns = [_Coroutine(task, self.compute) for task in tasks]
         with self.compute.kernels():
             while waiting := [turn for turn in turns if turn.goes_on()]:
                 begun = time.perf_counter()
@@ -68,7 +69,7 @@ class Batched:
         for turn in waiting:
             groups.setdefault(stacked.kind(cast("Job", turn.job)), []).append(turn)
         for turn in groups.pop(None, []):
-            self._alone(turn)
+            turn.alone()
         for group in groups.values():
             self._stacked(group)
 
@@ -85,7 +86,7 @@ class Batched:
                 turn.result = result
         elif _full(error):
             raise ConfigError(self._too_many(jobs)) from error
-        elif sum(self._alone(turn) for turn in group) == len(group):
+        elif sum(turn.alone() for turn in group) == len(group):
             warn_once(self._remark(jobs, error))
 
     def _tried(self, jobs: Sequence[Job]) -> tuple[list[Any], Exception | None]:
@@ -117,17 +118,6 @@ class Batched:
         _, error = self._tried(jobs)
         return "" if error is None else self._remark(jobs, error)
 
-    def _alone(self, turn: _Coroutine[Any]) -> bool:
-        """Do a job by itself; return whether it succeeded."""
-        job = cast("Job", turn.job)
-        try:
-            made = job.alone(self.compute)
-            turn.result = (made, tensors_of(job.model)) if isinstance(job, Learn) else made
-        except Exception as error:  # noqa: BLE001 -- raised where the client waits, and nowhere else
-            turn.result = error
-            return False
-        return True
-
 
 def answers(tasks: Sequence[Work[_Answer]], compute: Compute) -> list[_Answer | Exception]:
     """Run tasks once; see ``Batched.answers``."""
@@ -152,14 +142,14 @@ def _greenlet() -> ModuleType:
 class _Coroutine(Generic[_Answer]):
     """A running task that is suspended when it needs a job, and resumed when the job is done."""
 
-    def __init__(self, task: Work[_Answer]) -> None:
+    def __init__(self, task: Work[_Answer], compute: Compute) -> None:
         greenlet = _greenlet()
-        self._task, self._since = task, 0.0
+        self._task, self._compute, self._since = task, compute, 0.0
         self._mine, self._caller = greenlet.greenlet(self._run), greenlet.getcurrent()
         self.job: Job | None = None
         self.result: Any = None
         self.outcome: _Answer | Exception | None = None
-        self.finished = False
+        self.finished = self._by_itself = False
         self.spent = 0.0
 
     @property
@@ -177,6 +167,12 @@ class _Coroutine(Generic[_Answer]):
             self.spent += time.perf_counter() - self._since
         return not self.finished
 
+    def alone(self) -> bool:
+        """Let the task do its job by itself, and wait again; return whether that succeeded."""
+        self._by_itself = True
+        self._mine.switch()
+        return not isinstance(self.result, Exception)
+
     def _run(self) -> None:
         try:
             self.outcome = self._task(self._work, lambda: self.spent + time.perf_counter() - self._since)
@@ -185,8 +181,13 @@ class _Coroutine(Generic[_Answer]):
         self.finished = True
 
     def _work(self, job: Job) -> Any:
-        self.job = job
-        self._caller.switch()
+        self.job, self._by_itself = job, True
+        while self._by_itself:
+            self._by_itself = False
+            with kept_globals():  # the other tasks draw from them too
+                self._caller.switch()
+            if self._by_itself:
+                self.result = self._done(job)
         result, self.result = self.result, None
         if isinstance(result, Exception):
             raise result
@@ -196,3 +197,11 @@ class _Coroutine(Generic[_Answer]):
         elif isinstance(job, Train):
             job.settle(result[0])
         return result
+
+    def _done(self, job: Job) -> Any:
+        """Return the result of a job that is done by itself, or what it raised."""
+        try:
+            made = job.alone(self._compute)
+        except Exception as error:  # noqa: BLE001 -- raised when the task goes on
+            return error
+        return (made, tensors_of(job.model)) if isinstance(job, Learn) else made

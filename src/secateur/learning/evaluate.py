@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from secateur.learning.resident import lay_out
 from secateur.learning.task import Data, Task
+from secateur.models.memory_format import lay_out
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
 
 def scored(outputs: torch.Tensor, targets: torch.Tensor, task: Task, batch_size: int) -> Score:
     """Return the scores of a model's outputs on at least one row; its loss is summed by batches."""
-    pairs = zip(outputs.split(batch_size), targets.split(batch_size), strict=True)
+    pairs = zip(torch.split(outputs, batch_size), torch.split(targets, batch_size), strict=True)
     total = sum(float(task.loss(output, y)) * len(y) for output, y in pairs)
     scores = task.scores(outputs, targets)
     main, *others = (metric.name for metric in task.metrics)

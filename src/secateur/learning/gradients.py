@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import nn
 
-from secateur.learning.loop import Fit
+from secateur.errors import ModelError
+from secateur.learning.loop import Fit, normalises
+from secateur.learning.loop import batches as split
 from secateur.learning.optimiser import Training
 from secateur.learning.task import Data
 from secateur.pruning.criteria import Form
-from secateur.pruning.roles import roles
+from secateur.pruning.roles import roles, stored
 from secateur.streams import Turn, global_stream
 
 
@@ -42,7 +45,8 @@ def gradient_statistic(
     if form == "flow":
         return _flow(model, data), Fit(len(data), 1, 0, 0, 0.0)
     shuffle = torch.Generator().manual_seed(turn.derive("gradients"))
-    chosen = torch.split(torch.randperm(len(data), generator=shuffle), training.batch_size)[:batches]
+    order = torch.randperm(len(data), generator=shuffle)
+    chosen = split(order, training.batch_size, paired=normalises(model), most=batches)
     sums = {name: torch.zeros_like(p) for name, p in _trained(model).items()}
     total, rows = 0.0, sum(len(index) for index in chosen)
     model.train()
@@ -84,17 +88,30 @@ def _gradient(
 
 
 def _flow(model: nn.Module, data: Data) -> dict[str, torch.Tensor]:
-    """Return the flow divided by its largest entry; computed in float64, so that deep networks do not overflow."""
+    """Return the flow divided by its largest entry; computed in float64, so that deep networks do not overflow.
+
+    A model that casts to a type of its own choice cannot run in float64, and is run as it is.
+
+    Raises:
+        ModelError: the flow is not finite, in the type that the model chose.
+    """
     x, _ = data.batch(slice(0, 1))
-    twin = copy.deepcopy(model).double().eval()
+    try:
+        flows = _flows(copy.deepcopy(model).double(), x.double() if x.is_floating_point() else x)
+    except RuntimeError:
+        flows = _flows(copy.deepcopy(model), x)
+    largest = max((float(flow.max()) for flow in flows.values() if flow.numel()), default=0.0) or 1.0
+    if not math.isfinite(largest):
+        raise ModelError("the flow through this model overflows float32, and its forward refuses float64: do not cast")
+    return {name: (flows[name] / largest).to(p.dtype) for name, p in _trained(model).items()}
+
+
+def _flows(twin: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
     constant = {name for name, role in roles(twin).items() if role == "constant"}  # a mask's -inf must stay
     with torch.no_grad():
-        for name, tensor in twin.state_dict().items():
-            if name not in constant:
+        for name, tensor in stored(twin).items():
+            if tensor.is_floating_point() and name not in constant:
                 tensor.abs_()
-    ones = x.new_ones((1, *x.shape[1:]), dtype=torch.double if x.is_floating_point() else x.dtype)
     parameters = _trained(twin)
-    slopes = _gradient(twin(ones).sum(), parameters)
-    flows = {name: p.detach() * slopes[name] for name, p in parameters.items()}
-    largest = max(float(flow.max()) for flow in flows.values()) or 1.0
-    return {name: (flows[name] / largest).to(p.dtype) for name, p in _trained(model).items()}
+    slopes = _gradient(twin.eval()(torch.ones_like(x)).sum(), parameters)
+    return {name: p.detach() * slopes[name] for name, p in parameters.items()}

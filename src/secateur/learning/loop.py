@@ -10,10 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from secateur.errors import DataError
 from secateur.learning.hook import Hook, Steps, View
 from secateur.learning.optimiser import Optimiser, Training
-from secateur.learning.resident import enforce, lay_out
+from secateur.learning.resident import enforce
 from secateur.learning.task import Data
+from secateur.models.memory_format import lay_out
 from secateur.pruning.mask import Mask
 from secateur.streams import Turn, global_stream
 
@@ -99,24 +101,32 @@ def fit(
 
     if not model.training:
         model.train()
-    done = loop(step, data, training, effort or Effort(training.epochs), turn)
+    done = loop(step, data, training, effort or Effort(training.epochs), turn, paired=normalises(model))
     if not dense:
         enforce(model, mask)
     return done
 
 
-def loop(step: Callable[[torch.Tensor], float], data: Data, training: Training, effort: Effort, turn: Turn) -> Fit:
+def loop(
+    step: Callable[[torch.Tensor], float], data: Data, training: Training, effort: Effort, turn: Turn, *,
+    paired: bool = False,
+) -> Fit:  # fmt: skip
     """Call ``step`` with the row indices of each batch, epoch after epoch; it returns the batch's mean loss.
 
-    The batches, and the draws of dropout, follow from the turn.
+    The batches, and the draws of dropout, follow from the turn. ``paired`` is that of ``batches``.
+
+    Raises:
+        DataError: there are no rows.
     """
+    if not len(data):
+        raise DataError("this client has no training rows")
     use = effort.rows(len(data))
     drawn = orders(len(data), effort, turn)
     best, stale, epoch, processed, steps, mean_loss = math.inf, 0, 0, 0, 0, 0.0
     with global_stream(turn.seed, "dropout", turn.round, turn.client):
         for epoch, rows in enumerate(drawn, start=1):  # noqa: B007 -- the count is returned
             total = 0.0
-            for index in torch.split(rows, training.batch_size):
+            for index in batches(rows, training.batch_size, paired=paired):
                 total += step(index) * len(index)
                 steps += 1
             processed += use
@@ -126,6 +136,24 @@ def loop(step: Callable[[torch.Tensor], float], data: Data, training: Training, 
             if effort.patience and stale >= effort.patience:
                 break
     return Fit(len(data), processed, steps, epoch, mean_loss)
+
+
+def batches(rows: torch.Tensor, size: int, *, paired: bool, most: int | None = None) -> list[torch.Tensor]:
+    """Return the first ``most`` batches of rows, or all; the last one may be smaller than ``size``.
+
+    Where ``paired``, a last batch of one row joins the one before it: torch cannot normalise one row by itself, and no
+    row goes unused.
+    """
+    parts = list(torch.split(rows, size))[:most]
+    if paired and len(parts) > 1 and len(parts[-1]) == 1 < size:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def normalises(model: nn.Module) -> bool:
+    """Return whether some layer normalises by statistics of a batch, as batch norm does in training."""
+    return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) or "running_mean" in layer._buffers  # noqa: SLF001
+               for layer in model.modules())  # fmt: skip
 
 
 def orders(count: int, effort: Effort, turn: Turn) -> Iterator[torch.Tensor]:

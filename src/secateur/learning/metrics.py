@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,15 @@ AUROC = Metric("auroc", label="AUROC", words="area under the ROC curve")
 ECE = Metric("ece", higher=False, label="ECE", words="expected calibration error")
 MAE = Metric("mae", higher=False, most=None, label="MAE", words="mean absolute error")
 R2 = Metric("r2", least=None, label="R²", words="coefficient of determination")
+
+
+def in_unit(metric: Metric, unit: str) -> Metric:
+    """Return a score whose names in tables and sentences say its unit; itself if that is unknown.
+
+    >>> in_unit(MAE, "years").label
+    'MAE in years'
+    """
+    return replace(metric, label=f"{metric.shown} in {unit}", words=f"{metric.worded} in {unit}") if unit else metric
 
 
 def metric_of(row: Mapping[str, Any]) -> Metric:

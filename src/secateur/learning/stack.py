@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -13,13 +14,15 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import pad_sequence
 
+from secateur.errors import ModelError
 from secateur.learning.compute import Compute
-from secateur.learning.loop import forward
-from secateur.learning.resident import lay_out
+from secateur.learning.loop import batches, forward, normalises
+from secateur.learning.resident import LocalState
 from secateur.learning.task import Data
+from secateur.models.memory_format import lay_out
 from secateur.pruning.mask import Tensors
 from secateur.pruning.roles import roles
-from secateur.streams import Turn, stream
+from secateur.streams import Turn, drawn_so_far, global_streams, stream
 
 Chosen = slice | torch.Tensor
 _DROPOUTS: Mapping[type[nn.Module], Literal["entries", "features"]] = {
@@ -64,7 +67,7 @@ class Rows:
             return None
         key = storage.data_ptr(), one.dtype, shape
         if key not in self._held:
-            own = torch.empty(0, dtype=one.dtype).set_(storage).view(-1, *shape)  # type: ignore[call-overload]
+            own = torch.empty(0, dtype=one.dtype).set_(storage).view(-1, *shape)
             self._held[key] = own, self._compute.tensor(own)  # the first keeps the address from being used again
         return self._held[key][1]
 
@@ -88,7 +91,9 @@ class Batch:
     length: torch.Tensor
 
 
-def batches(rows: Sequence[torch.Tensor], active: torch.Tensor, size: int, *, even: bool) -> Iterator[Batch]:
+def steps_of(
+    rows: Sequence[torch.Tensor], active: torch.Tensor, size: int, *, even: bool, paired: bool
+) -> Iterator[Batch]:
     """Yield the batches of an epoch: each client's rows in its own order, ``size`` at a time.
 
     Args:
@@ -96,17 +101,18 @@ def batches(rows: Sequence[torch.Tensor], active: torch.Tensor, size: int, *, ev
         active: the places of these clients in the stack, ascending.
         size: the number of rows in a batch.
         even: whether the clients of a batch must have equally many rows in it.
+        paired: that of ``loop.batches``.
     """
-    counts = torch.tensor([len(part) for part in rows])
+    parts = [batches(own, size, paired=paired) for own in rows]
     prefix = torch.equal(active, torch.arange(len(active)))
-    for start in range(0, int(counts[0]), size):
-        here = int((counts > start).sum())
-        length = (counts[:here] - start).clamp(max=size)
-        for of in length.unique().tolist() if even else [0]:
-            own = (length == of).nonzero().flatten() if even else torch.arange(here)
-            index = pad_sequence([rows[k][start : start + size] for k in own.tolist()], batch_first=True)
-            whole = prefix and len(own) == here  # a slice needs no copy
-            yield Batch(slice(0, here) if whole else active[own], index, length[own])
+    for step in range(len(parts[0])):
+        now = [own[step] for own in parts if len(own) > step]
+        length = torch.tensor([len(own) for own in now])
+        for of in sorted(set(length.tolist())) if even else [0]:
+            own = (length == of).nonzero().flatten() if even else torch.arange(len(now))
+            index = pad_sequence([now[k] for k in own.tolist()], batch_first=True)
+            whole = prefix and len(own) == len(now)  # a slice needs no copy
+            yield Batch(slice(0, len(now)) if whole else active[own], index, length[own])
 
 
 class Stack:
@@ -119,19 +125,25 @@ class Stack:
         turns: the key of each client's random draws; None: nothing is drawn.
         compute: device and precision.
         training: whether the model is in training mode.
+        dense: the resident model, if ``model`` was cut out of it; what was found out about it holds for both.
 
     Attributes:
         weights: the stacked parameters that are trained, by name.
         buffers: the stacked buffers that a pass may change, by name.
         even: whether the clients of a batch must have equally many rows in it, because the model mixes rows (batch
             norm), or draws at random for each.
+        paired: that of ``loop.batches``.
+
+    Raises:
+        ModelError: the model draws from a global generator, or changes something of its own, in a pass.
     """
 
     def __init__(
         self, model: nn.Module, tensors: Sequence[Tensors], data: Data, turns: Sequence[Turn] | None, compute: Compute,
-        *, training: bool = True,
+        *, training: bool = True, dense: nn.Module | None = None,
     ) -> None:  # fmt: skip
         self.compute, self.data = compute, data
+        dense = model if dense is None else dense
         self.size = len(tensors)
         found = roles(model)
         keeps = {name.rpartition(".")[0] for name, role in found.items() if role == "buffer"}
@@ -143,8 +155,11 @@ class Stack:
         self.buffers |= {name: self._stacked([tensor] * self.size) for name, tensor in counters.items()}
         drawn = [name for name, layer in model.named_modules() if type(layer) in _DROPOUTS and _rate(layer)]
         draws = training and turns is not None and bool(drawn)
-        self.even = training and (draws or _mixes(model, data))
-        orders = _orders(model, data, drawn) if draws else {}
+        if training and (does := _unsteady(dense, data)):
+            raise ModelError(f"this {type(model).__name__} {does}")
+        self.even = training and (draws or _mixes(dense, data))
+        self.paired = normalises(model)
+        orders = _orders(dense, data, drawn) if draws else {}
         self.model = copy.deepcopy(model).to(compute.device, compute.dtype).train(training)
         self._draws = _Draws(turns or ())
         for name in drawn if draws else ():
@@ -207,7 +222,7 @@ class Stack:
         """Return the layer in which a batched pass ends, with its name; empty if none does."""
         entered: list[str] = []
         hooks = [
-            layer.register_forward_pre_hook(lambda _, __, name=name: entered.append(name))  # type: ignore[misc]
+            layer.register_forward_pre_hook(lambda _, __, name=name: entered.append(name))
             for name, layer in self.model.named_modules()
             if not list(layer.children())
         ]
@@ -289,12 +304,8 @@ def _rate(layer: nn.Module) -> float:
     return float(cast("nn.Dropout", layer).p)
 
 
-_FOUND: dict[object, Any] = {}
-
-
-def _kind(model: nn.Module, data: Data) -> tuple[object, ...]:
-    shapes = tuple((name, tuple(t.shape)) for name, t in model.state_dict().items())
-    return type(model), str(model), shapes, tuple(data.x.shape[1:])
+_FOUND: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()
+"""What was found out about resident models, once for each."""
 
 
 def _few(model: nn.Module, data: Data, count: int) -> torch.Tensor:
@@ -307,9 +318,9 @@ def _few(model: nn.Module, data: Data, count: int) -> torch.Tensor:
 
 def _mixes(model: nn.Module, data: Data) -> bool:
     """Return whether a row's output, in training mode, depends on the other rows of its batch."""
-    key = "mixes", _kind(model, data)
-    if key not in _FOUND:
-        mixes = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+    found = _FOUND.setdefault(model, {})
+    if "mixes" not in found:
+        mixes = normalises(model)
         if not mixes:
             own, x = copy.deepcopy(model).train(), _few(model, data, 3)
             for layer in own.modules():
@@ -318,25 +329,48 @@ def _mixes(model: nn.Module, data: Data) -> bool:
             with torch.no_grad():
                 both, all_ = own(x[:2]), own(x)[:2]
             mixes = both.shape != all_.shape or not torch.allclose(both, all_, rtol=1e-3, atol=1e-5)
-        _FOUND[key] = mixes
-    return bool(_FOUND[key])
+        found["mixes"] = mixes
+    return bool(found["mixes"])
+
+
+def _unsteady(model: nn.Module, data: Data) -> str:
+    """Return what a model does in training that a stack cannot do for each client; empty: nothing."""
+    found = _FOUND.setdefault(model, {})
+    if "unsteady" not in found:
+        trial = copy.deepcopy(model).train()
+        for layer in trial.modules():
+            if type(layer) in _DROPOUTS:
+                layer.eval()
+        local = LocalState(trial)
+        with global_streams(0, "trial"), torch.no_grad():
+            before = drawn_so_far()
+            trial(_few(model, data, 2))
+            drew = drawn_so_far() != before
+        for layer in trial.modules():
+            if isinstance(layer, _BatchNorm) and layer.num_batches_tracked is not None:
+                layer.num_batches_tracked.sub_(1)  # a stack counts them too
+        changed = local.changed()
+        found["unsteady"] = (
+            "draws at random" if drew else f"changes its own {changed!r} in each pass" if changed else ""
+        )
+    return str(found["unsteady"])
 
 
 def _orders(model: nn.Module, data: Data, names: Sequence[str]) -> dict[str, list[tuple[int, ...]]]:
     """Return, for each call of each named layer, the order of its input's dimensions in memory, outermost first."""
-    key = "orders", _kind(model, data)
-    if key not in _FOUND:
+    found = _FOUND.setdefault(model, {})
+    if "orders" not in found:
         orders: dict[str, list[tuple[int, ...]]] = {name: [] for name in names}
         own = copy.deepcopy(model).train()
         lay_out(own)
         for name in names:
             layer = own.get_submodule(name).eval()
-            layer.register_forward_pre_hook(lambda _, given, name=name: orders[name].append(_order(given[0])))  # type: ignore[misc]
+            layer.register_forward_pre_hook(lambda _, given, name=name: orders[name].append(_order(given[0])))
         with torch.no_grad():
             own(_few(model, data, 2))
-        _FOUND[key] = orders
-    return cast("dict[str, list[tuple[int, ...]]]", _FOUND[key])
+        found["orders"] = orders
+    return cast("dict[str, list[tuple[int, ...]]]", found["orders"])
 
 
 def _order(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-tensor.stride(dim), dim)))
+    return tuple(sorted(range(tensor.dim()), key=lambda dim: (-int(tensor.stride()[dim]), dim)))

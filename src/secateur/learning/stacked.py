@@ -16,8 +16,8 @@ from secateur.errors import ModelError
 from secateur.learning.compute import Compute
 from secateur.learning.evaluate import Score, scored
 from secateur.learning.hook import Steps, View
-from secateur.learning.loop import Effort, Fit, orders
-from secateur.learning.stack import Batch, Chosen, Rows, Stack, along, batches
+from secateur.learning.loop import Effort, Fit, batches, orders
+from secateur.learning.stack import Batch, Chosen, Rows, Stack, along, steps_of
 from secateur.learning.stacked_optimiser import StackedOptimiser
 from secateur.learning.work import Evaluate, Job, Learn, Made, Measure, Train, fined, placed, returned
 from secateur.pruning.mask import Mask, Tensors
@@ -56,6 +56,7 @@ def together(jobs: Sequence[Job], compute: Compute, rows: Rows) -> list[Any]:
     """
     order = sorted(range(len(jobs)), key=lambda k: -_use(jobs[k]))
     ordered = [jobs[k] for k in order]
+    ordered[0].restore()
     run = _RUNS[type(ordered[0])](ordered, compute, rows)
     made = run.done()
     return [made[order.index(k)] for k in range(len(jobs))]
@@ -87,7 +88,7 @@ class _Epochs:
         self._sizes = sizes
         self._use = torch.tensor([effort.rows(size) for effort, size in zip(efforts, sizes, strict=True)])
 
-    def run(self, step: Callable[[Batch], torch.Tensor], size: int, *, even: bool) -> list[Fit]:
+    def run(self, step: Callable[[Batch], torch.Tensor], size: int, stack: Stack) -> list[Fit]:
         """Call ``step`` with each batch; it returns the loss of each chosen client. Return what was done."""
         count = len(self._sizes)
         active = torch.arange(count)
@@ -96,7 +97,8 @@ class _Epochs:
         for _ in range(self._effort.epochs):
             rows = [next(self._drawn[k]) + self.first[k] for k in active.tolist()]
             total, sums = torch.zeros_like(best), list[tuple[Batch, torch.Tensor]]()
-            sums.extend((batch, step(batch)) for batch in batches(rows, active, size, even=even))
+            taken = steps_of(rows, active, size, even=stack.even, paired=stack.paired)
+            sums.extend((batch, step(batch)) for batch in taken)
             for batch, losses in sums:  # read at the end of an epoch, so that a device need not wait
                 total[batch.chosen] += losses.to("cpu", torch.float64) * batch.length
             mean[active] = (total / self._use)[active]
@@ -109,8 +111,9 @@ class _Epochs:
                 active = active[stale[active] < self._effort.patience]
             if not len(active):
                 break
-        done = zip(self._sizes, self._use.tolist(), epochs, mean.tolist(), strict=True)
-        return [Fit(rows, n * use, n * -(-use // size), n, loss) for rows, use, n, loss in done]
+        steps = [len(batches(torch.arange(use), size, paired=stack.paired)) for use in self._use.tolist()]
+        done = zip(self._sizes, self._use.tolist(), steps, epochs, mean.tolist(), strict=True)
+        return [Fit(rows, n * use, n * each, n, loss) for rows, use, each, n, loss in done]
 
 
 class _Training:
@@ -124,7 +127,7 @@ class _Training:
         starts = [slim_mask(job.tensors, removal) if removal else job.tensors for job in jobs]
         self._starts = starts
         data, self.first = rows.of([job.data for job in jobs])
-        self.stack = Stack(model, starts, data, [job.turn for job in jobs], compute)
+        self.stack = Stack(model, starts, data, [job.turn for job in jobs], compute, dense=first.model)
         weights = self.stack.weights
         self._dense = any(hook.dense for hook in first.hooks)
         self._keep = self._masks([None if self._dense else job.mask for job in jobs])
@@ -155,7 +158,7 @@ class _Training:
         jobs, stack = self._jobs, self.stack
         efforts = [job.passes for job in jobs]
         epochs = _Epochs([len(job.data) for job in jobs], [job.turn for job in jobs], efforts, self.first)
-        done = epochs.run(self._step, self._training.batch_size, even=stack.even)
+        done = epochs.run(self._step, self._training.batch_size, stack)
         if not self._dense:
             for name, keep in self._keep.items():
                 stack.weights[name].masked_fill_(keep == 0, 0.0)
@@ -263,7 +266,7 @@ class _Learning:
         jobs, stack = self._jobs, self.stack
         efforts = [Effort(self._training.epochs)] * len(jobs)
         epochs = _Epochs([len(job.data) for job in jobs], [job.turn for job in jobs], efforts, self.first)
-        done = epochs.run(self._step, self._training.batch_size, even=stack.even)
+        done = epochs.run(self._step, self._training.batch_size, stack)
         learnt = [returned(own, jobs[0].scores) for own in stack.parts(self._scores)]
         moved = stack.parts({n: t for n, t in stack.buffers.items() if n in jobs[0].tensors})
         return list(zip(zip(learnt, done, strict=True), moved, strict=True))
@@ -307,16 +310,18 @@ class _Measuring:
         drawn = []
         for job, first in zip(jobs, self.first.tolist(), strict=True):
             shuffle = torch.Generator().manual_seed(job.turn.derive("gradients"))
-            drawn.append(torch.randperm(len(job.data), generator=shuffle)[: size * job.batches] + first)
+            order = torch.randperm(len(job.data), generator=shuffle)
+            drawn.append(batches(order + first, size, paired=stack.paired, most=job.batches))
         total = torch.zeros(len(jobs), dtype=torch.float64)
-        for batch in batches(drawn, torch.arange(len(jobs)), size, even=stack.even):
+        rows = [torch.cat(parts) for parts in drawn]
+        for batch in steps_of(rows, torch.arange(len(jobs)), size, even=stack.even, paired=stack.paired):
             total[batch.chosen] += self._batch(batch).to("cpu", torch.float64) * batch.length
-        counts = torch.tensor([max(1, -(-len(rows) // size)) for rows in drawn])
+        counts = torch.tensor([len(parts) for parts in drawn])
         parts = stack.parts({n: t / along(stack.place(counts), t) for n, t in self._sums.items()})
         passes = 2 if jobs[0].form == "curvature" else 1
         done = []
-        for job, own, rows, loss in zip(jobs, parts, drawn, total.tolist(), strict=True):
-            fit = Fit(len(job.data), passes * len(rows), 0, 0, loss / max(1, len(rows)))
+        for job, own, count, loss in zip(jobs, parts, map(len, rows), total.tolist(), strict=True):
+            fit = Fit(len(job.data), passes * count, 0, 0, loss / count)
             done.append((returned(own, job.tensors), fit))
         return done
 
@@ -358,8 +363,8 @@ class _Evaluation:
         sizes = [len(job.data) for job in self._jobs]
         if self._same:
             rows = torch.cat([torch.arange(size) + first for size, first in zip(sizes, self.first, strict=True)])
-            made = torch.cat([self.stack.outputs(part[None])[0] for part in rows.split(_EVALUATED)])
-            outputs = list(made.cpu().split(sizes))
+            made = torch.cat([self.stack.outputs(part[None])[0] for part in torch.split(rows, _EVALUATED)])
+            outputs = list(torch.split(made.cpu(), sizes))
         else:
             most, parts = max(sizes), []
             step = max(1, _EVALUATED // len(sizes))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from secateur.learning.loop import Effort, Fit, loop
+from secateur.learning.loop import Effort, Fit, loop, normalises
 from secateur.learning.optimiser import Optimiser, Training
 from secateur.learning.task import Data
 from secateur.pruning.mask import Tensors
@@ -45,7 +45,7 @@ def learn(
         return loss.item()
 
     model.train()
-    done = loop(step, data, training, Effort(training.epochs), turn)
+    done = loop(step, data, training, Effort(training.epochs), turn, paired=normalises(model))
     return {name: tensor.detach() for name, tensor in held.items()}, done
 
 

@@ -29,12 +29,16 @@ class Task(ABC):
         """Return whether targets are classes; False: numbers."""
         return not self.dtype.is_floating_point
 
-    def in_units(self, target_scale: float) -> Task:
+    def in_units(self, target_scale: float, unit: str = "") -> Task:
         """Return the task with scores in the targets' own unit, where stored targets are divided by ``target_scale``.
 
         Tasks whose scores have no unit return themselves.
+
+        Args:
+            target_scale: what errors are multiplied by.
+            unit: its name, such as ``years``; empty: unknown.
         """
-        del target_scale
+        del target_scale, unit
         return self
 
     @property
@@ -103,20 +107,22 @@ class Regression(Task):
 
     Attributes:
         target_scale: what errors are multiplied by in scores, to be in the target's own unit; losses are not.
+        unit: its name; empty: unknown.
     """
 
     dtype = torch.float32
 
     target_scale: float = 1.0
+    unit: str = ""
 
-    def in_units(self, target_scale: float) -> Task:
-        """Return the task with errors multiplied by ``target_scale``."""
-        return Regression(target_scale)
+    def in_units(self, target_scale: float, unit: str = "") -> Task:
+        """Return the task with errors multiplied by ``target_scale``, and named with the unit."""
+        return Regression(target_scale, unit)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
         """Return the mean absolute error and R²."""
-        return metrics.MAE, metrics.R2
+        return metrics.in_unit(metrics.MAE, self.unit), metrics.R2
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the mean squared error of a batch."""

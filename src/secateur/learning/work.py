@@ -27,6 +27,11 @@ from secateur.pruning.structure import Plan
 from secateur.pruning.surgery import shrink
 from secateur.streams import Turn
 
+
+def leave() -> None:
+    """Leave a model as it is."""
+
+
 Made = tuple[dict[str, torch.Tensor], Fit]
 
 
@@ -39,6 +44,7 @@ class Train:
         tensors: all exchanged tensors to start from, in their full shapes.
         data, training, turn, mask, effort, hooks: those of ``loop.fit``; mask and hooks are slim if units are cut.
         removal: the units that are cut out of the model first.
+        restore: puts back what the model keeps beside its exchanged tensors; called first.
     """
 
     model: nn.Module
@@ -50,9 +56,11 @@ class Train:
     effort: Effort | None = None
     hooks: Sequence[Hook] = ()
     removal: Plan = Plan()  # noqa: RUF009 -- frozen
+    restore: Callable[[], None] = leave
 
     def alone(self, compute: Compute) -> Made:
         """Train one client; without cuts, the resident model holds the trained tensors afterwards."""
+        self.restore()
         resident.load(self.model, self.tensors)
         model = compute.model(shrink(self.model, self.removal) if self.removal else self.model)
         with compute.draws(self.turn.derive("dropout")):
@@ -83,6 +91,7 @@ class Measure:
         model: the resident model.
         tensors: the tensors at which gradients are taken.
         data, training, form, turn, batches: those of ``gradient_statistic``.
+        restore: as for ``Train``.
     """
 
     model: nn.Module
@@ -92,9 +101,11 @@ class Measure:
     form: Form
     turn: Turn
     batches: int = 1
+    restore: Callable[[], None] = leave
 
     def alone(self, compute: Compute) -> Made:
         """Measure one client's gradients."""
+        self.restore()
         resident.load(self.model, self.tensors)
         model = compute.model(self.model)
         with compute.draws(self.turn.derive("dropout")):
@@ -112,6 +123,7 @@ class Learn:
         model: the resident model.
         tensors: the tensors that are loaded first.
         data, training, scores, effective, turn, penalty: those of ``learn``.
+        restore: as for ``Train``.
     """
 
     model: nn.Module
@@ -122,9 +134,11 @@ class Learn:
     effective: Effective
     turn: Turn
     penalty: Penalty | None = None
+    restore: Callable[[], None] = leave
 
     def alone(self, compute: Compute) -> Made:
         """Learn one client's scores; the resident model keeps the weights that are not made of scores."""
+        self.restore()
         resident.load(self.model, self.tensors)
         model, scores = compute.model(self.model), {n: compute.tensor(t) for n, t in self.scores.items()}
         if compute.dtype:
@@ -151,14 +165,17 @@ class Evaluate:
         model: the resident model.
         tensors: the tensors that are evaluated.
         data: the rows.
+        restore: as for ``Train``.
     """
 
     model: nn.Module
     tensors: Tensors
     data: Data
+    restore: Callable[[], None] = leave
 
     def alone(self, compute: Compute) -> Score:
         """Evaluate one client's tensors."""
+        self.restore()
         resident.load(self.model, self.tensors)
         return evaluate(compute.model(self.model), compute.data(self.data))
 

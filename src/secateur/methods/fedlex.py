@@ -97,7 +97,7 @@ class FedLEx(Method):
     def guidance(self, state: State, cohort: tuple[int, ...]) -> Tensors:
         """Return the factors of the gradients, by name; empty if there are no deviations."""
         mean = WeightedMean()
-        for deviation in exploration.deviations(self.explore, state, cohort) if self.strength else ():
+        for deviation in exploration.deviations(state, cohort) if self.strength else ():
             mean.add(deviation, 1.0)
         spans = {n: (d - d.min()) / (d.max() - d.min()).clamp(min=1e-38) for n, d in mean.mean().items()}
         return {n: 1 - self.strength * (1 - g) for n, g in spans.items()}

@@ -30,12 +30,13 @@ from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, Mean
 from secateur.contract.state import Setting, State
-from secateur.errors import ModelError, check
+from secateur.errors import check
 from secateur.learning import resident
 from secateur.learning.loop import Fit
 from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
 from secateur.methods.kit.similarity import EMBEDDING, embedding, embedding_of, mixing_shares, mixtures, weights_of
+from secateur.methods.kit.similarity import last_layer_width as width
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Message, Spec
 
@@ -79,9 +80,9 @@ class FedPUB(Method):
         Raises:
             ModelError: the text names the last layer.
         """
-        last = setting.layout.names("weight")[-1]
-        if self.tau and len(setting.specs[last].shape) != 2:
-            raise ModelError(f"fedpub compares what enters a linear last layer, and {last} is none; set tau = 0")
+        super().check(setting)
+        if self.tau:
+            width(setting)
 
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its own mean."""
@@ -91,9 +92,8 @@ class FedPUB(Method):
         ask = train_ask(state, round_, None)
         if not self.tau:
             return ask
-        last = setting.layout.names("weight")[-1]
-        width = Spec((setting.specs[last].shape[1],), torch.float32)
-        expects = replace(ask.expects, tensors={**setting.specs, EMBEDDING: width})
+        features = Spec((width(setting),), torch.float32)
+        expects = replace(ask.expects, tensors={**setting.specs, EMBEDDING: features})
         reduce = {MEAN: Mean(of=weights_of), "weights": Keep(weights_of), EMBEDDING: Keep(embedding_of)}
         return replace(ask, expects=expects, reduce=reduce, own=self.models(state, ask.clients))
 

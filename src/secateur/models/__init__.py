@@ -6,7 +6,6 @@ dimension, the number of classes (or 1 for regression).
 
 from __future__ import annotations
 
-import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -17,10 +16,12 @@ import torch
 from torch import nn
 
 from secateur.errors import ModelError, SecateurError, unknown
-from secateur.models import graph, tabular, text, vision
-from secateur.streams import global_stream
+from secateur.models import graph, tabular, text, trial, vision
+from secateur.models.memory_format import keep_channels_first, takes_channels_last
+from secateur.streams import global_streams
 
 Factory = Callable[..., nn.Module]
+_IMAGE = 3  # dimensions: channels, height, width
 
 
 @dataclass(frozen=True)
@@ -67,18 +68,23 @@ def build(
         tokens: whether inputs are integers.
 
     Raises:
-        ModelError: the model is unknown, its options do not fit, or it cannot take such inputs.
+        ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
+            be trained and exchanged; see ``trial``.
     """
     factory = _find(name)
     options = dict(options or {})
     _check_options(name, factory, options)
-    with global_stream(seed, "init"):
+    with global_streams(seed, "init"):
         try:
             model = _module(name, factory(input_shape, outputs, **options))
+            trial.take_shapes(model, input_shape, tokens=tokens)
+            trial.check_parameters(model)
             initialise(model, init)
-            _try(model, input_shape, outputs, tokens=tokens)
-            _find_constants(model, input_shape, tokens=tokens)
-            keep_channels_first(model)
+            trial.check_outputs(model, input_shape, outputs, tokens=tokens)
+            own_image = ":" in name and not tokens and len(input_shape) == _IMAGE
+            keep_channels_first(model, everywhere=own_image and not takes_channels_last(model, input_shape))
+            trial.note_constants(model, input_shape, tokens=tokens)
+            trial.note_weights(model, input_shape, tokens=tokens)
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
@@ -94,7 +100,8 @@ def initialise(model: nn.Module, scheme: str) -> None:
     LSTM, embedding and normalisation keep torch's defaults. ``torch`` changes nothing.
 
     A layer with the attribute ``keep_bias = True`` keeps the bias that its model gave it. A frozen parameter, one that
-    needs no gradient, keeps what its model gave it, whatever the scheme.
+    needs no gradient, keeps what its model gave it, whatever the scheme, and so does a weight that a parametrisation
+    computes from others.
 
     Reference: Glorot and Bengio, AISTATS 2010 (xavier); He et al., arXiv 1502.01852 (kaiming).
     """
@@ -109,35 +116,11 @@ def initialise(model: nn.Module, scheme: str) -> None:
         raise unknown("initialisation", scheme, [*schemes, "torch"], error=ModelError)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd)):  # noqa: SLF001 -- torch's own base class
-            if module.weight.requires_grad:
+            if isinstance(module.weight, nn.Parameter) and module.weight.requires_grad:
                 schemes[scheme](module.weight)
             bias = module.bias
             if bias is not None and bias.requires_grad and not getattr(module, "keep_bias", False):
                 nn.init.zeros_(bias)
-
-
-def fragile(layer: nn.Module) -> bool:
-    """Return whether a layer must not get images in the channels-last memory format.
-
-    On CPUs without AVX-512, torch 2.13's gradient of the weights of a strided pointwise convolution writes beyond its
-    buffers if there are few channels, not a multiple of eight, in that format: it crashes, or trains on noise.
-    """
-    return isinstance(layer, nn.Conv2d) and _strided_point(layer) and bool(layer.weight.shape[1] % 8)
-
-
-def _strided_point(layer: nn.Conv2d) -> bool:
-    return set(layer.kernel_size) == {1} and set(layer.stride) != {1}
-
-
-def keep_channels_first(model: nn.Module) -> None:
-    """Give ``fragile`` layers, and those that become so when they are cut, their inputs with channels first."""
-    for layer in model.modules():
-        if isinstance(layer, nn.Conv2d) and _strided_point(layer):
-            layer.register_forward_pre_hook(_channels_first)
-
-
-def _channels_first(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    return tuple(x.contiguous() for x in inputs) if fragile(layer) else inputs
 
 
 def _find(name: str) -> Factory:
@@ -182,46 +165,3 @@ def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> N
 
 def _line(broken: Exception) -> str:
     return f"{type(broken).__name__}: {' '.join(str(broken).split())}"
-
-
-def _try(model: nn.Module, input_shape: tuple[int, ...], outputs: int, *, tokens: bool) -> None:
-    dtype = torch.long if tokens else torch.float32
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        output = model(torch.zeros((2, *input_shape), dtype=dtype))
-    model.train(was_training)
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(f"the model returns {type(output).__name__}, a tensor of logits is expected")
-    if tuple(output.shape) != (2, outputs):
-        raise ModelError(f"the model returns shape {tuple(output.shape)} for a batch of 2, (2, {outputs}) is expected")
-
-
-def _find_constants(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool) -> None:
-    """Name the buffers that training leaves alone in their modules' attribute ``constant_buffers``.
-
-    A buffer is constant where a step of training with random inputs leaves its bits. Those of torch's norm layers never
-    are, and those of a module that has the attribute already are what it says.
-    """
-    norms = (nn.modules.batchnorm._NormBase,)  # noqa: SLF001 -- torch's own base class
-    owners = {
-        name: module
-        for name, module in model.named_modules()
-        if not isinstance(module, norms) and not hasattr(module, "constant_buffers")
-        and any(b is not None and b.is_floating_point() for b in module._buffers.values())  # noqa: SLF001 -- its own
-    }  # fmt: skip
-    if not owners:
-        return
-    trial = copy.deepcopy(model).train()
-    x = torch.randint(0, 2, (2, *input_shape)) if tokens else torch.randn(2, *input_shape)
-    output = trial(x)
-    if output.requires_grad:
-        output.sum().backward()
-    for name, module in owners.items():
-        after = dict(trial.get_submodule(name).named_buffers(recurse=False))
-        before = module.named_buffers(recurse=False)
-        module.constant_buffers = frozenset(n for n, b in before if _same_bits(b, after[n]))
-
-
-def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(*(t.reshape(-1).view(torch.uint8) for t in (one, other)))

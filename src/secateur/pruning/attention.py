@@ -21,7 +21,7 @@ class SlimMultiheadAttention(nn.Module):
     torch's own layer divides its width by the number of heads, so it cannot hold fewer heads of the same width. Weights
     of attention are returned as the dense layer with masked heads returns them.
 
-    Shapes: as torch's layer, (batch, steps, width) or steps first, with or without a batch.
+    Shapes: as torch's layer with a batch, (batch, steps, width) or steps first.
     """
 
     _qkv_same_embed_dim = False
@@ -71,22 +71,20 @@ class SlimMultiheadAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
         """Return the attended values, and the weights of attention if they are needed; arguments as torch's layer."""
         del is_causal  # a hint beside the mask that it needs
-        batched, parts = query.dim() == 3, [query, key, value]
-        if not batched:
-            parts = [part.unsqueeze(0) for part in parts]
-        elif not self.batch_first:
-            parts = [part.transpose(0, 1) for part in parts]
-        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_dim).transpose(1, 2) for part in self._projected(*parts))
+        parts = [part if self.batch_first else part.transpose(0, 1) for part in (query, key, value)]
+        q, k, v = (
+            part.reshape(part.shape[0], part.shape[1], -1, self.head_dim).transpose(1, 2)
+            for part in self._projected(*parts)
+        )
         mask = self._mask(attn_mask, key_padding_mask, q)
         dropout = self.dropout if self.training else 0.0
         heads = functional.scaled_dot_product_attention(q, k, v, self._of_kept(mask), dropout_p=dropout)
         found: torch.Tensor = self.out_proj(heads.transpose(1, 2).flatten(2))
-        found = found.squeeze(0) if not batched else found if self.batch_first else found.transpose(0, 1)
+        found = found if self.batch_first else found.transpose(0, 1)
         if not need_weights:
             return found, None
         weights = functional.dropout(self._weights(q, k, mask), self.dropout, self.training)
-        weights = weights.mean(1) if average_attn_weights else weights
-        return found, weights if batched else weights.squeeze(0)
+        return found, weights.mean(1) if average_attn_weights else weights
 
     def _weights(self, q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the weights of all dense heads; those of a masked head follow from the mask alone."""
@@ -98,11 +96,13 @@ class SlimMultiheadAttention(nn.Module):
         return mask if mask is None or mask.dim() < 4 or mask.shape[1] == 1 else mask[:, list(self.kept)]
 
     def _projected(self, *parts: torch.Tensor) -> list[torch.Tensor]:
+        width = self.num_heads * self.head_dim
+        thirds = [slice(n * width, (n + 1) * width) for n in range(3)]
         if self.in_proj_weight is None:
             weights: list[Any] = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
         else:
-            weights = list(self.in_proj_weight.chunk(3))
-        biases = [None] * 3 if self.in_proj_bias is None else list(self.in_proj_bias.chunk(3))
+            weights = [self.in_proj_weight[third] for third in thirds]
+        biases = [None if self.in_proj_bias is None else self.in_proj_bias[third] for third in thirds]
         return [functional.linear(*part) for part in zip(parts, weights, biases, strict=True)]
 
     def _mask(

@@ -43,6 +43,8 @@ def blocks(model: nn.Module, graph: fx.Graph) -> Iterator[Group]:
             found.append(name)
     for name in (name for name in inside if name in found):
         tensors = [n for n in shapes if n.startswith(f"{name}.")]
+        if not all(shapes[n] for n in tensors):  # a number has no dimension to be removed along
+            continue
         slots = tuple(Slot(n, 0, shapes[n][0]) for n in tensors)
         weights = tuple(slot for slot in slots if len(shapes[slot.tensor]) > 1)
         yield Group(name, 1, weights, slots, kind="block")

@@ -8,25 +8,27 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
+from secateur import cost
 from secateur.errors import ModelError
-from secateur.pruning import depgraph
+from secateur.pruning import depgraph, ends
 from secateur.pruning.blocks import blocks
+from secateur.pruning.examples import example_of
 from secateur.pruning.following import Walk
 from secateur.pruning.proposals import proposals
-from secateur.pruning.roles import FIXED, roles, tokens
+from secateur.pruning.roles import FIXED, roles, stored, tied, tokens
 from secateur.pruning.structure import Group, Layout
 from secateur.pruning.trial import Trial
 
 How = Literal["trace", "both", "torch_pruning", "none"]
 
-_KNOWN: dict[Hashable, tuple[tuple[Group, ...], dict[str, str]]] = {}
+_KNOWN: dict[Hashable, tuple[tuple[Group, ...], dict[str, str], dict[str, int]]] = {}
 """What was found for models by all that their forward passes depend on, but for the values of their weights: a trial
 takes longer than many a round, and the same models come again."""
 _MOST = 64
@@ -41,23 +43,41 @@ def layout(model: nn.Module, how: How = "trace", example: torch.Tensor | None = 
         model: any network.
         how: how units are found: ``trace`` by following what the model calls, ``torch_pruning`` by that package's
             dependency graph, ``both`` by the graph where the trace finds none, ``none`` not at all.
-        example: an input of the model, shape (1, ...); without one no units are found, as none can be tried.
+        example: an input of the model, shape (1, ...), on which units are tried; by default one of the first layer's
+            sizes is made up, and no units are found if the model does not take it.
 
     Raises:
         MissingExtraError: torch-pruning is asked for and not installed.
         ModelError: torch-pruning is asked for alone, and fails on the model or takes too long.
     """
-    found = roles(model)
+    found, width = roles(model), ends.features(model)
+    example = example_of(model) if example is None and how != "none" else example
     if how == "none" or example is None:
-        return Layout(found, tokens=tokens(model))
+        whole = {} if how == "none" else {"": "units are tried on an example of an input, and none was given"}
+        return Layout(found, whole=whole, tokens=tokens(model), features=width)
     facts = _facts(model, how, example)
     if facts not in _KNOWN:
         while len(_KNOWN) >= _MOST:
             _KNOWN.pop(next(iter(_KNOWN)))
-        _KNOWN[facts] = units(model, how, example)
-    groups, whole = _KNOWN[facts]
-    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED})
-    return Layout(found, groups, {**whole, **fixed}, tokens(model))
+        _KNOWN[facts] = (*units(model, how, example), _macs(model, example))
+    groups, whole, macs = _KNOWN[facts]
+    groups, fixed = _movable(groups, {name for name, role in found.items() if role in FIXED}, tied(model))
+    whole = {**whole, **fixed}
+    shares = {name: macs[name] / max(1, sum(macs.values())) for name in whole if name in macs}
+    return Layout(found, groups, whole, tokens(model), width, shares)
+
+
+def _macs(model: nn.Module, example: torch.Tensor) -> dict[str, int]:
+    """Return the MACs of one example by layer; empty if the model cannot be run."""
+    try:
+        uses = cost.uses(copy.deepcopy(model), example)
+    except Exception:  # noqa: BLE001 -- a model's own code raises whatever it likes; ``units`` tells
+        return {}
+    tensors, found = dict(model.named_parameters(remove_duplicate=False)), dict[str, int]()
+    for name, count in uses.items():
+        layer = name.rpartition(".")[0]
+        found[layer] = found.get(layer, 0) + (count * tensors[name].numel() if name in tensors else 0)
+    return found
 
 
 def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
@@ -75,7 +95,7 @@ def _facts(model: nn.Module, how: How, example: torch.Tensor) -> Hashable:
         )
         for name, module in model.named_modules()
     ]
-    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()]
+    tensors = [(name, tensor.shape, tensor.dtype) for name, tensor in stored(model).items()]
     largest = None if example.is_floating_point() else int(example.max())
     return how, example.shape, example.dtype, largest, tuple(modules), tuple(tensors)
 
@@ -88,14 +108,21 @@ def _hashable(value: Any) -> Hashable:
     return value if isinstance(value, Hashable) else repr(value)
 
 
-def _movable(groups: tuple[Group, ...], fixed: set[str]) -> tuple[tuple[Group, ...], dict[str, str]]:
-    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why."""
+def _movable(
+    groups: tuple[Group, ...], fixed: Collection[str], shared: Collection[str]
+) -> tuple[tuple[Group, ...], dict[str, str]]:
+    """Return the groups that no fixed tensor is part of, without the relatives of one that has such; and why.
+
+    Blocks with a shared parameter, by any of its names, are not returned either: without them another layer would be 0.
+    """
     held: dict[str, str] = {}
     for group in groups:
         slots = (*group.weights, *group.incoming, *group.statistics, *group.outgoing)
         tensor = next((slot.tensor for slot in slots if slot.tensor in fixed), None)
         if tensor is not None:
             held[group.name] = f"{tensor!r} is never trained, and would have to be cut with its units"
+        elif group.kind == "block" and (name := next((n for n in shared if n.startswith(f"{group.name}.")), "")):
+            held[group.name] = f"{name!r} is shared with another layer"
     families = {group.family: group.name for group in groups if group.family and group.name in held}
     held |= {g.name: held[families[g.family]] for g in groups if g.family in families and g.name not in held}
     return tuple(group for group in groups if group.name not in held), held
@@ -110,10 +137,11 @@ def units(model: nn.Module, how: How, example: torch.Tensor) -> tuple[tuple[Grou
     if trial.broken:
         return (), {"": trial.broken}
     proposed, whole = proposed_by_walk(trial) if how != "torch_pruning" else ([], dict[str, str]())
-    found, held = _tried(trial, [*proposed, *_blocks(model)])
+    found, held = _tried(trial, [*proposed, *_blocks(copy.deepcopy(trial.model))])
     cut = {layer for group in found for layer in group.layers}
     lost = {layer: held[group.name] for group in proposed if group.name in held for layer in group.layers - cut}
-    whole |= lost | held
+    named = {group.name for group in proposed}
+    whole |= lost | {block: reason for block, reason in held.items() if block not in named}
     if how in {"both", "torch_pruning"}:
         more, refused = _by_graph(model, example, trial, found, alone=how == "torch_pruning")
         named = {group.name for group in more}
@@ -158,7 +186,12 @@ def _by_graph(
     # the graph does not know which units are constants and not zero where they are read
     loud, held = trial.passing([replace(group, silent=False) for group in free if group.name in held])
     named = {group.name: group for group in (*passing, *loud)}
-    return [named[group.name] for group in free if group.name in named], whole | held
+    return [named[group.name] for group in free if group.name in named], whole | _by_layer(held, free)
+
+
+def _by_layer(held: Mapping[str, str], groups: Sequence[Group]) -> dict[str, str]:
+    """Return why groups were refused by the layers that make their units, in the order of the groups."""
+    return {layer: held[group.name] for group in groups if group.name in held for layer in group.layers}
 
 
 def proposed_by_walk(trial: Trial, *, attributes: bool = False) -> tuple[list[Group], dict[str, str]]:

@@ -8,6 +8,7 @@ units are replaced. Nothing else changes: parameters, names, hooks stay, and its
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from secateur.pruning.structure import Cut, composed
 
 SHAPED = frozenset({"view", "reshape", "expand", "unflatten"})
 """Calls whose arguments name the size of each dimension of what they return."""
-BOUNDED = frozenset({"chunk", "split", "split_with_sizes", "getitem"})
-"""Calls whose arguments name places along a dimension of what they get."""
+BOUNDED = frozenset({"chunk", "split", "split_with_sizes", "unbind", "getitem"})
+"""Calls that take parts of what they get; their arguments name places along one of its dimensions."""
 FILLED = frozenset({"zeros", "new_zeros"})
 """Calls that make a tensor of the sizes that they name, of nothing else."""
 _GUARDS = {"_assert", "_assert_is_none"}
@@ -40,7 +41,7 @@ class Site:
         module: the module's name.
         call: what is called, as ``view``.
         index: how many such calls the forward pass makes before it.
-        rank: number of dimensions of the tensor whose sizes it names; of a split or chunk, the number of parts.
+        rank: number of dimensions of the tensor whose sizes it names; of a call that returns parts, their number.
     """
 
     module: str
@@ -82,6 +83,7 @@ def resize(module: nn.Module, cuts: Sequence[Cut]) -> None:
     made: dict[tuple[Any, ...], Callable[..., Any]] = {}
     signature = inspect.signature(base.forward)
 
+    @functools.wraps(base.forward)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
@@ -95,10 +97,36 @@ def resize(module: nn.Module, cuts: Sequence[Cut]) -> None:
     module.__class__ = type(base.__name__, (base,), {"forward": forward, "dense_class": base, "cuts": cuts})
 
 
+def graph_of(model: nn.Module) -> fx.GraphModule:
+    """Return a model as a graph of torch's own layers and calls, in its current mode.
+
+    Raises:
+        Exception: whatever ``torch.fx``, or the model's own code on a proxy, raises.
+    """
+    tracer = fx.Tracer()
+    tracer.proxy_buffer_attributes = True
+    with _proxies():
+        graph = tracer.trace(model)
+    return fx.GraphModule(tracer.root, graph)
+
+
 class _Tracer(fx.Tracer):
     """Traces one module's own code; the modules in it are called as they are."""
 
     proxy_buffer_attributes = True
+
+    def __init__(self, cuts: Sequence[Cut]) -> None:
+        """Make the tracer; the sites of cuts say into how many parts a call takes its value."""
+        super().__init__()
+        self._sites = [Site.parse(cut.tensor) for cut in cuts]
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Iterate the parts of a value."""
+        for site in self._sites:
+            calls = _calls(obj.node.graph).get(site.call, []) if site.call in BOUNDED - {"getitem"} else []
+            if site.index < len(calls) and calls[site.index] is obj.node:
+                return iter([obj.tracer.create_proxy("call_function", getitem, (obj, n), {}) for n in range(site.rank)])
+        return super().iter(obj)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return True."""
@@ -111,11 +139,12 @@ def _proxies() -> Iterator[None]:
     """Let functions of torch that make a tensor take sizes that are traced; ``torch.fx`` follows tensors only."""
 
     def made(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             found = [part for part in tree_leaves((args, kwargs)) if isinstance(part, fx.Proxy)]
             if not found:
                 return function(*args, **kwargs)
-            return found[0].tracer.create_proxy("call_function", function, args, kwargs)
+            return found[0].tracer.create_proxy("call_function", inspect.unwrap(function), args, kwargs)
 
         return call
 
@@ -134,7 +163,7 @@ def _traced(module: nn.Module, base: type[nn.Module], fixed: dict[str, Any], cut
     resized, module.__class__ = type(module), base
     try:
         with _proxies():
-            graph = _Tracer().trace(module, concrete_args=fixed)
+            graph = _Tracer(cuts).trace(module, concrete_args=fixed)
         for node in [node for node in graph.nodes if getattr(node.target, "__name__", "") in _GUARDS]:
             graph.erase_node(node)
         _edit(graph, cuts)
@@ -151,7 +180,8 @@ def _traced(module: nn.Module, base: type[nn.Module], fixed: dict[str, Any], cut
     return forward
 
 
-def _edit(graph: fx.Graph, cuts: Sequence[Cut]) -> None:
+def _calls(graph: fx.Graph) -> dict[str, list[fx.Node]]:
+    """Return the calls of a graph by name, in order, but for those that take a size apart."""
     calls: dict[str, list[fx.Node]] = {}
     sizes: set[fx.Node] = set()
     for node in graph.nodes:
@@ -160,6 +190,11 @@ def _edit(graph: fx.Graph, cuts: Sequence[Cut]) -> None:
             sizes.add(node)
         elif node.op in {"call_method", "call_function"} and (name != "getitem" or not isinstance(node.args[1], int)):
             calls.setdefault(name, []).append(node)
+    return calls
+
+
+def _edit(graph: fx.Graph, cuts: Sequence[Cut]) -> None:
+    calls = _calls(graph)
     for cut in cuts:
         site = Site.parse(cut.tensor)
         if site.index >= len(calls.get(site.call, ())):
@@ -198,6 +233,8 @@ def _shape(graph: fx.Graph, node: fx.Node, site: Site, cut: Cut) -> None:
 def _bound(graph: fx.Graph, node: fx.Node, site: Site, cut: Cut) -> None:
     """Move the places that a call names along a dimension to where they lie in what is left."""
     del graph
+    if site.call == "unbind":
+        return
     target, named, *rest = node.args
     if site.call == "getitem":
         node.args = (target, _index(named if isinstance(named, tuple) else (named,), site, cut))

@@ -32,6 +32,11 @@ class Granularity(ABC):
         """Return whether single weights are removed, exactly as the allocation chooses them."""
         return False
 
+    @property
+    def cuts(self) -> bool:
+        """Return whether whole units are removed, which are then cut out of the model."""
+        return False
+
     @abstractmethod
     def mask(
         self, scores: Tensors, layout: Layout, *, allocation: Allocation, sparsity: float
@@ -108,7 +113,7 @@ class Hybrid(Granularity):
     def prunable(self, layout: Layout) -> list[str]:
         """Return the weights, biases if they take part, and the other tensors of removable units (batch norm)."""
         names = set(_prunable(layout, biases=self.biases, norms=False))
-        if self._removes_units:
+        if self.cuts:
             names.update(slot.tensor for group in layout.layers for slot in group.incoming)
         return [name for name in layout.roles if name in names]
 
@@ -122,7 +127,7 @@ class Hybrid(Granularity):
         mask = {
             name: single.get(name, torch.ones_like(scores[name], dtype=torch.bool)) for name in self.prunable(layout)
         }
-        if sparsity <= 0 or not self._removes_units:
+        if sparsity <= 0 or not self.cuts:
             return mask
         for group in layout.layers:
             keep = self._kept(group, single, scores, sparsity)
@@ -131,7 +136,8 @@ class Hybrid(Granularity):
         return mask
 
     @property
-    def _removes_units(self) -> bool:
+    def cuts(self) -> bool:
+        """Return whether the threshold on units is on."""
         return self.rho > 0 or self.rule == "mean"
 
     def _kept(self, group: Group, single: Tensors, scores: Tensors, sparsity: float) -> torch.Tensor:
@@ -229,6 +235,11 @@ class Channel(Granularity):
 
     def __post_init__(self) -> None:
         _check_units(self.floor, self.multiple)
+
+    @property
+    def cuts(self) -> bool:
+        """Return True: whole units are removed."""
+        return True
 
     def prunable(self, layout: Layout) -> list[str]:
         """Return the tensors of the units, and the tensors that read their outputs.

@@ -9,7 +9,11 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)  # noqa: SLF001 -- torch's own base class
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)  # noqa: SLF001 -- torch's own base class
+WEIGHTED = (
+    *(nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd),  # noqa: SLF001 -- torch's own base class
+    *(nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Embedding, nn.EmbeddingBag),
+)
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 POOLS = (

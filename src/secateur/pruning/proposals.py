@@ -23,11 +23,15 @@ def proposals(units: Units) -> tuple[list[Group], dict[str, str]]:
     groups, whole = [], dict[str, str]()
     for members in _families(axes, facts):
         found = _group(members, axes, facts)
-        layer = _layer(members, axes)
         if isinstance(found, Group):
             groups.append(found)
-        elif layer:
-            whole.update(dict.fromkeys(_makers(members, axes), found))
+            continue
+        alone = [
+            name
+            for name, labels in units.alone.items()
+            if not set(distinct(units.roots(labels)).tolist()).isdisjoint(members)
+        ]
+        whole.update(dict.fromkeys([*_makers(members, axes), *alone], found))
     return _renamed(groups), whole
 
 
@@ -82,10 +86,6 @@ def _makers(members: list[int], axes: list[tuple[Axis, torch.Tensor]]) -> list[s
         if a.part == "weights" and bool(torch.isin(labels, roots).any())
     ]
     return list(dict.fromkeys(found))
-
-
-def _layer(members: list[int], axes: list[tuple[Axis, torch.Tensor]]) -> str:
-    return next(iter(_makers(members, axes)), "")
 
 
 def _group(members: list[int], axes: list[tuple[Axis, torch.Tensor]], facts: _Facts) -> Group | str:

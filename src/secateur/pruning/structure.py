@@ -20,11 +20,14 @@ from secateur.pruning.mask import Mask, Tensors
 
 OUTPUT = "it is the model's output"
 """The reason why a model's last layer keeps all its units."""
+SINGLE = "it has one unit"
+"""The reason why a layer with a single output keeps it."""
 
 Role = Literal["weight", "bias", "norm", "buffer", "frozen", "constant"]
-"""What a tensor is: ``frozen`` are parameters that need no gradient, ``constant`` buffers that training leaves alone;
-neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is one that training
-changes: running statistics."""
+"""What a tensor is (``roles.roles`` says by which rule): only a ``weight`` is pruned as one; a ``norm`` is what scales
+or shifts, in normalisation or elsewhere. ``frozen`` are parameters that need no gradient, ``constant`` buffers that
+training leaves alone; neither is pruned, and neither travels with the weights (``federation.base``). A ``buffer`` is
+one that training changes: running statistics."""
 
 Kind = Literal["channel", "head", "block"]
 
@@ -98,12 +101,31 @@ class Layout:
         groups: the removable units, in forward order; blocks last.
         whole: layers whose units cannot be removed, with the reason; only their single weights can be pruned.
         tokens: weights with a row for each entry of a vocabulary (embeddings), whose rows are not units.
+        features: how many features enter the linear layer that runs last; 0: it was not found.
+        shares: the share of the model's MACs that each of the layers in ``whole`` has, in [0, 1].
     """
 
     roles: Mapping[str, Role]
     groups: tuple[Group, ...] = ()
     whole: Mapping[str, str] = field(default_factory=dict)
     tokens: frozenset[str] = frozenset()
+    features: int = 0
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+    def stays(self) -> list[str]:
+        """Return a line that says which layers keep all their units, why, and their share of the MACs.
+
+        None if all but those that make the model's output, or have a single unit, have some that can be removed.
+        """
+        layers: dict[str, list[str]] = {}
+        for name, reason in self.whole.items():
+            if reason not in {OUTPUT, SINGLE}:
+                layers.setdefault(reason, []).append(name)
+        if not layers:
+            return []
+        share = sum(self.shares.get(name, 0.0) for names in layers.values() for name in names)
+        told = "; ".join(f"{', '.join(names) or 'model'}: {reason}" for reason, names in layers.items())
+        return [f"layers with {share:.0%} of the MACs keep all their units ({told})"]
 
     def names(self, *roles: Role) -> list[str]:
         """Return the tensors of these roles, in order."""

@@ -8,12 +8,13 @@ from functools import singledispatch
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from secateur.errors import ModelError
 from secateur.pruning.attention import PROJECTIONS, SlimMultiheadAttention
-from secateur.pruning.forwards import Site, resize
+from secateur.pruning.forwards import Site, graph_of, resize
 from secateur.pruning.mask import Tensors
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Cut, Number, Plan, slim
 
 
@@ -118,7 +119,7 @@ def shrink(model: nn.Module, plan: Plan) -> nn.Module:
         ModelError: the plan is for another model.
     """
     model = copy.deepcopy(model)
-    smaller = slim({n: t.detach() for n, t in model.state_dict().items()}, plan)
+    smaller = slim({n: t.detach() for n, t in stored(model).items()}, plan)
     for block in plan.dropped:
         owner = _submodule(model, block.rpartition(".")[0])
         setattr(owner, block.rpartition(".")[2], nn.Identity())
@@ -175,9 +176,12 @@ def plain(model: nn.Module) -> nn.Module:
     """
     model = copy.deepcopy(model).eval()
     try:
-        return fx.symbolic_trace(model)
+        traced = graph_of(model)
     except Exception:  # noqa: BLE001 -- fx raises whatever the model's own forward raises on a proxy
         return model
+    for hook in model._forward_pre_hooks.values():  # noqa: SLF001 -- a trace does not see those of the model itself
+        traced.register_forward_pre_hook(hook)
+    return traced
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:

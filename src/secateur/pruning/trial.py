@@ -21,9 +21,10 @@ from torch.utils import _pytree
 
 from secateur.errors import ModelError
 from secateur.pruning import mask as masks
+from secateur.pruning.roles import stored
 from secateur.pruning.structure import Group, Plan, expand, plan, slim
 from secateur.pruning.surgery import shrink
-from secateur.streams import global_stream
+from secateur.streams import global_streams
 
 _CLOSE, _CLOSE_SINGLE = 1e-9, 1e-3  # of the largest value, in double and in single precision
 _GRADIENTS = 100  # their bound is so many times as wide, as some are ill-conditioned
@@ -47,7 +48,10 @@ class Trial:
         self.model = _stirred(model, draw)
         self.rows = _rows(self.model, example, draw)
         self._certain, self._close, self.broken = False, _CLOSE, self._runs()
-        if self.broken:  # its code may make tensors of single precision
+        if self.broken:  # its code may flatten images with ``view``
+            _lay_out(self.model, torch.contiguous_format)
+            self.rows, self.broken = self.rows.contiguous(), self._runs()
+        if self.broken:  # or make tensors of single precision
             self.model, self._close = self.model.float(), _CLOSE_SINGLE
             self.rows = self.rows.float() if self.rows.is_floating_point() else self.rows
             self.broken = self._runs()
@@ -113,8 +117,9 @@ class Trial:
 
     def _compare(self, groups: Sequence[Group], seed: int, *, training: bool) -> None:
         model = copy.deepcopy(self.model)
-        mask = _mask(groups, model.state_dict(), _flags(groups, seed, some=seed > 1))
-        model.load_state_dict(masks.apply(model.state_dict(), mask), strict=False)
+        tensors = {name: tensor.detach() for name, tensor in stored(model).items()}
+        mask = _mask(groups, tensors, _flags(groups, seed, some=seed > 1))
+        model.load_state_dict(masks.apply(tensors, mask), strict=False)
         removal = plan(mask, groups)
         small = shrink(model, removal)
         mode = _Mode(training=training, gradients=training, certain=training or self._certain)
@@ -146,7 +151,7 @@ def _results(net: nn.Module, rows: torch.Tensor, mode: _Mode) -> tuple[list[torc
     net.train(mode.training)
     # torch's fast kernels of evaluation are not taken where calls are watched
     watched = _Certain() if mode.certain else contextlib.nullcontext()
-    with global_stream(mode.seed, "trial"), warnings.catch_warnings(action="ignore"), watched:
+    with global_streams(mode.seed, "trial"), warnings.catch_warnings(action="ignore"), watched:
         with torch.set_grad_enabled(mode.gradients):
             output = net(rows)
         leaves = [t for t in _pytree.tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
@@ -221,9 +226,17 @@ def _stirred(model: nn.Module, draw: torch.Generator) -> nn.Module:
                 tensors += [module.running_mean]
                 module.running_var.mul_(0.5 + torch.rand(module.running_var.shape, generator=draw))  # type: ignore[union-attr]
             for tensor in tensors:
-                spread = 0.1 if tensor.dim() < 2 else 0.5 / max(1, tensor[0].numel()) ** 0.5
+                spread = 0.1 if tensor.dim() < 2 else 0.5 / max(1, tensor.numel() // max(1, len(tensor))) ** 0.5
                 tensor.add_(spread * torch.randn(tensor.shape, generator=draw))
-    return model.double()
+    _lay_out(model.double(), torch.channels_last)
+    return model
+
+
+def _lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Store the weights of convolutions as training does, unless their model is known not to take it."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and not getattr(layer, "channels_first", False):
+            layer.weight.data = layer.weight.data.to(memory_format=memory_format)
 
 
 def _rows(model: nn.Module, example: torch.Tensor, draw: torch.Generator) -> torch.Tensor:

@@ -39,6 +39,7 @@ class Units:
         audible: labels of units that are read while they are not zero.
         families: by label, the name of the layers that must keep equally many units.
         names: by label, the name of a group where its layer has several.
+        alone: by layer, the labels of units that it treats each alone (a depthwise convolution), and that others make.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class Units:
         self.audible: list[torch.Tensor] = []
         self.families: dict[int, str] = {}
         self.names: dict[int, str] = {}
+        self.alone: dict[str, torch.Tensor] = {}
         self._roots = torch.zeros(1, dtype=torch.int64)
 
     def fresh(self, count: int) -> torch.Tensor:

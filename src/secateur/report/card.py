@@ -73,8 +73,15 @@ class Card:
         """Return the card as Markdown."""
         checked = self.checked
         metric = metric_of(checked)
+        whole = len({figure.parameters for figure in self.figures}) == 1
+        what = (
+            "is as large as the dense model: pruning removed single weights and no whole unit. Train with "
+            "granularity=channel for a model that is physically smaller"
+            if whole
+            else "is the physically slim model"
+        )
         intro = (
-            f"`{self.file}` ({self.format}) is the physically slim model. It was compared with the masked model of the "
+            f"`{self.file}` ({self.format}) {what}. It was compared with the masked model of the "
             f"run on {checked['count']} rows ({checked['rows']}): outputs differ by at most "
             f"{checked['deviation']:.1e} of the largest one, {checked['differ']} predictions differ, "
             f"{metric.name} {checked[metric.name]:.4f}."

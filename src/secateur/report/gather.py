@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from secateur.bandwidth import Bandwidth
-from secateur.compare.grid import RUNS, folder_of
+from secateur.compare.grid import RUNS, cell_name, folder_of
 from secateur.compare.suite import Cell, Suite, dense_name, differences, personal
 from secateur.errors import CheckpointError
-from secateur.federation.folder import ROUNDS, STUDY, SUMMARY, read_study
+from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, SUMMARY, read_failure, read_study
 from secateur.report.outcomes import outcome
 from secateur.report.verdicts import DENSE, Group, Line, compare_groups
 from secateur.study.study import Study
@@ -28,11 +28,13 @@ class Subject:
         name: its name in tables, with its seed.
         folder: the run's folder.
         dense: the folder of its dense FedAvg run, if there is one.
+        failed: what ended it without a result; empty: nothing did.
     """
 
     name: str
     folder: Path
     dense: Path | None = None
+    failed: str = ""
 
 
 class Gathered(NamedTuple):
@@ -40,8 +42,8 @@ class Gathered(NamedTuple):
 
     Attributes:
         title: the heading: the suite's title, or the run's name.
-        lines: one line for each method and each control.
-        subjects: the runs that are shown one by one.
+        lines: one line for each method and each control; runs without a result are in none of them.
+        subjects: the runs that are shown one by one, among them all that have no result.
         ended: no run is still going.
     """
 
@@ -67,28 +69,39 @@ def gather(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> Gathe
         lines = comparison_lines(suite, cells, out, bandwidth or suite.bandwidth)
         dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
         first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
+        known = {folder_of(out, c.study) for c in first}
+        others = {place: c for c in cells if failed(place := folder_of(out, c.study)) and place not in known}
         subjects = [
-            Subject(f"{c.variant}, {c.partition}, seed {c.seed}", folder_of(out, c.study),
-                    dense.get((c.partition, c.variant, c.seed)))
+            Subject(cell_name(c), folder_of(out, c.study), dense.get((c.partition, c.variant, c.seed)),
+                    failed(folder_of(out, c.study)))
             for c in first
         ]  # fmt: skip
+        subjects += [Subject(cell_name(c), place, None, failed(place)) for place, c in others.items()]
         return Gathered(suite.title or out.name, lines, subjects, ended=True)
     lines = run_lines(folders, bandwidth)
-    subjects = [Subject(folder.name, folder, folder / "dense") for folder in folders]
-    places = [place for folder in folders for place in (folder, folder / "dense") if (place / STUDY).exists()]
-    ended = all((place / SUMMARY).exists() for place in places)
+    places = [place for folder in folders for place in (folder, folder / DENSE) if (place / STUDY).exists()]
+    twins = [place for place in places if place not in folders and failed(place)]
+    subjects = [Subject(folder.name, folder, folder / DENSE, failed(folder)) for folder in folders]
+    subjects += [Subject(f"{place.parent.name}, dense", place, None, failed(place)) for place in twins]
+    ended = all((place / SUMMARY).exists() or (place / FAILURE).exists() for place in places)
     title = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
     return Gathered(title, lines, subjects, ended)
+
+
+def failed(folder: Path) -> str:
+    """Return what ended a run without a result; empty: nothing did."""
+    failure = read_failure(folder)
+    return "" if failure is None else str(failure[FAILED])
 
 
 def comparison_lines(suite: Suite, cells: Sequence[Cell], out: Path, bandwidth: Bandwidth | None = None) -> list[Line]:
     """Return the lines of a finished comparison, partition by partition, each variant before its controls."""
     lines: list[Line] = []
     for partition in suite.partitions:
-        here = [cell for cell in cells if cell.partition == partition]
-        names = _dense_names(suite, here)
-        dense = {cell.variant: names[_key(cell.study)] for cell in here if cell.control == DENSE}
-        own = {cell.variant for cell in here if not cell.control and personal(cell.study)}
+        every = [cell for cell in cells if cell.partition == partition]
+        names, here = _dense_names(suite, every), [c for c in every if not failed(folder_of(out, c.study))]
+        dense = {cell.variant: names[_key(cell.study)] for cell in every if cell.control == DENSE}
+        own = {cell.variant for cell in every if not cell.control and personal(cell.study)}
         groups: dict[tuple[str, str], Group] = {}
         for cell in here:
             name = dense[cell.variant] if cell.control == DENSE else cell.variant
@@ -125,7 +138,7 @@ def run_lines(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> li
         CheckpointError: a folder holds no run, or a run without records.
     """
     places = [place for folder in folders for place in (folder, folder / DENSE)
-              if place == folder or (place / ROUNDS).exists()]  # fmt: skip
+              if not failed(place) and (place == folder or (place / ROUNDS).exists())]  # fmt: skip
     studies = {place: read_study(place) for place in places}
     dense = {_key(studies[place]): studies[place] for place in places if place not in folders}
     groups: dict[tuple[str, str, str], Group] = {}

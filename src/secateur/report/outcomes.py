@@ -12,8 +12,9 @@ from typing import Any
 
 from secateur.bandwidth import Bandwidth, bytes_per_client, predict_seconds
 from secateur.contract.ask import TRAIN
+from secateur.errors import NoResultError
 from secateur.federation import checkpoint
-from secateur.federation.folder import SUMMARY, read_records, read_study, read_summary
+from secateur.federation.folder import FAILED, SUMMARY, read_failure, read_records, read_study, read_summary
 from secateur.federation.records import METRIC, VALIDATION, check_answers
 from secateur.learning.metrics import ACCURACY, Metric, metric_of
 from secateur.report.fairness import worst_tenth
@@ -111,8 +112,11 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
 
     Raises:
         CheckpointError: the folder holds no records yet.
-        NobodyTrainedError: all rounds are over, and in some phase no client's reply ever counted.
+        NoResultError: the run ended without a result, or all rounds are over, and in some phase no client's reply ever
+            counted.
     """
+    if (failure := read_failure(folder)) is not None:
+        raise NoResultError(failure[FAILED])
     records = read_records(folder)
     study = read_study(folder)
     if any(record["phase"] == TRAIN and record["round"] == study.rounds for record in records):
@@ -126,7 +130,7 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
         waited += wait
-        if metric.name in record:
+        if math.isfinite(record.get(metric.name, math.nan)):
             for curve, spent in zip(curves, (record["round"], carried, worked, waited), strict=True):
                 curve.append((float(spent), record[metric.name]))
     local = final["local"]
@@ -189,7 +193,7 @@ def _final(folder: Path, records: Sequence[Mapping[str, Any]]) -> Mapping[str, A
     if (summary := read_summary(folder)) is not None:
         return dict(summary["final"])
     last = records[-1]
-    scored = [record for record in records if metric_of(record).name in record]
+    scored = [record for record in records if math.isfinite(record.get(metric_of(record).name, math.nan))]
     metric = metric_of(scored[-1]) if scored else ACCURACY
     chosen = [record[VALIDATION] for record in records if VALIDATION in record]
     return {

@@ -13,7 +13,8 @@ import torch
 
 from secateur.errors import CheckpointError, need
 from secateur.federation import checkpoint
-from secateur.federation.folder import STUDY, read_records, read_summary
+from secateur.federation.folder import ROUNDS, STUDY, read_failure, read_records, read_summary
+from secateur.federation.records import by_reason, listing
 from secateur.report import comparison_figures, run_figures
 from secateur.report.formatting import latex, markdown
 from secateur.report.gather import Subject
@@ -49,12 +50,15 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
         checkpoint.write(out / name, text.encode())
     (out / _RUNS).mkdir(exist_ok=True)
     names: dict[str, str] = {}
+    failed: dict[str, str] = {}
     for number, subject in enumerate(subjects):  # a script for each, which the page loads when it is chosen
         names[f"{number}.js"] = subject.name
+        failed |= {subject.name: subject.failed} if subject.failed else {}
         _put(out / _RUNS / f"{number}.js", f"window.SECATEUR.runs[{number}].facts", subject_data(subject))
     for older in {path.name for path in (out / _RUNS).iterdir()} - set(names):
         (out / _RUNS / older).unlink()
-    _put(out / _DATA, "window.SECATEUR", contents(title, lines, names.values(), live=live))
+    facts = contents(title, lines, names.values(), live=live)
+    _put(out / _DATA, "window.SECATEUR", facts | {"failed": list(failed.items())})
     return out / "index.html"
 
 
@@ -118,17 +122,16 @@ def figure_line(line: Line) -> comparison_figures.FigureLine:
 def subject_data(subject: Subject) -> Facts:
     """Return the data that the page shows of a single run."""
     folder = subject.folder
-    rows = read_records(folder)
+    rows = read_records(folder) if (folder / ROUNDS).exists() or not subject.failed else []
     summary = _summary(folder)
     final = summary.get("final", {})
     left = [
-        [str(row["round"]), row["phase"], str(entry["client"]), entry["reason"]]
-        for row in rows
-        for entry in row["left_out"]
+        [group["reason"], str(group["requests"]), listing(group["clients"])]
+        for group in by_reason([entry for row in rows for entry in row["left_out"]])
     ]
     candidates = [
         run_figures.layers(rows, _sizes(folder)),
-        run_figures.traffic(rows),
+        run_figures.traffic(rows) if rows else {},
         *(run_figures.histogram(name, of) for name, of in final.get("histograms", {}).items()),
         run_figures.clients(final.get("local", []), _summary(subject.dense).get("final", {}).get("local", [])),
         run_figures.mask(*_mask(folder)),
@@ -136,6 +139,7 @@ def subject_data(subject: Subject) -> Facts:
     return {
         "name": subject.name,
         "figures": [figure for figure in candidates if figure],
+        "failed": subject.failed,
         "left_out": left,
         "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
         "remarks": summary.get("remarks", []),
@@ -144,7 +148,7 @@ def subject_data(subject: Subject) -> Facts:
 
 
 def _summary(folder: Path | None) -> Facts:
-    return (folder and read_summary(folder)) or {}
+    return (folder and (read_summary(folder) or read_failure(folder))) or {}
 
 
 def _shipped(folder: Path) -> Mapping[str, torch.Tensor]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,7 +18,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
+from secateur.federation.folder import FAILED
+from secateur.federation.records import BELOW, EMPTIED, by_reason, emptied, listing
 from secateur.learning.metrics import metric_of
 from secateur.report.fairness import worst_tenth
 from secateur.report.formatting import amount, size
@@ -58,6 +61,7 @@ class Display(_Live):
         """Return the callback that shows the events of a run of ``rounds`` rounds under ``name``."""
         tasks: dict[str, TaskID] = {}
         sent = {"bytes": 0}
+        gone: list[str] = []
 
         def task(phase: str, total: int) -> TaskID:
             if phase not in tasks:
@@ -77,6 +81,9 @@ class Display(_Live):
                 if event["phase"] == "train":
                     self.progress.update(task("train", rounds), completed=event["round"], facts=facts)
                 self._plain(name, event, facts, rounds)
+                for remark in emptied(layer for layer in event.get(EMPTIED, []) if layer not in gone):
+                    self.console.print(f"{name} round {event['round']}: {remark}", style="yellow", markup=False)
+                gone[:] = event.get(EMPTIED, [])
 
         return on
 
@@ -85,9 +92,14 @@ class Display(_Live):
         if not self.console.is_terminal and (event["phase"] != "train" or done % max(1, rounds // 10) == 0):
             place = f"round {done}/{rounds}" if event["phase"] == "train" else event["phase"]
             self.console.print(f"{name} {place}: {facts}", highlight=False)
-        for left in event["left_out"]:
-            text = f"{name} round {done}: client {left['client']} left out: {left['reason']}"
+        for group in by_reason(event["left_out"]):
+            text = f"{name} round {done}: {listing(group['clients'])} left out: {group['reason']}"
             self.console.print(text, style="yellow", markup=False)  # a client's own words, which may hold brackets
+        if BELOW in event:
+            text = (
+                f"{name} round {done}: fewer replies counted than the {event[BELOW]} needed: nothing is learnt from it"
+            )
+            self.console.print(text, style="yellow", markup=False)
 
 
 class Runs(_Live):
@@ -119,7 +131,9 @@ def _facts(row: Row, sent: int) -> str:
 
 def comparison(summary: Row, dense: Row | None) -> Table:
     """Return the table at the end of a run, with a column for its dense twin where there is one."""
-    table = Table(title=f"{summary['method']}, study {summary['study']}")
+    said = [*emptied(summary["final"].get(EMPTIED, [])), *_left_out(summary)]
+    caption = Text("\n".join(said), justify="left") if said else None
+    table = Table(title=f"{summary['method']}, study {summary['study']}", caption=caption)
     table.add_column("")
     table.add_column(summary["method"], justify="right")
     if dense is not None:
@@ -135,6 +149,21 @@ def comparison(summary: Row, dense: Row | None) -> Table:
             cells.append(f"{value / twin:.3f}" if twin else "")
         table.add_row(*cells, end_section=label in {worst, *_SECTIONS})
     return table
+
+
+def failure(summary: Row) -> Group:
+    """Return what is shown of a run without a result: what ended it, then who was left out why, and what was spent."""
+    head = Text(f"{summary['method']}, study {summary['study']}: no result: {summary[FAILED]}", style="bold")
+    if not summary["phases"]:
+        return Group(head)
+    table = Table()
+    table.add_column("")
+    table.add_column("", justify="right")
+    for text in _left_out(summary):
+        table.add_row(Text(text), "")
+    for label, value, shown in _costs(summary["phases"]):
+        table.add_row(label, shown(value))
+    return Group(head, table)
 
 
 _WORST = "local {}, worst tenth"
@@ -168,11 +197,7 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         ("MACs, surviving weights", final["macs"], amount),
         ("MACs, units removed", final["macs_physical"], amount),
     ]
-    for direction in ("down", "up"):
-        for phase, costs in phases.items():
-            lines.append((f"bytes {direction}, {phase}", costs[f"bytes_{direction}"], size))
-        total = sum(costs[f"bytes_{direction}"] for costs in phases.values())
-        lines.append((f"bytes {direction}, total", total, size))
+    lines += _costs(phases)
     lines.append(("bytes, local scores at the end", final["evaluate_bytes"], size))
     for phase, costs in phases.items():
         lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))
@@ -184,4 +209,21 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         if "server_macs" in costs:
             lines.append(("the server's own work, seconds", costs["server_seconds"], seconds))
             lines.append(("the server's own work, MACs", costs["server_macs"], amount))
+    return lines
+
+
+def _left_out(summary: Row) -> list[str]:
+    return [
+        f"{listing(group['clients'])} left out of {group['requests']} exchanges: {group['reason']}"
+        for group in summary.get("reasons", [])  # a run that was made before they were recorded has none
+    ]
+
+
+def _costs(phases: Mapping[str, Row]) -> list[tuple[str, float, Callable[[float], str]]]:
+    lines: list[tuple[str, float, Callable[[float], str]]] = []
+    for direction in ("down", "up"):
+        for phase, costs in phases.items():
+            lines.append((f"bytes {direction}, {phase}", costs[f"bytes_{direction}"], size))
+        total = sum(costs[f"bytes_{direction}"] for costs in phases.values())
+        lines.append((f"bytes {direction}, total", total, size))
     return lines

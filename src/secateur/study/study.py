@@ -107,8 +107,9 @@ class ModelSection(_Section):
     Attributes:
         name: a name of ``secateur list``, or ``module:factory``.
         init: the distribution of initial weights; see ``models.initialise``.
-        structure: how removable units are found: ``trace`` walks over torch.fx's graph, ``torch_pruning`` uses that
-            package's dependency graph (an extra that every client needs), ``none`` finds no units.
+        structure: how removable units are found: ``trace`` follows what the model calls, ``torch_pruning`` uses that
+            package's dependency graph (an extra that every client needs), ``both`` the graph where the trace finds
+            none; ``none`` finds no units.
         options: keyword arguments of the factory.
     """
 
@@ -126,6 +127,9 @@ class Study(_Section):
         seed: the seed of every random draw.
         rounds: R, the number of rounds (T in FedSparsify).
         participation: C, the share of clients that take part in a round.
+        quorum: the share of the asked clients whose replies an exchange needs, at least one reply; a reply of a client
+            without training rows does not count. With fewer, other clients are asked in the place of these; after
+            three times in a row the run ends.
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
@@ -137,6 +141,7 @@ class Study(_Section):
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=60, ge=1)
     participation: float = Field(default=0.5, gt=0, le=1)
+    quorum: float = Field(default=0.0, ge=0, le=1)
     evaluate_every: int = Field(default=1, ge=1)
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
@@ -201,6 +206,8 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
+        if not self.quorum:
+            later["quorum"] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
         later["training"] = {
             name for name in _LATER_TRAINING if getattr(self.training, name) == getattr(Training, name)

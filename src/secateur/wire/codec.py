@@ -56,7 +56,7 @@ class Written:
 
     Attributes:
         message: what is in it.
-        buffers: the pieces.
+        buffers: the pieces; empty if it was not written, see ``unwritten``.
         sizes: how many of its bytes are values, mask, framing and base, as ``part_sizes`` says.
         known: whether its mask is the one that the receiver holds.
         finite: whether all its float values are finite.
@@ -87,6 +87,7 @@ class Outgoing:
             names. None: names are always sent.
         context: the request that the message answers, see ``context_of``; 0: none.
         seed: the seed of stochastic rounding (int8).
+        packs: whether values that shrink are packed.
 
     Raises:
         WireError: a tensor of another dtype, a mask that does not fit its tensor, a value beyond the chosen
@@ -95,7 +96,7 @@ class Outgoing:
 
     def __init__(
         self, message: Message, *, values: Values = "fp32", template: Mapping[str, Spec] | None = None,
-        context: int = 0, seed: int = 0,
+        context: int = 0, seed: int = 0, packs: bool = True,
     ) -> None:  # fmt: skip
         self._message, self._mask = message, message.mask
         self._names = sorted(message.tensors)
@@ -107,7 +108,7 @@ class Outgoing:
         self._opening = scalars.write(message.scalars) + (
             listing.digest(specs) if self._by_hash else listing.describe(specs)
         )
-        self._values, self._finite = _write_values(message, self._names, values, seed)
+        self._values, self._finite = _write_values(message, self._names, values, seed, packs=packs)
 
     def bytes(self, known: Masks | None = None, group: Known | None = None) -> bytes:
         """Return the payload for a receiver that holds the mask ``known``, in one piece; see ``write``."""
@@ -135,6 +136,38 @@ class Outgoing:
         sizes = {"values": size, "mask": masked} | ({"base": group.size} if group else {})
         sizes["framing"] = sum(map(len, buffers)) - sum(sizes.values())
         return Written(self._message, buffers, sizes, form & ~(BY_HASH | KNOWING) == KNOWN, self._finite)
+
+
+def unwritten(message: Message, *, template: Mapping[str, Spec], known: Masks | None) -> Written | None:
+    """Return a payload with fp32 values that are not packed, without writing it: its sizes are exact.
+
+    Args:
+        message: the message.
+        template: the tensors that the receiver expects.
+        known: the mask that the receiver holds.
+
+    Returns:
+        None if the size follows from the content: the message has a mask of its own.
+    """
+    _check(message)
+    masked = message.mask is not None
+    if masked and not masks.same(message.mask or {}, known):
+        return None
+    specs = specs_of(message.tensors)
+    names = listing.digest(specs) if specs == dict(template) else listing.describe(specs)
+    count, others, finite = 0, 0, True
+    for name, tensor in message.tensors.items():
+        kept = (message.mask or {}).get(name)
+        size = tensor.numel() if kept is None else int(kept.sum())
+        if tensor.dtype != torch.float32:
+            others += size * tensor.element_size()
+            continue
+        count += size
+        surviving = tensor if kept is None else torch.where(kept, tensor, 0.0)
+        finite = finite and (bool(surviving.sum().isfinite()) or bool(surviving.isfinite().all()))
+    sizes = {"values": values.unpacked_size(count) + others, "mask": masks.HASH if masked else 0}
+    sizes["framing"] = HEAD.size + len(scalars.write(message.scalars)) + len(names)
+    return Written(message, (), sizes, masked, finite)
 
 
 def encode(
@@ -208,7 +241,9 @@ def _check(message: Message) -> None:
             raise WireError(f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {shape}")
 
 
-def _write_values(message: Message, names: list[str], fmt: Values, seed: int) -> tuple[list[bytes | memoryview], bool]:
+def _write_values(
+    message: Message, names: list[str], fmt: Values, seed: int, *, packs: bool
+) -> tuple[list[bytes | memoryview], bool]:
     """Return the surviving values of float32 tensors, then the raw values of all others, each in the order of names.
 
     The second is whether all float values are finite.
@@ -220,7 +255,7 @@ def _write_values(message: Message, names: list[str], fmt: Values, seed: int) ->
             floats.append(values.Part(name, message.tensors[name].dim(), sent))
         else:
             others.append(sent.astype(_NUMPY[message.tensors[name].dtype], copy=False).tobytes())
-    written = values.write(floats, fmt, seed)
+    written = values.write(floats, fmt, seed, packs=packs)
     return [*written.buffers, *others], written.finite
 
 
@@ -294,6 +329,8 @@ def read_back(payload: bytes | memoryview | Written, expected: Expected) -> Mess
         return decode(payload, expected)
     written = payload.message
     if not _comes_back(payload, expected):
+        if not payload.buffers:
+            raise WireError("the reply is not what was asked for, and was not written: wire.count=encoded says more")
         return decode(payload.bytes(), expected)
     mask = expected.known if payload.known else None
     tensors = {}

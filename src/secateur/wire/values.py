@@ -73,31 +73,32 @@ class Written:
     finite: bool
 
 
-def write(parts: Sequence[Part], values: Values, seed: int) -> Written:
+def write(parts: Sequence[Part], values: Values, seed: int, *, packs: bool = True) -> Written:
     """Return the surviving values of some float tensors as bytes.
 
     Args:
         parts: the values of each tensor.
         values: the format.
         seed: the seed of stochastic rounding; int8 only.
+        packs: whether planes that shrink are packed.
 
     Raises:
         WireError: a value is beyond what the format can hold.
     """
     if values == "int8":
-        return Written(_write_int8(parts, seed), finite=True)
+        return Written(_write_int8(parts, seed, packs=packs), finite=True)
     flat = np.concatenate([np.zeros(0, np.float32), *(part.values for part in parts)])
     with np.errstate(over="ignore", invalid="ignore"):
         # a sum is finite only if all that is summed is; the other way round it may overflow
         finite = bool(np.isfinite(flat.sum())) or bool(np.isfinite(flat).all())
     if values == "fp32":
-        return Written(_planes(flat.view(np.uint32)), finite)
+        return Written(_planes(flat.view(np.uint32), packs=packs), finite)
     rounded = torch.from_numpy(flat).to(_HALVES[values])
     if bool((rounded.isinf() & ~torch.from_numpy(flat).isinf()).any()):
         wider = "bf16 or fp32" if values == "fp16" else "fp32"
         bad = next(part for part in parts if _beyond(part.values, _HALVES[values]))
         raise WireError(f"tensor {bad.name!r} has a value beyond {values}'s range; send it as {wider} (wire.values)")
-    return Written(_planes(rounded.view(torch.int16).numpy().view(np.uint16)), finite)
+    return Written(_planes(rounded.view(torch.int16).numpy().view(np.uint16), packs=packs), finite)
 
 
 def _beyond(flat: Floats, dtype: torch.dtype) -> bool:
@@ -105,7 +106,7 @@ def _beyond(flat: Floats, dtype: torch.dtype) -> bool:
     return bool((exact.to(dtype).isinf() & ~exact.isinf()).any())
 
 
-def _write_int8(parts: Sequence[Part], seed: int) -> list[bytes | memoryview]:
+def _write_int8(parts: Sequence[Part], seed: int, *, packs: bool) -> list[bytes | memoryview]:
     """Return scales (fp32, one a tensor), the tensors that stay fp32, then the rounded ones.
 
     Rounding: QSGD's, Alistarh et al., arXiv 1610.02132, section 3, with the largest magnitude in place of the norm:
@@ -128,8 +129,8 @@ def _write_int8(parts: Sequence[Part], seed: int) -> list[bytes | memoryview]:
         rounded.append(np.clip(steps, -_LARGEST, _LARGEST).astype(np.int8))
     return [
         np.array(scales, "<f4").tobytes(),
-        *_planes(np.concatenate(exact).view(np.uint32)),
-        *_planes(np.concatenate(rounded).view(np.uint8)),
+        *_planes(np.concatenate(exact).view(np.uint32), packs=packs),
+        *_planes(np.concatenate(rounded).view(np.uint8), packs=packs),
     ]
 
 
@@ -197,7 +198,12 @@ def _read_int8(reader: Reader, counts: Sequence[int], dims: Sequence[int]) -> li
     return parts
 
 
-def _planes(words: NDArray[Any]) -> list[bytes | memoryview]:
+def unpacked_size(count: int) -> int:
+    """Return the bytes of ``count`` fp32 values that are not packed."""
+    return 4 * (1 + count)
+
+
+def _planes(words: NDArray[Any], *, packs: bool) -> list[bytes | memoryview]:
     """Return unsigned words as byte planes, lowest byte first, each raw or as a zstd frame, whichever is shorter.
 
     The words are overwritten.
@@ -209,7 +215,7 @@ def _planes(words: NDArray[Any]) -> list[bytes | memoryview]:
     out: list[bytes | memoryview] = []
     for place in range(width):
         plane = np.ascontiguousarray(table[:, place])
-        frame = _shrink(plane)
+        frame = _shrink(plane) if packs else None
         out += [bytes([_RAW]), plane.data] if frame is None else [bytes([_ZSTD]), varint(len(frame)), frame]
     return out
 

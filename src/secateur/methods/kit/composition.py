@@ -18,7 +18,7 @@ from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import GUARDED, TRAIN, Ask
 from secateur.contract.client import Client, report
-from secateur.contract.method import Method
+from secateur.contract.method import Method, check_prunable
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Reduction
 from secateur.contract.state import Archive, Setting, State
@@ -90,7 +90,7 @@ class Composition(Method):
             raise ConfigError(
                 f"consensus {name} has a reduction called {MEAN!r} in its ballot, which is the aggregator's"
             )
-        self.granularity.prunable(setting.layout)
+        check_prunable(self.granularity.prunable(setting.layout))
         if not self.allocation.measures:
             return
         name = type(self.allocation).__name__
@@ -102,6 +102,10 @@ class Composition(Method):
             )
         if not self.granularity.single:
             raise ConfigError(f"allocation {name} chooses among single weights: use granularity = weight")
+
+    def remarks(self, setting: Setting) -> list[str]:
+        """Return a line that says which layers keep all their units, if units are pruned and some do."""
+        return setting.layout.stays() if self.granularity.cuts else []
 
     @property
     def refines(self) -> bool:

@@ -174,8 +174,8 @@ class Deviation(Criterion):
 
     def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
         """Return D_k of the explorers in the cohort, or of all explorers if the cohort has none."""
-        explored = exploration.known(self.explore, state)
-        return exploration.deviations(self.explore, state, cohort) if explored else None
+        explored = exploration.known(state)
+        return exploration.deviations(state, cohort) if explored else None
 
     def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
         """Return the client's own D_k; None if it never explored, or lost it."""

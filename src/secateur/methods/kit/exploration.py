@@ -22,7 +22,6 @@ from secateur.learning.loop import Effort
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning.criteria import Exploration
 from secateur.pruning.mask import Tensors
-from secateur.streams import stream
 from secateur.wire.message import Expected, Message
 
 PHASE = "explore"
@@ -31,9 +30,7 @@ _EXPLORED = "explored/"
 
 def explorers(settings: Exploration, setting: Setting) -> tuple[int, ...]:
     """Return X, the explorers: round(fraction * K) clients, at least one, drawn without replacement, ascending."""
-    count = max(1, round(settings.fraction * setting.clients))
-    draw = torch.randperm(setting.clients, generator=stream(setting.seed, "explorers"))[:count]
-    return tuple(sorted(draw.tolist()))
+    return setting.drawn(max(1, round(settings.fraction * setting.clients)), "explorers")
 
 
 def ask(settings: Exploration, state: State) -> Ask | None:
@@ -55,7 +52,8 @@ def ask(settings: Exploration, state: State) -> Ask | None:
     message = Message(state.memory.get("base", state.weights), None, {"common_epoch": first})
     clients = chosen if first else groups[step - warm_up]
     reduce: dict[str, Reduction] = {MEAN: Mean(of=weights)} if first else {"single": Keep()}
-    return Ask(PHASE, 0, clients, message, Expected(specs, scalars=REPORT), reduce)
+    expects = Expected(specs, scalars=REPORT)
+    return Ask(PHASE, 0, clients, message, expects, reduce, in_turn=settings.start == "sequential")
 
 
 def respond(settings: Exploration, ask: Ask, client: Client) -> Message:
@@ -97,14 +95,15 @@ def weights(reply: Reply, sent: Sent) -> Tensors:
     return _explored(reply.tensors)
 
 
-def known(settings: Exploration, state: State) -> list[int]:
-    """Return the explorers whose deviations arrived, ascending."""
-    return [k for k in explorers(settings, state.setting) if f"deviation/{k}" in state.archive]
+def known(state: State, kind: str = "deviation") -> list[int]:
+    """Return the explorers whose deviations (or ``explored`` weights) arrived, ascending."""
+    kept = (key.partition("/") for key in state.archive)
+    return sorted(int(client) for found, _, client in kept if found == kind)
 
 
-def deviations(settings: Exploration, state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
+def deviations(state: State, cohort: tuple[int, ...] | None) -> Iterator[Tensors]:
     """Yield D_k of S_t: the explorers in ``cohort``, or all explorers if it is None or has none."""
-    arrived = known(settings, state)
+    arrived = known(state)
     chosen = [k for k in arrived if cohort is not None and k in cohort] or arrived
     return (state.archive[f"deviation/{k}"] for k in chosen)
 
@@ -114,9 +113,8 @@ def _finish(settings: Exploration, state: State) -> State:
     if not settings.warm_start:
         return replace(state, memory=memory)
     mean = WeightedMean()
-    for k in explorers(settings, state.setting):
-        if f"explored/{k}" in state.archive:
-            mean.add(state.archive[f"explored/{k}"], 1.0)
+    for k in known(state, "explored"):
+        mean.add(state.archive[f"explored/{k}"], 1.0)
     return replace(state, memory=memory, weights=mean.mean() or state.weights)
 
 

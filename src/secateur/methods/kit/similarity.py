@@ -11,6 +11,8 @@ from torch import nn
 from secateur.contract.client import Client
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Kept
+from secateur.contract.state import Setting
+from secateur.errors import ModelError
 from secateur.learning import resident
 from secateur.learning.metrics import Metric
 from secateur.learning.task import Data, Task
@@ -19,16 +21,31 @@ from secateur.streams import stream
 
 
 def last_layer_inputs(weights: Tensors, client: Client, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the features that enter the model's last linear layer for some inputs, shape (inputs, width)."""
+    """Return the features that enter the linear layer which runs last, for some inputs, shape (inputs, width)."""
     seen: list[torch.Tensor] = []
-    last = [m for m in client.model.modules() if isinstance(m, nn.Linear)][-1]
-    hook = last.register_forward_pre_hook(lambda _, entered: seen.append(entered[0]))
+    linear = [m for m in client.model.modules() if isinstance(m, nn.Linear)]
+    hooks = [m.register_forward_pre_hook(lambda _, entered: seen.append(entered[0])) for m in linear]
     resident.load(client.model, weights)
     client.model.eval()
     with torch.no_grad():
         client.model(inputs)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     return seen[-1].flatten(0, -2)
+
+
+def last_layer_width(setting: Setting) -> int:
+    """Return how many features enter the linear layer that runs last; where it was not found, the last weight's inputs.
+
+    Raises:
+        ModelError: that weight is not of a linear layer.
+    """
+    if setting.layout.features:
+        return setting.layout.features
+    last = setting.layout.names("weight")[-1]
+    if len(setting.specs[last].shape) != 2:
+        raise ModelError(f"what enters a linear last layer is compared, and {last} is none; set tau = 0")
+    return setting.specs[last].shape[1]
 
 
 def embedding(weights: Tensors, client: Client, count: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ from secateur.contract.state import Setting, State
 from secateur.errors import ModelError
 from secateur.methods.kit.rounds import MEAN, merged, train_reply
 from secateur.pruning.mask import Mask
-from secateur.pruning.structure import OUTPUT, slice_of
+from secateur.pruning.structure import slice_of
 from secateur.wire.message import Expected, Message
 
 
@@ -45,9 +45,8 @@ class Narrowed(Method):
             raise ModelError(f"no layer of this model can be narrower ({why or 'model.structure = none'})")
 
     def remarks(self, setting: Setting) -> list[str]:
-        """Return a line for each layer that stays whole in every slice."""
-        whole = {name: why for name, why in setting.layout.whole.items() if why != OUTPUT}
-        return [f"{name} stays whole in every slice: {why}" for name, why in whole.items()]
+        """Return a line that says which layers stay whole in every slice, if some do."""
+        return setting.layout.stays()
 
     @staticmethod
     def leading(setting: Setting, width: float) -> dict[str, torch.Tensor]:

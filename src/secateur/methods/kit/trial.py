@@ -8,6 +8,7 @@ from secateur.contract.client import Client
 from secateur.learning import resident
 from secateur.methods.kit.similarity import random_inputs
 from secateur.pruning.mask import Tensors
+from secateur.pruning.roles import stored
 
 
 class ServerTrial:
@@ -32,7 +33,7 @@ class ServerTrial:
         """Return the outputs with some tensors changed, shape (inputs, classes)."""
         if inputs not in self._inputs:
             self._inputs[inputs] = random_inputs(self._server, inputs)
-        state = self._server.model.state_dict()
+        state = stored(self._server.model)
         self.processed += inputs
         with torch.no_grad():
             for name, tensor in changed.items():

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-
 from secateur.errors import ModelError
 from secateur.pruning.following.convolutions import made
 from secateur.pruning.following.products import contracted
-from secateur.pruning.following.walk import Call, Walk, follows, places
+from secateur.pruning.following.walk import Call, Walk, follows
 from secateur.pruning.units import Flow
 
 
@@ -62,19 +58,3 @@ def multihead(walk: Walk, call: Call) -> list[Flow | None]:
     leaving = walk.make(output)
     walk.bind(output_bias, 0, leaving)
     return [made(leaving, call.value[0], -1), None]
-
-
-@follows("masked_fill", "where")
-def hidden(walk: Walk, call: Call) -> Flow | None:
-    """Follow the hiding of entries, of the scores of a causal attention: none of them is known to be zero after it."""
-    values: Any = (call.get(0, "input"),) if call.name == "masked_fill" else call.args[1:]
-    known = [flow for flow in map(walk.flow, values) if flow is not None]
-    masks = [part for part in call.args[: 2 if call.name == "masked_fill" else 1] if walk.flow(part) is None]
-    if len(known) != 1 or not isinstance(call.value, torch.Tensor):
-        raise ModelError("")
-    flow = known[0]
-    for place in places(walk, flow):
-        at = place - flow.labels.dim()
-        if any(isinstance(m, torch.Tensor) and m.dim() >= -at and m.shape[at] > 1 for m in masks):
-            raise ModelError("")
-    return Flow(walk.units.roots(flow.labels).expand(call.value.shape), zero=False)

@@ -57,6 +57,7 @@ def _grouped(walk: Walk, x: torch.Tensor, weight: torch.Tensor, groups: int) -> 
         return labels.reshape(-1)
     labels = inputs.repeat_interleave(each, 1).reshape(-1)
     walk.bind(weight, 0, labels)
+    walk.units.alone[walk.named(weight).rpartition(".")[0]] = labels
     return labels
 
 

@@ -29,7 +29,23 @@ _MAPS = (
     ),
     *("sigmoid", "logsigmoid", "log_sigmoid", "softplus", "softsign", "tanh", "hardtanh", "tanhshrink", "hardshrink"),
     *("softshrink", "threshold", "clamp", "clamp_min", "clamp_max", "clip", "abs", "neg", "negative", "square", "sqrt"),
-    *("pow", "exp", "expm1", "log1p", "sin", "cos", "atan", "erf", "sign", "round", "floor", "nan_to_num"),
+    *(
+        "pow",
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "reciprocal",
+        "rsqrt",
+        "sin",
+        "cos",
+        "atan",
+        "erf",
+        "sign",
+        "round",
+        "floor",
+    ),
+    *("nan_to_num", "gt", "ge", "lt", "le", "eq", "ne", "logical_not", "heaviside", "bitwise_not", "invert"),
 )
 _SAME = (
     *("dropout", "alpha_dropout", "feature_alpha_dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"),
@@ -70,8 +86,10 @@ def prelu(walk: Walk, call: Call) -> Flow | None:
 
 @follows("softmax", "softmin", "log_softmax", "cumsum", "normalize")
 def along_other_dimensions(walk: Walk, call: Call) -> Flow | None:
-    """Follow a call that mixes the entries along one dimension, if no units lie along it."""
+    """Follow a call that mixes the entries along one dimension, if no units lie along it; zeros add to no length."""
     flow = walk.flow(call.get(0, "input"))
+    if flow is not None and flow.zero and call.name == "normalize":
+        return flow
     dim = call.kwargs.get(
         "dim", call.args[-1] if call.name == "cumsum" else call.args[1] if len(call.args) > 1 else None
     )
@@ -123,6 +141,26 @@ def quotient(walk: Walk, call: Call) -> Flow | None:
         raise ModelError("")
     flows = _combined(walk, call, masked=False)
     return None if flows[0] is None else Flow(_labels(walk, call, flows), zero=flows[0].zero)
+
+
+@follows("where", "masked_fill")
+def chosen(walk: Walk, call: Call) -> Flow | None:
+    """Follow a choice between two values, entry by entry: what is chosen is zero if both are."""
+    parts = [*call.args, *(call.kwargs[name] for name in ("mask", "value", "input", "other") if name in call.kwargs)]
+    if len(parts) != 3 or not isinstance(call.value, torch.Tensor):
+        raise ModelError("")
+    known = [flow for flow in map(walk.flow, parts) if flow is not None]
+    for flow in known[1:]:
+        _join(walk, known[0], flow)
+    for lone in (part for part in parts if isinstance(part, torch.Tensor) and walk.flow(part) is None):
+        _meet(walk, known[0], lone, masked=True)
+    values = parts[1:] if call.name == "where" else parts[::2]
+    flows = [walk.flow(value) for value in values]
+    zeros = [
+        value == 0 if isinstance(value, (int, float)) else f is not None and f.zero
+        for value, f in zip(values, flows, strict=True)
+    ]
+    return Flow(walk.units.roots(known[0].labels.expand(call.value.shape)), zero=all(zeros))
 
 
 def _combined(walk: Walk, call: Call, *, masked: bool) -> tuple[Flow | None, Flow | None]:

@@ -58,8 +58,8 @@ class Sites:
         elif name in SHAPED and leaving is not None:
             self._found.append((Site(owner, name, index, value.dim()), leaving.labels, set(range(value.dim()))))
         elif name in BOUNDED and entering is not None:
-            dims = _sliced(args[1], args[0].dim()) if name == "getitem" else {dim % args[0].dim()}
-            rank = args[0].dim() if name == "getitem" else len(value)
+            rank, every = args[0].dim() if name == "getitem" else len(value), set(range(args[0].dim()))
+            dims = _sliced(args[1], rank) if name == "getitem" else every if name == "unbind" else {dim % len(every)}
             self._found.append((Site(owner, name, index, rank), entering.labels, dims))
 
     def made(self, value: torch.Tensor, labels: torch.Tensor) -> None:
@@ -78,7 +78,7 @@ class Sites:
         """
         for _, labels, _ in self._found:
             lying = varying(self.units.roots(labels))
-            if len(lying) > 1:
+            if len(lying) > 1 and not self._related(labels):
                 Flow(labels).along(lying[-1], self.units)
         sizes: dict[tuple[Site, int], set[int]] = {}
         for site, labels, dims in self._found:
@@ -86,13 +86,25 @@ class Sites:
                 sizes.setdefault((site, dim), set()).add(labels.shape[dim])
         for site, labels, dims in self._found:
             for dim in dims.intersection(varying(self.units.roots(labels))):
-                line = Flow(labels).along(dim, self.units)
-                if len(sizes[site, dim]) > 1:  # it depends on the number of rows
+                line = self._line(labels, dim)
+                if line is None or len(sizes[site, dim]) > 1:  # it depends on the number of rows
                     continue
                 if count is None:
                     self.units.bind(str(site), dim, line, "calls")
                 else:
                     count(site.module, line)
+
+    def _related(self, labels: torch.Tensor) -> bool:
+        """Return whether all units are of one family: they are not the same, but always as many in each layer."""
+        stored = labels[tuple(slice(None) if stride else slice(0, 1) for stride in labels.stride())]
+        families = {self.units.families.get(label) for label in stored.flatten().tolist()}
+        return len(families) == 1 and None not in families
+
+    def _line(self, labels: torch.Tensor, dim: int) -> torch.Tensor | None:
+        """Return the units along a dimension; of one family, those of its first layer, along the last dimension."""
+        if len(varying(self.units.roots(labels))) < 2 or not self._related(labels):
+            return Flow(labels).along(dim, self.units)
+        return self.units.roots(labels[(0,) * (labels.dim() - 1)]) if dim == labels.dim() - 1 else None
 
 
 def _sliced(index: Any, rank: int) -> set[int]:

@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from secateur.errors import ModelError
 from secateur.pruning.following.sites import Sites
-from secateur.pruning.structure import OUTPUT
+from secateur.pruning.structure import OUTPUT, SINGLE
 from secateur.pruning.units import Flow, Part, Units, varying
 
 Follower = Callable[["Walk", "Call"], "Flow | Sequence[Any] | None"]
@@ -184,6 +184,8 @@ class Walk(TorchFunctionMode):
             self.units.fix(flow.labels, reason or f"{where} mixes its channels")
         for name in {self._names[t] for t in call.tensors if t in self._names and t.dim() > 1}:
             self.whole.setdefault(name.rpartition(".")[0], reason or f"units of this kind of {where} cannot be removed")
+        if call.name.startswith(("conv", "linear")):
+            self.whole.setdefault(owner, reason or f"units of this kind of {where} cannot be removed")
         self._note(call.value, _pytree.tree_map(lambda _: None, call.value))
 
     def flow(self, value: Any) -> Flow | None:
@@ -226,6 +228,8 @@ class Walk(TorchFunctionMode):
         """Return the labels of the units that a parameter makes along a dimension: new ones, or those it has."""
         name = self.named(tensor)
         known = self.units.axes.get((name, dim))
+        if tensor.shape[dim] == 1 and part == "weights":
+            self.whole.setdefault(name.rpartition(".")[0], SINGLE)
         labels = self.units.fresh(tensor.shape[dim]) if known is None else known.labels
         self.units.bind(name, dim, labels, part)
         return labels

@@ -124,10 +124,11 @@
   function show(run) {
     const figures = run.figures.map((facts) => figure(facts, "looked"));
     const children = [make("div", { class: "grid" }, ...figures.map(([element]) => element))];
+    if (run.failed) children.unshift(make("p", { class: "failed" }, `No result: ${run.failed}`));
     for (const remark of run.remarks) children.push(make("p", {}, remark));
     children.push(make("h3", {}, "Clients that were left out, and why"));
     if (run.left_out.length) {
-      children.push(tabled(["round", "phase", "client", "reason"], run.left_out, "Who was left out"));
+      children.push(tabled(["reason", "requests", "clients"], run.left_out, "Who was left out"));
     } else children.push(make("p", {}, "None."));
     if (run.lost.length) {
       children.push(make("h3", {}, "Clients that had lost their state"), tabled(["round", "client"], run.lost, "Lost states"));
@@ -149,7 +150,11 @@
   document.title = `${DATA.title} · secateur`;
   document.querySelector("#title").textContent = DATA.title;
   document.querySelector("#facts").textContent = DATA.live ? "Still running; the page reloads itself." : "";
+  for (const [name, why] of DATA.failed) {
+    document.querySelector("#facts").after(make("p", { class: "failed" }, `No result, and in no figure: ${name}: ${why}`));
+  }
   choose("Partition", DATA.parts, compare);
+  if (!DATA.parts.length) document.querySelector("#compared").remove();
   choose("Run", DATA.runs, look);
   if (!DATA.runs.length) document.querySelector("#looked").remove();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);

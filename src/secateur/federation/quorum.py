@@ -1,0 +1,136 @@
+"""The quorum: how many replies an exchange needs, what follows if they do not come, and when a run has no result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from secateur.contract.ask import Ask
+from secateur.contract.method import Method
+from secateur.contract.state import State
+from secateur.errors import ConfigError, DivergedError, NobodyTrainedError
+from secateur.federation.exchange import Exchange
+from secateur.federation.records import ATTEMPT, BELOW, Row, check_answers, common
+from secateur.pruning.mask import Tensors
+from secateur.study.study import Study
+
+TRIES = 3
+"""How often an exchange is tried before the run ends."""
+
+EMPTY = "it says that it has no training rows"
+_ASKS = 1000  # exchanges within one round, besides some for each client, after which a method is taken to be stuck
+_GROWTH = 1000.0  # a loss so many times that of the initial weights is that of a model that diverged
+_SUSPECT = 100.0  # below it no loss is compared with that of the initial weights
+
+
+class Attempts:
+    """Plans a run's asks, and lets other clients be asked where too few replies of an exchange counted.
+
+    Args:
+        study: says how many replies are needed.
+        count: how often the next exchange was tried in vain, as a checkpoint says.
+        records: returns the records so far.
+    """
+
+    def __init__(self, study: Study, count: int, records: Callable[[], list[Row]]) -> None:
+        self._study, self.count, self._records = study, count, records
+        self._why: list[Row] = []
+        self._asked = self._in_round = 0
+        self._last: Ask | None = None
+
+    def plan(self, method: Method, state: State) -> tuple[Ask | None, State]:
+        """Return the method's next ask, and the state that it was planned from: it draws the clients of this attempt.
+
+        Raises:
+            ConfigError: the method goes on beyond the last round, or never comes to the next one.
+            NobodyTrainedError: clients were asked in turn, and none of them has answered.
+        """
+        state = replace(state, setting=replace(state.setting, attempt=self.count))
+        ask, name = method.plan(state), type(method).__name__
+        if ask is not None and ask.round > self._study.rounds:
+            raise ConfigError(
+                f"method {name}: plan asks for round {ask.round} of {self._study.rounds}; it must return None once "
+                "state.round is setting.rounds"
+            )
+        before, self._last = self._last, ask
+        stays = ask is not None and before is not None and ask.round == before.round
+        self._in_round = self._in_round + 1 if stays else 0
+        if self._in_round > _ASKS + TRIES * state.setting.clients:
+            raise ConfigError(
+                f"method {name}: plan has asked {self._in_round} times within round {before and before.round}; absorb "
+                "must return a state from which it goes on"
+            )
+        if before is not None and before.in_turn and not (ask and ask.in_turn):
+            check_answers(self._records())
+        return ask, state
+
+    def settle(self, exchange: Exchange) -> bool:
+        """Return whether enough replies of an exchange counted; if not, it is to be asked again."""
+        ask = exchange.ask
+        counted = sum(1 for reply in exchange.reply_scalars if int(reply.get("samples", 1)))
+        if ask.in_turn or counted >= self.needed(len(ask.clients)):
+            self.count, self._why, self._asked = 0, [], 0
+            return True
+        self._asked += len(ask.clients)
+        self._why += exchange.left_out
+        self._why += [
+            {"client": reply["client"], "reason": EMPTY}
+            for reply in exchange.reply_scalars
+            if not int(reply.get("samples", 1))
+        ]
+        self.count += 1
+        return False
+
+    def needed(self, asked: int) -> int:
+        """Return how many replies an exchange with so many clients needs."""
+        return min(asked, max(1, math.ceil(self._study.quorum * asked - 1e-9)))
+
+    def note(self, ask: Ask, attempt: int) -> Row:
+        """Return what the record of an exchange says of its quorum; nothing in the usual case."""
+        row: Row = {ATTEMPT: attempt} if attempt else {}
+        return row | {BELOW: self.needed(len(ask.clients))} if self.count else row
+
+    def check(self, ask: Ask) -> None:
+        """End the run if its last exchanges were tried in vain too often.
+
+        Raises:
+            NobodyTrainedError: they were; the text names the most frequent reason.
+        """
+        if not self.count or self.count % TRIES:
+            return
+        needed = self.needed(len(ask.clients))
+        who = "no reply of any client" if needed == 1 else f"fewer than the {needed} replies of the quorum"
+        raise NobodyTrainedError(
+            f"{who} counted in phase {ask.phase!r} of round {ask.round}, which was asked for {TRIES} times in a row: "
+            f"{common(self._why, self._asked)}"
+        )
+
+
+def beyond(loss: float, initial_loss: Callable[[], float]) -> bool:
+    """Return whether a loss is not finite, or 1000 times that of the initial weights (above 100 in any case)."""
+    return not math.isfinite(loss) or (loss > _SUSPECT and loss > _GROWTH * initial_loss() > 0)
+
+
+def check_learnt(final: Row, model: Tensors, initial_loss: Callable[[], float]) -> None:
+    """Refuse a run whose model is not usable.
+
+    Args:
+        final: the scores of the model at the end of the run.
+        model: its tensors.
+        initial_loss: returns the loss of the initial weights on the same rows; it is called only if the final loss is
+            large, and NaN says that there is none.
+
+    Raises:
+        DivergedError: a tensor or the loss is not finite, or the loss is 1000 times that of the initial weights.
+    """
+    broken = next((n for n, t in model.items() if t.is_floating_point() and not bool(t.isfinite().all())), None)
+    loss, why = float(final.get("loss", 0.0)), ""
+    if broken is not None:
+        why = f"tensor {broken!r} of its model holds NaN or infinity"
+    elif beyond(loss, initial_loss):
+        why = f"the loss of its model on test rows is {loss:.3g}, where the initial weights have {initial_loss():.3g}"
+    if why:
+        raise DivergedError(
+            f"the run diverged, and has no result: {why}; lower training.lr, set training.clip, or scale the data"
+        )
