@@ -110,7 +110,6 @@ class Run:
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
-        self.study.compute.check()
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
