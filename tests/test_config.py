@@ -23,6 +23,7 @@ from secateur.study.study import Study, assign, parse_study, read_toml
 LATER = {
     "training": {"schedule", "period", "floor"},
     "data": {"task", "target", "site", "options"},
+    "wire": {"packing", "count", "sample"},
     "quorum": True,
 }  # came after the first runs
 

@@ -36,11 +36,12 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.streams import Turn, derive, seed_globals
 from secateur.study.study import Study
-from secateur.wire.codec import Outgoing, Written, decode, lost, unwritten, with_scalar
+from secateur.wire.codec import Outgoing, decode, lost, with_scalar
 from secateur.wire.head import context_of
 from secateur.wire.masks import same
 from secateur.wire.message import Expected, Message, Scalar, specs_of
 from secateur.wire.settings import Wire
+from secateur.wire.written import Written, unwritten
 
 PLAIN = "plain"
 

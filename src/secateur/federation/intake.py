@@ -20,9 +20,10 @@ from secateur.contract.state import Setting
 from secateur.errors import ConfigError, WireError
 from secateur.federation import feedback
 from secateur.streams import stream
-from secateur.wire.codec import Written, read_back
+from secateur.wire.codec import read_back
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 from secateur.wire.settings import Wire
+from secateur.wire.written import Written
 
 SECONDS = "seconds"
 MEASURED = "measured"

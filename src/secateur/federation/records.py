@@ -29,8 +29,18 @@ EMPTIED = "emptied"
 COUNT = "bytes_count"
 """The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
 
+_BYTES = {
+    "computed": "exact, from names, shapes and the masks that both sides hold, without writing them",
+    "sampled": "some of a round's replies were written, and the others are taken to have their mean size",
+}
+
 _LONGEST = 500  # characters of a reason
 _NUMBER = re.compile(r"[-+]?\d[\d.,:]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b", re.IGNORECASE)
+
+
+def told_of_bytes(count: str) -> list[str]:
+    """Return what is said of bytes that are not all of payloads that were written; nothing of those that are."""
+    return [f"bytes of replies are {count}: {_BYTES[count]}"] if count in _BYTES else []
 
 
 def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:

@@ -60,6 +60,7 @@ from secateur.federation.records import (
     line,
     local_scores,
     summarise,
+    told_of_bytes,
 )
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
@@ -101,8 +102,7 @@ class Run:
     ) -> None:
         self.study = study.complete()
         self.runtime, self.folder = runtime.on(study.compute.device), folder
-        self.shards_folder = shards
-        self.open_engine = open_engine
+        self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.local = resident.LocalState(self.model)
@@ -120,8 +120,9 @@ class Run:
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
-        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
-        self.remarks += client.stack_remarks(self.study, self.model, self.shards)
+        told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        told += client.stack_remarks(self.study, self.model, self.shards)
+        self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")

@@ -113,10 +113,7 @@ class Layout:
     shares: Mapping[str, float] = field(default_factory=dict)
 
     def stays(self) -> list[str]:
-        """Return a line that says which layers keep all their units, why, and their share of the MACs.
-
-        None if all but those that make the model's output, or have a single unit, have some that can be removed.
-        """
+        """Return a line on layers that keep all their units, other than the output's: which, why, their MACs' share."""
         layers: dict[str, list[str]] = {}
         for name, reason in self.whole.items():
             if reason not in {OUTPUT, SINGLE}:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 
 from secateur.errors import ModelError
@@ -113,7 +114,7 @@ class Units:
 
 
 def _broadcast(one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = torch.broadcast_shapes(one.shape, other.shape)  # type: ignore[no-untyped-call]
+    shape = np.broadcast_shapes(one.shape, other.shape)  # torch's own imports its compiler
     return one.expand(shape), other.expand(shape)
 
 

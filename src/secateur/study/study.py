@@ -41,7 +41,7 @@ _BOUNDS = "bounds"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
-_LATER_COMPUTE = ("precision", "tf32")
+_LATER_COMPUTE, _LATER_WIRE = ("precision", "tf32"), ("packing", "count", "sample")
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
@@ -209,9 +209,11 @@ class Study(_Section):
         if not self.quorum:
             later["quorum"] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
-        later["training"] = {
-            name for name in _LATER_TRAINING if getattr(self.training, name) == getattr(Training, name)
-        }
+        for section, given, kind, names in (
+            ("training", self.training, Training, _LATER_TRAINING),
+            ("wire", self.wire, Wire, _LATER_WIRE),
+        ):
+            later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
         text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,37 +43,11 @@ from secateur.wire.known import Known
 from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
 from secateur.wire.reader import Reader
 from secateur.wire.values import FORMATS, Values
+from secateur.wire.written import Written, check_message
 
 _MOST_SCALARS = 64
 _BLOCK = 1 << 20
 _NUMPY = {torch.float32: "<f4", torch.int64: "<i8", torch.int32: "<i4", torch.uint8: "u1", torch.bool: "u1"}
-
-
-@dataclass(frozen=True)
-class Written:
-    """A payload as it was written, in pieces that are one after the other.
-
-    Attributes:
-        message: what is in it.
-        buffers: the pieces; empty if it was not written, see ``unwritten``.
-        sizes: how many of its bytes are values, mask, framing and base, as ``part_sizes`` says.
-        known: whether its mask is the one that the receiver holds.
-        finite: whether all its float values are finite.
-    """
-
-    message: Message
-    buffers: Sequence[bytes | memoryview]
-    sizes: Mapping[str, int]
-    known: bool
-    finite: bool
-
-    def __len__(self) -> int:
-        """Return the number of bytes."""
-        return sum(self.sizes.values())
-
-    def bytes(self) -> bytes:
-        """Return the payload in one piece."""
-        return b"".join(self.buffers)
 
 
 class Outgoing:
@@ -102,7 +75,7 @@ class Outgoing:
         self._names = sorted(message.tensors)
         self._format = FORMATS.index(values)
         self._context = context
-        _check(message)
+        check_message(message)
         specs = specs_of(message.tensors)
         self._by_hash = template is not None and specs == dict(template)
         self._opening = scalars.write(message.scalars) + (
@@ -136,38 +109,6 @@ class Outgoing:
         sizes = {"values": size, "mask": masked} | ({"base": group.size} if group else {})
         sizes["framing"] = sum(map(len, buffers)) - sum(sizes.values())
         return Written(self._message, buffers, sizes, form & ~(BY_HASH | KNOWING) == KNOWN, self._finite)
-
-
-def unwritten(message: Message, *, template: Mapping[str, Spec], known: Masks | None) -> Written | None:
-    """Return a payload with fp32 values that are not packed, without writing it: its sizes are exact.
-
-    Args:
-        message: the message.
-        template: the tensors that the receiver expects.
-        known: the mask that the receiver holds.
-
-    Returns:
-        None if the size follows from the content: the message has a mask of its own.
-    """
-    _check(message)
-    masked = message.mask is not None
-    if masked and not masks.same(message.mask or {}, known):
-        return None
-    specs = specs_of(message.tensors)
-    names = listing.digest(specs) if specs == dict(template) else listing.describe(specs)
-    count, others, finite = 0, 0, True
-    for name, tensor in message.tensors.items():
-        kept = (message.mask or {}).get(name)
-        size = tensor.numel() if kept is None else int(kept.sum())
-        if tensor.dtype != torch.float32:
-            others += size * tensor.element_size()
-            continue
-        count += size
-        surviving = tensor if kept is None else torch.where(kept, tensor, 0.0)
-        finite = finite and (bool(surviving.sum().isfinite()) or bool(surviving.isfinite().all()))
-    sizes = {"values": values.unpacked_size(count) + others, "mask": masks.HASH if masked else 0}
-    sizes["framing"] = HEAD.size + len(scalars.write(message.scalars)) + len(names)
-    return Written(message, (), sizes, masked, finite)
 
 
 def encode(
@@ -227,18 +168,6 @@ def is_lost(data: bytes, context: int, *, tensors: bool = False) -> bool:
     except WireError:
         return False
     return head.kind == (LACKING if tensors else LOST) and head.context == context
-
-
-def _check(message: Message) -> None:
-    for name, tensor in message.tensors.items():
-        if tensor.dtype not in listing.DTYPES:
-            raise WireError(f"tensor {name!r} has dtype {tensor.dtype}; float32, int64, int32, uint8, bool can be sent")
-    for name, mask in (message.mask or {}).items():
-        if name not in message.tensors:
-            raise WireError(f"mask names {name!r}, which is not among the tensors")
-        shape = tuple(message.tensors[name].shape)
-        if tuple(mask.shape) != shape or mask.dtype != torch.bool:
-            raise WireError(f"mask of {name!r} is {mask.dtype} of shape {tuple(mask.shape)}, its tensor {shape}")
 
 
 def _write_values(
