@@ -52,9 +52,17 @@ SMALL = {
     "ResNet-20, 10 x 500": {"clients": 2, "cohort": 2, "rows": 64, "rounds": 3},
     "MLP, 400 x 18": {"clients": 40, "cohort": 40, "rounds": 3},
 }
+COMPUTED = ("wire.packing=none", "wire.count=computed")
 METHODS = {
     "FedAvg": (),
+    "FedAvg, computed": COMPUTED,
     "FedSparsify 90 %": ("method=fedsparsify", "schedule=every_round", "schedule.sparsity=0.9"),
+    "FedSparsify 90 %, computed": (
+        "method=fedsparsify",
+        "schedule=every_round",
+        "schedule.sparsity=0.9",
+        *COMPUTED,
+    ),
     "AutoFLIP": ("method=autoflip", "schedule.sparsity=0.5", "criterion.explore.epochs=1"),
 }
 
@@ -168,7 +176,7 @@ def secateur(case: Case, device: Device, settings: Sequence[str]) -> dict[str, A
         server.resume(Path(place) / "run", Runtime(workers=0), shards=Path(place), watch=watch)
     steady = [after - before for before, after in itertools.pairwise(ends)]
     # the last round is followed by an evaluation
-    return {"seconds": steady[:-1] or steady, "bytes": "encoded"}
+    return {"seconds": steady[:-1] or steady, "bytes": made.wire.count}
 
 
 @contextlib.contextmanager

@@ -358,9 +358,9 @@ def test_a_device_is_measured_beside_a_plain_loop(monkeypatch):
     case = gpu.Case("mlp", (1, 4, 4), 3, 3, 4, batch=2, rounds=3, options=(("hidden", (4,)),))
     rows = list(gpu.measure(gpu.Device.found(), {"tiny": case}, 60))
     assert [row["contestant"] for row in rows[1:]] == ["loop", "vmap", *gpu.METHODS]
-    assert [row["bytes"] for row in rows[1:]] == ["none", "none", *["encoded"] * 3]
+    assert [row["bytes"] for row in rows[1:]] == ["none", "none", *["encoded", "computed"] * 2, "encoded"]
     assert all(row["least"] == pytest.approx(row["share"] * row["seconds"]) for row in rows[1:])
     late = list(gpu.measure(gpu.Device.found(), {"tiny": case}, -1))
     assert all("were over" in row["left_out"] for row in late[1:])
     shown = gpu.table([*rows, *late[1:]]).splitlines()
-    assert [line.count("|") for line in shown[2:]] == [8] * (2 + 10)
+    assert [line.count("|") for line in shown[2:]] == [8] * (2 + 14)
