@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -72,6 +73,8 @@ class Gatherer:
             return Parcel(lacking=found).write(), [None] * len(asked)
         except ConfigError as broken:
             return Parcel(broken=str(broken)).write(), [None] * len(asked)
+        finally:
+            gc.collect(1)  # answers stand in cycles, each with a model's tensors, which Python would collect much later
 
     def _gathered(
         self, job: Job, first: int, asked: Sequence[Asked]
