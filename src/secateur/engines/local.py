@@ -149,7 +149,7 @@ class LocalEngine:
             first += len(group)
 
     def _known(self, task: Task) -> Task:
-        return Task(task.first, tuple(self._checked(task.requests)))
+        return Task(task.first, tuple(self._checked(task.requests)), task.whole)
 
     def _checked(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         for client, request in requests:
@@ -308,7 +308,8 @@ class _Exchange:
             return
         number, clients = self.numbers.pop(worker), tuple(client for client, _ in task.requests)
         self.deaths[clients] = self.deaths.get(clients, 0) + 1
-        if self.job is not None and len(clients) > 1 and self.deaths[clients] > self.whole:
+        whole = max(self.whole, int(task.whole))
+        if self.job is not None and len(clients) > 1 and self.deaths[clients] > whole:
             # one of them kills it, perhaps: each by itself now
             self.open[number] += len(clients) - 1
             self.again += [(number, Task(task.first + k, (one,))) for k, one in enumerate(task.requests)]

@@ -85,7 +85,8 @@ class Exchange:
         self._job = replace(Job.of(self.ask, self.study.wire, self.bounds, self.study.seed), alone=relayed)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
-        gathers = isinstance(self.engine, Gathering) and not self.study.compute.stacks
+        # what trains in a stack passes a relay as it is
+        gathers = isinstance(self.engine, Gathering) and not (relayed and self.study.compute.stacks)
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
@@ -172,10 +173,11 @@ class Exchange:
 
     def _tasks(self, engine: Gathering, again: frozenset[int] | None = None) -> Iterator[Task]:
         """Yield the requests as tasks; those to clients that are asked again, one by one unless a relay adds up."""
+        stacks = self.study.compute.stacks  # a stack's bits depend on who is in it
         for first, count in self._divided(engine):
             members = self.ask.clients[first : first + count]
             if again is None or (again.issuperset(members) and isinstance(engine, Relaying)):
-                yield Task(first, [(who, self._requests.to(who)) for who in members])
+                yield Task(first, [(who, self._requests.to(who)) for who in members], whole=stacks)
                 continue
             for place, who in enumerate(members, first):
                 if who in again:
@@ -183,7 +185,9 @@ class Exchange:
 
     def _divided(self, engine: Gathering) -> Iterator[tuple[int, int]]:
         """Yield the place and the number of the clients of each task."""
-        total = len(self.ask.clients)
+        total, compute = len(self.ask.clients), self.study.compute
+        if compute.stacks:
+            return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
         if not isinstance(engine, Relaying):
             # with a deadline, who is late must not cost others their place
             most = {} if self._job.sums and self.deadline is None else {"most": 1}

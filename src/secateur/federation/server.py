@@ -101,7 +101,7 @@ class Run:
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
     ) -> None:
         self.study = study.complete()
-        self.runtime, self.folder = runtime, folder
+        self.runtime, self.folder = runtime.on(study.compute.device), folder
         self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
@@ -111,7 +111,6 @@ class Run:
         check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
-        self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
@@ -122,6 +121,7 @@ class Run:
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
         told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        told += client.stack_remarks(self.study, self.model, self.shards)
         self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
