@@ -8,7 +8,7 @@ it, and no byte is carried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,8 +29,8 @@ from secateur.federation.quorum import beyond
 from secateur.federation.records import listing, short
 from secateur.learning import batched, loop, resident
 from secateur.learning.evaluate import evaluate
-from secateur.learning.loop import Fit
 from secateur.learning.task import Data
+from secateur.learning.work import Train, Worker, alone
 from secateur.streams import global_stream
 from secateur.wire.message import Expected, Message, specs_of
 
@@ -176,23 +176,24 @@ def _respond(participant: Participant, ask: Ask, view: Client) -> Message:
     asked = Ask(ask.phase, ask.round, ask.clients, request, Expected({}))
     compute, replies = participant.study.compute, list[Message]()
 
-    def work(fit: Callable[..., Fit], clock: batched.Clock) -> batched.Answer:
+    def responds(work: Worker, clock: batched.Clock) -> None:
         del clock
-        replies.append(participant.method.respond(asked, replace(view, fit=partial(_short, fit))))
-        return b"", None
+        replies.append(participant.method.respond(asked, replace(view, work=partial(_short, work))))
 
     if not compute.stacks:
-        work(partial(loop.fit, autocast=compute.autocast), lambda: 0.0)
+        responds(partial(alone, compute=compute), lambda: 0.0)
         return replies[0]
-    (outcome,) = batched.answers([work], compute)
+    (outcome,) = batched.answers([responds], compute)
     if isinstance(outcome, Exception):
         raise outcome
     return replies[0]
 
 
-def _short(fit: Callable[..., Fit], *given: Any, effort: loop.Effort | None = None, **more: Any) -> Fit:
+def _short(work: Worker, job: Any) -> Any:
     """Train for the few epochs of a trial, on all rows given, whatever the effort that a method asks for."""
-    return fit(*given, effort=effort and replace(effort, epochs=min(effort.epochs, _EPOCHS), share=1.0), **more)
+    if isinstance(job, Train) and job.effort:
+        job = replace(job, effort=replace(job.effort, epochs=min(job.effort.epochs, _EPOCHS), share=1.0))
+    return work(job)
 
 
 def _check(ask: Ask, reply: Message) -> None:
