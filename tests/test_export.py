@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,11 +210,24 @@ def test_refusals_name_what_to_do(run, tmp_path, monkeypatch):
 
 def test_a_model_that_a_format_cannot_hold_is_one_line(run, tmp_path, monkeypatch):
     def fails(*_args, **_kwargs):
-        raise RuntimeError("no such operator\nand a long tail")
+        try:
+            raise KeyError("\x1b[96mno such operator\x1b[0m\nand a long tail")  # noqa: TRY301 -- a chain of causes
+        except KeyError as cause:
+            raise RuntimeError("step 1/3\nof many") from cause
 
     monkeypatch.setattr(torch.export, "export", fails)
-    with pytest.raises(ModelError, match=r"cannot be exported to torch: RuntimeError: no such operator$"):
+    with pytest.raises(ModelError, match=r"exported to torch: KeyError: .*no such operator.*; keep forward to calls"):
         export.export(run, "torch", tmp_path)
+
+
+def test_a_file_that_fails_on_rows_is_one_line_and_is_not_left_behind(run, tmp_path, monkeypatch):
+    def session(*_args, **_kwargs):
+        return SimpleNamespace(run=lambda *_: 1 / 0)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", session)
+    with pytest.raises(ModelError, match=r"the exported model fails on \d+ rows \(ZeroDivisionError: .*secateur.load"):
+        export.export(run, "onnx", tmp_path)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("harm", ["model", "plan", "old"])

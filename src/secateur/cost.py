@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 import warnings
@@ -115,7 +116,7 @@ def counted(model: nn.Module, example: torch.Tensor) -> int:
     Recurrent layers and attention run as matrix products, which the counter knows. Unlike ``macs`` it includes products
     without weights, as in attention.
     """
-    model.eval()
+    model = copy.deepcopy(model).eval().requires_grad_(requires_grad=False)  # torch's counter follows gradients, if any
     plain_kernels = torch.backends.mkldnn.flags(enabled=False)
     counter = FlopCounterMode(display=False)
     quiet = warnings.catch_warnings(action="ignore")  # torch remarks on devices that are not here

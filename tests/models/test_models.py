@@ -153,7 +153,7 @@ def test_whatever_their_code_raises_is_one_clear_line(monkeypatch, tmp_path):
     )
     monkeypatch.syspath_prepend(tmp_path)
     for name, says in {
-        "their_broken:Pair": "returns tuple, a tensor of logits is expected",
+        "their_broken:Pair": "returns tuple, and one tensor of logits, shape .* let forward return that alone",
         "their_broken:key": "KeyError: 'nope'",
         "their_broken:zero": "ZeroDivisionError",
         "their_syntax:net": "importing their_syntax failed: SyntaxError",

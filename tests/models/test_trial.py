@@ -275,3 +275,54 @@ def test_an_attribute_that_cannot_be_copied_is_named():
     model.lock = threading.Lock()
     with pytest.raises(ModelError, match=r"attribute 'lock' of the model, a lock, cannot be copied"):
         LocalState(model)
+
+
+class Auxiliary(Plain):
+    """A second head in training, as in Inception."""
+
+    def forward(self, x):
+        found = super().forward(x)
+        return (found, found) if self.training else found
+
+
+class Squeezed(Plain):
+    """Drops all dimensions of one entry, the rows among them."""
+
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit")
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Auxiliary, r"returns tuple in training mode, and one tensor of logits, shape \(rows, 3\)"),
+        (Squeezed, r"returns shape \(3,\) for a batch of 1, \(1, 3\) is expected: squeeze\(\) drops the rows"),
+        (lambda outputs: torch.jit.script(nn.Linear(4, outputs)), "made by torch.jit, and compiled code cannot be"),
+        (lambda outputs: torch.compile(nn.Linear(4, outputs)), "made by torch.compile, and compiled code"),
+        (
+            lambda outputs: nn.Sequential(nn.Linear(4, 6), torch.jit.script(nn.Linear(6, outputs))),
+            "'1' was made by torch.jit",
+        ),
+    ],
+)
+def test_outputs_and_code_that_cannot_be_used_are_refused_with_what_to_do(monkeypatch, make, says):
+    monkeypatch.setattr("secateur.models._find", lambda _: lambda shape, outputs: make(outputs))
+    with pytest.raises(ModelError, match=says):
+        models.build("their:net", input_shape=(4,), outputs=3)
+
+
+def test_macs_of_a_model_that_gives_a_parameter_to_a_layer_are_counted():
+    """A learnt query: torch's own counter asks such an input for its gradient's function."""
+
+    class Query(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.read = nn.Parameter(torch.randn(1, 4)), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.read(self.query) + x
+
+    model = Query()
+    assert cost.counted(model, torch.zeros(1, 3)) == 12
+    assert model.query.requires_grad

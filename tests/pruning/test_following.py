@@ -333,6 +333,10 @@ def shuffled(m, x):
     return m.head(functional.pixel_shuffle(m.conv(x), 2))
 
 
+def squeezed(m, x):
+    return m.fc(functional.relu(m.conv(x)).mean((2, 3)).squeeze())
+
+
 def by_position(m, x):
     return m.fc(m.conv(x).reshape(x.size(0) * 6, -1)).view(x.size(0), -1)[:, :3]
 
@@ -373,6 +377,9 @@ REFUSED = {
     "a call that torch does not show": (
         Net(lambda m, x: m.fc(Hidden.apply(m.a(x))), a=nn.Linear(4, 6), fc=nn.Linear(6, 3)), (4,), "a",
         "fails without some of them",
+    ),
+    "one unit that is squeezed away": (
+        Net(squeezed, conv=conv(2, 6), fc=nn.Linear(6, 3)), IMAGE, "conv", "fails without some of them",
     ),
     "a computed weight": (
         nn.Sequential(nn.Linear(4, 6), nn.utils.parametrizations.weight_norm(nn.Linear(6, 3))), (4,), "0", "computes",

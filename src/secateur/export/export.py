@@ -7,6 +7,7 @@ import copy
 import json
 import logging
 import math
+import re
 import tomllib
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from secateur.report.card import Card, Figures, Layer
 from secateur.study.study import Study, parse_study
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2", "safetensors": ".safetensors", "executorch": ".pte"}
+_INSTEAD = "keep forward to calls that the format has, or use secateur.load, which takes any model"
 _CLOSE = 1e-4  # of the largest output
 _BATCH, _SINGLES = 500, 200
 
@@ -180,19 +182,27 @@ def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, p
     except SecateurError:
         raise
     except Exception as broken:
-        reason = str(broken).partition("\n")[0]
-        raise ModelError(f"this model cannot be exported to {to}: {type(broken).__name__}: {reason}") from broken
+        raise ModelError(f"this model cannot be exported to {to}: {_reason(broken)}; {_INSTEAD}") from broken
     if to == "onnx" and shipped.schema is not None:
         describe(path, shipped.schema)
     return predict
+
+
+def _reason(broken: BaseException) -> str:
+    """Return the innermost cause of an exporter's or a runtime's error as one line, without terminal colours."""
+    while (cause := broken.__cause__ or broken.__context__) is not None:
+        broken = cause
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", str(broken)).splitlines()]
+    return f"{type(broken).__name__}: {next(filter(None, lines), 'no reason given')}"
 
 
 def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     for module in ("onnx", "onnxscript"):
         need(module, extra="export")
     runtime = need("onnxruntime", extra="export")
+    two = torch.cat([example, example])  # a batch of one would be taken for the only size
     program = torch.onnx.export(
-        model, (example,), dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False,
+        model, (two,), dynamo=True, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False,
         input_names=["input"], output_names=["output"],
     )  # fmt: skip
     if program is None:
@@ -239,7 +249,7 @@ def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> d
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))
-            expected, found = masked(x), predict(x)
+            expected, found = masked(x), _predicted(predict, x)
             if expected.shape != found.shape:
                 raise ModelError(
                     f"the exported model returns {tuple(found.shape)} where {tuple(expected.shape)} is due"
@@ -253,6 +263,18 @@ def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> d
     scores = task.scores(torch.cat(outputs), torch.cat(targets))
     defined = {name: value for name, value in scores.items() if not math.isnan(value)}
     return {"count": count, "deviation": deviation, "differ": differ, METRIC: asdict(task.metrics[0]), **defined}
+
+
+def _predicted(predict: Predict, x: torch.Tensor) -> torch.Tensor:
+    """Return what the exported model predicts for some rows.
+
+    Raises:
+        ModelError: it fails on them, such as where the batch size of the export is written in it.
+    """
+    try:
+        return predict(x)
+    except Exception as broken:  # a runtime raises classes of its own
+        raise ModelError(f"the exported model fails on {len(x)} rows ({_reason(broken)}); {_INSTEAD}") from broken
 
 
 def _rows(shipped: Shipped) -> tuple[Data, str]:
@@ -300,6 +322,7 @@ def _figures(
     uses, tensors = cost.uses(dense, example), stored(shipped.masked)
     found = []
     for name, model in (("dense", dense), ("masked", shipped.masked), ("slim", shipped.slim)):
+        local = resident.LocalState(model)
         alone = plain(model)
         held = cost.memory(copy.deepcopy(model), example)
         parameters = sum(p.numel() for p in model.parameters())
@@ -309,6 +332,7 @@ def _figures(
             taken = cost.latency(lambda alone=alone: alone(example))  # type: ignore[misc]
         counts = {"parameters": parameters, "nonzero": nonzero, "macs": cost.counted(alone, example)}
         counts |= {"parameter_bytes": held.parameters, "activation_bytes": held.activations}
+        local.restore()  # hooks and closures of a copy may hold the model itself, and leave activations there
         counts |= {"macs_surviving": surviving, "file_bytes": files[name]}
         found.append(Figures(name, seconds=taken, runtime_seconds=times.get(name), **counts))
     return tuple(found)

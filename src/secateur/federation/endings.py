@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from secateur.errors import CheckpointError, NoResultError
+from secateur.contract.ask import Ask
+from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint
 from secateur.federation.checkpoint import Saved
-from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, read_records
-from secateur.federation.records import summarise
+from secateur.federation.folder import FAILED, FAILURE, LOG, ROUNDS, STUDY, open_log, read_records
+from secateur.federation.records import short, summarise
 from secateur.study.study import Study
+
+Made = TypeVar("Made")
 
 
 def check_same(folder: Path, saved: Saved, *, study: str, data: str) -> None:
@@ -40,8 +46,33 @@ def check_same(folder: Path, saved: Saved, *, study: str, data: str) -> None:
         raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
 
 
+def called(
+    verb: Callable[..., Made], at: Ask | int, *given: object, told: str = f"; its traceback is in {LOG}"
+) -> Made:
+    """Return what a verb of a method makes of what it is given; let what it raises end the run in one line.
+
+    Args:
+        verb: a bound method of a ``Method``.
+        at: the ask that it is about, or the round.
+        given: its arguments.
+        told: what else is said of a failure.
+
+    Raises:
+        NoResultError: it raised anything but an error that already says what to mend; that is its cause.
+    """
+    try:
+        return verb(*given)
+    except SecateurError:
+        raise
+    except Exception as broken:
+        where = f"round {at}" if isinstance(at, int) else f"phase {at.phase!r} of round {at.round}"
+        whose = type(getattr(verb, "__self__", None)).__name__
+        line = short(f"{type(broken).__name__}: {broken}")
+        raise NoResultError(f"method {whose}: {verb.__name__} failed in {where}: {line}{told}") from broken
+
+
 def write_failure(folder: Path, study: Study, failed: NoResultError) -> None:
-    """Write ``failure.json``: the summary of a run so far, and what ended it.
+    """Write ``failure.json``: the summary of a run so far, and what ended it; to the log, the traceback of its cause.
 
     Raises:
         CheckpointError: it cannot be written.
@@ -49,3 +80,11 @@ def write_failure(folder: Path, study: Study, failed: NoResultError) -> None:
     rows = read_records(folder) if (folder / ROUNDS).exists() else []
     summary = {**summarise(study, rows, {}), FAILED: str(failed)}
     checkpoint.write(folder / FAILURE, json.dumps(summary, indent=1).encode())
+    if failed.__cause__ is not None:
+        log = logging.getLogger(f"{__name__}.{folder}")
+        handler = open_log(log, folder)
+        try:
+            log.error("%s", failed, exc_info=failed.__cause__)
+        finally:
+            log.removeHandler(handler)
+            handler.close()

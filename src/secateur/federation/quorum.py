@@ -10,6 +10,7 @@ from secateur.contract.ask import Ask
 from secateur.contract.method import Method
 from secateur.contract.state import State
 from secateur.errors import ConfigError, DivergedError, NobodyTrainedError
+from secateur.federation.endings import called
 from secateur.federation.exchange import Exchange
 from secateur.federation.records import ATTEMPT, BELOW, Row, check_answers, common
 from secateur.pruning.mask import Tensors
@@ -44,10 +45,11 @@ class Attempts:
 
         Raises:
             ConfigError: the method goes on beyond the last round, or never comes to the next one.
+            NoResultError: its ``plan`` raises.
             NobodyTrainedError: clients were asked in turn, and none of them has answered.
         """
         state = replace(state, setting=replace(state.setting, attempt=self.count))
-        ask, name = method.plan(state), type(method).__name__
+        ask, name = called(method.plan, state.round + 1, state), type(method).__name__
         if ask is not None and ask.round > self._study.rounds:
             raise ConfigError(
                 f"method {name}: plan asks for round {ask.round} of {self._study.rounds}; it must return None once "

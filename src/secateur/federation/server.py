@@ -31,7 +31,7 @@ from secateur.federation import base, checkpoint, client, gathering, tables, tri
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
-from secateur.federation.endings import check_same, write_failure
+from secateur.federation.endings import called, check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     FAILURE,
@@ -130,7 +130,7 @@ class Run:
     def create(self) -> State:
         """Return the first state of a new run, before any client is asked."""
         self.books.begin()
-        return self.method.start(self.setting, self.initial, self.books.archive)
+        return called(self.method.start, 0, self.setting, self.initial, self.books.archive)
 
     def restore(self) -> State:
         """Return the state of the last checkpoint.
@@ -152,6 +152,7 @@ class Run:
             NobodyTrainedError: no step could be taken before the first round, or too few replies counted in some
                 exchange, however often it was tried.
             DivergedError: the model that came of it is not usable.
+            NoResultError: the method's own code raises.
             ConfigError: the method's ``plan`` goes on beyond the last round.
             CheckpointError: something cannot be written.
         """
@@ -194,7 +195,7 @@ class Run:
             begun, attempt = time.perf_counter(), attempts.count
             ask, planned = attempts.plan(self.method, state)
             if ask is None:
-                return self._finish(self.method.final(state), engine, watch)
+                return self._finish(called(self.method.final, state.round, state), engine, watch)
 
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
@@ -203,7 +204,7 @@ class Run:
             with Spool(self.folder) as spool:
                 reduced = exchange.reduce(planned, spool)
                 if enough := attempts.settle(exchange):
-                    state = replace(self.method.absorb(planned, reduced), setting=self.setting)
+                    state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
             state = self._refined(state) if enough and ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
             row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
@@ -232,7 +233,7 @@ class Run:
         view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
         restore()
         with global_streams(self.study.seed, "server", state.round):
-            state, processed = self.method.refine(state, view)
+            state, processed = called(self.method.refine, state.round, state, view)
         macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value

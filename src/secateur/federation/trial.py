@@ -24,6 +24,7 @@ from secateur.errors import DataError, EngineError, ModelError, NobodyTrainedErr
 from secateur.federation import client as clients
 from secateur.federation import gathering
 from secateur.federation.client import Participant
+from secateur.federation.endings import called
 from secateur.federation.gathering import Gatherer
 from secateur.federation.quorum import beyond
 from secateur.federation.records import listing, short
@@ -157,7 +158,7 @@ def _answer(participant: Participant, view: Client) -> Message:
         state, _ = method.refine(state, replace(view, id=SERVER))
     reply = Message({})
     for _ in range(_ASKS):
-        planned = method.plan(state)
+        planned = called(method.plan, state.round + 1, state, told="")
         if planned is None:
             break
         ask = replace(planned, clients=(view.id,))
@@ -165,7 +166,7 @@ def _answer(participant: Participant, view: Client) -> Message:
         _check(ask, reply)
         if ask.phase == TRAIN:
             break
-        state = method.absorb(state, reduce(ask, state, [(view.id, reply)]))
+        state = called(method.absorb, ask, state, reduce(ask, state, [(view.id, reply)]), told="")
     return reply
 
 

@@ -77,6 +77,7 @@ def build(
     with global_streams(seed, "init"):
         try:
             model = _module(name, factory(input_shape, outputs, **options))
+            trial.check_eager(model)
             trial.take_shapes(model, input_shape, tokens=tokens)
             trial.check_parameters(model)
             initialise(model, init)

@@ -42,6 +42,22 @@ def take_shapes(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool)
         )
 
 
+def check_eager(model: nn.Module) -> None:
+    """Refuse modules that torch has compiled: what they call cannot be followed, nor copied and cut.
+
+    Raises:
+        ModelError: one is scripted, traced or compiled.
+    """
+    for name, module in model.named_modules():
+        compiled = hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        if compiled or isinstance(module, torch.jit.ScriptModule):
+            maker = "torch.compile" if compiled else "torch.jit"
+            raise ModelError(
+                f"{name or 'the model'!r} was made by {maker}, and compiled code cannot be followed or cut: let the "
+                "factory return the plain module, and compile what secateur.load returns"
+            )
+
+
 def check_parameters(model: nn.Module) -> None:
     """Refuse parameters that cannot be trained and exchanged; give expanded buffers memory of their own.
 
@@ -85,12 +101,33 @@ def check_outputs(model: nn.Module, input_shape: tuple[int, ...], outputs: int, 
     output = _run(trial, input_shape, tokens=tokens)
     if stored(trial).keys() != stored(model).keys():
         _run(model, input_shape, tokens=tokens)
-    if not isinstance(output, torch.Tensor):
-        raise ModelError(f"the model returns {type(output).__name__}, a tensor of logits is expected")
-    if tuple(output.shape) != (2, outputs):
-        raise ModelError(f"the model returns shape {tuple(output.shape)} for a batch of 2, (2, {outputs}) is expected")
+    _check_logits(output, outputs, "")
+    alone = _run(copied(model), input_shape, tokens=tokens, rows=1)
+    if not isinstance(alone, torch.Tensor) or tuple(alone.shape) != (1, outputs):
+        raise ModelError(
+            f"the model returns shape {tuple(getattr(alone, 'shape', ()))} for a batch of 1, (1, {outputs}) is "
+            "expected: squeeze() drops the rows too, name its dimension or use flatten(1)"
+        )
+    try:
+        with torch.no_grad():
+            trained = copied(model).train()(_inputs(input_shape, tokens=tokens))
+    except Exception:  # noqa: BLE001 -- whether it can be trained on real rows is tried where these are
+        trained = output
+    _check_logits(trained, outputs, " in training mode")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ModelError("the model has no parameter that is trained (all are frozen, or there are none)")
+
+
+def _check_logits(output: object, outputs: int, mode: str) -> None:
+    if not isinstance(output, torch.Tensor):
+        raise ModelError(
+            f"the model returns {type(output).__name__}{mode}, and one tensor of logits, shape (rows, {outputs}), is "
+            "expected: let forward return that alone, or wrap the model in a module that picks it out"
+        )
+    if tuple(output.shape) != (2, outputs):
+        raise ModelError(
+            f"the model returns shape {tuple(output.shape)} for a batch of 2{mode}, (2, {outputs}) is expected"
+        )
 
 
 def note_constants(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool) -> None:
@@ -218,12 +255,12 @@ def copied(model: nn.Module) -> nn.Module:
         ) from broken
 
 
-def _run(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool) -> object:
-    """Return what the model makes of two inputs of zeros, in evaluation mode."""
+def _run(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool, rows: int = 2) -> object:
+    """Return what the model makes of some inputs of zeros, in evaluation mode."""
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        output = model(torch.zeros((2, *input_shape), dtype=torch.long if tokens else torch.float32))
+        output = model(torch.zeros((rows, *input_shape), dtype=torch.long if tokens else torch.float32))
     model.train(was_training)
     return output
 

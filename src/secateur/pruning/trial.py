@@ -105,7 +105,7 @@ class Trial:
         """Return why slim differs from masked without some units of each of these groups; empty if it does not."""
         if not groups:
             return ""
-        for seed, training in enumerate((False, True, False)):
+        for seed, training in enumerate((False, True, False, False)):
             mode = "training" if training else "evaluation"
             try:
                 self._compare(groups, seed, training=training)
@@ -196,7 +196,8 @@ def _flags(groups: Sequence[Group], seed: int, *, some: bool) -> dict[str, torch
     Args:
         groups: the groups.
         seed: seed of the draws.
-        some: whether half of several groups lose none, as units of one may be needed by a size read off another.
+        some: whether half of several groups lose none, as units of one may be needed by a size read off another, and
+            the others are left one, which ``squeeze()`` takes for no dimension.
     """
     atoms = list(dict.fromkeys(group.family or group.name for group in groups))
     whole = set(atoms[seed % 2 :: 2]) if some and len(atoms) > 1 else set()
@@ -207,7 +208,13 @@ def _flags(groups: Sequence[Group], seed: int, *, some: bool) -> dict[str, torch
         if (group.family or group.name) in whole:
             keep[group.name] = ~flags
             continue
-        count = int(torch.randint(2, (1,), generator=draw)) if group.kind == "block" else max(1, group.units // 2)
+        count = (
+            int(torch.randint(2, (1,), generator=draw))
+            if group.kind == "block"
+            else 1
+            if some
+            else max(1, group.units // 2)
+        )
         flags[torch.randperm(group.units, generator=draw)[:count]] = True
         keep[group.name] = flags
     return keep
