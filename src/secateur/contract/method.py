@@ -33,7 +33,8 @@ def check_prunable(names: Collection[str]) -> None:
     if not names:
         raise ModelError(
             "nothing of this model can be pruned: none of its layers' weights is trained, and frozen parameters, "
-            "biases, norms, scales and what parametrisations compute weights from are not pruned; train a layer, or use fedavg"
+            "biases, norms, scales and what parametrisations compute weights from are not pruned; train a layer, or "
+            "use fedavg"
         )
 
 

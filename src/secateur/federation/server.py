@@ -336,8 +336,7 @@ class Run:
             self._check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        said = [*self.remarks, *emptied(final.get(EMPTIED, []))]
-        summary = {**summarise(self.study, rows, final), "remarks": said}
+        summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
