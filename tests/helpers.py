@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 import struct
 import zlib
 from dataclasses import replace
@@ -137,6 +139,40 @@ class Wrapped:
 
     def __exit__(self, *exception):
         self.close()
+
+
+class Killing(Wrapped):
+    """An engine that gathers, and one of whose processes is killed in the middle of its first task in each exchange."""
+
+    @property
+    def workers(self):
+        return self.inner.workers
+
+    def gather(self, tasks, job, deadline=None):
+        yield from self.inner.gather(self.deadly(tasks), job, deadline)
+
+    def deadly(self, tasks):
+        for number, task in enumerate(tasks):
+            if number == 1:  # the first one is under way
+                self.kill()
+            yield task
+
+    def kill(self):
+        local = getattr(self.inner, "_local", self.inner)
+        for worker in [w for w in local._workers if w.task is not None][:1]:
+            os.kill(worker.process.pid, signal.SIGKILL)
+            self.killed = getattr(self, "killed", 0) + 1
+
+
+class KillingRelays(Killing):
+    """The same, around an engine with relays."""
+
+    @property
+    def relays(self):
+        return self.inner.relays
+
+    def traffic(self):
+        return self.inner.traffic()
 
 
 def noted(requests, asked):

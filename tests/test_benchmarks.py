@@ -350,3 +350,17 @@ def test_peak_memory_counts_the_children_of_a_process(monkeypatch):
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     root, worker = simulate.watch(simulate.subprocess.Popen([sys.executable, "-c", parent]), every=0.05)
     assert 1e6 < root < 100e6 < 150 * 2**20 < worker < 250e6
+
+
+def test_a_device_is_measured_beside_a_plain_loop(monkeypatch):
+    gpu = script("gpu", monkeypatch)
+    monkeypatch.setattr(gpu, "ceilings", lambda _device: (1e9, 1e9))
+    case = gpu.Case("mlp", (1, 4, 4), 3, 3, 4, batch=2, rounds=3, options=(("hidden", (4,)),))
+    rows = list(gpu.measure(gpu.Device.found(), {"tiny": case}, 60))
+    assert [row["contestant"] for row in rows[1:]] == ["loop", "vmap", *gpu.METHODS]
+    assert [row["bytes"] for row in rows[1:]] == ["none", "none", *["encoded", "computed"] * 2, "encoded"]
+    assert all(row["least"] == pytest.approx(row["share"] * row["seconds"]) for row in rows[1:])
+    late = list(gpu.measure(gpu.Device.found(), {"tiny": case}, -1))
+    assert all("were over" in row["left_out"] for row in late[1:])
+    shown = gpu.table([*rows, *late[1:]]).splitlines()
+    assert [line.count("|") for line in shown[2:]] == [8] * (2 + 14)

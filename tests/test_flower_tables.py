@@ -174,7 +174,8 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
     def other(message):
         reply = answer(message)
         about, _ = engine_of.unpack(reply.content)
-        facts = {"inputs": [3], "outputs": 1, "kind": "tabular", "scale": 1.0, "task": "regression", "model": "m"}
+        facts = {"inputs": [3], "outputs": 1, "kind": "tabular", "scale": 1.0, "task": "regression"}
+        facts |= {"model": "m", "classes": ""}
         reply.content = engine_of.pack({**about, **facts, "table": False})
         return reply
 
@@ -183,3 +184,21 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
         apps.serve(grid, settings)
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
     assert said()
+
+
+def test_nodes_whose_classes_have_other_names_are_not_mixed(tmp_path, said):
+    x = np.random.default_rng(0).normal(size=(40, 3))
+    for k, names in enumerate((["a", "b"], ["b", "c"], ["a", "b"])):
+        (tmp_path / str(k)).mkdir()
+        np.savez(tmp_path / str(k) / "rows.npz", x=x, y=np.array(names)[(x[:, 0] > 0).astype(int)])
+    settings = {
+        **SETTINGS,
+        "data.source": "arrays",
+        "data.target": "",
+        "model.name": "mlp",
+        "out": str(tmp_path / "run"),
+    }
+    settings["data.partition"] = "iid"
+    summary = apps.serve(grid_of(tmp_path, settings), settings)
+    assert any("its digest of the names of classes is" in line and "is expected" in line for line in said())
+    assert summary["left_out"] == {"1": 2}

@@ -18,6 +18,8 @@ from secateur.federation import client as participant
 from secateur.federation import server
 from secateur.federation.folder import reserve
 from secateur.federation.parcels import Account, Parcel
+from secateur.report import tables
+from secateur.report.gather import gather
 from secateur.study.runtime import Runtime
 
 
@@ -142,6 +144,22 @@ def test_sampled_bytes_are_those_of_some_clients_and_the_mean_for_the_others(for
 def test_a_count_that_cannot_be_had_is_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         small("fedavg", *settings)
+
+
+def test_kinds_of_bytes_are_told_and_never_stand_side_by_side(forty, tmp_path):
+    data = {"clients": 40, "partition": "iid", "test_fraction": 0.2}
+    for count in ("encoded", "computed"):
+        study = small("random", f"wire.count={count}", "wire.packing=none", rounds=1, participation=0.1, data=data)
+        play(study, tmp_path / count, forty, 0)
+    summary = json.loads((tmp_path / "computed" / "summary.json").read_text())
+    told = "bytes of replies are computed: exact, from names, shapes and the masks that both sides hold"
+    assert summary["bytes_count"] == "computed"
+    assert any(remark.startswith(told) for remark in summary["remarks"])
+    _, lines, _, _ = gather([tmp_path / "computed"])
+    assert told.capitalize() in tables.note(lines)
+    assert "Bytes" not in tables.note(gather([tmp_path / "encoded"]).lines)
+    with pytest.raises(ConfigError, match=r"bytes are computed in .*, encoded in .*: figures of diff"):
+        gather([tmp_path / "computed", tmp_path / "encoded"])
 
 
 def test_who_carries_bytes_counts_them(forty, tmp_path):

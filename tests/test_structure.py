@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-import secateur.contract.client
+import secateur.learning.work
 from helpers import model_of, play, rows_of, same, small, tiny_shards
 from secateur import cost
 from secateur.contract.client import Client
@@ -74,7 +74,7 @@ def test_weights_that_only_dead_units_read_come_back_as_they_were_sent(folder):
 
 def test_with_feedback_nothing_is_cut(folder, monkeypatch):
     view, tensors = lab(folder, small("fedavg", model=CNN))
-    monkeypatch.setattr(secateur.contract.client, "shrink", None)
+    monkeypatch.setattr(secateur.learning.work, "shrink", None)
     mask = {n: torch.ones_like(t, dtype=torch.bool) for n, t in tensors.items()}
     for name in ("conv1.weight", "conv1.bias"):
         mask[name][2] = False

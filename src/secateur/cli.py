@@ -51,6 +51,8 @@ def _bundled(command: Callable[[Flags], None]) -> Callable[..., None]:
 Workers = Annotated[Optional[int], typer.Option(help="Worker processes; default: the machine's cores.")]  # noqa: UP045
 Deadline = Annotated[Optional[float], typer.Option(help="Seconds that a round waits for its clients.")]  # noqa: UP045
 
+Relays = Annotated[Optional[int], typer.Option(help="Relays that add up their share of a cohort; default: none.")]  # noqa: UP045
+
 
 @dataclass(frozen=True)
 class RunFlags:
@@ -72,6 +74,7 @@ class RunFlags:
     dense: Annotated[bool, typer.Option(help="Train dense FedAvg too.")] = True
     workers: Workers = None
     deadline: Deadline = None
+    relays: Relays = None
 
 
 @app.command()
@@ -93,17 +96,17 @@ def run(flags: RunFlags) -> None:
     for setting in flags.settings or []:
         assign(values, setting)
     study = parse_study(values)
-    _run(study, _runtime(flags.workers, flags.deadline), _folder(study, flags.out), dense=flags.dense)
+    _run(study, _runtime(flags.workers, flags.deadline, flags.relays), _folder(study, flags.out), dense=flags.dense)
 
 
 @app.command()
-def resume(folder: Path, workers: Workers = None, deadline: Deadline = None) -> None:
+def resume(folder: Path, workers: Workers = None, deadline: Deadline = None, relays: Relays = None) -> None:
     """Go on with a run that was stopped, from its last completed round."""
     _warm(workers)
     from secateur.federation.folder import read_study  # noqa: PLC0415
 
     study = read_study(folder)
-    _run(study, _runtime(workers, deadline), folder, dense=(folder / "dense").exists())
+    _run(study, _runtime(workers, deadline, relays), folder, dense=(folder / "dense").exists())
 
 
 @dataclass(frozen=True)
@@ -313,10 +316,11 @@ def _folder(study: Study, out: Path | None) -> Path:
     return new_folder(study, out)
 
 
-def _runtime(workers: int | None, deadline: float | None) -> Runtime:
+def _runtime(workers: int | None, deadline: float | None, relays: int | None) -> Runtime:
     from secateur.study.runtime import Runtime  # noqa: PLC0415
 
-    return Runtime(deadline=deadline) if workers is None else Runtime(workers=workers, deadline=deadline)
+    given = {"workers": workers, "relays": relays}
+    return Runtime(deadline=deadline, **{name: count for name, count in given.items() if count is not None})
 
 
 def _warm(workers: int | None = None) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
+from helpers import INLINE, Killing, KillingRelays, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
 from secateur import methods
 from secateur.engines import Failure
 from secateur.errors import ConfigError, NobodyTrainedError
@@ -152,19 +152,30 @@ def nine(tmp_path_factory):
     return tiny_shards(tmp_path_factory.mktemp("nine"), clients=9, rows=144)
 
 
+KILLED = ((Runtime(workers=2), Killing), (Runtime(workers=0, relays=3), KillingRelays))
+SHUFFLED = ((Runtime(workers=4), Shuffled), (Runtime(workers=2, relays=1), Shuffled))
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_workers_and_shuffled_replies_change_nothing(name, tmp_path, nine):
-    """Cohorts of nine are three blocks, the last of one client."""
+    """Cohorts of nine are three blocks, the last of one client, and each of three relays has one.
+
+    In every exchange a worker, or a relay, is killed in the middle of a task. Every fourth method is also asked to bear
+    replies as bytes that come in another order, of four workers and of a relay with two.
+    """
     study = small(name, rounds=2, participation=1.0, data={"clients": 9, "partition": "iid", "test_fraction": 0.2})
-    play(study, tmp_path / "1", nine)
-    for workers in (2, 4):
-        folder = tmp_path / str(workers)
-        play(study, folder, nine, runtime=Runtime(workers=workers), open_engine=Shuffled.open)
-        assert same(model_of(folder), model_of(tmp_path / "1"))
-        records = [
-            [{k: v for k, v in r.items() if "seconds" not in k} for r in rows_of(f)] for f in (folder, tmp_path / "1")
-        ]
-        assert records[0] == records[1]
+    play(study, tmp_path / "0", nine)
+    for number, (runtime, engine) in enumerate(KILLED + (SHUFFLED if name in METHODS[::4] else ()), 1):
+        folder = tmp_path / str(number)
+        play(study, folder, nine, runtime=runtime, open_engine=engine.open)
+        assert same(model_of(folder), model_of(tmp_path / "0"))
+        assert records_of(folder) == records_of(tmp_path / "0")
+        assert all(("relayed" in row) == (engine is KillingRelays) for row in rows_of(folder))
+
+
+def records_of(folder):
+    """Return the records of a run without what depends on its runtime."""
+    return [{k: v for k, v in row.items() if "seconds" not in k and "relayed" not in k} for row in rows_of(folder)]
 
 
 @pytest.mark.parametrize("name", METHODS)

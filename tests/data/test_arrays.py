@@ -85,7 +85,7 @@ def changed(array, place, value):
         (made(X, changed(Y, 7, 0.5)), r"y_train, row 7: 0.5 is no class 0, 1, .*task='regression'"),
         (made(X, changed(Y, 7, np.nan)), "y_train, row 7: nan"),
         (made(X, np.array(["a", "b", "c"])[Y]), "y_train holds words, such as 'a'; .*numpy.unique"),
-        (made(X, [None] * 24), "y_train holds words, such as 'None'"),
+        (made(X, [None] * 24), "y_train holds objects of Python .NoneType."),
         (made(X, np.eye(3)[Y]), r"y_train has shape \(24, 3\); one target a row"),
         (made(X, np.zeros(24, int)), "all rows are of class 0: there is nothing to tell apart"),
         (made(X, Y[:-1]), "y_train has 23 rows, x_train has 24"),
@@ -116,6 +116,10 @@ def changed(array, place, value):
         (made(np.full((24, 3), 2**40), Y, kind="tokens"), "x_train, row 0: a token is above"),
         (made(X, Y, kind="picture"), "kind = 'picture': write one of image, tokens, tabular"),
         (made(X, Y, scale=0.0), "scale = 0.0 must be a number above 0"),
+        (made(X, Y, target_scale=float("nan")), "target_scale = nan must be a number above 0"),
+        (made(X, Y, target_mean=float("inf")), "target_mean = inf must be a finite number"),
+        (made(X, Y, remarks="read by hand"), "remarks = 'read by hand' must be a tuple of lines"),
+        (made(X, np.zeros(24), y_test=np.ones(6)), "all training rows are of class 0"),
         (made(X, Y, ids=np.arange(20)), "ids has 20 rows, x_train has 24"),
         (made(X, Y, ids=np.array([None] * 24)), "ids holds object"),
         (made(X, Y, ids=changed(Y, 2, np.nan)), "ids, row 2: nan"),
@@ -203,6 +207,29 @@ def test_files_that_are_no_arrays(tmp_path):
         data.load(f"arrays:{tmp_path}", seed=0)
 
 
+def test_whether_whole_numbers_are_classes_or_values(tmp_path):
+    floats = data.load(saved(tmp_path / "a.npz", x=X, y=Y.astype(float)), seed=0)
+    assert (floats.task, floats.outputs) == ("classification", 3)
+    x = np.repeat(X, 5, axis=0)
+    many = saved(tmp_path / "b.npz", x=x, y=np.arange(120) * 2 % 97)
+    for spec, words in (
+        (many, "97 whole numbers, 0 to 96"),
+        (saved(tmp_path / "c.npz", x=X, y=Y - 1), "3 .*, -1 to 1"),
+    ):
+        with pytest.raises(DataError, match=f"y holds {words}: if they are values, set data.options.task=regression"):
+            data.load(spec, seed=0)
+        assert data.load(spec, seed=0, options={"task": "regression"}).outputs == 1
+        assert data.load(spec, seed=0, task="regression").task == "regression"
+    assert data.load(many, seed=0, options={"task": "classification"}).outputs == 97
+
+
+def test_words_in_one_part_and_numbers_in_the_other(tmp_path):
+    words = np.array(["no", "yes"])[Y % 2]
+    for one, other in ((words, Y % 2), (Y % 2, words)):
+        with pytest.raises(DataError, match="words in one of y_train and y_test"):
+            data.load(saved(tmp_path / "a.npz", x_train=X, y_train=one, x_test=X, y_test=other), seed=0)
+
+
 # ---- images:FOLDER
 
 
@@ -262,6 +289,10 @@ def test_folders_without_images(pictures):
     with pytest.raises(DataError, match="holds no .jpeg, .jpg, .png"):
         data.load(f"images:{folder}", seed=0)
     write("a/1.png", 3)
+    (folder / "b").mkdir()
+    assert data.load(f"images:{folder}", seed=0, whole=False).remarks[-1].endswith("in 'b': a class without rows")
+    with pytest.raises(DataError, match="data.options.classes names 'a' twice"):
+        data.load(f"images:{folder}", seed=0, options={"classes": ("a", "b", "a")})
     (folder / "a" / "2.png").write_bytes((folder / "a" / "1.png").read_bytes()[:40])
     with pytest.raises(DataError, match="cannot read the image .*2.png"):
         data.load(f"images:{folder}", seed=0)

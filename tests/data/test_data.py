@@ -645,6 +645,8 @@ def load(folder, seed):
         ("import nothing_of_that_name", "rows_of_mine:load", "No module named 'nothing_of_that_name'"),
         ("", "rows_of_nobody:load", "unknown data source 'rows_of_nobody'"),
         ("", "digit", "did you mean 'digits'"),
+        ("def load(folder, seed):\n    raise SystemExit(3)", "rows_of_mine:load", "SystemExit: 3"),
+        ("", __file__, f"is a path: write what it is before it, such as table:{__file__}"),
     ],
 )
 def test_whatever_a_loader_of_your_own_does_is_one_clear_line(body, spec, words, tmp_path, monkeypatch):
@@ -746,6 +748,8 @@ def test_a_folder_of_tables_without_headers(tmp_path):
         ("a,b\n1,2\n", "#b#a#c", "write table:FILE#TARGET#SITE"),
         ("a,b\n1,2\n", "#c#a", r"has no column 'c' \(data.target\): its columns are 'a', 'b'"),
         ("age,b\n1,2\n", "#agee#b", r"did you mean 'age'\?"),
+        ("a,b\n1,2\n", "#b#b", "data.target and data.site are both 'b'"),
+        ("a b\n1 2\n", "#b", "name the delimiter with data.options.delimiter"),
         ("a,b,c\n1,x,0\n2,3,1\n", "#b#a", "row 2, column 'b': 'x' is a word"),
         ("a,b\n1\n", "#b#a", "row 2 has 1 cells, 2 are expected"),
     ],
@@ -757,6 +761,25 @@ def test_a_wrong_table_is_one_line(text, argument, told, tmp_path):
         data.load(f"table:{path}{argument}", seed=0)
     with pytest.raises(DataError, match="cannot read the table"):
         data.load(f"table:{tmp_path / 'none.csv'}#a#b", seed=0)
+
+
+def test_a_folder_says_what_it_leaves_out_and_refuses_a_site_twice(tmp_path):
+    for name in ("a.csv", "b.csv", "c.xlsx"):
+        (tmp_path / name).write_text("age,bmi,sick\n1,2,0\n3,4,1\n5,6,1\n")
+    options = {"target": "sick", "drop": ("bmi", "bmy")}
+    found = data.load(f"table:{tmp_path}", seed=0, options=options)
+    assert [column.name for column in found.table.features] == ["age"]
+    assert any("'c.xlsx' is no table: left out" in remark for remark in found.remarks)
+    assert any("no column 'bmy', which data.options.drop names" in remark for remark in found.remarks)
+    (tmp_path / "a.txt").write_text((tmp_path / "a.csv").read_text())
+    with pytest.raises(DataError, match="holds a.csv and a.txt, which may be one site twice"):
+        data.load(f"table:{tmp_path}", seed=0, options=options)
+
+
+@pytest.mark.parametrize("spec", ["dirichlet:0.5", "pathological:2"])
+def test_numbers_to_learn_are_not_spread_by_class(spec):
+    with pytest.raises(DataError, match="is by class, and the data has numbers to learn: use iid or natural"):
+        partition(np.arange(20, dtype=np.float32), None, spec, clients=2, seed=0)
 
 
 def test_nothing_that_draws_is_loaded_to_spread_rows_and_the_library_is_whole_for_who_asks_later(tmp_path):

@@ -137,6 +137,12 @@ def test_whole_numbers_are_classes_only_if_all_sites_together_have_few():
     assert agreed(ages(0, 1), ages(0, 1), classes=False).schema.task == "regression"
 
 
+def test_words_are_not_learnt_as_numbers():
+    sites = {0: Outline((Feature("age"),), Feature("sex", "category", ("f", "m")))}
+    with pytest.raises(DataError, match="target 'sex' holds words, such as 'f', and data.task learns numbers"):
+        agree(sites, classes=False)
+
+
 @pytest.mark.parametrize(
     ("name", "unit"), [("age [years]", "years"), ("BP (mmHg) ", "mmHg"), ("age", ""), ("[x]", "x")]
 )

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def echo(client, request, state):
@@ -118,3 +119,21 @@ class Groups:
 
 def make_groups():
     return Groups()
+
+
+class Stacks:
+    """Says with whom a client was gathered; its process dies once in each task of more than one client."""
+
+    def __call__(self, client, request, state):
+        return request, None
+
+    def gather(self, job, first, asked):
+        died = Path(job) / str(first)
+        if len(asked) > 1 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [b",".join(b"%d" % who for who, _, _ in asked)], [None] * len(asked)
+
+
+def make_stacks():
+    return Stacks()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engines import serving
-from secateur.engines import Failure
+from secateur.engines import Failure, Task
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.engines.workers import for_workers
@@ -312,3 +312,12 @@ def test_a_group_that_kills_its_worker_or_is_late_fails_whole():
         late = dict(running.exchange(((k, b"") for k in (0, 1, 16, 17)), deadline=5.0))
     assert [late[k] for k in (16, 17)] == [Failure(k, "no reply within 5 s") for k in (16, 17)]
     assert isinstance(late[0], bytes)
+
+
+@pytest.mark.parametrize(("whole", "groups"), [(True, {b"0,1,2", b"3,4"}), (False, {b"0", b"1", b"2", b"3", b"4"})])
+def test_a_stack_whose_worker_died_is_done_again_as_a_stack(whole, groups, tmp_path):
+    tasks = [Task(0, [(k, b"") for k in (0, 1, 2)], whole), Task(3, [(k, b"") for k in (3, 4)], whole)]
+    with engine(serving.make_stacks, 2) as running:
+        made = [(part.first, bytes(part.made[0])) for part in running.gather(tasks, str(tmp_path))]
+    assert {members for _, members in made} == groups
+    assert all(members.startswith(b"%d" % first) for first, members in made)

@@ -9,18 +9,17 @@ import torch
 from torch import nn
 
 from secateur.contract.state import Setting
-from secateur.learning import loop, resident
-from secateur.learning.gradients import gradient_statistic
+from secateur.learning.evaluate import Score
 from secateur.learning.hook import Hook
 from secateur.learning.loop import Effort, Fit
 from secateur.learning.optimiser import Training
-from secateur.learning.supermask import Effective, Penalty, learn
+from secateur.learning.supermask import Effective, Penalty
 from secateur.learning.task import Data
+from secateur.learning.work import Evaluate, Learn, Measure, Train, Worker, alone
 from secateur.pruning import mask as masks
 from secateur.pruning.criteria import Form
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import plan, slim_mask, widen
-from secateur.pruning.surgery import shrink
 from secateur.streams import Turn
 from secateur.wire.message import Scalar
 
@@ -37,7 +36,7 @@ class Client:
         training: the settings of its local training.
         memory: tensors that this client keeps between rounds, by name; they are saved with the run.
         initial: theta_0, the weights that the federation began with; both sides make them from the seed.
-        fit: the training loop: ``loop.fit``, or one that trains several clients at once.
+        work: does the jobs of the client's code: at once, or when other clients have the same to do.
         measured: the number of processed rows for which ``gradient_statistic`` took gradients of all weights, pruned
             ones included.
         restore: puts back what the model keeps beside its exchanged tensors (counters, attributes); each training and
@@ -51,7 +50,7 @@ class Client:
     training: Training
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
     initial: Tensors = field(default_factory=dict)
-    fit: Callable[..., Fit] = loop.fit
+    work: Worker = alone
     measured: int = 0
     restore: Callable[[], None] = lambda: None
 
@@ -74,12 +73,20 @@ class Client:
         dense = any(hook.dense for hook in hooks)
         removal = plan(mask or {}, [] if dense else self.setting.layout.groups)
         hooks = [hook.slim(removal) for hook in hooks] if removal else hooks
-        self.restore()
-        resident.load(self.model, tensors)
-        model = shrink(self.model, removal) if removal else self.model
         held = slim_mask(mask, removal) if mask and removal else mask
-        done = self.fit(model, self.data, self.training, self.turn(round_), mask=held, effort=effort, hooks=hooks)
-        trained = resident.tensors_of(model)
+        job = Train(
+            self.model,
+            tensors,
+            self.data,
+            self.training,
+            self.turn(round_),
+            held,
+            effort,
+            tuple(hooks),
+            removal,
+            self.restore,
+        )
+        trained, done = self.work(job)
         return masks.apply(widen(trained, removal, tensors), mask) if removal else trained, done
 
     def gradient_statistic(
@@ -90,10 +97,17 @@ class Client:
         Statistics have the names and shapes of the trained parameters; pruned weights have one too. The forms are
         those of ``secateur.learning.gradients.gradient_statistic``.
         """
-        self.restore()
-        resident.load(self.model, masks.apply(tensors, mask))
-        statistic, done = gradient_statistic(
-            self.model, self.data, self.training, form, self.turn(round_), batches=batches
+        statistic, done = self.work(
+            Measure(
+                self.model,
+                masks.apply(tensors, mask),
+                self.data,
+                self.training,
+                form,
+                self.turn(round_),
+                batches,
+                self.restore,
+            )
         )
         self.measured += done.processed
         return statistic, done
@@ -102,9 +116,25 @@ class Client:
         self, tensors: Tensors, scores: Tensors, effective: Effective, *, round_: int, penalty: Penalty | None = None
     ) -> tuple[dict[str, torch.Tensor], Fit]:
         """Train scores from which a model's weights are made, starting from ``tensors``; see ``supermask.learn``."""
-        self.restore()
-        resident.load(self.model, tensors)
-        return learn(self.model, self.data, self.training, scores, effective, self.turn(round_), penalty=penalty)
+        learnt, done = self.work(
+            Learn(
+                self.model,
+                tensors,
+                self.data,
+                self.training,
+                scores,
+                effective,
+                self.turn(round_),
+                penalty,
+                self.restore,
+            )
+        )
+        return learnt, done
+
+    def score(self, tensors: Tensors, data: Data | None = None) -> Score:
+        """Return the scores of the model with these tensors, on the client's training rows or others of its own."""
+        score: Score = self.work(Evaluate(self.model, tensors, self.data if data is None else data, self.restore))
+        return score
 
     def turn(self, round_: int) -> Turn:
         """Return the key of this client's random draws in a round."""

@@ -46,6 +46,7 @@ class Cells:
         rows: the number of each row as a spreadsheet shows it; the first row of the file is 1.
         lines: the line of the file in which each row begins; others than ``rows`` if cells hold line ends.
         remarks: what was found out and could have been meant otherwise.
+        dropped: which of data.options.drop it has.
     """
 
     file: str
@@ -53,6 +54,7 @@ class Cells:
     rows: np.ndarray
     lines: np.ndarray
     remarks: tuple[str, ...] = ()
+    dropped: frozenset[str] = frozenset()
 
     def where(self, row: int) -> str:
         """Return the place of a row for a message."""
@@ -88,7 +90,8 @@ def read_delimited(path: Path, options: TableOptions) -> Cells:
     names = first if header else [str(n) for n in range(1, len(first) + 1)]
     body = [column.slice(1) if header else column for column in columns]
     kept, more = _named(file, names, body, options)
-    cells = Cells(file, kept, numbers[int(header) :], starts[int(header) :], (*remarks, *more))
+    dropped = frozenset({*names, *(str(n) for n in range(1, len(names) + 1))} & set(options.drop))
+    cells = Cells(file, kept, numbers[int(header) :], starts[int(header) :], (*remarks, *more), dropped)
     if not len(cells.rows):
         raise DataError(f"{file} has a row of names and no row below it: a table has a row for each person or thing")
     return _with_points(cells, delimiter, options)

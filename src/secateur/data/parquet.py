@@ -36,7 +36,7 @@ def read_parquet(path: Path, options: TableOptions) -> Cells:
         if name not in options.drop and name != "__index_level_0__"
     }
     rows = np.arange(1, found.num_rows + 1)
-    return Cells(str(path), columns, rows, rows)
+    return Cells(str(path), columns, rows, rows, dropped=frozenset(options.drop) & frozenset(names))
 
 
 def _plain(path: Path, name: str, column: Any) -> Any:

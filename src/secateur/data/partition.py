@@ -64,13 +64,15 @@ def partition(labels: np.ndarray, ids: np.ndarray | None, spec: str, *, clients:
         seed: the run's seed.
 
     Raises:
-        DataError: more clients than rows or ids, clients that would be left empty, or a partition that the
-            library cannot make.
+        DataError: a partition by class of numbers, more clients than rows or ids, clients that would be left empty, or
+            a partition that the library cannot make.
     """
     kind, value = parse(spec)
     check(clients >= (kind != "natural"), name="data.clients", value=clients, must="be at least 1", error=DataError)
     if clients > len(labels):
         raise DataError(f"data.clients = {clients}: there are only {len(labels)} training rows to spread")
+    if labels.dtype.kind == "f" and kind in {"dirichlet", "pathological"}:
+        raise DataError(f"data.partition = {spec!r} is by class, and the data has numbers to learn: use iid or natural")
     order = torch.randperm(len(labels), generator=stream(seed, "partition")).numpy()
     if kind == "natural":
         return _natural(ids, clients)

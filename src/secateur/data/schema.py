@@ -288,6 +288,12 @@ def _agreed_target(targets: Sequence[Feature], *, classes: bool | None) -> Featu
         raise DataError("no site has described its table")
     name = Counter(t.name for t in targets).most_common(1)[0][0]
     held = [t for t in targets if t.name == name]
+    words = next((t.categories[0] for t in held if t.kind != "number" and t.categories), None)
+    if classes is False and words is not None:
+        raise DataError(
+            f"target {name!r} holds words, such as {words[:40]!r}, and data.task learns numbers: leave it out, or set "
+            "data.task=classification"
+        )
     kind = Counter(t.kind for t in held).most_common(1)[0][0]
     few = {word for t in held if t.kind == kind for word in t.categories}
     most = MOST_NUMBERS if kind == "number" and classes is None else MOST_CATEGORIES

@@ -29,7 +29,7 @@ _ARRAYS = tuple(f"{kind}_{part}" for part in _PARTS for kind in "xy")
 _OF_CLIENTS = ("train", "local", "validation")
 _BOUNDS = "bounds"  # where each client's rows begin in the array of each part, and the end of the last
 _BLOCK = 2**20
-LAYOUT = 3
+LAYOUT = 4
 """The number of the files' layout; kept shards of another one are made again."""
 
 
@@ -38,7 +38,7 @@ class Meta:
     """The description of the arrays.
 
     Attributes:
-        source, outputs, kind, scale, task, target_scale, unit: see ``Source``.
+        source, outputs, kind, scale, task, target_scale, target_mean, unit, classes: see ``Source``.
         test: number of rows of the server's test set.
         public: number of rows that the server may train on.
         remarks: see ``Source``.
@@ -54,6 +54,8 @@ class Meta:
     remarks: tuple[str, ...] = ()
     target_scale: float = 1.0
     unit: str = ""
+    target_mean: float = 0.0
+    classes: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,16 @@ class Shape:
     task: str
     target_scale: float = 1.0
     unit: str = ""
+    target_mean: float = 0.0
+    classes: str = ""
 
     @classmethod
     def of(cls, shards: Shards) -> Shape:
         """Return the shape of some shards' rows."""
         meta = shards.meta
         return cls(
-            shards.input_shape, meta.outputs, meta.kind, meta.scale, meta.task, meta.target_scale, meta.unit
+            shards.input_shape, meta.outputs, meta.kind, meta.scale, meta.task, meta.target_scale, meta.unit,
+            meta.target_mean, meta.classes,
         )  # fmt: skip
 
 
@@ -146,7 +151,8 @@ class Shards:
 
     def fingerprint(self) -> str:
         """Return a digest of the rows and of who holds them; it changes with the data and with the partition."""
-        facts = {name: value for name, value in asdict(self.meta).items() if name != "remarks"}
+        later = {name for name in ("target_mean", "classes") if not getattr(self.meta, name)}  # runs from before go on
+        facts = {name: value for name, value in asdict(self.meta).items() if name not in {"remarks", *later}}
         running = hashlib.blake2b(json.dumps(facts).encode(), digest_size=8)
         for name in (_BOUNDS, *_ARRAYS):
             for block in self._blocks(name):
@@ -224,7 +230,7 @@ def make_shards(
     meta = Meta(
         source.name, source.outputs, source.kind, source.scale, source.task,
         test=len(source.x_test), public=len(chosen["public"]), remarks=source.remarks, target_scale=source.target_scale,
-        unit=source.unit,
+        unit=source.unit, target_mean=source.target_mean, classes=source.classes,
     )  # fmt: skip
     if folder is None:
         return Shards(meta, bounds, arrays, None)

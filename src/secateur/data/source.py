@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,10 +30,14 @@ class Source:
         kind: how a row becomes a model's input.
         scale: the number that image values are divided by.
         task: what is learnt: ``classification``, ``regression``, or your own ``module:Class`` of ``learning.task``.
-        target_scale: what a difference of stored targets is multiplied by to be in the target's own unit.
+        target_scale, target_mean: what stored numbers to learn are multiplied by, and what is added then, to be in the
+            target's own unit. Where a loader leaves them at 1 and 0, a simulation scales numbers over all clients'
+            training rows.
         unit: the name of the target's unit; empty: unknown, or a class.
         table: the rows as they were read, in place of ``x_train``, which is empty then: the sites agree on a schema
             before rows are made of them, and hold out test rows of their own.
+        classes: a digest of the names of the classes, see ``named``; sites of one study must have the same. Empty: none
+            are named.
         remarks: what a reader of the results should know of how the rows were read, one line each.
     """
 
@@ -48,6 +55,8 @@ class Source:
     target_scale: float = 1.0
     unit: str = ""
     table: RawTable | None = None
+    target_mean: float = 0.0
+    classes: str = ""
 
     @classmethod
     def of_table(cls, name: str, table: RawTable) -> Source:
@@ -61,6 +70,11 @@ class Source:
             name, x, y, x[:0], y[:0], ids, len(values) if classes else 1, "tabular", 1.0,
             "classification" if classes else "regression", remarks=table.remarks, table=table,
         )  # fmt: skip
+
+
+def named(classes: Sequence[str]) -> str:
+    """Return 16 hexadecimal digits that tell lists of class names apart."""
+    return hashlib.sha256(json.dumps([str(name) for name in classes]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -82,16 +82,20 @@ def load(
     if name in known:
         if _needs_place(known[name]) and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {known[name].name}")
-        source = _call(_format(name), name, argument, seed, options)
+        source = _call(_format(name), name, argument, seed, options, task)
     elif argument:
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
+    elif name and Path(spec).expanduser().exists():
+        raise DataError(f"data {spec!r} is a path: write what it is before it, such as table:{spec} or images:{spec}")
     else:
         raise unknown("data source", name, known, error=DataError)
     return checked(replace(source, task=task) if task else source, spec, whole=whole)
 
 
-def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object]) -> Source:
-    """Call a loader with the options that it takes.
+def _call(
+    loader: Callable[..., Source], name: str, argument: str, seed: int, options: Mapping[str, object], task: str = ""
+) -> Source:
+    """Call a loader with the options that it takes, and with what is learnt, if they have it.
 
     Raises:
         DataError: it takes no such option, or not such a value.
@@ -108,6 +112,8 @@ def _call(loader: Callable[..., Source], name: str, argument: str, seed: int, op
     strange = next((option for option in options if option not in hints), None)
     if strange is not None:
         raise unknown(f"option of data {name}", strange, hints, error=DataError)
+    if task in {"classification", "regression"} and "task" in hints:
+        options = {"task": task, **options}
     given = {option: _as(hints[option], value) for option, value in options.items()}
     try:
         made = TypeAdapter(kind).validate_python(given)
@@ -137,7 +143,7 @@ def _load_with(module: str, function: str, folder: str, seed: int, options: Mapp
         source = _call(getattr(loaded, function), f"{module}:{function}", folder, seed, options)
     except SecateurError:
         raise
-    except Exception as broken:
+    except (Exception, SystemExit) as broken:
         raise DataError(
             f"data {module}:{function}: {type(broken).__name__}: {' '.join(str(broken).split())}"
         ) from broken

@@ -71,6 +71,12 @@ class _Checks:
             self._refuse(f"outputs = {source.outputs!r} must be the number of classes, or 1 for regression")
         if not isinstance(source.scale, Real) or not 0 < source.scale < math.inf:
             self._refuse(f"scale = {source.scale!r} must be a number above 0")
+        if not isinstance(source.target_scale, Real) or not 0 < source.target_scale < math.inf:
+            self._refuse(f"target_scale = {source.target_scale!r} must be a number above 0")
+        if not isinstance(source.target_mean, Real) or not math.isfinite(source.target_mean):
+            self._refuse(f"target_mean = {source.target_mean!r} must be a finite number")
+        if isinstance(source.remarks, str) or not all(isinstance(remark, str) for remark in source.remarks):
+            self._refuse(f"remarks = {str(source.remarks)[:40]!r} must be a tuple of lines")
         if source.task == "classification" and source.outputs < 2:
             self._refuse("outputs = 1 for classification: give the number of classes, at least 2, or task='regression'")
         if source.task == "regression" and source.outputs != 1:
@@ -107,6 +113,9 @@ class _Checks:
         """Return classes as int64, values as float32; targets of anyone's own task keep their shape."""
         task, y = self._source.task, self._array(part, given)
         named = task in {"classification", "regression"}
+        if y.dtype.kind == "O" and not any(isinstance(value, str) for value in y.flat):
+            kind = type(y.flat[0]).__name__ if y.size else "nothing"
+            self._refuse(f"{part} holds objects of Python ({kind}); give an array of numbers, one target a row")
         if y.dtype.kind in "USO" and y.size:
             self._refuse(
                 f"{part} holds words, such as {str(y.flat[0])[:40]!r}; numbers are expected: "
@@ -141,8 +150,10 @@ class _Checks:
             if wrong.any():
                 row = self._first(wrong)
                 self._refuse(f"{part}, row {row}: class {classes[row]} is not among the {outputs}, 0 to {outputs - 1}")
-        if whole and least == most:
-            self._refuse(f"all rows are of class {least}: there is nothing to tell apart")
+        train = y["y_train"]
+        if whole and (train == train[0]).all():
+            rows = "rows" if least == most else "training rows"
+            self._refuse(f"all {rows} are of class {train[0]}: there is nothing to tell apart")
 
     def ids(self, given: object) -> np.ndarray:
         """Return natural ids as integers; words become their places among the sorted words."""

@@ -39,10 +39,12 @@ class Task:
     Attributes:
         first: the place of the first of them in the ask.
         requests: each client and its request, in their order.
+        whole: whether the task is done again as a whole if its process died; client by client only when it dies again.
     """
 
     first: int
     requests: Sequence[tuple[int, bytes]]
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Gathering(Protocol):
 
     @property
     def workers(self) -> int:
-        """Return how many tasks can be gathered at the same time."""
+        """Return how many clients can be served at the same time."""
 
     def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
         """Have requests served and the replies reduced where they are made; yield what was made of each task.
@@ -151,3 +153,28 @@ class Gathering(Protocol):
             job: what to do; given to ``ServeGathering.gather`` as it is.
             deadline: seconds for the whole exchange.
         """
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The bytes between the server and its relays.
+
+    Attributes:
+        down: requests, each sent to a relay once for as long as it is the same, and what to do with the replies.
+        up: sums and replies, with what is said of each client.
+    """
+
+    down: int
+    up: int
+
+
+@runtime_checkable
+class Relaying(Gathering, Protocol):
+    """What a gathering engine offers besides whose clients are asked by relays, each of which adds up its share."""
+
+    @property
+    def relays(self) -> int:
+        """Return how many relays there are."""
+
+    def traffic(self) -> Traffic:
+        """Return the bytes between the server and its relays since this was last asked."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Self, cast
 
@@ -34,6 +35,8 @@ class LocalEngine:
         preload: modules that are imported once, before workers are forked.
         together: clients that a worker serves at once; more than one needs a ``ServeTogether``. They are taken in the
             order of the requests, so who is served with whom does not depend on the workers.
+        start: how workers are started; None: as this system does it best.
+        leads: whether workers start processes of their own.
 
     Guarantees:
         A worker that dies is replaced and its task served again; a client whose task kills three workers, or
@@ -42,8 +45,10 @@ class LocalEngine:
 
     def __init__(
         self, make_serve: Callable[[], Serve], *, clients: int, workers: int, store: StateStore | None = None,
-        preload: Sequence[str] = (), together: int = 1,
+        preload: Sequence[str] = (), together: int = 1, start: BaseContext | None = None, leads: bool = False,
     ) -> None:  # fmt: skip
+        self._start, self._leads = start, leads
+        self._gone = 0
         self._together = together
         self._make_serve = make_serve
         self._count = clients
@@ -63,6 +68,11 @@ class LocalEngine:
         """Return how many clients can be served at the same time."""
         return max(1, self._size)
 
+    @property
+    def down(self) -> int:
+        """Return the bytes of requests and jobs that workers were sent; what clients keep is not among them."""
+        return self._gone + sum(worker.down for worker in self._workers)
+
     def pids(self) -> list[int]:
         """Return the process ids of the living workers."""
         return [w.process.pid for w in self._workers if w.process.pid is not None]
@@ -81,23 +91,32 @@ class LocalEngine:
         tasks = self._batched(self._checked(requests))
         yield from cast("Iterator[tuple[int, bytes | Failure]]", self._play(tasks, None, deadline))
 
-    def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
-        """Have workers serve requests and reduce the replies; see ``Engine.gather``.
+    def gather(
+        self, tasks: Iterable[Task], job: object, deadline: float | None = None, *, whole: int = 0
+    ) -> Generator[Gathered | Failure]:
+        """Have workers serve requests and reduce the replies; see ``Gathering.gather``.
+
+        Args:
+            tasks: consumed lazily, in order.
+            job: what to do.
+            deadline: seconds for the whole exchange.
+            whole: how often a task whose process died is done again as it is, before each of its clients is served by
+                itself.
 
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        for answer in self._play(map(self._known, tasks), job, deadline):
+        for answer in self._play(map(self._known, tasks), job, deadline, whole):
             if isinstance(answer, Gathered):
                 yield answer
             elif isinstance(answer[1], Failure):
                 yield answer[1]
 
-    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None) -> Iterator[_Answer]:
+    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None, whole: int = 0) -> Iterator[_Answer]:
         if self._size == 0:
             yield from self._serve_inline(tasks, job, deadline)
             return
-        exchange = _Exchange(self, iter(tasks), job, deadline)
+        exchange = _Exchange(self, iter(tasks), job, deadline, whole)
         try:
             yield from exchange.run()
         finally:
@@ -108,6 +127,7 @@ class LocalEngine:
     def close(self) -> None:
         """Stop the workers."""
         for worker in self._workers:
+            self._gone += worker.down
             worker.stop()
         self._workers.clear()
         self.states.close()
@@ -129,7 +149,7 @@ class LocalEngine:
             first += len(group)
 
     def _known(self, task: Task) -> Task:
-        return Task(task.first, tuple(self._checked(task.requests)))
+        return Task(task.first, tuple(self._checked(task.requests)), task.whole)
 
     def _checked(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
         for client, request in requests:
@@ -171,12 +191,18 @@ class LocalEngine:
     def staffed(self) -> list[Worker]:
         """Return the workers, started where they are not yet."""
         while len(self._workers) < self._size:
-            self._workers.append(Worker(processes(self._preload), self._make_serve))
+            self._workers.append(self._hired())
         return self._workers
 
+    def _hired(self) -> Worker:
+        return Worker(self._start or processes(self._preload), self._make_serve, self._workers, leads=self._leads)
+
     def _replace(self, worker: Worker) -> None:
+        place = self._workers.index(worker)
+        self._gone += worker.down
         worker.stop()
-        self._workers[self._workers.index(worker)] = Worker(processes(self._preload), self._make_serve)
+        del self._workers[place]
+        self._workers.insert(place, self._hired())
 
     def replace_dead(self, worker: Worker) -> None:
         """Start a new worker in the place of a dead one.
@@ -196,8 +222,11 @@ class LocalEngine:
 class _Exchange:
     """One exchange over the workers: dispatch in order, retry after a death, stop at the deadline."""
 
-    def __init__(self, engine: LocalEngine, tasks: Iterator[Task], job: object, deadline: float | None) -> None:
+    def __init__(
+        self, engine: LocalEngine, tasks: Iterator[Task], job: object, deadline: float | None, whole: int
+    ) -> None:
         self.engine = engine
+        self.whole = whole
         self.tasks = enumerate(tasks)
         self.job = job
         self.deadline = deadline
@@ -278,11 +307,13 @@ class _Exchange:
         if task is None:
             return
         number, clients = self.numbers.pop(worker), tuple(client for client, _ in task.requests)
-        if self.job is not None and len(clients) > 1:  # one of them kills it, perhaps: each by itself now
+        self.deaths[clients] = self.deaths.get(clients, 0) + 1
+        whole = max(self.whole, int(task.whole))
+        if self.job is not None and len(clients) > 1 and self.deaths[clients] > whole:
+            # one of them kills it, perhaps: each by itself now
             self.open[number] += len(clients) - 1
             self.again += [(number, Task(task.first + k, (one,))) for k, one in enumerate(task.requests)]
             return
-        self.deaths[clients] = self.deaths.get(clients, 0) + 1
         if self.deaths[clients] < _TRIES:
             self.again.append((number, task))
             return

@@ -38,6 +38,7 @@ CLIENT = ("secateur.federation.gathering",)
 """What workers that serve clients import."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+_PATIENCE = 1.0
 Asked = tuple[int, bytes, bytes | None]
 
 
@@ -111,18 +112,36 @@ def answers(serve: Serve, asked: Sequence[Asked]) -> list[Item]:
 
 
 def gathered(serve: Serve, job: object, first: int, asked: Sequence[Asked]) -> tuple[list[Item], list[Buffer]]:
-    """Serve clients and reduce their replies; return the new states, and what was made of the replies."""
+    """Serve clients and reduce their replies; return the new states, and what was made of the replies.
+
+    Raises:
+        EngineError: nobody can be served.
+    """
     try:
         made, states = cast("ServeGathering", serve).gather(job, first, asked)
+    except EngineError:
+        raise
     except Exception as error:  # noqa: BLE001 -- as above; what a single client's code raises is in what was made
         return [said_of(client, error) for client, _, _ in asked], []
     kept = [(OK, client, None, state) for (client, _, _), state in zip(asked, states, strict=True)]
     return [*kept, (MADE, first, None, None)], list(made)
 
 
-def _work(pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, Room]) -> None:
-    """Serve requests until the pipe closes, which also happens when the server is killed."""
+def _work(
+    pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, Room], inherited: Sequence[Connection] = ()
+) -> None:
+    """Serve requests until the pipe closes, which also happens when the server is killed.
+
+    Args:
+        pipe: to the server.
+        make_serve: makes what serves.
+        rooms: for results, in turn.
+        inherited: the server's ends of pipes that this process got by being forked; open here, they would never close.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for other in inherited:
+        other.close()
     try:
         serve = make_serve()
     except Exception as error:  # noqa: BLE001 -- told to the server, which raises it
@@ -145,7 +164,11 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, 
                 last = last if request is None else request
                 asked.append((client, last, state))
             if kind == GATHER:
-                items, buffers = gathered(serve, job, first, asked)
+                try:
+                    items, buffers = gathered(serve, job, first, asked)
+                except EngineError as error:
+                    send(pipe, [(BROKEN, 0, one_line(error), None)])
+                    return
                 send(pipe, items)
                 if items[-1][0] == MADE:
                     send_result(pipe, rooms[turn % 2], buffers)
@@ -155,15 +178,32 @@ def _work(pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, 
 
 
 class Worker:
-    """One process and the task it has at the moment."""
+    """One process and the task it has at the moment.
 
-    def __init__(self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve]) -> None:
+    Args:
+        context: how it is started.
+        make_serve: makes what serves; called in the process.
+        beside: the workers that this process has already.
+        leads: whether the process starts processes of its own, which it must be given the time to end.
+
+    Attributes:
+        down: the bytes of requests and jobs that it was sent.
+    """
+
+    def __init__(
+        self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve],
+        beside: Sequence[Worker] = (), *, leads: bool = False,
+    ) -> None:  # fmt: skip
         self.pipe, theirs = context.Pipe()
         # two, since it begins its next task while the server still looks at what it made of the last one
         self._rooms, self._turn = (Room.make(), Room.make()), 0
+        forked = context.get_start_method() == "fork"
+        inherited = [self.pipe, *(worker.pipe for worker in beside)] if forked else []
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
-            target=_work, args=(theirs, make_serve, self._rooms), daemon=True
+            target=_work, args=(theirs, make_serve, self._rooms, inherited), daemon=not leads
         )
+        self._leads = leads
+        self.down = 0
         try:
             with for_workers(), spared(make_serve):
                 self.process.start()
@@ -182,7 +222,9 @@ class Worker:
         self.task = task
         items: list[Item] = [(OK if job is None else GATHER, task.first, None, None)]
         for client, request in task.requests:
-            items.append((OK, client, None if request is self.last else request, states.get(client)))
+            again = request is self.last
+            items.append((OK, client, None if again else request, states.get(client)))
+            self.down += 0 if again else len(request)
             self.last = request
         # a dead worker is noticed when its pipe is read
         with contextlib.suppress(OSError):
@@ -202,6 +244,7 @@ class Worker:
             raise EngineError(f"a job cannot be given to workers: {one_line(error).decode()}") from error
         send(self.pipe, [(JOB, 0, None, None)])
         self.pipe.send_bytes(packed)
+        self.down += len(packed)
         self.job = job
 
     def hear(self) -> tuple[list[Item], list[memoryview]]:
@@ -223,6 +266,10 @@ class Worker:
     def stop(self) -> None:
         """Kill the process."""
         self.pipe.close()
+        if self._leads:  # idle, it ends by itself now that its pipe is closed, and its processes with it
+            self.process.join(_PATIENCE)
+            self.process.terminate()
+            self.process.join(_PATIENCE)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()

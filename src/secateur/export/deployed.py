@@ -1,13 +1,15 @@
-"""A model of a table with its schema inside: from a row in its own units to a prediction in the target's own unit."""
+"""A model that predicts in the target's own unit; of a table, from a row in its own units, with its schema inside."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import fx, nn
 
 from secateur.data.schema import Schema
+from secateur.data.shards import Shape
 from secateur.errors import need
 from secateur.learning.task import Data
 
@@ -57,18 +59,43 @@ class Deployed(nn.Module):
         return output if self._target is None else output * self._target[1] + self._target[0]
 
 
-def deployed(schema: Schema | None, model: nn.Module) -> nn.Module:
-    """Return a model with its schema inside; itself without one. What torch.fx has traced gets torch's own layers."""
-    if schema is None:
+class InUnit(nn.Module):
+    """A model whose output, a number, is brought to the target's own unit."""
+
+    def __init__(self, model: nn.Module, mean: float, scale: float) -> None:
+        super().__init__()
+        self.model = model
+        self._mean, self._scale = mean, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return predictions for a model's inputs."""
+        output: torch.Tensor = self.model(x)
+        return output * self._scale + self._mean
+
+
+def deployed(schema: Schema | None, shape: Shape, model: nn.Module) -> nn.Module:
+    """Return a model with its schema inside, or the target's unit; itself where there is neither.
+
+    What torch.fx has traced gets torch's own layers.
+    """
+    if schema is None and not _scaled(shape):
         return model
-    whole = Deployed(schema, model).eval()
+    wrapped = InUnit(model, shape.target_mean, shape.target_scale) if schema is None else Deployed(schema, model)
+    whole = wrapped.eval()
     return fx.symbolic_trace(whole).eval() if isinstance(model, fx.GraphModule) else whole
 
 
-def undone(schema: Schema | None, rows: Data) -> Data:
-    """Return rows, and what they teach, in their own units again; as they are without a schema."""
-    if schema is None:
+def _scaled(shape: Shape) -> bool:
+    return (shape.target_mean, shape.target_scale) != (0.0, 1.0)
+
+
+def undone(schema: Schema | None, shape: Shape, rows: Data) -> Data:
+    """Return rows of a table, and numbers that rows teach, in their own units again; anything else as it is."""
+    if schema is None and not _scaled(shape):
         return rows
+    if schema is None:
+        y = rows.y * shape.target_scale + shape.target_mean
+        return replace(rows, y=y, task=rows.task.in_units(1.0, shape.unit))
     raw = torch.from_numpy(schema.undone(rows.x.numpy()))
     y = rows.y if schema.classes else rows.y * schema.target_scale + schema.target_mean
     return Data(raw, y, rows.kind, rows.scale, rows.task.in_units(1.0, schema.unit))

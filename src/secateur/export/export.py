@@ -96,14 +96,14 @@ def load(folder: str | Path) -> nn.Module:
 
     It is in evaluation mode. Its inputs are those of training: images divided by their scale, tokens as int64. The
     model of a table takes rows as they stand there and predicts in the target's own unit, see ``deployed.Deployed``;
-    the run's ``schema.json`` names the columns. A model of your own that torch.fx cannot trace is returned in its own
-    class.
+    the run's ``schema.json`` names the columns. Numbers learnt from other data are in their own unit too. A model of
+    your own that torch.fx cannot trace is returned in its own class.
 
     Raises:
         CheckpointError: the run is not finished or its files are damaged.
     """
     shipped = read(Path(folder))
-    return deployed(shipped.schema, shipped.slim)
+    return deployed(shipped.schema, shipped.shape, shipped.slim)
 
 
 def export(folder: Path, to: str, out: Path | None = None) -> Card:
@@ -131,7 +131,7 @@ def export(folder: Path, to: str, out: Path | None = None) -> Card:
     except OSError as broken:
         raise ConfigError(f"--out {place}: {broken.strerror}") from broken
     rows, origin = _rows(shipped)
-    rows = undone(shipped.schema, rows)
+    rows = undone(shipped.schema, shipped.shape, rows)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -181,7 +181,7 @@ def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, p
     write = {"onnx": _onnx, "torch": _torch, "executorch": _executorch}[to]
     try:
         with _quiet():
-            predict = write(deployed(shipped.schema, model), example, path)
+            predict = write(deployed(shipped.schema, shipped.shape, model), example, path)
     except SecateurError:
         raise
     except Exception as broken:
@@ -227,11 +227,11 @@ def _torch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
 def _safetensors(shipped: Shipped, model: nn.Module, path: Path) -> Predict:
     fresh = plain(shrink(client.make_model(shipped.study, shipped.shape), shipped.plan))
     about = {"plan": shipped.plan.to_json(), "study": shipped.study.to_toml()}
-    about |= {SCHEMA: shipped.schema.to_json()} if shipped.schema else {}
+    about |= {SCHEMA: shipped.schema.to_json()} if shipped.schema else {"shape": json.dumps(asdict(shipped.shape))}
     tensors = {name: tensor.contiguous() for name, tensor in stored(model).items() if tensor.is_floating_point()}
     checkpoint.write(path, safetensors.save(tensors, {"about": json.dumps(about)}))
     resident.load(fresh, safetensors.load_file(path))
-    return deployed(shipped.schema, fresh)
+    return deployed(shipped.schema, shipped.shape, fresh)
 
 
 def _executorch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
@@ -248,7 +248,7 @@ def _check(shipped: Shipped, predict: Predict, rows: Data, *, single: bool) -> d
     count = min(len(rows), _SINGLES) if single else len(rows)
     batch = 1 if single else _BATCH
     task, deviation, differ, outputs, targets = rows.task, 0.0, 0, list[torch.Tensor](), list[torch.Tensor]()
-    masked = deployed(shipped.schema, shipped.masked)
+    masked = deployed(shipped.schema, shipped.shape, shipped.masked)
     with torch.no_grad():
         for start in range(0, count, batch):
             x, y = rows.batch(slice(start, min(count, start + batch)))

@@ -23,18 +23,18 @@ from secateur.federation.base import Base, Kept
 from secateur.federation.feedback import WireMemory
 from secateur.federation.intake import MEASURED, SECONDS
 from secateur.federation.records import defined
-from secateur.learning import batched as stacked
-from secateur.learning import loop, resident
+from secateur.learning import resident
 from secateur.learning import task as tasks
-from secateur.learning.evaluate import evaluate
-from secateur.learning.loop import Fit
+from secateur.learning.batched import Batched, Clock
+from secateur.learning.compute import Compute
 from secateur.learning.resident import LocalState
 from secateur.learning.task import Data
+from secateur.learning.work import Measure, Worker, alone
 from secateur.models import build as build_model
 from secateur.pruning.discovery import layout
 from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
-from secateur.streams import derive, seed_globals
+from secateur.streams import Turn, derive, seed_globals
 from secateur.study.study import Study
 from secateur.wire.codec import Outgoing, decode, lost, with_scalar
 from secateur.wire.head import context_of
@@ -132,6 +132,8 @@ class Participant:
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
+        self.batched = Batched(study.compute)
+        self.alone = partial(alone, compute=study.compute)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
@@ -141,36 +143,34 @@ class Participant:
             if isinstance(answer, Exception):
                 raise answer
             return answer
-        fit = partial(loop.fit, autocast=self.study.compute.autocast)
-        return self._serve(client, request, state, fit=fit, clock=time.perf_counter)
+        return self._serve(client, request, state, work=self.alone, clock=time.perf_counter)
 
     def together(
         self, asked: Sequence[tuple[int, bytes, bytes | None]]
     ) -> Sequence[tuple[bytes, bytes | None] | Exception]:
         """Serve several clients, which train together; an exception stands in the place of its client's answer."""
-        return stacked.answers([partial(self._serve, *one) for one in asked], self.study.compute)
+        return self.batched.answers([partial(self._serve, *one) for one in asked])
 
     def _serve(
-        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock
+        self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock
     ) -> tuple[bytes, bytes | None]:
         try:
-            done = self.answer(client, request, state, fit, clock)
+            done = self.answer(client, request, state, work, clock)
         except LackingError as lacking:
             return lost(request, tensors=lacking.tensors), None
         # how long the reply took to write is known when it is written
         return with_scalar(done.written.bytes(), SECONDS, done.seconds), done.state
 
     def answer(
-        self, client: int, request: bytes, state: bytes | None, fit: Callable[..., Fit], clock: stacked.Clock,
-        *, writes: bool = True,
-    ) -> Answer:  # fmt: skip
+        self, client: int, request: bytes, state: bytes | None, work: Worker, clock: Clock, *, writes: bool = True
+    ) -> Answer:
         """Decode a request, respond and encode.
 
         Args:
             client: the client.
             request: the request.
             state: what the client keeps.
-            fit: the training loop.
+            work: does the jobs of the client's code.
             clock: returns the seconds since some moment.
             writes: whether the reply is written where its size is known without.
 
@@ -192,7 +192,7 @@ class Participant:
         ask = Ask(phase, round_, (client,), message, Expected({}))
         rows, settings = self.data(client), self.study.training
         view = Client(
-            client, self.setting, self.model, rows, settings, memory, self.initial, fit, restore=self.local.restore
+            client, self.setting, self.model, rows, settings, memory, self.initial, work, restore=self.local.restore
         )
         seed_globals(self.study.seed, "client", phase, round_, client)
         reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
@@ -235,7 +235,7 @@ class Participant:
             self.local = LocalState(self.model)
         return held
 
-    def _read_any(self, request: bytes, kept: WireMemory, clock: stacked.Clock) -> tuple[Message, float]:
+    def _read_any(self, request: bytes, kept: WireMemory, clock: Clock) -> tuple[Message, float]:
         """Decode a request that may refer to any of the masks that the client remembers."""
         *others, last = kept.known()
         for held in others:
@@ -243,7 +243,7 @@ class Participant:
                 return self._read(request, held, clock)
         return self._read(request, last, clock)
 
-    def _read(self, request: bytes, held: Mask | None, clock: stacked.Clock) -> tuple[Message, float]:
+    def _read(self, request: bytes, held: Mask | None, clock: Clock) -> tuple[Message, float]:
         """Decode a request, or reuse the last one if its bytes and the held mask are the same.
 
         The seconds saved are returned too, because a client alone on its machine would have spent them.
@@ -264,10 +264,9 @@ class Participant:
 
     def _evaluate(self, client: Client, message: Message) -> Message:
         used = self.method.uses(message, client)
-        resident.load(self.model, used)
         held = wrap(self.shards, *self.shards.test(client.id))
-        test = evaluate(self.model, held)
-        validation = evaluate(self.model, wrap(self.shards, *self.shards.validation(client.id)))
+        test = client.score(used, held)
+        validation = client.score(used, wrap(self.shards, *self.shards.validation(client.id)))
         weights = [used[name] for name in self.setting.layout.names("weight")]
         zeros = sum(int((w == 0).sum()) for w in weights) / max(1, sum(w.numel() for w in weights))
         scores: dict[str, Scalar] = {
@@ -330,6 +329,23 @@ class _Sending:
         if self.wire.feedback and self.wire.has_residual:
             reply = feedback.add(reply, self.kept.residual)
         return reply, feedback.top_k(reply, self.wire.topk) if self.wire.replies == "topk" else reply
+
+
+def stack_remarks(study: Study, model: nn.Module, rows: Shards | Shape) -> list[str]:
+    """Return what is to be said of serving clients in stacks: which layer no stack serves, and what happens instead.
+
+    Raises:
+        ConfigError: the study asks for a device that is not here.
+        MissingExtraError: greenlet is not installed.
+    """
+    study.compute.check()
+    if not study.compute.stacks:
+        return []
+    held, tensors = wrap(rows, torch.zeros(2, *rows.input_shape), torch.zeros(2)), resident.tensors_of(model)
+    turns = (Turn(study.seed, 0, number) for number in range(2))
+    jobs = [Measure(model, tensors, held, study.training, "gradient", turn) for turn in turns]
+    remark = Batched(Compute(together=2)).refused(jobs)
+    return [remark.replace("on cpu", f"on {study.compute.device}")] if remark else []
 
 
 def further_scores(task: tasks.Task) -> Mapping[str, type]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
 from secateur.contract.ask import Ask
-from secateur.contract.fold import ARITY, Node
+from secateur.contract.fold import ARITY
 from secateur.contract.guard import Guard
 from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
-from secateur.engines import Engine, Failure, Gathered, Gathering, Task
+from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
 from secateur.errors import ConfigError, EngineError, WireError
 from secateur.federation.books import Books
 from secateur.federation.held_masks import name_of
@@ -24,11 +24,11 @@ from secateur.federation.intake import Intake, Job
 from secateur.federation.parcels import Account, Parcel
 from secateur.federation.records import short
 from secateur.federation.requests import TENSORS, Requests, Slice
+from secateur.federation.shares import pieces, shares
 from secateur.study.study import Study
 from secateur.wire.codec import is_lost, lost, part_sizes
 from secateur.wire.message import Masks, Scalar
 
-_TOGETHER = ARITY**2
 _LATE = "asked for {}, too late to send it within the deadline"
 
 
@@ -53,6 +53,8 @@ class Exchange:
         carried: the bytes carried down and up, by client.
         sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
+        relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
+            single replies they sent.
     """
 
     ask: Ask
@@ -71,6 +73,7 @@ class Exchange:
     reply_scalars: list[dict[str, Any]] = field(default_factory=list)
     carried: dict[int, list[int]] = field(default_factory=dict)
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
+    relayed: Counter[str] = field(default_factory=Counter)
     sampled: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,10 +81,12 @@ class Exchange:
             guard.check(self.ask)
         self._read = False
         self._answered: dict[int, bool] = {}
-        self._job = Job.of(self.ask, self.study.wire, self.bounds, self.study.seed)
+        relayed = isinstance(self.engine, Relaying)
+        self._job = replace(Job.of(self.ask, self.study.wire, self.bounds, self.study.seed), alone=relayed)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
-        gathers = isinstance(self.engine, Gathering) and not self.study.compute.stacks
+        # what trains in a stack passes a relay as it is
+        gathers = isinstance(self.engine, Gathering) and not (relayed and self.study.compute.stacks)
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
@@ -102,6 +107,8 @@ class Exchange:
             raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
         self._read = True
         for answered, (who, reply) in enumerate(self._arrivals(), start=1):
+            if isinstance(self.engine, Relaying) and not isinstance(reply, Failure):
+                self.relayed["single"] += 1
             self.notify(answered, len(self.ask.clients))
             yield who, self._check(who, reply)
         self._settle()
@@ -114,6 +121,15 @@ class Exchange:
         answers = {who: self._answered[who] for who in self.ask.clients if who in self._answered}
         if self.ask.message.mask is not None:
             self.books.masks.confirm(answers, self.ask.message.mask)
+        if isinstance(self.engine, Relaying):
+            carried = self.engine.traffic()
+            counts = {"sums": self.relayed["sums"], "single": self.relayed["single"]}
+            self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
+
+    def counted(self) -> dict[str, Any]:
+        """Return, for a record, what relays carried and how replies were sampled, where there is either."""
+        found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
+        return {name: counts for name, counts in found.items() if counts}
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return the reduced replies; ``spool`` stores those that must stay single."""
@@ -136,7 +152,7 @@ class Exchange:
         begun, done = time.monotonic(), 0
         again: list[int] = []
         places = {client: place for place, client in enumerate(self.ask.clients)}
-        for answer in engine.gather(self._tasks(engine.workers), self._job, self.deadline):
+        for answer in engine.gather(self._tasks(engine), self._job, self.deadline):
             lacking = self._take(answer, reducer)
             again += lacking
             done += 1 if isinstance(answer, Failure) else len(answer.clients) - len(lacking)
@@ -146,8 +162,7 @@ class Exchange:
             for who in again:
                 self._fail(Failure(who, _LATE.format("what its request referred to")))
         elif again:
-            tasks = (Task(places[who], [(who, self._requests.to(who))]) for who in again)
-            for answer in engine.gather(tasks, self._job, left):
+            for answer in engine.gather(self._tasks(engine, frozenset(again)), self._job, left):
                 for who in self._take(answer, reducer):
                     self._fail(Failure(who, "it lacks what it was sent"))
                     reducer.skip(who)
@@ -156,19 +171,32 @@ class Exchange:
         self._fill_in()
         self._settle()
 
-    def _tasks(self, workers: int) -> Iterator[Task]:
-        """Yield the requests as tasks: large ones first, single clients last, so that no worker waits for another."""
-        clients, first = self.ask.clients, 0
-        while first < len(clients):
-            share = (len(clients) - first) // (2 * workers)
+    def _tasks(self, engine: Gathering, again: frozenset[int] | None = None) -> Iterator[Task]:
+        """Yield the requests as tasks; those to clients that are asked again, one by one unless a relay adds up."""
+        stacks = self.study.compute.stacks  # a stack's bits depend on who is in it
+        for first, count in self._divided(engine):
+            members = self.ask.clients[first : first + count]
+            if again is None or (again.issuperset(members) and isinstance(engine, Relaying)):
+                yield Task(first, [(who, self._requests.to(who)) for who in members], whole=stacks)
+                continue
+            for place, who in enumerate(members, first):
+                if who in again:
+                    yield Task(place, [(who, self._requests.to(who))])
+
+    def _divided(self, engine: Gathering) -> Iterator[tuple[int, int]]:
+        """Yield the place and the number of the clients of each task."""
+        total, compute = len(self.ask.clients), self.study.compute
+        if compute.stacks:
+            return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
+        if not isinstance(engine, Relaying):
             # with a deadline, who is late must not cost others their place
-            most = min(share, _TOGETHER) if self._job.sums and self.deadline is None else 1
-            node = Node(0, first)
-            while node.most * ARITY <= most and node.index % ARITY == 0:
-                node = Node(node.level + 1, node.index // ARITY)
-            members = clients[first : first + node.most]
-            yield Task(first, [(who, self._requests.to(who)) for who in members])
-            first += len(members)
+            most = {} if self._job.sums and self.deadline is None else {"most": 1}
+            return pieces(0, total, engine.workers, **most)
+        if self._job.sums and self.ask.slices is None and not self.ask.own:
+            return shares(total, engine.relays)
+        # what passes a relay as it is must not fill its memory
+        width = ARITY * (engine.workers // engine.relays)
+        return ((first, min(width, total - first)) for first in range(0, total, width))
 
     def _take(self, answer: Gathered | Failure, reducer: Reducer) -> list[int]:
         """Book what became of a task and add it to the others; return the clients that must be asked again."""
@@ -182,25 +210,27 @@ class Exchange:
         parcel = Parcel.read(answer.made)
         if parcel.broken:
             raise ConfigError(parcel.broken)
-        if parcel.lacking:
-            for who, tensors in parcel.lacking.items():
-                said = lost(b"", tensors=tensors)
-                self._carried(who, down=True, up=len(said))
-                self.up.update(part_sizes(said))
-                self._lack(who, tensors=tensors)
-            return list(answer.clients)
-        self._add(answer.clients, parcel, reducer)
-        return []
+        for who, tensors in parcel.lacking.items():
+            said = lost(b"", tensors=tensors)
+            self._carried(who, down=True, up=len(said))
+            self.up.update(part_sizes(said))
+            self._lack(who, tensors=tensors)
+        self._add(parcel, reducer)
+        return list(parcel.again)
 
-    def _add(self, clients: tuple[int, ...], parcel: Parcel, reducer: Reducer) -> None:
-        answers = {}
+    def _add(self, parcel: Parcel, reducer: Reducer) -> None:
+        answers, single = {}, {account.client for account in parcel.accounts}
         for account in parcel.accounts:
             if self._book(account):
                 answers[account.client] = int(account.scalars.get("samples", 0)), account.scalars
         replies = {reply.client: reply for reply in parcel.replies}
+        if isinstance(self.engine, Relaying):
+            self.relayed.update(sums=len(parcel.sums), single=len(replies))
         for node, sums in parcel.sums:
-            reducer.merge(node, sums, answers)
-        for who in () if parcel.sums else clients:
+            members = self.ask.clients[node.first : node.first + node.most]
+            reducer.merge(node, sums, {who: answers[who] for who in members if who in answers})
+            single.difference_update(members)
+        for who in (account.client for account in parcel.accounts if account.client in single):
             if who in replies:
                 reducer.add(replies[who])
             else:
@@ -209,7 +239,8 @@ class Exchange:
     def _book(self, account: Account) -> bool:
         """Note what a client's answer cost; return whether it counts."""
         who = account.client
-        self._carried(who, down=True)
+        if account.sent:
+            self._carried(who, down=True)
         part = self._part(who)
         if account.failed:
             self._fail(Failure(who, account.failed))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +24,6 @@ from secateur.federation.client import Answer, LackingError, Participant
 from secateur.federation.held_masks import name_of
 from secateur.federation.intake import SECONDS, Intake, Job
 from secateur.federation.parcels import Account, Parcel
-from secateur.learning import loop
 from secateur.study.study import Study
 from secateur.wire.head import context_of
 
@@ -43,7 +43,6 @@ class Gatherer:
         shards = participant.shards
         self._claims = Claims(unknown if shards.empty else shards.count)
         self._guards = participant.study.build_guards()
-        self._fit = partial(loop.fit, autocast=participant.study.compute.autocast)
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
         """Serve one client; see ``Participant``."""
@@ -71,47 +70,67 @@ class Gatherer:
         except LackingError:
             lacking = {client: self.participant.lacks(client, request, state) for client, request, state in asked}
             found = {client: lacks for client, lacks in lacking.items() if lacks is not None}
-            return Parcel(lacking=found).write(), [None] * len(asked)
+            again = [client for client, _, _ in asked]
+            return Parcel(lacking=found, again=again).write(), [None] * len(asked)
         except ConfigError as broken:
             return Parcel(broken=str(broken)).write(), [None] * len(asked)
+        finally:
+            gc.collect(1)  # answers stand in cycles, each with a model's tensors, which Python would collect much later
 
     def _gathered(
         self, job: Job, first: int, asked: Sequence[Asked]
     ) -> tuple[list[bytes | memoryview], list[bytes | None]]:
         intake = Intake(job, self.participant.study.wire, self.participant.setting, self._guards)
         accounts, states = list[Account](), list[bytes | None]()
-        if len(asked) == 1 or not job.sums:
+        answered = iter(zip(asked, self._answers(intake.job, asked), strict=True))
+        if not job.sums or (len(asked) == 1 and not job.alone):
             replies = list[Reply]()
-            for one in asked:
-                account, reply, _, state = self._served(intake, *one)
+            for one, done in answered:
+                account, reply, _, state = self._served(intake, one, done)
                 accounts.append(account)
                 states.append(state)
                 replies += [reply] if reply else []
             return Parcel(accounts, replies=replies).write(), states
-        sums, served = list[tuple[Node, Sums | None]](), iter(asked)
+        sums = list[tuple[Node, Sums | None]]()
         for node in nodes(first, len(asked), job.total):
             received = dict[int, Sent]()
             count = min(node.most, job.total - node.first)
             folding = Folding(job.reduce, count, _NOWHERE, received.__getitem__)
-            for place, one in enumerate(itertools.islice(served, count)):
-                account, reply, received[one[0]], state = self._served(intake, *one)
+            for place, (one, done) in enumerate(itertools.islice(answered, count)):
+                account, reply, received[one[0]], state = self._served(intake, one, done)
                 accounts.append(account)
                 states.append(state)
                 folding.put(Node(0, place), reply)
             sums.append((node, folding.sums()))
         return Parcel(accounts, sums).write(), states
 
+    def _answers(self, job: Job, asked: Sequence[Asked]) -> Iterator[Answer | Exception]:
+        """Yield each client's answer, or what its code raised; in stacks, all are served before the first comes.
+
+        Raises:
+            LackingError: a client lacks what its request refers to.
+        """
+        writes = {client: job.written is None or client in job.written for client, _, _ in asked}
+        if self.participant.study.compute.stacks:
+            tasks = [partial(self.participant.answer, *one, writes=writes[one[0]]) for one in asked]
+            yield from self.participant.batched.answers(tasks)
+            return
+        for one in asked:
+            alone = self.participant.alone
+            try:
+                yield self.participant.answer(*one, alone, time.perf_counter, writes=writes[one[0]])
+            except Exception as error:  # noqa: BLE001 -- what a client's code raises costs that client its place only
+                yield error
+
     def _served(
-        self, intake: Intake, client: int, request: bytes, state: bytes | None
+        self, intake: Intake, one: Asked, done: Answer | Exception
     ) -> tuple[Account, Reply | None, Sent, bytes | None]:
-        """Serve one client; return its account, its reply if it counts, its request, and its new state."""
-        try:
-            writes = intake.job.written is None or client in intake.job.written
-            done = self.participant.answer(client, request, state, self._fit, time.perf_counter, writes=writes)
-        except LackingError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- what a client's code raises costs that client its place only
-            return Account(client, failed=one_line(error).decode()), None, _sent(self.participant, None), None
+        """Return the account of a client that was served, its reply if it counts, its request, and its new state."""
+        client, request, _ = one
+        if isinstance(done, LackingError):
+            raise done
+        if isinstance(done, Exception):
+            return Account(client, failed=one_line(done).decode()), None, _sent(self.participant, None), None
         sent, written = _sent(self.participant, done), done.written
         try:
             reply = self._taken(intake, client, done, sent, context_of(request))

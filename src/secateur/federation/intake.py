@@ -50,6 +50,7 @@ class Job:
         bounds: least and most of scalars, by name.
         reduce: the reductions of the replies, by name.
         total: the number of clients in the ask.
+        alone: whether sums are made of a single client's reply too, for a relay, which cannot read requests.
         written: the clients whose replies are written; None: all of them.
     """
 
@@ -62,6 +63,7 @@ class Job:
     bounds: Bounds
     reduce: Mapping[str, Reduction]
     total: int
+    alone: bool = False
     written: frozenset[int] | None = None
 
     @classmethod
@@ -89,7 +91,9 @@ class Job:
         reduce, bounds = ask.reduce or {}, {**_COUNTED, **bounds}
         same = ask.expects.mask == "same"
         written = _written(ask, wire, seed)
-        return cls(ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written)
+        return cls(
+            ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written=written
+        )
 
     @property
     def sums(self) -> bool:

@@ -6,6 +6,8 @@ The first buffer is a JSON document with the answers, and with the place of each
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,10 @@ _DTYPES = {
 }  # fmt: skip
 
 
+_THIN = b"zlib"
+_WORDS = {4: torch.int32, 8: torch.int64}
+
+
 @dataclass(frozen=True)
 class Account:
     """What is said of one client's answer.
@@ -40,6 +46,7 @@ class Account:
         refused: why the reply was refused; empty: it counts.
         failed: what the client's code raised; empty: there is a reply.
         own: the name of the reply's mask where it is another than that of the request.
+        sent: whether the request went out.
         written: whether the reply was written; otherwise its length is that of values which are not packed.
     """
 
@@ -50,6 +57,7 @@ class Account:
     refused: str = ""
     failed: str = ""
     own: str = ""
+    sent: bool = True
     written: bool = True
 
 
@@ -58,10 +66,11 @@ class Parcel:
     """What became of the replies to a task.
 
     Attributes:
-        accounts: of each client of the task; empty if some lack what their requests refer to.
+        accounts: of each client of the task but those that must be asked again.
         sums: the sums of those whose replies count, by node of the fold; None: nobody's of that node.
-        replies: single replies, of tasks whose replies are not summed.
+        replies: single replies, which are not summed.
         lacking: the clients that lack the mask, or the tensors (True), that their requests refer to.
+        again: the clients that must be asked again: those that lack something, and those asked together with them.
         broken: what keeps any reply from being read; empty: nothing.
     """
 
@@ -69,10 +78,15 @@ class Parcel:
     sums: Sequence[tuple[Node, Sums | None]] = ()
     replies: Sequence[Reply] = ()
     lacking: Mapping[int, bool] = field(default_factory=dict)
+    again: Sequence[int] = ()
     broken: str = ""
 
-    def write(self) -> list[bytes | memoryview]:
+    def write(self, *, thin: bool = False) -> list[bytes | memoryview]:
         """Return it as buffers.
+
+        Args:
+            thin: whether zeros in sums are left out where that is shorter, as those of pruned weights are, and what is
+                said of clients is compressed.
 
         Raises:
             EngineError: a reduction's accumulator holds what cannot travel between processes.
@@ -80,11 +94,11 @@ class Parcel:
         buffers: list[bytes | memoryview] = [b""]
         head = {
             "accounts": [
-                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.written]
+                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.sent, a.written]
                 for a in self.accounts
             ],
             "sums": [
-                [node.level, node.index, None if sums is None else _packed(sums.of, buffers)]
+                [node.level, node.index, None if sums is None else _packed(sums.of, buffers, thin=thin)]
                 for node, sums in self.sums
             ],
             "replies": [
@@ -92,15 +106,18 @@ class Parcel:
                 for r in self.replies
             ],
             "lacking": list(self.lacking.items()),
+            "again": list(self.again),
             "broken": self.broken,
         }
-        buffers[0] = json.dumps(head).encode()
+        described = json.dumps(head).encode()
+        buffers[0] = _THIN + zlib.compress(described) if thin else described
         return buffers
 
     @classmethod
     def read(cls, buffers: Sequence[memoryview]) -> Parcel:
         """Return what was written; the tensors are views of the buffers."""
-        head = json.loads(bytes(buffers[0]))
+        said = bytes(buffers[0])
+        head = json.loads(zlib.decompress(said[len(_THIN) :]) if said.startswith(_THIN) else said)
         accounts = [Account(*account) for account in head["accounts"]]
         scalars = {account.client: account.scalars for account in accounts}
         sums = [
@@ -111,17 +128,21 @@ class Parcel:
         for client, rows, tensors, mask in head["replies"]:
             held = None if mask is None else _unpacked(mask, buffers)
             replies.append(Reply(client, rows, _unpacked(tensors, buffers), held, scalars[client], borrowed=True))
-        return cls(accounts, sums, replies, dict(head["lacking"]), head["broken"])
+        return cls(accounts, sums, replies, dict(head["lacking"]), head["again"], head["broken"])
 
 
-def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:
+def _packed(part: Any, buffers: list[bytes | memoryview], *, thin: bool = False) -> Any:
     """Return a part as JSON, in which lists stand for tensors, which are added to the buffers."""
     if isinstance(part, torch.Tensor):
         flat = part.detach().cpu().contiguous().reshape(-1)
+        kept = _not_zero(flat) if thin else None
+        if kept is not None:
+            buffers.append(np.packbits(kept.numpy()).tobytes())
+            flat = flat[kept]
         buffers.append(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
-        return [len(buffers) - 1, str(part.dtype).removeprefix("torch."), *part.shape]
+        return [len(buffers) - 1, kept is not None, str(part.dtype).removeprefix("torch."), *part.shape]
     if isinstance(part, Mapping):
-        return {str(name): _packed(inner, buffers) for name, inner in part.items()}
+        return {str(name): _packed(inner, buffers, thin=thin) for name, inner in part.items()}
     if isinstance(part, bool | int | float | str):
         return part
     raise EngineError(
@@ -130,13 +151,27 @@ def _packed(part: Any, buffers: list[bytes | memoryview]) -> Any:
     )
 
 
+def _not_zero(flat: torch.Tensor) -> torch.Tensor | None:
+    """Return which entries are not zero, if they are shorter with a bit for each entry; -0.0 is not zero."""
+    words = _WORDS.get(flat.element_size())
+    if words is None or not flat.numel():
+        return None
+    kept = flat.view(words) != 0
+    size = int(kept.sum()) * flat.element_size() + -(-flat.numel() // 8)
+    return kept if size < flat.numel() * flat.element_size() else None
+
+
 def _unpacked(part: Any, buffers: Sequence[memoryview]) -> Any:
     if isinstance(part, dict):
         return {name: _unpacked(inner, buffers) for name, inner in part.items()}
     if not isinstance(part, list):
         return part
-    number, dtype, *shape = part
-    buffer = buffers[number]
-    if not len(buffer):
-        return torch.zeros(shape, dtype=_DTYPES[dtype])
-    return torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(_DTYPES[dtype]).reshape(shape)
+    number, thin, dtype, *shape = part
+    buffer, whole = buffers[number], torch.zeros(0, dtype=_DTYPES[dtype])
+    if len(buffer):
+        whole = torch.from_numpy(np.frombuffer(buffer, np.uint8)).view(_DTYPES[dtype])
+    if thin:
+        kept = np.unpackbits(np.frombuffer(buffers[number - 1], np.uint8), count=math.prod(shape)).astype(bool)
+        values, whole = whole, whole.new_zeros(len(kept))
+        whole[torch.from_numpy(kept)] = values
+    return whole.reshape(shape)

@@ -20,6 +20,7 @@ from secateur.data import Source, load, names
 from secateur.data.partition import partition
 from secateur.data.schema import Schema
 from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
+from secateur.data.targets import standardised
 from secateur.errors import ConfigError, DataError
 from secateur.federation import tables
 from secateur.learning.task import find
@@ -133,6 +134,8 @@ def bare(study: Study, shape: Shape, folder: Path) -> Path:
         task=shape.task,
         target_scale=shape.target_scale,
         unit=shape.unit,
+        target_mean=shape.target_mean,
+        classes=shape.classes,
     )
     folder.mkdir(parents=True, exist_ok=True)
     empty = [np.arange(0)] * study.data.clients
@@ -188,7 +191,7 @@ def _simulated(study: Study, folder: Path) -> None:
     section = study.data
     source = load(section.source, seed=study.seed, task=section.task, options=section.reading)
     count = len(source.y_train)
-    if section.public and section.public > count - section.clients:
+    if section.public and section.public > count - max(section.clients, 1):
         raise DataError(f"data.public = {section.public} leaves fewer rows than clients: there are {count}")
     order = (
         torch.randperm(count, generator=stream(study.seed, "public")).numpy() if section.public else np.arange(count)
@@ -200,6 +203,8 @@ def _simulated(study: Study, folder: Path) -> None:
     if source.table is not None:
         source, agreed = tables.simulated(study, source, source.table, parts)
         tables.write(folder, agreed.schema, agreed.rows)
+    else:
+        source = standardised(source, np.concatenate(tables.held_out(study, parts)["train"]))
     make_shards(
         source, parts, test_fraction=section.test_fraction, seed=study.seed, folder=folder,
         validation_fraction=section.validation_fraction, public=public,

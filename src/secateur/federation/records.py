@@ -29,12 +29,26 @@ EMPTIED = "emptied"
 COUNT = "bytes_count"
 """The key, in a record and in the summary, of how its bytes are known; see ``wire.settings.Wire.count``."""
 
+_RELAYED = ("down", "up", "sums", "single")
+_BYTES = {
+    "computed": "exact, from names, shapes and the masks that both sides hold, without writing them",
+    "sampled": "some of a round's replies were written, and the others are taken to have their mean size",
+}
+
 _LONGEST = 500  # characters of a reason
 _NUMBER = re.compile(r"[-+]?\d[\d.,:]*(?:e[-+]?\d+)?|\b(?:nan|inf)\b", re.IGNORECASE)
 
 
-def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
-    """Return the summary of a run: its records summed by phase, and who was left out, by client and by reason."""
+def told_of_bytes(count: str) -> list[str]:
+    """Return what is said of bytes that are not all of payloads that were written; nothing of those that are."""
+    return [f"bytes of replies are {count}: {_BYTES[count]}"] if count in _BYTES else []
+
+
+def summarise(study: Study, rows: Sequence[Row], final: Row) -> Row:
+    """Return the summary of a run: its records summed by phase, and who was left out, by client and by reason.
+
+    Where there are relays, what they carried is summed under ``relayed``.
+    """
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     server = ("server_seconds", "server_macs")
     phases: dict[str, Row] = {}
@@ -52,7 +66,9 @@ def summarise(study: Study, rows: Iterable[Row], final: Row) -> Row:
     left_out = Counter(int(entry["client"]) for entry in entries)
     named = {str(client): left_out[client] for client in sorted(left_out)}
     whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
-    return {**whole, "phases": phases, "left_out": named, "reasons": by_reason(entries), "final": final}
+    relayed = {name: sum(row.get("relayed", {}).get(name, 0) for row in rows) for name in _RELAYED}
+    tiers = {"relayed": relayed} if relayed["down"] else {}
+    return {**whole, "phases": phases, **tiers, "left_out": named, "reasons": by_reason(entries), "final": final}
 
 
 def by_reason(entries: Iterable[Row]) -> list[Row]:

@@ -46,7 +46,7 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, open_local
+from secateur.federation.opening import OpenEngine, check_relays, open_local
 from secateur.federation.quorum import Attempts, check_learnt
 from secateur.federation.records import (
     COUNT,
@@ -60,6 +60,7 @@ from secateur.federation.records import (
     line,
     local_scores,
     summarise,
+    told_of_bytes,
 )
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
@@ -100,28 +101,28 @@ class Run:
         self, study: Study, runtime: Runtime, folder: Path, shards: Path, open_engine: OpenEngine = open_local
     ) -> None:
         self.study = study.complete()
-        self.runtime, self.folder = runtime, folder
-        self.shards_folder = shards
-        self.open_engine = open_engine
+        self.runtime, self.folder = runtime.on(study.compute.device), folder
+        self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
         self.local = resident.LocalState(self.model)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
+        check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
-        self.study.compute.check(self.model, self.example)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
-        self.initial = resident.tensors_of(self.model)
-        self.base = resident.base_of(self.model)
+        self.initial, self.base = resident.tensors_of(self.model), resident.base_of(self.model)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
-        self.remarks = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
+        told += client.stack_remarks(self.study, self.model, self.shards)
+        self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
         self.books = Books(folder, self.setting.specs, known, base=self.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
@@ -248,11 +249,11 @@ class Run:
             "clients": list(ask.clients),
             "left_out": exchange.left_out,
             COUNT: self.study.wire.count,
-            **({"sampled": exchange.sampled} if exchange.sampled else {}),
             "bytes_down": sum(exchange.down.values()),
             "bytes_up": sum(exchange.up.values()),
             "down": exchange.down,
             "up": exchange.up,
+            **exchange.counted(),
             "each": [[who, *carried] for who, carried in sorted(exchange.carried.items())],
             "each_seconds": [[who, spent] for who, spent in worked.items()],
             "client_seconds": sum(worked.values()),
@@ -335,8 +336,7 @@ class Run:
             self._check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        said = [*self.remarks, *emptied(final.get(EMPTIED, []))]
-        summary = {**summarise(self.study, rows, final), "remarks": said}
+        summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
         checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
         watch({"event": "end", **summary})
         return summary
@@ -373,9 +373,9 @@ class Run:
 
         If the server has no test set, their mean by rows is the run's score.
         """
-        carried = sum(exchange.down.values()) + sum(exchange.up.values())
         return {
-            "evaluate_bytes": carried,
+            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
+            **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
             **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
         }
 

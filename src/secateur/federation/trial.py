@@ -8,7 +8,7 @@ it, and no byte is carried.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,15 +30,18 @@ from secateur.federation.quorum import beyond
 from secateur.federation.records import listing, short
 from secateur.learning import batched, loop, resident
 from secateur.learning.evaluate import evaluate
-from secateur.learning.loop import Fit
 from secateur.learning.task import Data
+from secateur.learning.work import Train, Worker, alone
 from secateur.streams import global_stream
 from secateur.wire.message import Expected, Message, specs_of
 
 _CLIENTS = 3  # of the first cohort that are tried, until one of them can be trained
 _EPOCHS = 2  # a step may only show in the next one that it went out of bounds
 _ASKS, _ROWS, _SEEN = 6, 8, 64
-_ADVICE = "lower training.lr or set training.clip, and look for values in its rows that are missing, infinite or huge"
+_ADVICE = (
+    "lower training.lr or set training.clip, and look for values in its rows that are missing, infinite or huge, or "
+    "not scaled"
+)
 _REFUSED = "no first step of training can be taken"
 
 
@@ -174,23 +177,24 @@ def _respond(participant: Participant, ask: Ask, view: Client) -> Message:
     asked = Ask(ask.phase, ask.round, ask.clients, request, Expected({}))
     compute, replies = participant.study.compute, list[Message]()
 
-    def work(fit: Callable[..., Fit], clock: batched.Clock) -> batched.Answer:
+    def responds(work: Worker, clock: batched.Clock) -> None:
         del clock
-        replies.append(participant.method.respond(asked, replace(view, fit=partial(_short, fit))))
-        return b"", None
+        replies.append(participant.method.respond(asked, replace(view, work=partial(_short, work))))
 
     if not compute.stacks:
-        work(partial(loop.fit, autocast=compute.autocast), lambda: 0.0)
+        responds(partial(alone, compute=compute), lambda: 0.0)
         return replies[0]
-    (outcome,) = batched.answers([work], compute)
+    (outcome,) = batched.answers([responds], compute)
     if isinstance(outcome, Exception):
         raise outcome
     return replies[0]
 
 
-def _short(fit: Callable[..., Fit], *given: Any, effort: loop.Effort | None = None, **more: Any) -> Fit:
+def _short(work: Worker, job: Any) -> Any:
     """Train for the few epochs of a trial, on all rows given, whatever the effort that a method asks for."""
-    return fit(*given, effort=effort and replace(effort, epochs=min(effort.epochs, _EPOCHS), share=1.0), **more)
+    if isinstance(job, Train) and job.effort:
+        job = replace(job, effort=replace(job.effort, epochs=min(job.effort.epochs, _EPOCHS), share=1.0))
+    return work(job)
 
 
 def _check(ask: Ask, reply: Message) -> None:
@@ -208,4 +212,6 @@ def _check(ask: Ask, reply: Message) -> None:
 
 def _worded(broken: Exception) -> str:
     line = short(str(broken))
+    if isinstance(broken, IndexError) and "out of range in self" in line:
+        line += ": its rows hold a larger number than an embedding of the model has entries; give it more"
     return line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"

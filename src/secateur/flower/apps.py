@@ -175,7 +175,7 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
     if first["task"] not in {*TASKS, study.data.task}:  # a node must not name code that this server imports
         raise EngineError(f"the nodes' rows are of task {first['task']!r}: if you trust it, set data.task to it")
     inputs = tuple(int(size) for size in first["inputs"])
-    shape = Shape(inputs, first["outputs"], first["kind"], first["scale"], first["task"])
+    shape = Shape(inputs, **{name: first[name] for name in ("outputs", "kind", "scale", "task", "classes")})
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
         yield prepare.bare(study, shape, Path(folder))
 
@@ -183,6 +183,7 @@ def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
 # What a node says of itself: facts that must be there before any of them is used, with their types.
 _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "own": bool, "inputs": list, "outputs": int, "kind": str, "scale": (int, float), "task": str, "model": str,
+    "classes": str,
 }  # fmt: skip
 _LARGEST_SIZE, _MOST_SIZES = 2**20, 9
 
@@ -209,10 +210,11 @@ def _unlike(about: About, ours: About, table: bool) -> str | None:  # noqa: FBT0
         kinds = {True: "a table", False: "no table"}
         own = bool(about.get("table"))
         return None if own == table else f"its data is {kinds[own]}, {kinds[table]} is expected (data.source)"
-    differs = [name for name in ("inputs", "outputs", "kind", "scale", "task", "model") if about[name] != ours[name]]
+    differs = [name for name in _FACTS if name != "own" and about[name] != ours[name]]
     if not differs:
         return None
-    return f"its {differs[0]} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
+    what = "digest of the names of classes" if differs[0] == "classes" else differs[0]
+    return f"its {what} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
 
 
 def _log(row: records.Row) -> None:
@@ -275,7 +277,7 @@ def _about(participant: Participant) -> About:
     return {
         "secateur": importlib.metadata.version("secateur"), "wire": head.VERSION,
         "inputs": list(shape.input_shape), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
-        "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16], "classes": shape.classes,
     }  # fmt: skip
 
 

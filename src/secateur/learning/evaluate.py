@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from secateur.learning.task import Data
+from secateur.learning.task import Data, Task
 from secateur.models.memory_format import lay_out
 
 
@@ -36,14 +36,20 @@ def evaluate(model: nn.Module, data: Data, *, batch_size: int = 1000) -> Score:
         return Score(math.nan, math.nan, 0)
     model.eval()
     lay_out(model)
-    total, outputs, targets = 0.0, list[torch.Tensor](), list[torch.Tensor]()
+    outputs, targets = list[torch.Tensor](), list[torch.Tensor]()
     with torch.no_grad():
         for start in range(0, len(data), batch_size):
             x, y = data.batch(slice(start, start + batch_size))
-            outputs.append(model(x))
-            targets.append(y)
-            total += float(data.task.loss(outputs[-1], y)) * len(y)
-        scores = data.task.scores(torch.cat(outputs), torch.cat(targets))
-    main, *others = (metric.name for metric in data.task.metrics)
+            outputs.append(model(x).cpu())
+            targets.append(y.cpu())
+    return scored(torch.cat(outputs), torch.cat(targets), data.task, batch_size)
+
+
+def scored(outputs: torch.Tensor, targets: torch.Tensor, task: Task, batch_size: int) -> Score:
+    """Return the scores of a model's outputs on at least one row; its loss is summed by batches."""
+    pairs = zip(torch.split(outputs, batch_size), torch.split(targets, batch_size), strict=True)
+    total = sum(float(task.loss(output, y)) * len(y) for output, y in pairs)
+    scores = task.scores(outputs, targets)
+    main, *others = (metric.name for metric in task.metrics)
     further = {name: scores[name] for name in others if not math.isnan(scores[name])}
-    return Score(scores[main], total / len(data), len(data), further)
+    return Score(scores[main], total / len(targets), len(targets), further)

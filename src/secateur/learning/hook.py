@@ -51,8 +51,8 @@ class Hook:
     """Base of hooks, which change the steps of a local training; a method gives them to ``Client.train``.
 
     Hooks are frozen dataclasses of settings; the ``Steps`` that ``begin`` returns hold what one training remembers from
-    step to step. Several hooks act in the order in which they are given. Clients with a hook are trained one by one,
-    not stacked.
+    step to step. Several hooks act in the order in which they are given. In a stack of clients, a hook sees each one's
+    part of it; clients whose hook acts around the forward pass are trained one by one.
 
     Attributes:
         dense: whether training moves pruned weights too; the mask does not hold in the result then, and no unit is cut.

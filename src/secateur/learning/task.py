@@ -178,6 +178,7 @@ class Data:
         kind: ``image`` rows are divided by ``scale``; ``tokens`` become int64; ``tabular`` rows stay as they are.
         scale: the divisor of image values; see ``kind``.
         task: what is learnt from the rows.
+        dtype: the dtype of floating-point inputs and targets in a batch; None: as they are.
     """
 
     x: torch.Tensor
@@ -185,6 +186,7 @@ class Data:
     kind: str = "image"
     scale: float = 255.0
     task: Task = field(default_factory=Classification)
+    dtype: torch.dtype | None = None
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -198,10 +200,19 @@ class Data:
         elif self.kind == "image":
             x = x / self.scale
             x = x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-        return x, self.task.targets(y)
+        y = self.task.targets(y)
+        if self.dtype is None:
+            return x, y
+        return _as(x, self.dtype), _as(y, self.dtype)
 
 
 def _rows(tensor: torch.Tensor, index: torch.Tensor | slice) -> torch.Tensor:
+    if isinstance(index, torch.Tensor) and index.device != tensor.device:
+        index = index.to(tensor.device)
     if isinstance(index, torch.Tensor) and index.dim() == 1:
         return tensor.index_select(0, index)  # copies whole rows, where indexing goes entry by entry
     return tensor[index]
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

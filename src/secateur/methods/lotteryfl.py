@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
-from secateur.learning import resident
-from secateur.learning.evaluate import evaluate
 from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
 from secateur.wire.message import Message
@@ -44,9 +42,8 @@ class LotteryFL(Personal):
         """Prune and rewind if the received model is accurate enough, then train."""
         start, mask, scored = ask.message.tensors, ask.message.mask, 0
         if mask is not None and not reached(mask, self.target):
-            resident.load(client.model, masks.apply(start, mask))
             scored = len(client.data) // 3  # a third of a training row's work: forward only
-            if evaluate(client.model, client.data).metric > self.accuracy:
+            if client.score(masks.apply(start, mask)).metric > self.accuracy:
                 mask, start = thinner(start, mask, share=self.share, target=self.target), client.initial
         weights, done = client.train(start, mask, round_=ask.round)
         return Message(weights, mask, report(replace(done, processed=done.processed + scored)))

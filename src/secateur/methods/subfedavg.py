@@ -23,9 +23,7 @@ from dataclasses import dataclass, replace
 
 from secateur.contract.ask import Ask
 from secateur.contract.client import Client, report
-from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Effort
-from secateur.learning.resident import load
 from secateur.methods.kit.personal import Personal, reached, thinner
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
@@ -75,5 +73,4 @@ class SubFedAvg(Personal):
     @staticmethod
     def accuracy_under(weights: Tensors, mask: Mask, client: Client) -> float:
         """Return the accuracy of weights under a mask, on the client's training rows."""
-        load(client.model, masks.apply(weights, mask))
-        return evaluate(client.model, client.data).metric
+        return client.score(masks.apply(weights, mask)).metric

@@ -12,7 +12,10 @@ from secateur.errors import ModelError
 
 def _channels(input_shape: tuple[int, ...], *, least: int = 1) -> int:
     if len(input_shape) != 3:
-        raise ModelError(f"an image model needs inputs (channels, height, width), the data has {input_shape}")
+        raise ModelError(
+            f"an image model needs inputs (channels, height, width), the data has {input_shape}; "
+            "choose another model, such as model.name=mlp"
+        )
     if min(input_shape[1:]) < least:
         raise ModelError(f"this model needs images of at least {least}x{least}, the data has {input_shape}")
     return input_shape[0]

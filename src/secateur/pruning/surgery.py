@@ -56,7 +56,7 @@ class SlimGroupNorm(nn.Module):
         if self.training:
             normed: torch.Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
                 rows, self.weight, self.bias, member, self.share, self.eps
-            )
+            )[0]
             return normed.view_as(x)
         scale, shift, _, _ = _affine(rows, self.weight, self.bias, member, self.share, self.eps)
         return torch.addcmul(shift.unsqueeze(2), rows, scale.unsqueeze(2)).view_as(x)
@@ -81,18 +81,24 @@ class _Normalise(torch.autograd.Function):
     dx = scale dy - inverse (A + B x^), A = sum_group weight Q / N, B = sum_group weight (P - mean Q) inverse / N.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
-        member: torch.Tensor, share: float, eps: float,
-    ) -> torch.Tensor:  # fmt: skip
-        scale, shift, mean, inverse = _affine(rows, weight, bias, member, share, eps)
-        ctx.save_for_backward(rows, weight, member, scale, mean, inverse)
-        ctx.share = share
-        return torch.addcmul(shift.unsqueeze(2), rows, scale.unsqueeze(2))
+    generate_vmap_rule = True
 
     @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> Any:
+    def forward(
+        rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, member: torch.Tensor, share: float, eps: float
+    ) -> tuple[torch.Tensor, ...]:
+        scale, shift, mean, inverse = _affine(rows, weight, bias, member, share, eps)
+        return torch.addcmul(shift.unsqueeze(2), rows, scale.unsqueeze(2)), scale, mean, inverse
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+        rows, weight, _, member, share, _ = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(rows, weight, member, *output[1:])
+        ctx.share = share
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor, *_: torch.Tensor) -> Any:
         rows, weight, member, scale, mean, inverse = ctx.saved_tensors
         q = dy.sum(2)
         aligned = ((dy * rows).sum(2) - mean * q) * inverse
@@ -101,7 +107,7 @@ class _Normalise(torch.autograd.Function):
         b = count * ((weight * aligned) @ member) @ member.T
         slope = -b * inverse * inverse
         dx = torch.addcmul((-a * inverse - slope * mean).unsqueeze(2), rows, slope.unsqueeze(2))
-        return dx.addcmul_(dy, scale.unsqueeze(2)), aligned.sum(0), q.sum(0), None, None, None
+        return torch.addcmul(dx, dy, scale.unsqueeze(2)), aligned.sum(0), q.sum(0), None, None, None
 
 
 def shrink(model: nn.Module, plan: Plan) -> nn.Module:

@@ -73,6 +73,7 @@ class Outcome:
         widths: quality and MACs of the narrower models that the shipped one holds, by their width.
         validation: quality on validation rows, by which settings, epochs and rounds may be chosen; NaN without any.
         validation_by_round: curve of the same by round.
+        count: how its bytes are known: ``encoded``, ``computed`` or ``sampled``; see ``wire.settings.Wire``.
     """
 
     metric: Metric
@@ -101,6 +102,7 @@ class Outcome:
     widths: Mapping[str, tuple[float, int]] = field(default_factory=dict)
     validation: float = math.nan
     validation_by_round: Curve = ()
+    count: str = "encoded"
 
     def spent(self, figure: str, *, train: bool) -> float:
         """Return the sum of a field of ``PhaseCost``, over training rounds or over all other phases."""
@@ -149,6 +151,7 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         parameters_left=final["parameters_physical"] / final.get("parameters_dense", final["parameters_physical"]),
         widths={name: (part[metric.name], part["macs_physical"]) for name, part in final.get("widths", {}).items()},
         validation=final.get(VALIDATION, math.nan), validation_by_round=validated,
+        count=study.wire.count,
     )  # fmt: skip
 
 

@@ -132,6 +132,7 @@ def subject_data(subject: Subject) -> Facts:
     candidates = [
         run_figures.layers(rows, _sizes(folder)),
         run_figures.traffic(rows) if rows else {},
+        run_figures.relayed(rows),
         *(run_figures.histogram(name, of) for name, of in final.get("histograms", {}).items()),
         run_figures.clients(final.get("local", []), _summary(subject.dense).get("final", {}).get("local", [])),
         run_figures.mask(*_mask(folder)),

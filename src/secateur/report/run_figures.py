@@ -47,6 +47,36 @@ def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
     return figure("traffic", "Bytes of each exchange", alt, [view(traces, frame)])
 
 
+def relayed(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return the figure of the bytes of each exchange between the server and its relays, and of those below them."""
+    if not any("relayed" in row for row in rows):
+        return {}
+    tiers = {
+        f"{tier}, {way}": [of(row, way) for row in rows]
+        for tier, of in (("server and relays", _above), ("relays and clients", _below))
+        for way in ("down", "up")
+    }
+    traces = [
+        {
+            "type": "scatter", "mode": "lines", "name": name, "x": list(range(len(rows))), "y": carried,
+            "line": {"color": colour(n), "dash": dash(n)},
+        }
+        for n, (name, carried) in enumerate(tiers.items())
+    ]  # fmt: skip
+    sent = [row["relayed"] for row in rows if "relayed" in row]
+    alt = "; ".join(f"{name}: {size(sum(carried))}" for name, carried in tiers.items())
+    alt += f"; relays sent {sum(one['sums'] for one in sent)} sums and {sum(one['single'] for one in sent)} replies."
+    return figure("relayed", "Bytes by tier", alt, [view(traces, layout("exchanges", "bytes"))])
+
+
+def _above(row: Mapping[str, Any], way: str) -> int:
+    return int(row.get("relayed", {}).get(way, 0))
+
+
+def _below(row: Mapping[str, Any], way: str) -> int:
+    return int(row[f"bytes_{way}"])
+
+
 def histogram(name: str, of: Mapping[str, Sequence[int]]) -> Figure:
     """Return the figure of how a value of each weight is distributed over [0, 1], tensor by tensor."""
     traces = []

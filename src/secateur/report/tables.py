@@ -13,6 +13,7 @@ from typing import Any
 from secateur.compare.grid import folder_of
 from secateur.compare.suite import Cell, Suite
 from secateur.federation import checkpoint
+from secateur.federation.records import told_of_bytes
 from secateur.report.formatting import amount, latex, markdown, percent, plain, seconds, size, spread
 from secateur.report.gather import RESULT
 from secateur.report.statistics import SIGNIFICANCE, Interval, interval
@@ -53,6 +54,7 @@ def note(here: Sequence[Line]) -> str:
     if here[0].rows == OWN:
         where = "mean over clients of each one's own test rows, with the model that it uses itself"
     text = f"Quality: {where}. Nothing is learnt from these rows or chosen by them: targets look at validation rows."
+    text += "".join(f" {told.capitalize()}." for told in told_of_bytes(next(iter(here[0].runs.values())).count))
     if seeds < 2:
         return f"{text} One seed: no verdict."
     text += (

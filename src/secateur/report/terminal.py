@@ -198,6 +198,8 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
         ("MACs, units removed", final["macs_physical"], amount),
     ]
     lines += _costs(phases)
+    relayed = summary.get("relayed", {})
+    lines += [(f"bytes {way}, server and relays", relayed[way], size) for way in ("down", "up") if relayed]
     lines.append(("bytes, local scores at the end", final["evaluate_bytes"], size))
     for phase, costs in phases.items():
         lines.append((f"client seconds, {phase}", costs["client_seconds"], seconds))

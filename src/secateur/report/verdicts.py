@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from secateur.errors import ConfigError
 from secateur.learning.metrics import Metric
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import (
@@ -144,7 +145,16 @@ def compare_groups(partition: str, groups: Sequence[Group], *, target: float = 0
         partition: the partition of all groups.
         groups: those of FedAvg before all others.
         target, margin: those of ``Suite``.
+
+    Raises:
+        ConfigError: their bytes are known in different ways.
     """
+    kinds = {one.count: f"{group.variant} {group.control}".strip() for group in groups for one in group.runs.values()}
+    if len(kinds) > 1:
+        told = ", ".join(f"{kind} in {name}" for kind, name in sorted(kinds.items()))
+        raise ConfigError(
+            f"bytes are {told}: figures of different kinds are not set side by side; run all with one wire.count"
+        )
     personal = {group.baseline for group in groups if group.personal}
     wanted = {group.baseline for group in groups if not group.personal and group.control != DENSE}
     shared = [g for g in groups if not g.personal and (g.control != DENSE or g.variant not in personal - wanted)]

@@ -30,7 +30,7 @@ from secateur.contract.guard import Guard
 from secateur.contract.method import Method
 from secateur.data import partition, sources
 from secateur.errors import ConfigError, check, unknown
-from secateur.learning.batched import Compute
+from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
 from secateur.pruning.discovery import How
@@ -41,7 +41,7 @@ _BOUNDS = "bounds"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
-_LATER_WIRE = ("packing", "count", "sample")
+_LATER_COMPUTE, _LATER_WIRE = ("precision", "tf32"), ("packing", "count", "sample")
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
@@ -202,7 +202,8 @@ class Study(_Section):
     def hash(self) -> str:
         """Return 8 hexadecimal digits that name the study's result."""
         # a setting that was added later must not change the hash of studies that leave it at its default
-        later: dict[str, Any] = {"compute": True} if self.compute == Compute() else {}
+        usual = {name for name in _LATER_COMPUTE if getattr(self.compute, name) == getattr(Compute, name)}
+        later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
         if not self.quorum:

@@ -11,10 +11,12 @@ from typing import Literal
 import numpy as np
 
 from secateur.data.hold import hold_out
+from secateur.data.outline import MOST_NUMBERS
 from secateur.data.pictures import channels_first
-from secateur.data.source import Kind, Source
+from secateur.data.source import Kind, Source, named
 from secateur.errors import DataError
 
+_ROWS_OF_A_CLASS = 5  # with fewer, more than 20 whole numbers may be values
 _WHOLE, _SPLIT = {"x", "y"}, {"x_train", "y_train", "x_test", "y_test"}
 
 
@@ -24,7 +26,8 @@ class ArrayOptions:
 
     Attributes:
         kind: what a row is; four dimensions are images, others tabular.
-        task: what is learnt; whole numbers and words are classes, other numbers values.
+        task: what is learnt; words are classes, so are whole numbers unless nearly every row has its own, and whole
+            numbers written as floats if there are at most 20; other numbers are values.
         classes: how many there are, where these rows may not hold the last one.
         scale: the number that image values are divided by; 255 for bytes, 1 for others.
         channels: where an image has its channels.
@@ -56,8 +59,9 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
         )
     x, y = ([held[name] for name in sorted(split, reverse=True) if name[0] == letter] for letter in "xy")
     _check_lengths(path, x, y, ids)
-    y, remarks = _coded(path, y)
-    task = options.task or ("regression" if y[0].dtype.kind == "f" else "classification")
+    y, words = _coded(path, y)
+    remarks = (f"{path}: classes are {_numbered(words)}",) if words else ()
+    task = options.task or _task(path, y)
     grey = x[0].ndim == 3 and x[0].dtype == np.uint8
     kind: Kind = options.kind or ("image" if x[0].ndim == 4 or grey else "tabular")
     if kind == "image":
@@ -68,7 +72,41 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
         ids = None if ids is None else ids[train]
     outputs = 1 if task == "regression" else options.classes or _classes(path, y)
     scale = options.scale or (255.0 if x[0].dtype == np.uint8 else 1.0)
-    return Source(f"arrays:{path.name}", x[0], y[0], x[1], y[1], ids, outputs, kind, scale, task, remarks)
+    return Source(
+        f"arrays:{path.name}",
+        x[0],
+        y[0],
+        x[1],
+        y[1],
+        ids,
+        outputs,
+        kind,
+        scale,
+        task,
+        remarks,
+        classes=named(words) if words else "",
+    )
+
+
+def _task(path: Path, y: list[np.ndarray]) -> str:
+    """Return what targets are learnt as, where nobody says it.
+
+    Raises:
+        DataError: they are whole numbers that may be either.
+    """
+    both = np.concatenate([part.reshape(-1) for part in y])
+    few = len(values := np.unique(both)) <= MOST_NUMBERS
+    if both.dtype.kind == "f":
+        return "classification" if few and values[0] == 0 and (values == values.round()).all() else "regression"
+    if both.dtype.kind in "iu" and (
+        values[0] not in {0, 1} or (not few and len(both) < _ROWS_OF_A_CLASS * len(values))
+    ):
+        raise DataError(
+            f"{path}: y holds {len(values)} whole numbers, {values[0]} to {values[-1]}: if they are values, set "
+            "data.options.task=regression; if they are classes, number them from 0 and set "
+            "data.options.task=classification"
+        )
+    return "classification"
 
 
 def _file(path: Path) -> Path:
@@ -87,7 +125,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} is a single array: write x and y with numpy.savez({path.stem!r}, x=x, y=y)")
             return dict(held)
     except (OSError, EOFError, ValueError, TypeError, KeyError, zlib.error, zipfile.BadZipFile) as broken:
-        line = " ".join(str(broken).split())[:200]
+        pickled = "it is no .npz file, or holds objects of Python" if "allow_pickle" in str(broken) else ""
+        line = pickled or getattr(broken, "strerror", "") or " ".join(str(broken).split())[:200]
         raise DataError(f"cannot read the arrays {path}: {line}; write them with numpy.savez, as numbers") from broken
 
 
@@ -101,12 +140,18 @@ def _check_lengths(path: Path, x: list[np.ndarray], y: list[np.ndarray], ids: np
 
 
 def _coded(path: Path, y: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
-    """Return targets as numbers; words become their places among the sorted words, with a remark."""
-    if y[0].dtype.kind != "U":
+    """Return targets as numbers, and the words whose places among the sorted ones they are, if they were words."""
+    words = [part.dtype.kind == "U" for part in y]
+    if not any(words):
         return y, ()
+    if not all(words):
+        raise DataError(f"{path} has words in one of y_train and y_test, and numbers in the other: give both the same")
     names, codes = np.unique(np.concatenate(y), return_inverse=True)
-    told = ", ".join(f"{code} {name}" for code, name in enumerate(names[:20]))
-    return np.split(codes.reshape(-1), [len(y[0])])[: len(y)], (f"{path}: classes are {told}",)
+    return np.split(codes.reshape(-1), [len(y[0])])[: len(y)], tuple(names.tolist())
+
+
+def _numbered(names: tuple[str, ...]) -> str:
+    return ", ".join(f"{code} {name}" for code, name in enumerate(names[:20]))
 
 
 def _groups(y: np.ndarray, ids: np.ndarray | None, rows: int, task: str) -> np.ndarray:

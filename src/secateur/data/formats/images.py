@@ -11,7 +11,7 @@ import numpy as np
 
 from secateur.data.hold import hold_out
 from secateur.data.pictures import channels_first, common_mode
-from secateur.data.source import Source
+from secateur.data.source import Source, named
 from secateur.data.sources import folder_of
 from secateur.errors import DataError, need
 
@@ -43,14 +43,23 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     folder = folder_of(argument, "images")
     parts = [folder / "train", folder / "test"]
     places = parts if all(part.is_dir() for part in parts) else [folder]
-    classes = list(options.classes) or sorted({name for place in places for name in _classes(place)})
-    if not classes:
+    there = sorted({name for place in places for name in _classes(place)})
+    classes = list(options.classes) or there
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"data.options.classes names {twice!r} twice")
+    if not there:
         raise DataError(f"{folder} holds no folders: put the images of each class into a folder of its name")
-    strange = sorted({name for place in places for name in _classes(place)} - set(classes))
+    strange = sorted(set(there) - set(classes))
     if strange:
         raise DataError(f"{folder} holds a folder {strange[0]!r}, which is none of data.options.classes")
     files = [_files(place, classes) for place in places]
     remarks = _left_out(folder, places, classes, files)
+    bare = [
+        name for number, name in enumerate(there) if not any(label == number for part in files for _, label in part)
+    ]
+    if bare and not options.classes:
+        remarks += (f"{folder}: no image lies in {', '.join(map(repr, bare))}: a class without rows",)
     x = _pixels(f"images:{argument}", [path for part in files for path, _ in part], _size(options.size))
     y = np.array([label for part in files for _, label in part], np.int64)
     if len(files) == 2:
@@ -58,7 +67,9 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     else:
         train, test = hold_out(y, seed)
     name = f"images:{folder.name}"
-    return Source(name, x[train], y[train], x[test], y[test], None, len(classes), remarks=remarks)
+    return Source(
+        name, x[train], y[train], x[test], y[test], None, len(classes), remarks=remarks, classes=named(classes)
+    )
 
 
 def _classes(place: Path) -> list[str]:
@@ -83,7 +94,10 @@ def _left_out(folder: Path, places: list[Path], classes: list[str], files: list[
     """
     count = sum(map(len, files))
     if not count:
-        raise DataError(f"{folder} holds no {', '.join(sorted(_ENDINGS))} in a folder of a class")
+        raise DataError(
+            f"{folder} holds no {', '.join(sorted(_ENDINGS))} in a folder of a class: put them into {folder}/CLASS, or "
+            f"into {folder}/train/CLASS and {folder}/test/CLASS"
+        )
     there = sum(path.is_file() for place in places for name in classes for path in (place / name).glob("*"))
     return (f"{folder}: {there - count} files are no PNG or JPEG: left out",) if there > count else ()
 

@@ -59,7 +59,12 @@ def read(argument: str, options: TableOptions) -> RawTable:
         return tables[number].where(row - (int(ends[number - 1]) if number else 0))
 
     columns, remarks = _columns(tables, used, where, options)
-    remarks = [remark for table in tables for remark in table.remarks] + remarks
+    remarks = [*_others(path, files), *(remark for table in tables for remark in table.remarks), *remarks]
+    absent = [name for name in options.drop if not any(name in table.dropped for table in tables)]
+    if absent:
+        remarks.append(
+            f"{path} has no column {_some(absent)}, which data.options.drop names: nothing is left out by it"
+        )
     target = columns.pop(name)
     _refuse_missing(
         target.missing, name, where, "a row without a target teaches nothing: delete the row, or fill it in"
@@ -109,7 +114,21 @@ def _files(path: Path) -> list[Path]:
     )  # fmt: skip
     if not files:
         raise DataError(f"{path} holds no table: a site's file ends in {', '.join(_ENDINGS)}, gzipped or not")
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(file.name.lower().removesuffix(".gz").rpartition(".")[0], file)
+        if other != file:
+            raise DataError(
+                f"{path} holds {other.name} and {file.name}, which may be one site twice: keep one, or rename it"
+            )
     return files
+
+
+def _others(path: Path, files: list[Path]) -> list[str]:
+    """Return a remark on what lies in a folder of sites and is no table."""
+    there = sorted(path.iterdir()) if path.is_dir() else []
+    others = [item.name for item in there if item not in files and not item.name.startswith(".")]
+    return [f"{path}: {_some(others)} {'are no tables' if len(others) > 1 else 'is no table'}: left out"] * bool(others)
 
 
 def _target(written: str, table: Cells) -> tuple[str, bool, float]:
@@ -132,6 +151,10 @@ def _used(tables: list[Cells], target: str, options: TableOptions) -> list[str]:
         DataError: a name that is asked for is no column's, or the files' columns differ.
     """
     first = tables[0]
+    if target == options.site:
+        raise DataError(
+            f"data.target and data.site are both {target!r}: name the column to learn, and that of the sites"
+        )
     for kind, name in (
         ("target", target),
         ("site", options.site),
@@ -140,8 +163,10 @@ def _used(tables: list[Cells], target: str, options: TableOptions) -> list[str]:
         if name and name not in first.columns:
             near = difflib.get_close_matches(name, first.columns, n=1)
             hint = f"did you mean {near[0]!r}? Its columns are" if near else "its columns are"
+            alone = "; if cells are not told apart, name the delimiter with data.options.delimiter"
             raise DataError(
                 f"{first.file} has no column {name!r} (data.{kind}): {hint} {_some(list(first.columns), 8)}"
+                + alone * (len(first.columns) == 1)
             )
     for table in tables[1:]:
         lacks = [name for name in first.columns if name not in table.columns]

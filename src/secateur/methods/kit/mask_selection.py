@@ -20,7 +20,6 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Scalars
 from secateur.contract.state import State
 from secateur.learning import resident
-from secateur.learning.evaluate import evaluate
 from secateur.learning.loop import Fit
 from secateur.methods.kit.rounds import MEAN
 from secateur.pruning import mask as masks
@@ -64,12 +63,12 @@ def candidate(state: State, number: int, sparsity: float) -> Mask:
 
 def respond(ask: Ask, client: Client) -> Message:
     """Return the candidate's batch norm statistics on all rows, or its loss; nothing is trained."""
-    resident.load(client.model, ask.message.tensors)
     rows = len(client.data)
     if ask.message.scalars["statistics"]:
+        resident.load(client.model, ask.message.tensors)
         statistics = _statistics(client)
         return Message(statistics, None, report(Fit(rows, rows // 3, 0, 0, 0.0)))  # forward only: a third of training
-    score = evaluate(client.model, client.data)
+    score = client.score(ask.message.tensors)
     return Message({}, None, report(Fit(rows, rows // 3, 0, 0, score.loss)))
 
 
