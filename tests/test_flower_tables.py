@@ -174,8 +174,15 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
     def other(message):
         reply = answer(message)
         about, _ = engine_of.unpack(reply.content)
-        facts = {"inputs": [3], "outputs": 1, "kind": "tabular", "scale": 1.0, "task": "regression"}
-        facts |= {"model": "m", "classes": ""}
+        facts = {
+            "inputs": [3],
+            "outputs": 1,
+            "kind": "tabular",
+            "scale": 1.0,
+            "task": "regression",
+            "model": "m",
+            "classes": "",
+        }
         reply.content = engine_of.pack({**about, **facts, "table": False})
         return reply
 

@@ -236,6 +236,7 @@ def test_an_owners_text_that_is_no_setting_is_said_so(text, match):
 def test_a_server_imports_no_task_that_a_node_names(trap):
     """Rows of the nodes' own say what is learnt of them; a server takes this package's tasks, or its study's."""
     about = {"own": True, "inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
+    about |= {"classes": ""}
     made = parse_study({"data": {"clients": 2}, "model": {"name": "mlp"}})
 
     with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, {0: about}):
