@@ -74,12 +74,13 @@ def test_curvature_of_a_part_that_does_not_bend_is_zero():
     assert not found["idle.weight"].any()
 
 
-def test_flow_by_hand():
+@pytest.mark.parametrize("rows", [3, 0], ids=["a client's", "a server without rows"])
+def test_flow_by_hand(rows):
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False))
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[1.0, -2.0], [-3.0, 4.0]]))
         model[2].weight.copy_(torch.tensor([[-5.0, 6.0]]))
-    data = Data(torch.randn(3, 2), torch.zeros(3, dtype=torch.int64), kind="tabular")
+    data = Data(torch.randn(rows, 2), torch.zeros(rows, dtype=torch.int64), kind="tabular")
     found, done = gradient_statistic(model, data, Training(), "flow", Turn(0, 0, 0))
     # through the absolute weights ones become (3, 7): 5 * 3 + 6 * 7; the largest entry is 42
     assert found["2.weight"].mul(42).tolist() == [pytest.approx([15.0, 42.0])]

@@ -113,5 +113,6 @@ def _flows(twin: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
             if tensor.is_floating_point() and name not in constant:
                 tensor.abs_()
     parameters = _trained(twin)
-    slopes = _gradient(twin.eval()(torch.ones_like(x)).sum(), parameters)
+    ones = x.new_ones((1, *x.shape[1:]))  # a server has no rows of its own
+    slopes = _gradient(twin.eval()(ones).sum(), parameters)
     return {name: p.detach() * slopes[name] for name, p in parameters.items()}
