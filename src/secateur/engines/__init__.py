@@ -39,12 +39,12 @@ class Task:
     Attributes:
         first: the place of the first of them in the ask.
         requests: each client and its request, in their order.
-        whole: whether the task is done again as a whole if its process died; client by client only when it dies again.
+        whole: how often the task is done again as a whole if its process died; then client by client.
     """
 
     first: int
     requests: Sequence[tuple[int, bytes]]
-    whole: bool = False
+    whole: int = 0
 
 
 @dataclass(frozen=True)

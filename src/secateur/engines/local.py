@@ -92,31 +92,24 @@ class LocalEngine:
         yield from cast("Iterator[tuple[int, bytes | Failure]]", self._play(tasks, None, deadline))
 
     def gather(
-        self, tasks: Iterable[Task], job: object, deadline: float | None = None, *, whole: int = 0
+        self, tasks: Iterable[Task], job: object, deadline: float | None = None
     ) -> Generator[Gathered | Failure]:
         """Have workers serve requests and reduce the replies; see ``Gathering.gather``.
-
-        Args:
-            tasks: consumed lazily, in order.
-            job: what to do.
-            deadline: seconds for the whole exchange.
-            whole: how often a task whose process died is done again as it is, before each of its clients is served by
-                itself.
 
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        for answer in self._play(map(self._known, tasks), job, deadline, whole):
+        for answer in self._play(map(self._known, tasks), job, deadline):
             if isinstance(answer, Gathered):
                 yield answer
             elif isinstance(answer[1], Failure):
                 yield answer[1]
 
-    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None, whole: int = 0) -> Iterator[_Answer]:
+    def _play(self, tasks: Iterable[Task], job: object, deadline: float | None) -> Iterator[_Answer]:
         if self._size == 0:
             yield from self._serve_inline(tasks, job, deadline)
             return
-        exchange = _Exchange(self, iter(tasks), job, deadline, whole)
+        exchange = _Exchange(self, iter(tasks), job, deadline)
         try:
             yield from exchange.run()
         finally:
@@ -222,11 +215,8 @@ class LocalEngine:
 class _Exchange:
     """One exchange over the workers: dispatch in order, retry after a death, stop at the deadline."""
 
-    def __init__(
-        self, engine: LocalEngine, tasks: Iterator[Task], job: object, deadline: float | None, whole: int
-    ) -> None:
+    def __init__(self, engine: LocalEngine, tasks: Iterator[Task], job: object, deadline: float | None) -> None:
         self.engine = engine
-        self.whole = whole
         self.tasks = enumerate(tasks)
         self.job = job
         self.deadline = deadline
@@ -308,8 +298,7 @@ class _Exchange:
             return
         number, clients = self.numbers.pop(worker), tuple(client for client, _ in task.requests)
         self.deaths[clients] = self.deaths.get(clients, 0) + 1
-        whole = max(self.whole, int(task.whole))
-        if self.job is not None and len(clients) > 1 and self.deaths[clients] > whole:
+        if self.job is not None and len(clients) > 1 and self.deaths[clients] > task.whole:
             # one of them kills it, perhaps: each by itself now
             self.open[number] += len(clients) - 1
             self.again += [(number, Task(task.first + k, (one,))) for k, one in enumerate(task.requests)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from types import TracebackType
 from typing import Self
@@ -107,7 +107,8 @@ class RelayEngine:
 
     def gather(self, tasks: Iterable[Task], job: object, deadline: float | None = None) -> Iterator[Gathered | Failure]:
         """Have relays serve requests and add up the replies; see ``Gathering.gather``."""
-        for answer in self._local.gather(tasks, self._errand(job, deadline), deadline, whole=_AGAIN):
+        shares = (replace(task, whole=_AGAIN) for task in tasks)
+        for answer in self._local.gather(shares, self._errand(job, deadline), deadline):
             if isinstance(answer, Gathered):
                 self._up += sum(map(len, answer.made))
             yield answer
@@ -118,7 +119,7 @@ class RelayEngine:
         """Have relays serve requests and hand on the replies as they are; see ``Engine.exchange``."""
         # who is served together follows from the order of the requests, also after a death
         errand = self._errand(None, deadline)
-        for answer in self._local.gather(self._tasks(iter(requests)), errand, deadline, whole=_NEVER_SPLIT):
+        for answer in self._local.gather(self._tasks(iter(requests)), errand, deadline):
             if isinstance(answer, Failure):
                 yield answer.client, answer
                 continue
@@ -142,7 +143,7 @@ class RelayEngine:
     def _tasks(self, requests: Iterator[tuple[int, bytes]]) -> Iterator[Task]:
         first = 0
         while group := tuple(islice(requests, self._width)):
-            yield Task(first, group)
+            yield Task(first, group, _NEVER_SPLIT)
             first += len(group)
 
     @staticmethod

@@ -90,8 +90,8 @@ class Exchange:
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
-                f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and one "
-                "with compute.together = 1 on the CPU; set wire.count=encoded"
+                f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and none "
+                "that trains in stacks below relays; set wire.count=encoded"
             )
         self._unwritten: list[Account] = []
         self._sizes: list[Mapping[str, int]] = []
@@ -103,15 +103,27 @@ class Exchange:
         Raises:
             EngineError: the replies were read before.
         """
-        if self._read:
-            raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
-        self._read = True
+        self._begin()
         for answered, (who, reply) in enumerate(self._arrivals(), start=1):
             if isinstance(self.engine, Relaying) and not isinstance(reply, Failure):
                 self.relayed["single"] += 1
             self.notify(answered, len(self.ask.clients))
             yield who, self._check(who, reply)
         self._settle()
+
+    def _begin(self) -> None:
+        """Note that the replies are read.
+
+        Raises:
+            EngineError: they were read before.
+        """
+        if self._read:
+            raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
+        self._read = True
+
+    def _left(self, begun: float) -> float | None:
+        """Return the seconds that are left of an exchange; None: there is no deadline."""
+        return None if self.deadline is None else self.deadline - (time.monotonic() - begun)
 
     def _settle(self) -> None:
         """Put what was noted as answers came into the order of the ask; note who holds the mask that was sent."""
@@ -146,18 +158,15 @@ class Exchange:
 
     def _gather(self, engine: Gathering, reducer: Reducer) -> None:
         """Have the engine reduce the replies, and take what it made of them."""
-        if self._read:
-            raise EngineError(f"the replies to {self.ask.phase!r} were read already: they come once")
-        self._read = True
-        begun, done = time.monotonic(), 0
+        self._begin()
+        begun, done, asked = time.monotonic(), 0, len(self.ask.clients)
         again: list[int] = []
-        places = {client: place for place, client in enumerate(self.ask.clients)}
         for answer in engine.gather(self._tasks(engine), self._job, self.deadline):
             lacking = self._take(answer, reducer)
             again += lacking
             done += 1 if isinstance(answer, Failure) else len(answer.clients) - len(lacking)
-            self.notify(done, len(places))
-        left = None if self.deadline is None else self.deadline - (time.monotonic() - begun)
+            self.notify(done, asked)
+        left = self._left(begun)
         if again and left is not None and left <= 0:
             for who in again:
                 self._fail(Failure(who, _LATE.format("what its request referred to")))
@@ -167,7 +176,7 @@ class Exchange:
                     self._fail(Failure(who, "it lacks what it was sent"))
                     reducer.skip(who)
                 done += 1
-                self.notify(done, len(places))
+                self.notify(done, asked)
         self._fill_in()
         self._settle()
 
@@ -177,7 +186,7 @@ class Exchange:
         for first, count in self._divided(engine):
             members = self.ask.clients[first : first + count]
             if again is None or (again.issuperset(members) and isinstance(engine, Relaying)):
-                yield Task(first, [(who, self._requests.to(who)) for who in members], whole=stacks)
+                yield Task(first, [(who, self._requests.to(who)) for who in members], whole=int(stacks))
                 continue
             for place, who in enumerate(members, first):
                 if who in again:
@@ -190,8 +199,7 @@ class Exchange:
             return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
         if not isinstance(engine, Relaying):
             # with a deadline, who is late must not cost others their place
-            most = {} if self._job.sums and self.deadline is None else {"most": 1}
-            return pieces(0, total, engine.workers, **most)
+            return pieces(0, total, engine.workers, single=not self._job.sums or self.deadline is not None)
         if self._job.sums and self.ask.slices is None and not self.ask.own:
             return shares(total, engine.relays)
         # what passes a relay as it is must not fill its memory
@@ -282,7 +290,7 @@ class Exchange:
                 again[who] = lacking
             else:
                 yield who, reply
-        left = None if self.deadline is None else self.deadline - (time.monotonic() - begun)
+        left = self._left(begun)
         if left is not None and left <= 0:
             yield from ((who, Failure(who, _LATE.format(lacking))) for who, lacking in again.items())
         elif again:

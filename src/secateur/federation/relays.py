@@ -115,8 +115,8 @@ class Relay:
         job = cast("Job", errand.job)
         share = _Share(job, first, [client for client, _ in requests])
         # who is late must not cost others their place
-        most = {} if job.sums and errand.left is None else {"most": 1}
-        divided = pieces(first, len(requests), self._engine.workers, **most)
+        single = not job.sums or errand.left is not None
+        divided = pieces(first, len(requests), self._engine.workers, single=single)
         tasks = (Task(place, requests[place - first : place - first + count]) for place, count in divided)
         with contextlib.closing(self._engine.gather(tasks, job, errand.left)) as answers:
             for answer in answers:

@@ -9,7 +9,7 @@ from secateur.contract.fold import ARITY, Node
 _TOGETHER = ARITY**2
 
 
-def pieces(first: int, count: int, workers: int, *, most: int = _TOGETHER) -> Iterator[tuple[int, int]]:
+def pieces(first: int, count: int, workers: int, *, single: bool = False) -> Iterator[tuple[int, int]]:
     """Yield the place and the number of the clients of each task.
 
     Large tasks come first and single clients last, so that no worker waits for another.
@@ -18,11 +18,11 @@ def pieces(first: int, count: int, workers: int, *, most: int = _TOGETHER) -> It
         first: the place of the first client.
         count: the number of clients.
         workers: how many tasks are done at the same time.
-        most: the largest number of clients in a task.
+        single: whether each task has one client.
     """
     end = first + count
     while first < end:
-        share = min((end - first) // (2 * workers), most)
+        share = 1 if single else min((end - first) // (2 * workers), _TOGETHER)
         node = Node(0, first)
         while node.most * ARITY <= share and node.index % ARITY == 0:
             node = Node(node.level + 1, node.index // ARITY)
