@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -60,6 +61,31 @@ class Gathered:
     first: int
     clients: tuple[int, ...]
     made: Sequence[memoryview]
+
+
+def batches(requests: Iterable[tuple[int, bytes]], size: int, whole: int = 0) -> Iterator[Task]:
+    """Yield requests as tasks of ``size`` clients, the last perhaps of fewer; ``whole`` is that of each task."""
+    remaining, first = iter(requests), 0
+    while group := tuple(itertools.islice(remaining, size)):
+        yield Task(first, group, whole)
+        first += len(group)
+
+
+class Closing:
+    """Base of engines, which are closed at the end of their ``with`` block."""
+
+    def close(self) -> None:
+        """Release everything; the engine cannot be used after."""
+
+    def __enter__(self) -> Self:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
 
 
 class ServeGathering(Protocol):

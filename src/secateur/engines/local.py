@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
-from types import TracebackType
-from typing import Self, cast
+from typing import cast
 
-from secateur.engines import Failure, Gathered, Serve, Task
+from secateur.engines import Closing, Failure, Gathered, Serve, Task, batches
 from secateur.engines.pipes import BROKEN, RAISED, READY, Item
 from secateur.engines.script import needed
 from secateur.engines.store import StateStore
@@ -24,7 +22,7 @@ _WINDOW = 4
 _Answer = tuple[int, bytes | Failure] | Gathered
 
 
-class LocalEngine:
+class LocalEngine(Closing):
     """Worker processes that serve clients' requests.
 
     Args:
@@ -88,7 +86,7 @@ class LocalEngine:
         Raises:
             EngineError: an unknown client, or workers that cannot start.
         """
-        tasks = self._batched(self._checked(requests))
+        tasks = batches(self._checked(requests), self._together)
         yield from cast("Iterator[tuple[int, bytes | Failure]]", self._play(tasks, None, deadline))
 
     def gather(
@@ -124,22 +122,6 @@ class LocalEngine:
             worker.stop()
         self._workers.clear()
         self.states.close()
-
-    def __enter__(self) -> Self:
-        """Return the engine."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
-    def _batched(self, requests: Iterator[tuple[int, bytes]]) -> Iterator[Task]:
-        first = 0
-        while group := tuple(itertools.islice(requests, self._together)):
-            yield Task(first, group)
-            first += len(group)
 
     def _known(self, task: Task) -> Task:
         return Task(task.first, tuple(self._checked(task.requests)), task.whole)

@@ -6,11 +6,8 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
-from types import TracebackType
-from typing import Self
 
-from secateur.engines import Failure, Gathered, ServeGathering, Task, Traffic
+from secateur.engines import Closing, Failure, Gathered, ServeGathering, Task, Traffic, batches
 from secateur.engines.local import LocalEngine
 from secateur.engines.pipes import Buffer
 from secateur.engines.store import StateStore
@@ -54,7 +51,7 @@ def unpacked(buffers: Sequence[memoryview]) -> Iterator[tuple[int, bytes | Failu
         yield client, Failure(client, *failed) if failed else bytes(reply)
 
 
-class RelayEngine:
+class RelayEngine(Closing):
     """Relays on this machine; see ``LocalEngine``, whose guarantees hold for relays as for workers.
 
     A relay that dies is replaced, and what it was asked is asked again of whichever relay is free. One that has not
@@ -118,8 +115,8 @@ class RelayEngine:
     ) -> Iterator[tuple[int, bytes | Failure]]:
         """Have relays serve requests and hand on the replies as they are; see ``Engine.exchange``."""
         # who is served together follows from the order of the requests, also after a death
-        errand = self._errand(None, deadline)
-        for answer in self._local.gather(self._tasks(iter(requests)), errand, deadline):
+        errand, tasks = self._errand(None, deadline), batches(requests, self._width, _NEVER_SPLIT)
+        for answer in self._local.gather(tasks, errand, deadline):
             if isinstance(answer, Failure):
                 yield answer.client, answer
                 continue
@@ -129,22 +126,6 @@ class RelayEngine:
     def close(self) -> None:
         """Stop the relays, and with them their workers."""
         self._local.close()
-
-    def __enter__(self) -> Self:
-        """Return the engine."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
-        self.close()
-
-    def _tasks(self, requests: Iterator[tuple[int, bytes]]) -> Iterator[Task]:
-        first = 0
-        while group := tuple(islice(requests, self._width)):
-            yield Task(first, group, _NEVER_SPLIT)
-            first += len(group)
 
     @staticmethod
     def _errand(job: object, deadline: float | None) -> Errand:

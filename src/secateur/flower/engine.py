@@ -11,10 +11,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from secateur.engines import Failure
+from secateur.engines import Closing, Failure
 from secateur.errors import ConfigError, EngineError, MissingExtraError, install
 from secateur.federation.records import by_reason
 
@@ -261,7 +260,7 @@ def reason_of(reply: Message) -> str:
     return " ".join(str(reply.error.reason or f"error {reply.error.code}").split())
 
 
-class FlowerEngine:
+class FlowerEngine(Closing):
     """The engine that carries requests to ClientApps; see ``Engine``.
 
     Args:
@@ -312,15 +311,6 @@ class FlowerEngine:
 
     def close(self) -> None:
         """Do nothing: the grid belongs to its ServerApp."""
-
-    def __enter__(self) -> Self:
-        """Return the engine."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close."""
 
 
 class _Exchange:
