@@ -3,6 +3,7 @@
     python benchmarks/simulate.py --json simulate.json
     python benchmarks/simulate.py --quick
     python benchmarks/simulate.py --only sparse together memory autocast
+    python benchmarks/simulate.py --only peers --set wire.count=computed wire.packing=none
     python benchmarks/simulate.py --render docs/speed.md simulate.json
 
 All contestants get the same model, rows, cohort size and local steps, in processes of their own, one after the other
@@ -145,12 +146,14 @@ def in_turn(runs: dict[str, Callable[[], dict[str, Any]]], repeats: int) -> dict
     }
 
 
-def peers(cases: dict[str, Case], pfl: str | None, repeats: int) -> Iterator[dict[str, Any]]:
-    """Yield a row for each case."""
+def peers(
+    cases: dict[str, Case], pfl: str | None, repeats: int, settings: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield a row for each case; ``settings`` are secateur's."""
     for title, case in cases.items():
         last = replace(case, channels_last=case.model != "mlp")
         runs: dict[str, Callable[[], dict[str, Any]]] = {
-            "floor": partial(run, "floor", last), "secateur": partial(run, "secateur", case),
+            "floor": partial(run, "floor", last), "secateur": partial(run, "secateur", case, *settings),
             "flower": partial(run, "flower", case),
         }  # fmt: skip
         runs |= {"pfl": partial(run, "pfl", case, python=pfl)} if pfl else {}
@@ -378,7 +381,7 @@ def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     repeats = 1 if given.quick else given.repeats
     wanted = given.only or (["peers"] if given.quick else list(TABLES))
     makers = {
-        "peers": lambda: peers(cases, given.pfl, repeats),
+        "peers": lambda: peers(cases, given.pfl, repeats, given.set),
         "ceilings": lambda: ceilings({name: case for name, case in cases.items() if name in CEILINGS}, repeats),
         "sparse": lambda: sparse(repeats),
         "together": together,
@@ -400,6 +403,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=PEERS, metavar="CASE", help="of the tables of peers and ceilings")
     parser.add_argument("--repeats", type=int, default=3, help="of the tables of peers, ceilings and pruning methods")
     parser.add_argument("--pfl", metavar="PYTHON")
+    parser.add_argument("--set", nargs="+", default=[], metavar="SETTING", help="of secateur, in the table of peers")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--render", nargs=2, type=Path, metavar=("PAGE", "JSON"))
     given = parser.parse_args()

@@ -3,7 +3,6 @@
 import importlib
 import inspect
 import json
-import logging
 import os
 import random
 import re
@@ -53,30 +52,15 @@ from secateur.study.options import flatten
 from secateur.study.study import parse_study
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
+    pytest.mark.usefixtures("quick"),
+]
 ROOT = Path(__file__).parents[1]
 SETTINGS = {
     "method": "autoflip", "rounds": 3, "data.clients": 4, "participation": 1.0, "data.partition": "iid",
     "criterion.explore.epochs": 1, "model.name": "mlp", "model.options.hidden": "[16]",
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_of, "_PULL_EVERY", 0.001)
-    monkeypatch.setattr(engine_of, "_LOOK_EVERY", 0.01)
-    random.seed(0)
-
-
-@pytest.fixture
-def said(caplog):
-    """Collect what is logged, Flower's logger included, which does not pass its lines on."""
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger="flwr")
-    yield lambda: [record.getMessage() for record in caplog.records]
-    logger.removeHandler(caplog.handler)
 
 
 def grid_of(settings, clients=4, **config):

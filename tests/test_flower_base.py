@@ -1,7 +1,6 @@
 """Frozen tensors that only the server has, on Flower: each node is sent them once, for all its runs."""
 
 import logging
-import random
 
 import pytest
 import torch
@@ -15,20 +14,14 @@ from loopgrid import LoopGrid, Node
 from secateur.errors import ConfigError, NobodyTrainedError
 from secateur.federation import prepare
 from secateur.flower import apps, bases, client_app
-from secateur.flower import engine as engine_of
 from secateur.wire.known import digest
 from test_sent_base import apart, base_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
+    pytest.mark.usefixtures("quick"),
+]
 NAMED = 16 + 1
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_of, "_PULL_EVERY", 0.001)
-    monkeypatch.setattr(engine_of, "_LOOK_EVERY", 0.01)
-    random.seed(0)
 
 
 @pytest.fixture

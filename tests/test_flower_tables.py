@@ -1,8 +1,6 @@
 """Tables on Flower: nodes with tables of their own agree on the schema that a simulation of them has."""
 
 import json
-import logging
-import random
 
 import numpy as np
 import pytest
@@ -19,28 +17,14 @@ from secateur.federation import prepare
 from secateur.flower import apps, client_app
 from secateur.flower import engine as engine_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
+    pytest.mark.usefixtures("quick"),
+]
 SETTINGS = {
     "method": "fedavg", "rounds": 2, "data.clients": 3, "data.source": "table", "data.target": "age [years]",
     "data.partition": "natural", "participation": 1.0, "model.options.hidden": "[8]", "training.epochs": 1, "wait": 0.1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(engine_of, "_PULL_EVERY", 0.001)
-    monkeypatch.setattr(engine_of, "_LOOK_EVERY", 0.01)
-    random.seed(0)
-
-
-@pytest.fixture
-def said(caplog):
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger="flwr")
-    yield lambda: [record.getMessage() for record in caplog.records]
-    logger.removeHandler(caplog.handler)
 
 
 def table(number, rows=40):

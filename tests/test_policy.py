@@ -1,7 +1,6 @@
 """What a run's configuration may name on a node: nothing is imported, called or opened that its owner did not name."""
 
 import importlib
-import logging
 import sys
 
 import pytest
@@ -69,15 +68,6 @@ def trap(monkeypatch, tmp_path):
     yield folder
     for name in [n for n in sys.modules if n.startswith("trap_")]:
         del sys.modules[name]
-
-
-@pytest.fixture
-def said(caplog):
-    logger = logging.getLogger("flwr")
-    logger.addHandler(caplog.handler)
-    caplog.set_level(logging.INFO, logger="flwr")
-    yield lambda: [record.getMessage() for record in caplog.records]
-    logger.removeHandler(caplog.handler)
 
 
 def greeted(settings, kind=engine_of.HELLO, payload=None, **config):
