@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
+from secateur.study.own import located, reached
 from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
@@ -96,13 +98,19 @@ class Suite(BaseModel):
             check(value is None or value >= 1, name=name, value=value, must="be at least 1")
         more = range(max(self.seeds) + 1, max(self.seeds) + 1 + (seeds or 0))
         common = dict(self.common) if rounds is None else {**self.common, "rounds": rounds}
-        return self.model_copy(
-            update={
-                "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
-                "partitions": list(partitions or self.partitions),
-                "common": common | dict(split_setting(setting) for setting in settings),
-            }
-        )
+        changes = {
+            "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
+            "partitions": list(partitions or self.partitions),
+            "common": common | dict(split_setting(setting) for setting in settings),
+        }
+        return self.model_copy(update=changes).located()
+
+    def located(self) -> Suite:
+        """Return the suite with the modules of files of one's own that it names; see ``study.own``."""
+        where = located({**self.common, "data.source": self.source})
+        source = where.pop("data.source")
+        variants = {name: located(settings) for name, settings in self.variants.items()}
+        return self.model_copy(update={"common": where, "source": source, "variants": variants})
 
 
 @dataclass(frozen=True)
@@ -143,7 +151,7 @@ def load(name: str) -> Suite:
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
     try:
-        return Suite.model_validate(values)
+        return Suite.model_validate(values).located()
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
@@ -168,15 +176,16 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         method, _, rest = word.partition(":")
         if method.endswith(".toml") or method in names():
             raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
-        if "." not in method and method not in methods.names():
+        method = str(located({"method": method})["method"])
+        if "." not in method and method not in methods.names() and importlib.util.find_spec(method) is None:
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
         name = _named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
-        variants[name] = {"method": method, **settings}
+        variants[name] = {"method": word.partition(":")[0], **settings}
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
-    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
+    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants).located(), None
 
 
 def _named(method: str, settings: Mapping[str, str]) -> str:
@@ -248,7 +257,7 @@ def _study(settings: Mapping[str, Any]) -> Study:
     values: dict[str, Any] = {}
     for path, value in settings.items():
         assign(values, f"{path}={value}")
-    return parse_study(values)
+    return parse_study(reached(values))
 
 
 def personal(made: Study) -> bool:
@@ -279,7 +288,7 @@ def dense_name(suite: Suite, dense: Study) -> str:
     'FedAvg, lr 0.2'
     """
     where = {"data.source": dense.data.source, "data.partition": dense.data.partition, "seed": dense.seed}
-    heads = Study.model_fields.keys() - {"method", "options"}
+    heads = Study.model_fields.keys() - {"method", "options", "code"}
     common = {path: value for path, value in suite.common.items() if path.split(".")[0] in heads}
     plain = _study({**common, **where, "method": "fedavg"})
     return ", ".join(["FedAvg", *differences(dense, [plain])])

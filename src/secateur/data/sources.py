@@ -24,6 +24,21 @@ from secateur.errors import DataError, SecateurError, unknown
 __all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "recommended"]
 
 
+_IDX = "idx:FOLDER with its four files (train-images-idx3-ubyte ...) in FOLDER, or hub:{}"
+_CIFAR10 = "cifar10:FOLDER with the files of its binary version in FOLDER, or hub:uoft-cs/cifar10"
+_WRITTEN = {
+    "mnist": _IDX.format("ylecun/mnist"),
+    **dict.fromkeys(("fashionmnist", "fmnist"), _IDX.format("zalando-datasets/fashion_mnist")),
+    **dict.fromkeys(("cifar", "cifar10"), _CIFAR10),
+    "cifar100": "hub:uoft-cs/cifar100",
+    "shakespeare": "text:FILE with the plays in FILE",
+    "csv": "table:FILE.csv",
+    "parquet": "table:FILE.parquet",
+    "npz": "arrays:FILE.npz",
+}
+"""What to write for data that are called by their own names: letters and figures of the name only."""
+
+
 def names() -> dict[str, DataInfo]:
     """Return the formats of this package by name, those that need no folder first."""
     infos = {}
@@ -87,6 +102,8 @@ def load(
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     elif name and Path(spec).expanduser().exists():
         raise DataError(f"data {spec!r} is a path: write what it is before it, such as table:{spec} or images:{spec}")
+    elif (usual := _WRITTEN.get("".join(filter(str.isalnum, name.lower())))) is not None:
+        raise DataError(f"data {spec!r}: write {usual}")
     else:
         raise unknown("data source", name, known, error=DataError)
     return checked(replace(source, task=task) if task else source, spec, whole=whole)
@@ -100,9 +117,8 @@ def _call(
     Raises:
         DataError: it takes no such option, or not such a value.
     """
-    third = list(inspect.signature(loader).parameters)[2:3]
-    kind = get_type_hints(loader).get(third[0]) if third else None
-    if not isinstance(kind, type) or not is_dataclass(kind):
+    kind = _taken(loader)
+    if kind is None:
         if options:
             raise DataError(
                 f"data option {next(iter(options))!r}: data {name!r} takes no options, nor names of columns"
@@ -116,12 +132,23 @@ def _call(
         options = {"task": task, **options}
     given = {option: _as(hints[option], value) for option, value in options.items()}
     try:
-        made = TypeAdapter(kind).validate_python(given)
+        made: Any = TypeAdapter(kind).validate_python(given)
     except ValidationError as broken:
         first = broken.errors()[0]
         path, wrong = ".".join(map(str, first["loc"])), first["msg"]
         raise DataError(f"data option {path} = {first['input']!r}: {wrong[0].lower()}{wrong[1:]}") from broken
     return loader(argument, seed, made)
+
+
+def options_of(name: str) -> type | None:
+    """Return the dataclass of the options that a format of this package takes; None: it takes none."""
+    return _taken(_format(name))
+
+
+def _taken(loader: Callable[..., Source]) -> type | None:
+    third = list(inspect.signature(loader).parameters)[2:3]
+    kind = get_type_hints(loader).get(third[0]) if third else None
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def _as(hint: object, value: object) -> object:
@@ -139,17 +166,23 @@ def _load_with(module: str, function: str, folder: str, seed: int, options: Mapp
         if missing.name != module.partition(".")[0]:
             raise DataError(f"data {module}:{function}: {missing}") from missing
         raise unknown("data source", module, names(), error=DataError) from missing
+    except SecateurError:
+        raise
+    except Exception as broken:  # importing runs anyone's code
+        raise DataError(f"data {module}:{function}: importing {module} failed: {_line(broken)}") from broken
     try:
         source = _call(getattr(loaded, function), f"{module}:{function}", folder, seed, options)
     except SecateurError:
         raise
     except (Exception, SystemExit) as broken:
-        raise DataError(
-            f"data {module}:{function}: {type(broken).__name__}: {' '.join(str(broken).split())}"
-        ) from broken
+        raise DataError(f"data {module}:{function}: {_line(broken)}") from broken
     if not isinstance(source, Source):
         raise DataError(f"data {module}:{function} returned {type(source).__name__}, not a secateur.data.Source")
     return source
+
+
+def _line(broken: BaseException) -> str:
+    return f"{type(broken).__name__}: {' '.join(str(broken).split())}"
 
 
 def folder_of(argument: str, name: str) -> Path:

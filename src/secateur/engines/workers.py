@@ -38,6 +38,7 @@ CLIENT = ("secateur.federation.gathering",)
 """What workers that serve clients import."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+_OWN = {"PYTHONSAFEPATH": "1"}  # a file of the current folder is never taken for a module of Python itself
 _PATIENCE = 1.0
 Asked = tuple[int, bytes, bytes | None]
 
@@ -51,7 +52,7 @@ def for_workers() -> Iterator[None]:
     it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
     environment is put back.
     """
-    wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
+    wanted = {**_THREADS, **_OWN, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:

@@ -25,7 +25,7 @@ from secateur.data.shards import SCHEMA, Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
 from secateur.export.deployed import deployed, describe, undone
 from secateur.federation import checkpoint, client, prepare
-from secateur.federation.folder import PLAN, SUMMARY
+from secateur.federation.folder import PLAN, SUMMARY, read_study
 from secateur.federation.records import METRIC
 from secateur.learning import resident
 from secateur.learning.task import Data
@@ -74,11 +74,12 @@ def read(folder: Path) -> Shipped:
     Raises:
         CheckpointError: the run is not finished, its files are damaged, or an older version made it.
     """
+    code = read_study(folder).code
     tensors, mask, about = checkpoint.shipped(folder)
     if "shape" not in about:
         raise CheckpointError(f"{folder} was made by an older version, which did not keep the shape of its data")
     try:
-        study = parse_study(tomllib.loads(about["study"]))
+        study = parse_study({**tomllib.loads(about["study"]), "code": code})
         facts = json.loads(about["shape"])
         shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
         summary = json.loads((folder / SUMMARY).read_text("utf-8"))

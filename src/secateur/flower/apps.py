@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import os
 import secrets
 import shlex
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+import secateur
 from secateur.data import Source
 from secateur.data.shards import Shape, Shards, open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
@@ -192,7 +192,7 @@ def _versions(about: About) -> str | None:
     if about.get("wire") != head.VERSION:
         return (
             f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
-            f"{importlib.metadata.version('secateur')} ({head.VERSION}): install the same on both"
+            f"{secateur.__version__} ({head.VERSION}): install the same on both"
         )
     if about.get("table") is True:  # what such a node holds is agreed on later
         return None if isinstance(about.get(tables.HOLDS), bool) else "its introduction is of another type"
@@ -275,7 +275,7 @@ def _about(participant: Participant) -> About:
     shape, specs = Shape.of(participant.shards), participant.setting.specs
     text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
     return {
-        "secateur": importlib.metadata.version("secateur"), "wire": head.VERSION,
+        "secateur": secateur.__version__, "wire": head.VERSION,
         "inputs": list(shape.input_shape), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
         "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16], "classes": shape.classes,
     }  # fmt: skip

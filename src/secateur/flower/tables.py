@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+import secateur
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, Shards
 from secateur.errors import DataError, EngineError
@@ -37,7 +37,7 @@ _KEY, _STYPE = "secateur-schema", "secateur.schema"
 
 def about(context: Context, wanted: str) -> About:
     """Return what a node with a table says when it is greeted, before or after its federation has a schema."""
-    version, holds = importlib.metadata.version("secateur"), _schema(context, wanted) is not None
+    version, holds = secateur.__version__, _schema(context, wanted) is not None
     return {"secateur": version, "wire": head.VERSION, "table": True, HOLDS: holds}
 
 

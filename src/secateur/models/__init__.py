@@ -71,12 +71,12 @@ def build(
         ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
             be trained and exchanged; see ``trial``.
     """
-    factory = _find(name)
+    made_by = factory(name)
     options = dict(options or {})
-    _check_options(name, factory, options)
+    _check_options(name, made_by, options)
     with global_streams(seed, "init"):
         try:
-            model = _module(name, factory(input_shape, outputs, **options))
+            model = _module(name, made_by(input_shape, outputs, **options))
             trial.check_eager(model)
             trial.take_shapes(model, input_shape, tokens=tokens)
             trial.check_parameters(model)
@@ -124,7 +124,12 @@ def initialise(model: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(bias)
 
 
-def _find(name: str) -> Factory:
+def factory(name: str) -> Factory:
+    """Return what makes a model, of a built-in name or ``module:factory``.
+
+    Raises:
+        ModelError: there is no such model, or its module cannot be imported.
+    """
     if ":" not in name:
         if name not in _factories():
             raise unknown("model", name, _factories(), error=ModelError)
@@ -133,16 +138,16 @@ def _find(name: str) -> Factory:
     if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ModelError(f"model {name!r}: give your own model as module:factory, for example my_models:net")
     try:
-        factory: Factory = getattr(importlib.import_module(module), attribute)
+        found: Factory = getattr(importlib.import_module(module), attribute)
     except SecateurError:
         raise
     except (ImportError, AttributeError) as broken:
         raise ModelError(f"model {name!r}: {broken}; give it as module:factory") from broken
     except Exception as broken:  # importing runs anyone's code
         raise ModelError(f"model {name!r}: importing {module} failed: {_line(broken)}") from broken
-    if not callable(factory):
+    if not callable(found):
         raise ModelError(f"model {name!r}: {attribute} is not callable")
-    return factory
+    return found
 
 
 def _module(name: str, made: object) -> nn.Module:
@@ -151,9 +156,9 @@ def _module(name: str, made: object) -> nn.Module:
     return made
 
 
-def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, made_by: Factory, options: Mapping[str, Any]) -> None:
     try:
-        accepted = inspect.signature(factory).parameters
+        accepted = inspect.signature(made_by).parameters
     except ValueError:  # a factory written in C has none; calling it will tell
         return
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):

@@ -6,6 +6,7 @@ It is read from TOML files and from settings of the form ``path=value``; its has
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import tomllib
@@ -19,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -35,6 +37,8 @@ from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
 from secateur.pruning.discovery import How
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
+from secateur.study.own import relative
+from secateur.study.usual import METHOD, SOURCE
 from secateur.wire.settings import Wire
 
 _BOUNDS = "bounds"
@@ -69,7 +73,7 @@ class DataSection(_Section):
             images.
     """
 
-    source: str = "digits"
+    source: str = SOURCE
     clients: int = Field(default=20, ge=0, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -135,9 +139,10 @@ class Study(_Section):
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
             always runs, first at the client and last at the server.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
+        code: the folders in which modules of one's own are found, see ``own``; not a part of what names a result.
     """
 
-    method: str = "autoflip"
+    method: str = METHOD
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=60, ge=1)
     participation: float = Field(default=0.5, gt=0, le=1)
@@ -150,6 +155,7 @@ class Study(_Section):
     compute: Compute = Compute()
     guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
     options: dict[str, Option] = Field(default_factory=dict)
+    code: tuple[str, ...] = ()
 
     @model_validator(mode="before")
     @classmethod
@@ -193,7 +199,7 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
-        return build(methods.find(self.method), self.options)
+        return build(methods.find(self.method), self.options, _elsewhere())
 
     def complete(self) -> Study:
         """Return the study with every option of its method written out, so that defaults may change later."""
@@ -203,7 +209,7 @@ class Study(_Section):
         """Return 8 hexadecimal digits that name the study's result."""
         # a setting that was added later must not change the hash of studies that leave it at its default
         usual = {name for name in _LATER_COMPUTE if getattr(self.compute, name) == getattr(Compute, name)}
-        later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
+        later: dict[str, Any] = {"code": True, "compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
         if not self.quorum:
@@ -231,9 +237,11 @@ class Study(_Section):
             training = dataclasses.replace(training, **{name: getattr(usual, name) for name in method.recommended})
         return self.model_copy(update={"method": "fedavg", "options": aggregator, "training": training}).complete()
 
-    def to_toml(self) -> str:
-        """Return the complete study as TOML."""
-        return tomli_w.dumps(self.complete().model_dump(mode="json"))
+    def to_toml(self, folder: Path | None = None) -> str:
+        """Return the complete study as TOML; for a file in ``folder`` with ``code``, relative to it."""
+        values = self.complete().model_dump(mode="json", exclude={"code"})
+        code = {} if folder is None or not self.code else {"code": relative(self.code, folder)}
+        return tomli_w.dumps({**code, **values})
 
 
 def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -318,6 +326,13 @@ def assign(values: dict[str, Any], setting: str) -> None:
         section[rest or head] = value
     else:
         values.setdefault("options", {})[path.removeprefix("options.")] = value
+
+
+@functools.cache
+def _elsewhere() -> tuple[str, ...]:
+    """Return the paths of the settings of a study's sections, such as ``training.lr``."""
+    sections = {"data": DataSection(), "model": ModelSection(), "training": Training(), "wire": Wire()}
+    return tuple(dotted({name: TypeAdapter(type(made)).dump_python(made) for name, made in sections.items()}))
 
 
 def _literal(text: str) -> Any:
