@@ -153,7 +153,7 @@ def test_natural_clients_that_are_left_out_are_named_where_there_is_no_table(tmp
     """Rows of ten clients, 0 to 9, client k with 4 + k rows: seven clients leave out 0, 1 and 2."""
     ids = np.repeat(np.arange(10), np.arange(4, 14))
     x = np.arange(2 * len(ids), dtype=np.float32).reshape(-1, 2)
-    np.savez(tmp_path / "rows.npz", x=x, y=ids % 2, ids=ids, x_test=x, y_test=ids % 2)
+    np.savez(tmp_path / "rows.npz", x_train=x, y_train=ids % 2, ids=ids, x_test=x, y_test=ids % 2)
     section = {"source": f"arrays:{tmp_path / 'rows.npz'}", "partition": "natural", "clients": 7}
     with prepare.federation(parse_study({"method": "fedavg", "data": section})) as folder:
         (told,) = open_shards(folder).meta.remarks
