@@ -38,6 +38,7 @@ from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
 from secateur.flower import engine as engine_of
+from secateur.flower import node as node_of
 from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
@@ -272,13 +273,13 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid = grid_of(settings)
     other = {**settings, "model.options.hidden": "[8]"}
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
-    introduce = apps._introduce
+    introduce = node_of._introduce
 
     def older(context, wanted):
         about = introduce(context, wanted)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
-    monkeypatch.setattr(apps, "_introduce", older)
+    monkeypatch.setattr(node_of, "_introduce", older)
     apps.serve(grid, settings)
     lines = "\n".join(said())
     assert "node 12 cannot take part: it has secateur 0.0.9 (wire version 1), this server" in lines
@@ -420,7 +421,7 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
-        apps._introduce(nodes[2].context)
+        node_of._introduce(nodes[2].context)
 
 
 def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):

@@ -13,6 +13,7 @@ from secateur.data.shards import open_shards
 from secateur.errors import ConfigError, EngineError
 from secateur.flower import apps, client_app, policy
 from secateur.flower import engine as engine_of
+from secateur.flower.settings import settings_of
 from secateur.study.options import choices, flatten
 from secateur.study.study import parse_study
 
@@ -198,9 +199,9 @@ def test_all_that_is_the_packages_own_is_allowed():
 
 def test_the_policy_sees_what_the_study_would_use():
     """The last of two settings of one path holds, for both."""
-    values = apps._settings({**SETTINGS, "model.name": "mlp", "set": "model.name=twocnn model.name=a:b"})
+    values = settings_of({**SETTINGS, "model.name": "mlp", "set": "model.name=twocnn model.name=a:b"})
     assert policy.refused(values, (), own=False) == [("model.name", "a:b")]
-    values = apps._settings({**SETTINGS, "set": "options.aggregator=x:Y criterion.explore.start=u:V"})
+    values = settings_of({**SETTINGS, "set": "options.aggregator=x:Y criterion.explore.start=u:V"})
     assert policy.refused(values, (), own=False) == [("aggregator", "x:Y"), ("criterion.explore.start", "u:V")]
 
 
