@@ -25,8 +25,9 @@ from secateur.federation import checkpoint, prepare, records, server
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
 from secateur.flower import tables
-from secateur.flower.engine import LOG, About, Context, FlowerEngine, Grid, ServerApp
+from secateur.flower.engine import FlowerEngine
 from secateur.flower.memory import cache
+from secateur.flower.messages import LOG, About, Context, Grid, ServerApp
 from secateur.flower.node import facts_of
 from secateur.flower.settings import study_of
 from secateur.learning.task import TASKS

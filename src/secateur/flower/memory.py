@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateur.errors import ConfigError
 from secateur.federation import checkpoint
-from secateur.flower.engine import Array, ArrayRecord, Context
+from secateur.flower.messages import Array, ArrayRecord, Context
 
 
 class Memory:

@@ -17,8 +17,8 @@ from secateur.errors import ConfigError, SecateurError
 from secateur.federation import prepare, trial
 from secateur.federation.client import Participant
 from secateur.flower import bases, policy, tables
-from secateur.flower.engine import HELLO, LOG, SERVE, About, ClientApp, Context, Message, pack, unpack
 from secateur.flower.memory import Memory, cache
+from secateur.flower.messages import HELLO, LOG, SERVE, About, ClientApp, Context, Message, pack, unpack
 from secateur.flower.settings import settings_of
 from secateur.streams import kept_globals
 from secateur.study.study import Study, parse_study
