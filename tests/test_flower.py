@@ -850,7 +850,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
     """Fail here, with names, when a release of Flower moves something; everything else would fail less clearly."""
     wanted = {
         Message: ["content", "reply_to", "dst_node_id", "message_type", "ttl"],
-        engine_of.Array: ["dtype", "shape", "stype", "data"],
+        messages.Array: ["dtype", "shape", "stype", "data"],
         FedAvg.start: ["grid", "initial_arrays", "num_rounds"],
         FedAvg.configure_train: ["server_round", "arrays", "config", "grid"],
         FedAvg.aggregate_train: ["server_round", "replies"],
@@ -859,7 +859,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
         found = inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters
         assert set(names) <= set(found), f"{thing} takes {list(found)}"
     for name in ("get_node_ids", "push_messages", "pull_messages", "send_and_receive"):
-        assert callable(getattr(engine_of.Grid, name))
+        assert callable(getattr(messages.Grid, name))
     for name in ("to_torch_state_dict", "from_torch_state_dict"):
         assert hasattr(ArrayRecord, name)
     for name in ("src_node_id", "dst_node_id", "reply_to_message_id", "message_type", "ttl"):
