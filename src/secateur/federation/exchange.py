@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, cast
 
 from secateur.contract.ask import Ask
-from secateur.contract.fold import ARITY
 from secateur.contract.guard import Guard
 from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
@@ -24,7 +23,7 @@ from secateur.federation.intake import Intake, Job
 from secateur.federation.parcels import Account, Parcel
 from secateur.federation.records import short
 from secateur.federation.requests import TENSORS, Requests, Slice
-from secateur.federation.shares import pieces, shares
+from secateur.federation.shares import divided
 from secateur.study.study import Study
 from secateur.wire.codec import is_lost, lost, part_sizes
 from secateur.wire.message import Masks, Scalar
@@ -183,7 +182,8 @@ class Exchange:
     def _tasks(self, engine: Gathering, again: frozenset[int] | None = None) -> Iterator[Task]:
         """Yield the requests as tasks; those to clients that are asked again, one by one unless a relay adds up."""
         stacks = self.study.compute.stacks  # a stack's bits depend on who is in it
-        for first, count in self._divided(engine):
+        late = self.deadline is not None
+        for first, count in divided(self.ask, self.study.compute, engine, sums=self._job.sums, late=late):
             members = self.ask.clients[first : first + count]
             if again is None or (again.issuperset(members) and isinstance(engine, Relaying)):
                 yield Task(first, [(who, self._requests.to(who)) for who in members], whole=int(stacks))
@@ -191,20 +191,6 @@ class Exchange:
             for place, who in enumerate(members, first):
                 if who in again:
                     yield Task(place, [(who, self._requests.to(who))])
-
-    def _divided(self, engine: Gathering) -> Iterator[tuple[int, int]]:
-        """Yield the place and the number of the clients of each task."""
-        total, compute = len(self.ask.clients), self.study.compute
-        if compute.stacks:
-            return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
-        if not isinstance(engine, Relaying):
-            # with a deadline, who is late must not cost others their place
-            return pieces(0, total, engine.workers, single=not self._job.sums or self.deadline is not None)
-        if self._job.sums and self.ask.slices is None and not self.ask.own:
-            return shares(total, engine.relays)
-        # what passes a relay as it is must not fill its memory
-        width = ARITY * (engine.workers // engine.relays)
-        return ((first, min(width, total - first)) for first in range(0, total, width))
 
     def _take(self, answer: Gathered | Failure, reducer: Reducer) -> list[int]:
         """Book what became of a task and add it to the others; return the clients that must be asked again."""
