@@ -51,7 +51,7 @@ from secateur.flower.engine import (
 from secateur.learning.task import TASKS
 from secateur.streams import kept_globals
 from secateur.study.runtime import Runtime
-from secateur.study.study import Study, assign, parse_study
+from secateur.study.study import Study, assign, parse_study, where_nobody_is_known
 from secateur.wire import head
 
 _SERVERS = ("out", "deadline", "wait")
@@ -80,7 +80,7 @@ def _settings(run_config: Mapping[str, Any]) -> dict[str, Any]:
             assign(values, f"{path}={value}")
     for setting in shlex.split(str(run_config.get("set", ""))):
         assign(values, setting)
-    return values
+    return where_nobody_is_known(values)
 
 
 # ---- the server
