@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -28,6 +28,11 @@ class Range:
     def bounded(self) -> frozenset[str]:
         """Return the names if both ends are finite."""
         return self.names if math.isfinite(self.least) and math.isfinite(self.most) else frozenset()
+
+    def nearest(self, message: Message) -> Message:
+        """Return a message whose values are within the range, where rounding on the way may have led out of it."""
+        near = {n: message.tensors[n].clamp(self.least, self.most) for n in self.names & message.tensors.keys()}
+        return replace(message, tensors={**message.tensors, **near})
 
     def wrong(self, message: Message, known: Mask | None) -> str:
         """Return which tensor has a value out of range."""
@@ -117,6 +122,24 @@ class KeptByTensor:
             if not least <= count <= most:
                 wanted = f"{least}" if least == most else f"{least} to {most}"
                 return f"its mask keeps {count} entries of {name!r}; {wanted} are expected"
+        return ""
+
+
+@dataclass(frozen=True)
+class Complement:
+    """The mask keeps exactly what the mask that was sent does not."""
+
+    @property
+    def bounded(self) -> frozenset[str]:
+        """Return no name: values may be any."""
+        return frozenset()
+
+    def wrong(self, message: Message, known: Mask | None) -> str:
+        """Return the first tensor of which the mask is not the complement."""
+        mask = message.mask or {}
+        for name, kept in (known or {}).items():
+            if name not in mask or bool((mask[name] == kept).any()):
+                return f"its mask of {name!r} is not the complement of the one that was sent"
         return ""
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from secateur.contract.ask import EVALUATE, TRAIN, Ask
+from secateur.contract.checks import Range
 from secateur.contract.guard import Guard, Passage
 from secateur.contract.reduction import Reduction
 from secateur.contract.reply import Reply, Sent
@@ -167,6 +168,8 @@ class Intake:
         _sane(message.scalars, self.job.bounds)
         message = self._restored(message, base, known)
         for check in self.job.expects.checks:
+            if isinstance(check, Range) and self.job.trains and self.wire.has_residual:
+                message = check.nearest(message)
             if wrong := check.wrong(message, known):
                 raise WireError(wrong)
         rows = int(message.scalars.get("samples", 0))
