@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.errors import ConfigError
-from secateur.study.study import Study, assign, parse_study
+from secateur.study.study import Study, assign, parse_study, where_nobody_is_known
 
 _SERVERS = ("out", "deadline", "wait")
 
@@ -32,4 +32,4 @@ def settings_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
             assign(values, f"{path}={value}")
     for setting in shlex.split(str(run_config.get("set", ""))):
         assign(values, setting)
-    return values
+    return where_nobody_is_known(values)

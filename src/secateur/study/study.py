@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from secateur import guards, methods
-from secateur.contract.guard import Guard
+from secateur.contract.guard import Guard, check_together
 from secateur.contract.method import Method
 from secateur.data import partition, sources
 from secateur.errors import ConfigError, check, unknown
@@ -37,7 +37,7 @@ from secateur.pruning.discovery import How
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
-_BOUNDS = "bounds"
+_BOUNDS, _NORMS, _ON = "bounds", "norms", "on"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
@@ -133,7 +133,7 @@ class Study(_Section):
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
-            always runs, first at the client and last at the server.
+            always runs, first at the client and last at the server. ``NAME.on = false`` leaves a guard out.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
     """
 
@@ -170,8 +170,11 @@ class Study(_Section):
     @field_validator("guards", mode="before")
     @classmethod
     def _by_guard(cls, given: Any) -> Any:
-        """Read options by guard, and let the bounds always stand."""
-        return {_BOUNDS: {}} | by_guard(given) if isinstance(given, Mapping) else given
+        """Read options by guard, let the bounds always stand, and leave out what is not ``on``."""
+        if not isinstance(given, Mapping):
+            return given
+        kept = {name: options for name, options in by_guard(given).items() if _on(name, options)}
+        return {_BOUNDS: {}} | {name: {k: v for k, v in o.items() if k != _ON} for name, o in kept.items()}
 
     def build_guards(self) -> list[Guard]:
         """Return the guards with their options set, in their order at a client.
@@ -179,7 +182,9 @@ class Study(_Section):
         Raises:
             ConfigError: as ``build_method`` does.
         """
-        return [build(guards.find(name), options) for name, options in self.guards.items()]
+        made = [build(guards.find(name), options) for name, options in self.guards.items()]
+        check_together(made)
+        return made
 
     @field_validator("training")
     @classmethod
@@ -234,6 +239,28 @@ class Study(_Section):
     def to_toml(self) -> str:
         """Return the complete study as TOML."""
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
+
+
+def _on(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a guard is to run."""
+    said = str(options.get(_ON, True)).lower()
+    if said not in {"true", "false"} or (name == _BOUNDS and said == "false"):
+        raise ConfigError(
+            f"guards.{name}.on = {options.get(_ON)!r}: "
+            + ("bounds always run" if said == "false" else "write true or false")
+        )
+    return said == "true"
+
+
+def where_nobody_is_known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a study's settings with the guard that bounds what one client can do, unless they speak of it themselves.
+
+    It is on by default where clients are others' machines, and not in a simulation. It becomes part of the study.
+    """
+    given = values.get("guards", {})
+    if not isinstance(given, Mapping) or _NORMS in by_guard({str(path): value for path, value in given.items()}):
+        return values
+    return {**values, "guards": {**given, _NORMS: {}}}
 
 
 def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
