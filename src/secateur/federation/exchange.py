@@ -16,6 +16,7 @@ from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.suspects import SUSPECTED
 from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
 from secateur.errors import ConfigError, EngineError, WireError
 from secateur.federation.books import Books
@@ -51,6 +52,7 @@ class Exchange:
         left_out: the clients that were left out, each with the reason.
         reply_scalars: the scalars of each accepted reply, in the order of the ask.
         carried: the bytes carried down and up, by client.
+        suspected: the clients that a robust rule left out of the result, each with the reason.
         sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
         relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
@@ -75,6 +77,7 @@ class Exchange:
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
     relayed: Counter[str] = field(default_factory=Counter)
     sampled: dict[str, int] = field(default_factory=dict)
+    suspected: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
@@ -139,8 +142,8 @@ class Exchange:
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
     def counted(self) -> dict[str, Any]:
-        """Return, for a record, what relays carried and how replies were sampled, where there is either."""
-        found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
+        """Return, for a record, what relays carried, how replies were sampled and who is suspected, where it is so."""
+        found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed), SUSPECTED: self.suspected}
         return {name: counts for name, counts in found.items() if counts}
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
@@ -148,13 +151,15 @@ class Exchange:
         reducer = Reducer(self.ask, state.setting, spool, self._sent_to)
         if self._gathers is not None:
             self._gather(self._gathers, reducer)
-            return reducer.finish(state)
-        for who, reply in self.replies():
-            if reply is None:
-                reducer.skip(who)
-            else:
-                reducer.add(reply)
-        return reducer.finish(state)
+        else:
+            for who, reply in self.replies():
+                if reply is None:
+                    reducer.skip(who)
+                else:
+                    reducer.add(reply)
+        reduced = reducer.finish(state)
+        self.suspected = [{"client": who, "reason": short(why)} for who, why in reduced.suspected.items()]
+        return reduced
 
     def _gather(self, engine: Gathering, reducer: Reducer) -> None:
         """Have the engine reduce the replies, and take what it made of them."""

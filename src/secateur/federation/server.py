@@ -207,7 +207,7 @@ class Run:
                     state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
             state = self._refined(state) if enough and ask.phase == TRAIN else state
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
             if enough and self._due(ask) and not self.central:
                 scores = self._local(self._examined(state, engine))
