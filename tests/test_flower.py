@@ -37,7 +37,6 @@ from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedE
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, messages, prune
-from secateur.flower import engine as engine_of
 from secateur.flower import node as node_of
 from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP

@@ -266,7 +266,8 @@ def twin(suite: Suite, made: Study) -> Study:
     settings = {k: v for k, v in suite.common.items() if k.startswith("training.") or k == "evaluate_every"}
     common, dense = _study(settings | {"method": "fedavg"}), made.dense()
     training = made.training if made.build_method().trains_weights else common.training
-    options = {path: value for path, value in dense.options.items() if path != "aggregator.pruned"}
+    sparse = {"aggregator.pruned", "aggregator.then.pruned"}
+    options = {path: value for path, value in dense.options.items() if path not in sparse}
     changes = {"training": training, "evaluate_every": common.evaluate_every, "options": options}
     return dense.model_copy(update=changes).complete()
 

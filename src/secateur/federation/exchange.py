@@ -15,6 +15,7 @@ from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.suspects import SUSPECTED
 from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
 from secateur.errors import ConfigError, EngineError, NotFiniteError, WireError
 from secateur.federation.books import Books
@@ -54,6 +55,7 @@ class Exchange:
         rows: by how many rows each client counts whose reply was accepted.
         bounded: what guards cut accepted replies down to, by client.
         carried: the bytes carried down and up, by client.
+        suspected: the clients that a robust rule left out of the result, each with the reason.
         sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
         relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
@@ -81,19 +83,18 @@ class Exchange:
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
     relayed: Counter[str] = field(default_factory=Counter)
     sampled: dict[str, int] = field(default_factory=dict)
+    suspected: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
             guard.check(self.ask)
-        self._read = False
-        self._answered: dict[int, bool] = {}
+        self._read, self._answered = False, dict[int, bool]()
         relayed = isinstance(self.engine, Relaying)
         job = Job.of(
             self.ask, self.study.wire, self.bounds, self.study.seed, guards=self.guards, medians=self.books.medians
         )
         self._job = replace(job, alone=relayed)
-        self._facts: dict[int, Mapping[str, float]] = {}
-        self._not_finite: set[int] = set()
+        self._facts, self._not_finite = dict[int, Mapping[str, float]](), set[int]()
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         # what trains in a stack passes a relay as it is
@@ -104,8 +105,7 @@ class Exchange:
                 f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and none "
                 "that trains in stacks below relays; set wire.count=encoded"
             )
-        self._unwritten: list[Account] = []
-        self._sizes: list[Mapping[str, int]] = []
+        self._unwritten, self._sizes = list[Account](), list[Mapping[str, int]]()
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
@@ -153,10 +153,10 @@ class Exchange:
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
     def counted(self) -> dict[str, Any]:
-        """Return, for a record, what is not there in every exchange: what relays carried, what guards bounded."""
+        """Return, for a record, what is not there in every exchange: relays, samples, bounds, suspects."""
         bounded = [[who, dict(self.bounded[who])] for who in self.ask.clients if who in self.bounded]
         found: dict[str, Any] = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
-        found |= {BLAMELESS: self.blameless, BOUNDED: bounded, MEDIANS: self.compared()}
+        found |= {BLAMELESS: self.blameless, BOUNDED: bounded, MEDIANS: self.compared(), SUSPECTED: self.suspected}
         return {name: counts for name, counts in found.items() if counts}
 
     def compared(self) -> dict[str, float]:
@@ -175,14 +175,15 @@ class Exchange:
                 into.skip(who) if reply is None else into.add(reply)
         if waiting is not None:
             self._judge(waiting, reducer)
-        return reducer.finish(state)
+        reduced = reducer.finish(state)
+        self.suspected = [{"client": who, "reason": short(why)} for who, why in reduced.suspected.items()]
+        return reduced
 
     def _judge(self, waiting: Waiting, reducer: Reducer) -> None:
         """Let the guards compare the replies that waited, and reduce what they let count."""
         found = self.compared()
         for reply in waiting.replies(self.ask.clients):
-            who = reply.client
-            sent = self._sent_to(who)
+            who, sent = reply.client, self._sent_to(reply.client)
             try:
                 judged = self._intake.judged(reply, sent, found)
             except WireError as broken:

@@ -199,7 +199,7 @@ class Run:
             else:
                 self.books.archive.revert()
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
             if enough and self._due(ask) and not self.scoring.central:
                 scores = self.scoring.clients(self._examined(state, engine))
