@@ -18,7 +18,9 @@ from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
 from secateur.errors import ConfigError, EngineError, WireError
+from secateur.federation.attackers import Attackers, check_engine
 from secateur.federation.books import Books
+from secateur.federation.collusion import Collusion
 from secateur.federation.held_masks import name_of
 from secateur.federation.intake import Intake, Job
 from secateur.federation.parcels import Account, Parcel
@@ -81,21 +83,25 @@ class Exchange:
             guard.check(self.ask)
         self._read = False
         self._answered: dict[int, bool] = {}
+        self._attackers = Attackers.of(self.study, self.setting)
+        check_engine(self._attackers, self.engine)
         relayed = isinstance(self.engine, Relaying)
         self._job = replace(Job.of(self.ask, self.study.wire, self.bounds, self.study.seed), alone=relayed)
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         # what trains in a stack passes a relay as it is
         gathers = isinstance(self.engine, Gathering) and not (relayed and self.study.compute.stacks)
+        gathers = gathers and not self._attackers.collude
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
                 f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and none "
-                "that trains in stacks below relays; set wire.count=encoded"
+                "that trains in stacks below relays, or whose attackers collude; set wire.count=encoded"
             )
         self._unwritten: list[Account] = []
         self._sizes: list[Mapping[str, int]] = []
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
+        self._collusion = Collusion(self.ask, self._job, self.study, self._attackers, self._requests, self._carried)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each client with its checked reply, as replies arrive; None if it failed or was refused.
@@ -104,7 +110,7 @@ class Exchange:
             EngineError: the replies were read before.
         """
         self._begin()
-        for answered, (who, reply) in enumerate(self._arrivals(), start=1):
+        for answered, (who, reply) in enumerate(self._collusion.answers(self._arrivals()), start=1):
             if isinstance(self.engine, Relaying) and not isinstance(reply, Failure):
                 self.relayed["single"] += 1
             self.notify(answered, len(self.ask.clients))
@@ -139,9 +145,9 @@ class Exchange:
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
     def counted(self) -> dict[str, Any]:
-        """Return, for a record, what relays carried and how replies were sampled, where there is either."""
+        """Return, for a record, what relays carried, how replies were sampled and who attacked, where there is any."""
         found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
-        return {name: counts for name, counts in found.items() if counts}
+        return {n: counts for n, counts in found.items() if counts} | self._attackers.named(self.ask.clients)
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return the reduced replies; ``spool`` stores those that must stay single."""

@@ -46,7 +46,7 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
+from secateur.federation.opening import OpenEngine, check_begin, open_local
 from secateur.federation.quorum import Attempts, check_learnt
 from secateur.federation.records import (
     COUNT,
@@ -108,7 +108,6 @@ class Run:
         self.local = resident.LocalState(self.model)
         self.example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
-        check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
@@ -117,6 +116,7 @@ class Run:
         self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
         self.uses = cost.uses(self.model, self.example)
         self.initial, self.base = resident.tensors_of(self.model), resident.base_of(self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.initial)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
