@@ -348,7 +348,7 @@ def test_an_attacker_sends_what_the_attack_makes_of_its_honest_reply(tmp_path, s
     for name, attack in (("honest", ""), ("turned", "sign_flip:1"), ("hostile", "sign_flip:0.25")):
         reserve(tmp_path / name, hostile("fedavg", attack, **once))
         run = Run(hostile("fedavg", attack, **once), Runtime(workers=0), tmp_path / name, shards)
-        before = {n: t.clone() for n, t in run.initial.items()}
+        before = {n: t.clone() for n, t in run.scoring.initial.items()}
         run.books.close()
         resume(tmp_path / name, Runtime(workers=0), shards=shards)
         changes[name] = {n: t - before[n] for n, t in model_of(tmp_path / name).items()}
@@ -400,7 +400,7 @@ def test_real_clients_are_not_attacked(tmp_path, shards):
         empty, task = True, "classification"
 
     with pytest.raises(ConfigError, match="attacks are played in simulations, and these clients are real"):
-        attackers.check(study, run.method, run.setting, Elsewhere, run.initial)
+        attackers.check(study, run.method, run.setting, Elsewhere, run.scoring.initial)
     run.books.close()
 
 
@@ -410,6 +410,6 @@ def test_every_method_says_what_its_clients_send(method, shards, tmp_path):
     study = small(method, data={**EIGHT, "public": 8}, participation=1.0)
     reserve(tmp_path, study)
     run = Run(study, Runtime(workers=0), tmp_path, shards)
-    kinds = frozenset(attackers._sent(study, run.method, run.setting, run.initial))
+    kinds = frozenset(attackers._sent(study, run.method, run.setting, run.scoring.initial))
     run.books.close()
     assert kinds, method

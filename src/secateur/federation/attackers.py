@@ -162,7 +162,7 @@ def _sent(study: Study, method: Method, setting: Setting, weights: Tensors) -> I
         votes = ask.phase == TRAIN and ask.expects.mask in {"optional", "required"}
         yield from kinds_of(ask.phase, ask.expects.tensors, setting, plain=ask.plain, votes=votes)
     if method.trains_weights or ask is None:
-        yield "weights" if method.trains_weights else "bits"
+        yield "weights" if method.trains_weights else "scores"
     if isinstance(method, Composition) and method.consensus.ballot:
         due = any(method.schedule.due(done, study.rounds) for done in range(1, study.rounds + 1))
         if due:
