@@ -24,7 +24,7 @@ FLOORS = [
     {"learning"},
     {"contract"},
     {"aggregation"},
-    {"methods", "guards"},
+    {"methods", "guards", "attacks"},
     {"study"},
     {"federation"},
     {"flower", "compare"},

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.bandwidth import Bandwidth
+from secateur.compare.crossing import crossed
 from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
@@ -50,6 +51,7 @@ class Suite(BaseModel):
             the other's error. With a margin a suite needs at least two seeds.
         link: the clients' links, for which seconds are predicted unless others are asked for; see
             ``bandwidth.Bandwidth.parse``. Empty: none.
+        places: of a crossed suite, the value of each axis for each variant; see ``crossing``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,7 @@ class Suite(BaseModel):
     target: float = 0.0
     margin: float = Field(default=0.0, ge=0)
     link: str = ""
+    places: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @field_validator("link")
     @classmethod
@@ -143,7 +146,7 @@ def load(name: str) -> Suite:
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
     try:
-        return Suite.model_validate(values)
+        return Suite.model_validate(crossed(values))
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken

@@ -1,4 +1,4 @@
-"""Opening an engine for a run."""
+"""Opening an engine for a run, and what is refused before."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from secateur.contract.method import Method
+from secateur.contract.state import Setting
+from secateur.data.shards import Shards
 from secateur.engines import Engine, Serve
 from secateur.engines.local import LocalEngine
 from secateur.engines.relays import RelayEngine
 from secateur.engines.store import StateStore
 from secateur.engines.workers import CLIENT
 from secateur.errors import ConfigError
-from secateur.federation import relays
+from secateur.federation import attackers, relays
+from secateur.pruning.mask import Tensors
 from secateur.study.runtime import Runtime
+from secateur.study.study import Study
 
 OpenEngine = Callable[..., Engine]
 _RELAY = (*CLIENT, "secateur.federation.relays")
@@ -36,11 +41,24 @@ def open_local(
     )  # fmt: skip
 
 
-def check_relays(runtime: Runtime, clients: int) -> None:
-    """Refuse more relays than clients.
+def check_begin(
+    study: Study, runtime: Runtime, method: Method, setting: Setting, shards: Shards, weights: Tensors
+) -> None:
+    """Refuse what cannot be played, before any client is asked.
+
+    Args:
+        study: the study.
+        runtime: how it is computed.
+        method: its method.
+        setting: the federation.
+        shards: the clients' rows.
+        weights: theta_0.
 
     Raises:
-        ConfigError: there are.
+        ConfigError: there are more relays than clients, or the study's attack cannot be played; see ``attackers``.
     """
-    if runtime.relays > clients:
-        raise ConfigError(f"relays = {runtime.relays}: there are {clients} clients; a relay must have one at least")
+    if runtime.relays > setting.clients:
+        raise ConfigError(
+            f"relays = {runtime.relays}: there are {setting.clients} clients; a relay must have one at least"
+        )
+    attackers.check(study, method, setting, shards, weights)

@@ -46,7 +46,7 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
+from secateur.federation.opening import OpenEngine, check_begin, open_local
 from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
@@ -99,12 +99,12 @@ class Run:
         self.model: nn.Module = client.make_model(self.study, self.shards)
         example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, example)
-        check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()

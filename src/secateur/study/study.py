@@ -34,6 +34,7 @@ from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
 from secateur.pruning.discovery import How
+from secateur.study.attack import Hostile
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
@@ -134,6 +135,8 @@ class Study(_Section):
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
             always runs, first at the client and last at the server. ``NAME.on = false`` leaves a guard out.
+        attack: what hostile clients do, in a simulation: ``name[:share][,parameter=value...]``, such as ``alie:0.3``;
+            empty: all clients are honest. The share of the clients that attack, by default 0.2, is drawn from the seed.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
     """
 
@@ -149,6 +152,7 @@ class Study(_Section):
     wire: Wire = Wire()
     compute: Compute = Compute()
     guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
+    attack: str = ""
     options: dict[str, Option] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -175,6 +179,20 @@ class Study(_Section):
             return given
         kept = {name: options for name, options in by_guard(given).items() if _on(name, options)}
         return {_BOUNDS: {}} | {name: {k: v for k, v in o.items() if k != _ON} for name, o in kept.items()}
+
+    @field_validator("attack")
+    @classmethod
+    def _whole_attack(cls, text: str) -> str:
+        """Write every parameter of the attack out."""
+        return str(Hostile.parse(text)) if text else ""
+
+    def build_attack(self) -> Hostile | None:
+        """Return what hostile clients do; None: all are honest.
+
+        Raises:
+            ConfigError: there is no such attack, or a parameter is wrong.
+        """
+        return Hostile.parse(self.attack) if self.attack else None
 
     def build_guards(self) -> list[Guard]:
         """Return the guards with their options set, in their order at a client.
@@ -211,8 +229,9 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
-        if not self.quorum:
-            later["quorum"] = True
+        for name in ("quorum", "attack"):
+            if not getattr(self, name):
+                later[name] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
         for section, given, kind, names in (
             ("training", self.training, Training, _LATER_TRAINING),
