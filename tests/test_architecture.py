@@ -27,7 +27,7 @@ FLOORS = [
     {"methods", "guards"},
     {"study"},
     {"federation"},
-    {"flower", "compare"},
+    {"flower", "comparison"},
     {"report"},
     {"export"},
     {"cli"},

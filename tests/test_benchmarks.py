@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from secateur import cli, methods
-from secateur.compare import grid
-from secateur.compare.suite import Suite, cells, load, names
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.report import results_page, tables

@@ -35,8 +35,8 @@ def test_a_comparison_is_played_from_a_script_too(tmp_path):
     (tmp_path / "example.py").write_text(
         """
 from pathlib import Path
-from secateur.compare import grid
-from secateur.compare.suite import Suite
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite
 
 common = {"data.clients": 3, "rounds": 1, "model.name": "mlp", "model.options.hidden": "[8]", "training.epochs": 1}
 suite = Suite.model_validate({

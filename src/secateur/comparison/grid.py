@@ -15,7 +15,7 @@ from typing import Self
 
 import torch
 
-from secateur.compare.suite import Cell, Suite, cells, controls
+from secateur.comparison.suite import Cell, Suite, cells, controls
 from secateur.data.shards import open_shards
 from secateur.engines.script import spared
 from secateur.engines.workers import for_workers, processes

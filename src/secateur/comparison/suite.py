@@ -124,7 +124,7 @@ class Cell:
 
 def names() -> list[str]:
     """Return the names of the suites that come with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.compare.suites").iterdir()
+    return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.comparison.suites").iterdir()
                   if path.name.endswith(".toml"))  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def load(name: str) -> Suite:
         values = read_toml(Path(name))
     elif name in names():
         values = tomllib.loads(
-            (resources.files("secateur.compare.suites") / f"{name}.toml").read_text(encoding="utf-8")
+            (resources.files("secateur.comparison.suites") / f"{name}.toml").read_text(encoding="utf-8")
         )
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
