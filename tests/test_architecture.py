@@ -30,6 +30,7 @@ FLOORS = [
     {"flower", "comparison"},
     {"report"},
     {"export"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

@@ -301,17 +301,6 @@ def test_the_wire_benchmark_trains_measures_and_renders(monkeypatch, tmp_path, c
     capsys.readouterr()
 
 
-def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    quick = example.replace("rounds=40", "rounds=2").replace("workers=2", "workers=0")
-    assert quick != example
-    exec(compile(quick, "README.md", "exec"), {"__name__": "readme"})
-    accuracy, up = capsys.readouterr().out.split()
-    assert 0 <= float(accuracy) <= 1
-    assert int(up) > 0
-
-
 def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):
     simulate = script("simulate", monkeypatch)
     case = simulate.Case("mlp", (1, 4, 4), 6, 3, 5, batch=2, rounds=4, options=(("hidden", (4,)),))

@@ -142,11 +142,20 @@ def load(name: str) -> Suite:
         )
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
+    return parse(values, f"suite {name}")
+
+
+def parse(values: Mapping[str, Any], name: str) -> Suite:
+    """Return a suite of its settings; ``name`` is what it is called in messages.
+
+    Raises:
+        ConfigError: one of its settings is wrong.
+    """
     try:
         return Suite.model_validate(values)
     except ValidationError as broken:
         first = broken.errors()[0]
-        raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
+        raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
 
 
 def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
@@ -171,7 +180,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         if "." not in method and method not in methods.names():
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
-        name = _named(method, settings)
+        name = named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
         variants[name] = {"method": method, **settings}
@@ -179,7 +188,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
 
 
-def _named(method: str, settings: Mapping[str, str]) -> str:
+def named(method: str, settings: Mapping[str, Any]) -> str:
     """Return a variant's name, with its sparsity in per cent at the end, where tables by sparsity look for it."""
     words, end = [method.rpartition(".")[2]], ""
     for path, value in settings.items():
