@@ -78,7 +78,7 @@ def find(name: str) -> Callable[..., object]:
     if held is None:
         raise ModelError(
             f"model {name!r} was an object of the Python process that ran it, which alone can build it: "
-            "call .export() or .slim() of its result there, or secateur.run(..., out=FOLDER) again with the same objects"
+            "call .export() or .slim() of its result there, or secateur.run again with the same objects and out=FOLDER"
         )
     return held.make
 
