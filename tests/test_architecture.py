@@ -27,9 +27,10 @@ FLOORS = [
     {"methods", "guards", "attacks"},
     {"study"},
     {"federation"},
-    {"flower", "compare"},
+    {"flower", "comparison"},
     {"report"},
     {"export"},
+    {"api"},
     {"cli"},
     {"__main__"},
 ]

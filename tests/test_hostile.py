@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import pytest
 import tomli_w
 
-from secateur.compare.crossing import crossed
-from secateur.compare.grid import folder_of, run_suite
-from secateur.compare.suite import Suite, cells, load
+from secateur.comparison.crossing import crossed
+from secateur.comparison.grid import folder_of, run_suite
+from secateur.comparison.suite import Suite, cells, load
 from secateur.errors import ConfigError
 from secateur.federation.folder import FAILURE, ROUNDS, SUMMARY
 from secateur.report import hostile, tables

@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.compare import grid
-from secateur.compare.suite import Suite
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
 from secateur.report import comparison_figures, page, tables

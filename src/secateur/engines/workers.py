@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -51,13 +52,16 @@ def for_workers() -> Iterator[None]:
     The number of workers is set to the number of cores, so more threads would only fight for them. A training step
     frees and asks for a gradient's memory again: where glibc gives it back to the system each time, the system clears
     it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
-    environment is put back.
+    environment is put back. Python's warning of processes that are forked beside threads is silenced: those of ours
+    take no lock that a thread may have held.
     """
     wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            yield
     finally:
         for name, value in before.items():
             if value is None:

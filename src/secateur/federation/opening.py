@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.context import BaseContext
 from pathlib import Path
+
+import torch
 
 from secateur.contract.method import Method
 from secateur.contract.state import Setting
@@ -25,20 +30,42 @@ _RELAY = (*CLIENT, "secateur.federation.relays")
 
 
 def open_local(
-    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1
-) -> Engine:
-    """Return the default engine: processes on this machine, with clients' states in the run's folder."""
+    make_serve: Callable[[], Serve], clients: int, runtime: Runtime, folder: Path, together: int = 1,
+    start: BaseContext | None = None,
+) -> Engine:  # fmt: skip
+    """Return the default engine: processes on this machine, with clients' states in the run's folder.
+
+    Args:
+        make_serve: see ``LocalEngine``.
+        clients: how many there are.
+        runtime: how many workers and relays.
+        folder: the run's folder.
+        together: clients that a worker serves at once.
+        start: how workers are started; None: as this system does it best.
+    """
     store = StateStore(folder / "clients", runtime.state_budget)
     if not runtime.relays:
         return LocalEngine(
-            make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together
-        )
+            make_serve, clients=clients, workers=runtime.workers, store=store, preload=CLIENT, together=together,
+            start=start,
+        )  # fmt: skip
     workers = -(-runtime.workers // runtime.relays)
     make_relay = partial(relays.build, make_serve, clients, workers, together)
     return RelayEngine(
         make_relay, clients=clients, relays=runtime.relays, workers=workers, store=store, preload=_RELAY,
         together=together,
     )  # fmt: skip
+
+
+def forking() -> BaseContext | None:
+    """Return how processes start that find this process's objects: as copies of it; None: that is not safe here.
+
+    A copy computes in one thread, and takes no lock that a thread of this process may hold. Torch refuses gradients in
+    copies of a process that drives a GPU, and the libraries of macOS break in copies.
+    """
+    if not sys.platform.startswith("linux") or torch.cuda.is_available():
+        return None
+    return multiprocessing.get_context("fork")
 
 
 def check_begin(

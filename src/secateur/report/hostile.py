@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from secateur.compare.crossing import VARIANT
-from secateur.compare.grid import folder_of
-from secateur.compare.suite import Cell, Suite
+from secateur.comparison.crossing import VARIANT
+from secateur.comparison.grid import folder_of
+from secateur.comparison.suite import Cell, Suite
 from secateur.contract.ask import EVALUATE
 from secateur.federation.folder import ROUNDS, read_failure, read_records, read_summary
 from secateur.learning.metrics import metric_of

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from secateur.compare.suite import Cell, Suite, load, names
+from secateur.comparison.suite import Cell, Suite, load, names
 from secateur.federation import checkpoint
 from secateur.report import hostile
 from secateur.report.formatting import amount, markdown, percent, plain, seconds, size, spread
