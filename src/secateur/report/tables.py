@@ -24,6 +24,12 @@ FEW = (
 )  # fmt: skip
 """The columns that a terminal has room for, beside the score, which stands second."""
 
+FURTHER = frozenset({
+    "own rows", "lowest tenth", "to dense at equal bytes", "to dense at equal seconds", "bytes to dense",
+    "seconds to dense", "bytes to target", "seconds to target", "MACs, units removed",
+})  # fmt: skip
+"""The columns of the complete table that the page shows when it is asked for all."""
+
 
 @dataclass(frozen=True)
 class Table:
