@@ -20,7 +20,7 @@ QUICK = [
 def secateur(*arguments, cwd, ok=True, **env):
     path = os.pathsep.join(p for p in sys.path if p)
     done = subprocess.run(
-        [sys.executable, "-m", "secateur.cli", *map(str, arguments)], check=False, capture_output=True, text=True,
+        [sys.executable, "-m", "secateur", *map(str, arguments)], check=False, capture_output=True, text=True,
         cwd=cwd, env={**os.environ, "PYTHONPATH": path, **env},
     )  # fmt: skip
     assert (done.returncode == 0) == ok, done.stderr

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.compare import grid
-from secateur.compare.suite import Suite
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
 from secateur.report import figure_lines, page, tables

@@ -19,15 +19,16 @@ import torch
 from torch import nn
 
 from secateur import cost
-from secateur.contract.ask import EVALUATE, GUARDED, SERVER, TRAIN, Ask
+from secateur.contract.ask import EVALUATE, SERVER, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, gathering, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
@@ -35,7 +36,6 @@ from secateur.federation.endings import called, check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     FAILURE,
-    PLAN,
     ROUNDS,
     SUMMARY,
     new_folder,
@@ -46,30 +46,22 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
-from secateur.federation.quorum import Attempts, check_learnt
+from secateur.federation.opening import OpenEngine, check_begin, open_local
+from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
     EMPTIED,
-    METRIC,
-    VALIDATION,
     Row,
     check_answers,
     check_any,
     emptied,
     line,
-    local_scores,
     summarise,
     told_of_bytes,
 )
-from secateur.federation.removal import sizes_after
-from secateur.learning import resident
-from secateur.learning import task as tasks
-from secateur.learning.evaluate import Score, evaluate
-from secateur.pruning import mask as masks
-from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.roles import remarks, stored
-from secateur.pruning.structure import plan, sizes
+from secateur.federation.scoring import Scoring
+from secateur.federation.soundness import check_sendable, check_start, unsound
+from secateur.pruning.roles import remarks
 from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
@@ -105,18 +97,14 @@ class Run:
         self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
-        self.local = resident.LocalState(self.model)
-        self.example = client.example(self.shards)
-        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
-        check_relays(runtime, self.setting.clients)
+        example = client.example(self.shards)
+        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
-        self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
-        self.uses = cost.uses(self.model, self.example)
-        self.initial, self.base = resident.tensors_of(self.model), resident.base_of(self.model)
+        self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
@@ -124,13 +112,13 @@ class Run:
         told += client.stack_remarks(self.study, self.model, self.shards)
         self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
-        self.books = Books(folder, self.setting.specs, known, base=self.base)
+        self.books = Books(folder, self.setting.specs, known, base=self.scoring.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
         """Return the first state of a new run, before any client is asked."""
         self.books.begin()
-        return called(self.method.start, 0, self.setting, self.initial, self.books.archive)
+        return called(self.method.start, 0, self.setting, self.scoring.initial, self.books.archive)
 
     def restore(self) -> State:
         """Return the state of the last checkpoint.
@@ -186,10 +174,11 @@ class Run:
         of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
         if not (self.folder / checkpoint.NAME).exists():
             for asked in tables.begin(self.shards_folder, self.folder):
-                row = asked | self._quality(state, evaluate=False)
+                row = asked | self.scoring.quality(state, evaluate=False)
                 checkpoint.append(self.folder / ROUNDS, json.dumps(row))
                 watch({"event": "row", **row})
             state = self._refined(state)
+            check_start(state, self.study.wire.values)
         attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
         while True:
             begun, attempt = time.perf_counter(), attempts.count
@@ -200,17 +189,20 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = self._exchange(ask, engine, notify=notify, macs_of=self._macs)
+            check_sendable(ask, self.study.wire.values)
+            exchange = self._exchange(ask, engine, notify=notify, macs_of=self.scoring.macs)
             with Spool(self.folder) as spool:
                 reduced = exchange.reduce(planned, spool)
-                if enough := attempts.settle(exchange):
-                    state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
-            state = self._refined(state) if enough and ask.phase == TRAIN else state
+                after = self._absorbed(planned, reduced) if attempts.settle(exchange) else None
+            if enough := after is not None and attempts.usable(exchange, unsound(after, self.study.wire.values)):
+                state, self.books.medians = after, self.books.medians | exchange.compared()
+            else:
+                self.books.archive.revert()
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
-            if enough and self._due(ask) and not self.central:
-                scores = self._local(self._examined(state, engine))
+            if enough and self._due(ask) and not self.scoring.central:
+                scores = self.scoring.clients(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
             length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
             self.books.save(state, {"records": length, "attempt": attempts.count, **of}, engine.states)
@@ -223,18 +215,23 @@ class Run:
             ask, engine, self.study, self.books, self.setting, self.guards, deadline=self.runtime.deadline, **more
         )
 
+    def _absorbed(self, planned: State, reduced: Reduced) -> State:
+        """Return the state after an exchange, and after the server's own work if it was a training."""
+        after = replace(called(self.method.absorb, reduced.ask, planned, reduced), setting=self.setting)
+        return self._refined(after) if reduced.ask.phase == TRAIN else after
+
     def _refined(self, state: State) -> State:
         """Return the state after the server's own work on the model; its cost is written to the next record."""
         if not self.method.refines:
             return state
         begun = time.perf_counter()
         rows = client.wrap(self.shards, *self.shards.public())
-        settings, restore = self.study.training, self.local.restore
-        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
+        settings, restore = self.study.training, self.scoring.local.restore
+        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.scoring.initial, restore=restore)
         restore()
         with global_streams(self.study.seed, "server", state.round):
             state, processed = called(self.method.refine, state.round, state, view)
-        macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
+        macs = 3 * processed * cost.macs(self.scoring.uses, self.scoring.whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
         return state
@@ -242,7 +239,7 @@ class Run:
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
         worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
+        losses = [(float(t["loss"]), exchange.rows[int(t["client"])]) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -259,81 +256,37 @@ class Run:
             "client_seconds": sum(worked.values()),
             "seconds": seconds,
             "processed": processed,
-            **train_macs(ask, exchange, self._macs),
+            **train_macs(ask, exchange, self.scoring.macs),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
-            **self._quality(state, evaluate=enough and self._due(ask)),
+            **self.scoring.quality(state, evaluate=enough and self._due(ask)),
             **{name: self.server.pop(name) for name in list(self.server)},
         }
-
-    def _macs(self, mask: Mask | None) -> tuple[int, int]:
-        """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
-        left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
-        return cost.macs(self.uses, stored(self.model), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
         return ask.phase == TRAIN and (ask.round % every == 0 or ask.round == self.study.rounds)
 
-    def _quality(self, state: State, *, evaluate: bool) -> Row:
-        total = sum(t.numel() for t in state.weights.values())
-        removed = 0 if state.mask is None else masks.size(state.mask) - masks.kept(state.mask)
-        row: Row = {name: note for name, note in state.notes.items() if name == GUARDED} | {
-            "sparsity": masks.sparsity(state.mask),
-            "sparsity_all": removed / total,
-            "kept": total - removed,
-            "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
-            "macs": cost.macs(self.uses, self._whole(state.weights), state.mask),
-        }
-        row |= {EMPTIED: names} if (names := [name for name, kept in row["layers"].items() if not kept]) else {}
-        if evaluate and self.central:
-            score = self._score(state.model(), self.shards.server_test())
-            main = self.task.metrics[0]
-            row |= {main.name: score.metric, "loss": score.loss, **score.further, METRIC: dataclasses.asdict(main)}
-            validation = self._score(state.model(), self.shards.server_validation())
-            row |= {VALIDATION: validation.metric} if validation.samples else {}
-        return row
-
-    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
-        """Return the score of a model on some of the server's rows."""
-        self.local.load(tensors)
-        with global_streams(self.study.seed, "score"):
-            return evaluate(self.model, client.wrap(self.shards, *rows))
-
-    def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return the exchanged tensors together with those that never travel."""
-        return {**self.base, **tensors}
-
-    def _widths(self, state: State) -> Row:
-        """Return the scores and MACs of the narrower models within the shipped one."""
-        widths = self.method.widths(state) if self.central else {}
-        parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
-        scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
-        macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
-        metric = self.task.metrics[0].name
-        return {"widths": {name: {metric: scores[name], "macs_physical": macs[name]} for name in widths}}
-
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         rows = read_records(self.folder)
         check_answers(rows)
         final = {
-            "central": self.central,
-            **self._quality(state, evaluate=True),
-            **self._structure(state),
-            **self._widths(state),
+            "central": self.scoring.central,
+            **self.scoring.quality(state, evaluate=True),
+            **self.scoring.structure(self.folder, state),
+            **self.scoring.widths(state),
         }
-        if self.central:
-            self._check_learnt(final, state)
+        if self.scoring.central:
+            self.scoring.check_learnt(final, state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
-        about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
-        checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
+        about |= {checkpoint.BASE: json.dumps(sorted(self.scoring.base))} if self.scoring.base else {}
+        checkpoint.ship(self.folder, self.scoring.whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
-        if not self.central:
+        if not self.scoring.central:
             check_any(EVALUATE, len(examined.ask.clients), examined.left_out)
-        final |= self._local(examined)
-        if not self.central:
-            self._check_learnt(final, state)
+        final |= self.scoring.clients(examined)
+        if not self.scoring.central:
+            self.scoring.check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
@@ -341,43 +294,18 @@ class Run:
         watch({"event": "end", **summary})
         return summary
 
-    def _check_learnt(self, final: Row, state: State) -> None:
-        def initial_loss() -> float:
-            return self._score(self.initial, self.shards.server_test()).loss
-
-        check_learnt(final, state.model(), initial_loss)
-
-    def _structure(self, state: State) -> Row:
-        """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
-        removal = plan(state.mask or {}, self.setting.layout.groups)
-        self.local.load(state.model())
-        checkpoint.write(self.folder / PLAN, removal.to_json().encode())
-        return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self._whole(state.weights), None))
-
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
-        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
+        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.scoring.central)
         ask = self.method.examine(state)
-        main, *further = self.task.metrics
-        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), **client.further_scores(self.task)})
+        asked = {**(ask.expects.scalars or {}), **client.further_scores(self.scoring.task)}
+        expects = replace(ask.expects, scalars=asked)
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
-        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
-        bounds |= {metric.name: metric.bounds for metric in further}
+        bounds = client_scores.bounds(self.scoring.task.metrics)
         exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
         with Spool(self.folder) as spool:
             exchange.reduce(state, spool)
         return exchange
-
-    def _local(self, exchange: Exchange) -> Row:
-        """Return the clients' scores, and the bytes of the exchange under ``evaluate_bytes``.
-
-        If the server has no test set, their mean by rows is the run's score.
-        """
-        return {
-            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
-            **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
-            **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
-        }
 
 
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.compare.grid import folder_of
-from secateur.compare.suite import Cell, Suite
+from secateur.comparison.grid import folder_of
+from secateur.comparison.suite import Cell, Suite
 from secateur.federation import checkpoint
 from secateur.federation.records import told_of_bytes
 from secateur.report.formatting import amount, latex, markdown, percent, plain, seconds, size, spread
