@@ -765,12 +765,15 @@ print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor",
     assert json.loads(done.stdout.replace("'", '"')) == []
 
 
-def test_the_study_of_a_run_config_is_that_of_the_command_line():
-    by_flower, _ = apps.study_of({"method": "fedsparsify", "data.clients": 4, "wire.feedback": False})
-    assert (
-        by_flower.hash()
-        == parse_study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
+def test_the_study_of_a_run_config_is_that_of_the_command_line_with_the_guard_for_strangers():
+    settings = {"method": "fedsparsify", "data.clients": 4, "wire.feedback": False}
+    by_flower, _ = apps.study_of(settings)
+    typed = {"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}
+    assert by_flower.hash() == parse_study({**typed, "guards": {"norms": {}}}).hash()
+    off, _ = apps.study_of(
+        {"method": "fedsparsify", "data.clients": 4, "wire.feedback": False, "guards.norms.on": False}
     )
+    assert off.hash() == parse_study(typed).hash()
 
 
 # ---- the examples
