@@ -1,21 +1,24 @@
-"""The Flower engine carries requests and replies through a Flower Grid. Only this module imports flwr.
+"""The Flower engine carries requests and replies through a Flower Grid. Only this module and ``payloads`` import flwr.
 
 There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
-or its reply, in every phase. The payload is an ``Array`` with a ``stype`` of its own, so that Flower stores it in
-chunks, and so that Flower's strategies refuse it instead of misreading it. A ``ConfigRecord`` goes with it.
+or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
+strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
+request, two at a time, on a link of 50 kbit/s; what has arrived is not sent again. A ``ConfigRecord`` goes with it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.engines import Closing, Failure
-from secateur.errors import ConfigError, EngineError, MissingExtraError, install
+from secateur.errors import EngineError, MissingExtraError, install
 from secateur.federation.records import by_reason
+from secateur.flower.payloads import About, pack, payload_of, unpack, with_arrays, with_payload
+from secateur.flower.pulls import Pulls
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -26,9 +29,9 @@ except ImportError as missing:
     raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
-    "LOG", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "FlowerEngine", "Grid", "Message",
+    "LOG", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "FlowerEngine", "Grid", "Message",
     "MetricRecord",
-    "RecordDict", "Result", "ServerApp", "Strategy",
+    "RecordDict", "Result", "ServerApp", "Strategy", "pack", "payload_of", "unpack", "with_arrays", "with_payload",
 ]  # fmt: skip
 
 
@@ -41,63 +44,10 @@ class _Ours(logging.LoggerAdapter[logging.Logger]):
 
 LOG = _Ours(logging.getLogger("flwr.secateur"))
 HELLO, SERVE = "query.secateur", "train.secateur"
-About = dict[str, Any]
 
-_ABOUT, _PAYLOAD = "about", "payload"
-_STYPE = "secateur.wire"
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
+_GREETING = 15.0  # seconds that an exchange waits for a node that was just asked who it is
 _LONGEST_NAME = 64  # of what a client keeps; it is stored and sent back
-_WINDOW = 16  # replies that are in memory at a time, at most
-
-
-def _wrapped(payload: bytes) -> ArrayRecord:
-    """Return bytes as an ``ArrayRecord``, which Flower stores in chunks."""
-    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
-
-
-def _unwrapped(arrays: ArrayRecord) -> bytes | None:
-    array = arrays.get(_PAYLOAD)
-    return array.data if isinstance(array, Array) and array.stype == _STYPE else None
-
-
-def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
-    """Return the content of a message: facts, and a payload if there is one."""
-    content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
-    if payload is not None:
-        content[_PAYLOAD] = _wrapped(payload)
-    return content
-
-
-def unpack(content: RecordDict) -> tuple[About, bytes | None]:
-    """Return the facts and the payload that ``pack`` was given; a record of another kind counts as missing."""
-    about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
-    facts = dict(about) if isinstance(about, ConfigRecord) else {}
-    return facts, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
-
-
-def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
-    """Return the key of the only ``ArrayRecord`` of another app's message, and the payload in it if it is ours.
-
-    The key is empty unless there is exactly one.
-    """
-    records = list(content.array_records.items())
-    if len(records) != 1:
-        return "", None
-    key, arrays = records[0]
-    return key, _unwrapped(arrays)
-
-
-def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
-    """Return a message's content with its only ``ArrayRecord`` replaced."""
-    key, _ = payload_of(content)
-    if not key:
-        raise ConfigError(f"a message holds {len(content.array_records)} ArrayRecords; exactly 1 is expected")
-    return RecordDict({k: arrays if k == key else record for k, record in content.items()})
-
-
-def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
-    """Return a message's content with its only ``ArrayRecord`` replaced by a payload."""
-    return with_arrays(content, _wrapped(payload))
 
 
 class Versions:
@@ -157,7 +107,11 @@ class Members:
     states: Versions = field(default_factory=Versions)
     _greeted: set[int] = field(default_factory=set)
     _hellos: dict[str, int] = field(default_factory=dict)
+    _last: float = 0.0
     _taught: dict[str, tuple[int, About]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._pulls = Pulls(self.grid.pull_messages)
 
     def look(self) -> None:
         """Update the list of nodes: ask new ones who they are, and read the answers that have come."""
@@ -172,11 +126,14 @@ class Members:
         for node in sorted(self.connected - self._greeted):
             (ask,) = self.grid.push_messages([Message(pack({"schema": self.schema[0]}), node, HELLO)])
             self._greeted.add(node)
-            self._hellos[ask] = node
-        for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
-            self._enter(self._hellos.pop(reply.metadata.reply_to_message_id), reply)
-        for reply in self.grid.pull_messages(list(self._taught)) if self._taught else ():
-            self._admit_taught(*self._taught.pop(reply.metadata.reply_to_message_id), reply)
+            self._hellos[ask], self._last = node, time.monotonic()
+            self._pulls.add(ask)
+        for reply in self._pulls.arrived():
+            ask = reply.metadata.reply_to_message_id
+            if ask in self._hellos:
+                self._enter(self._hellos.pop(ask), reply)
+            elif ask in self._taught:
+                self._admit_taught(*self._taught.pop(ask), reply)
 
     def _enter(self, node: int, reply: Message) -> None:
         about = {"error": reason_of(reply)} if reply.has_error() else unpack(reply.content)[0]
@@ -189,7 +146,8 @@ class Members:
         if digest and about.get("holds") is False:
             facts: About = {"run": "", "client": client, "kept": "", "schema": ""}
             (ask,) = self.grid.push_messages([Message(pack(facts, request), node, SERVE)])
-            self._taught[ask] = node, about
+            self._taught[ask], self._last = (node, about), time.monotonic()
+            self._pulls.add(ask)
             return
         self._admit(node, client, about)
 
@@ -206,6 +164,10 @@ class Members:
             return
         self.states.sent_again[client] = len(self.schema[1]), len(payload)
         self._admit(node, client, about)
+
+    def expects(self) -> bool:
+        """Return whether a node was asked a moment ago who it is and may answer yet."""
+        return bool(self._hellos or self._taught) and time.monotonic() < self._last + _GREETING
 
     def teach(self, digest: str, request: bytes) -> None:
         """Send nodes that come from now on a table's schema, before they take part."""
@@ -307,7 +269,11 @@ class FlowerEngine(Closing):
         self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
     ) -> Iterator[tuple[int, bytes | Failure]]:
         """Send each request; see ``Engine.exchange``. A client that is not connected is a ``Failure`` at once."""
-        yield from _Exchange(self, deadline).play(requests)
+        pulls = Pulls(self.grid.pull_messages)
+        try:
+            yield from _Exchange(self, pulls, deadline).play(requests)
+        finally:
+            pulls.close()
 
     def close(self) -> None:
         """Do nothing: the grid belongs to its ServerApp."""
@@ -316,54 +282,67 @@ class FlowerEngine(Closing):
 class _Exchange:
     """One exchange: its messages on their way, and its deadline."""
 
-    def __init__(self, engine: FlowerEngine, deadline: float | None) -> None:
+    def __init__(self, engine: FlowerEngine, pulls: Pulls, deadline: float | None) -> None:
         self.engine = engine
+        self.pulls = pulls
         self.members = engine.members
         self.deadline = deadline
         self.end = None if deadline is None else time.monotonic() + deadline
         self.waiting: dict[str, tuple[int, int]] = {}
+        self.gone: set[str] = set()
+        self.late: dict[int, bytes] = {}
 
     def play(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes | Failure]]:
         self.members.look()
         if not self.members.nodes:
             self.engine.meet(self.engine.clients())
         for client, request in requests:
-            node = self.members.nodes.get(client)
-            if node is None:
-                yield client, Failure(client, "no node of this client is connected", sent=False)
-                continue
-            about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
-            about["schema"] = self.members.schema[0]
-            (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
-            self.waiting[ask] = client, node
+            if not self._send(client, request):
+                self.late[client] = request
+        yield from self._catch_up()
         yield from self._collect()
+
+    def _send(self, client: int, request: bytes) -> bool:
+        """Send a request, if there is a node of its client."""
+        node = self.members.nodes.get(client)
+        if node is None:
+            return False
+        about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
+        about["schema"] = self.members.schema[0]
+        (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
+        self.waiting[ask] = client, node
+        self.pulls.add(ask)
+        return True
+
+    def _catch_up(self) -> Iterator[tuple[int, Failure]]:
+        """Send the requests whose nodes have come by now; without a node that may still come, the others fail."""
+        self.late = {client: request for client, request in self.late.items() if not self._send(client, request)}
+        if self.late and not self.members.expects():
+            missing, self.late = list(self.late), {}
+            yield from ((k, Failure(k, "no node of this client is connected", sent=False)) for k in missing)
 
     def _collect(self) -> Iterator[tuple[int, bytes | Failure]]:
         look = time.monotonic() + _LOOK_EVERY
-        while self.waiting:
-            yield from self._pull()
+        while self.waiting or self.late:
+            yield from self._pull(_PULL_EVERY)
             now = time.monotonic()
             if self.end is not None and now >= self.end:
                 reason = f"no reply within {self.deadline:g} s"
                 yield from ((client, Failure(client, reason)) for client, _ in self.waiting.values())
+                yield from ((client, Failure(client, reason, sent=False)) for client in self.late)
                 return
-            if now >= look:
+            if self.late or now >= look:
                 self.members.look()
-                yield from self._pull()  # what was sent before its node left still counts
+                yield from self._catch_up()
+            if now >= look:
                 yield from self._gone()
                 look = time.monotonic() + _LOOK_EVERY
-            if self.waiting:
-                time.sleep(_PULL_EVERY)
 
-    def _pull(self) -> Iterator[tuple[int, bytes | Failure]]:
-        asked = list(self.waiting)
-        for start in range(
-            0, len(asked), _WINDOW
-        ):  # what is not pulled yet lies with the SuperLink, not in memory here
-            for reply in self.engine.grid.pull_messages(asked[start : start + _WINDOW]):
-                found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
-                if found is not None:
-                    yield found[0], self._accept(found[0], reply)
+    def _pull(self, seconds: float = 0.0) -> Iterator[tuple[int, bytes | Failure]]:
+        for reply in self.pulls.arrived(seconds):
+            found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
+            if found is not None:
+                yield found[0], self._accept(found[0], reply)
 
     def _accept(self, client: int, reply: Message) -> bytes | Failure:
         if reply.has_error():
@@ -385,7 +364,10 @@ class _Exchange:
         return payload
 
     def _gone(self) -> Iterator[tuple[int, bytes | Failure]]:
-        for ask, (client, node) in list(self.waiting.items()):
-            if node not in self.members.connected:
-                del self.waiting[ask]
-                yield client, Failure(client, "its node left the federation before it answered")
+        """Yield those whose node was gone at the last look already, so that a reply that it left behind could come."""
+        gone = {ask for ask, (_, node) in self.waiting.items() if node not in self.members.connected}
+        for ask in gone & self.gone:
+            client, _ = self.waiting.pop(ask)
+            self.pulls.give_up(ask)
+            yield client, Failure(client, "its node left the federation before it answered")
+        self.gone = gone
