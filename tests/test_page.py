@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from helpers import play, small, tiny_shards
-from secateur.compare import grid
-from secateur.compare.suite import Suite
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
-from secateur.report import comparison_figures, page, tables
+from secateur.report import figure_lines, page, tables
 from secateur.report.gather import comparison_lines, gather
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -73,7 +73,7 @@ def test_every_figure_draws_with_words_for_those_who_do_not_see_it(shown, compar
     wanted = [f"compared-{f['id']}" for f in page.read(compared / "data.js")["parts"][0]["figures"]]
     wanted += [f"looked-{f['id']}" for f in page.read(compared / "runs" / "0.js")["figures"]]
     assert wanted == [
-        "compared-quality", "compared-pareto", "compared-fairness", "compared-differences",
+        "compared-pareto", "compared-quality", "compared-fairness", "compared-differences",
         "looked-layers", "looked-traffic", "looked-guidance", "looked-clients", "looked-mask",
     ]  # fmt: skip
     for name in wanted:
@@ -100,7 +100,7 @@ def test_switches_change_what_is_drawn(shown):
     shown.get_by_role("combobox", name="Partition").select_option(label="pathological:2")
     assert "pathological:2, 2 seeds" in shown.locator("#compared").inner_text()
     shown.get_by_role("combobox", name="Run").select_option(label="FedSparsify 80 %, pathological:2, seed 0")
-    shown.locator("#looked pre", has_text='method = "fedsparsify"').wait_for()  # read when it is looked at
+    shown.locator("#looked pre", has_text='method = "fedsparsify"').wait_for(state="attached")  # read when it is looked at
     assert shown.locator("#looked-guidance").count() == 0
     shown.get_by_role("button", name="Copy as LaTeX").click()
     shown.locator("#compared textarea, #compared button:has-text('Copied as LaTeX')").first.wait_for()
@@ -179,7 +179,7 @@ def test_runs_of_any_folder_are_drawn_beside_their_dense_twins(tmp_path, shards)
     trace = layers["views"][0]["data"][0]
     rows = [json.loads(line) for line in (tmp_path / "run0" / ROUNDS).read_text().splitlines()]
     kept = [row["layers"][trace["name"]] for row in rows if row["layers"]]
-    assert trace["y"] == pytest.approx([1 - count / (16 * 12) for count in kept])
+    assert trace["y"] == pytest.approx([100 - 100 * count / (16 * 12) for count in kept])
 
 
 def test_dense_twins_that_were_trained_otherwise_have_lines_of_their_own(tmp_path, shards):
@@ -195,7 +195,7 @@ def test_dense_twins_that_were_trained_otherwise_have_lines_of_their_own(tmp_pat
         assert by_name[told].runs[0].quality == summary["final"]["accuracy"]
         own = next(line for line in lines if line.name.endswith(read_study(tmp_path / name).hash()))
         assert own.differences["dense"].mean == own.runs[0].quality - by_name[told].runs[0].quality
-    looks = comparison_figures.looks([page.figure_line(line) for line in lines if line.control == "dense"])
+    looks = figure_lines.looks([figure_lines.figure_line(line) for line in lines if line.control == "dense"])
     assert len({(look["color"], look["dash"], look["symbol"]) for look in looks}) == 2
     _, alone, _, _ = gather([tmp_path / "slow"])
     assert [line.name for line in alone if line.control == "dense"] == ["FedAvg"]  # there is no other
@@ -217,7 +217,9 @@ def test_a_personal_run_is_drawn_on_clients_own_rows(tmp_path, shards):
     curves = drawn["quality"]["views"][0]["data"]
     assert [trace["name"].split()[0] for trace in curves] == ["dispfl"]  # the others were scored elsewhere on the way
     assert "on clients' own rows" in drawn["quality"]["title"]
-    assert {view["name"] for view in drawn["pareto"]["views"]} == {"bytes carried in all", "client seconds in all"}
+    assert {view["name"] for view in drawn["pareto"]["views"]} == {
+        "most bytes of one client", "bytes carried in all", "client seconds in all",
+    }  # fmt: skip
 
 
 def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
@@ -234,7 +236,7 @@ def test_a_run_that_goes_on_is_drawn_so_far(tmp_path, shards):
     assert not ended
     facts = page.contents(title, lines, [subject.name for subject in subjects], live=True)
     assert facts["live"]
-    quality = facts["parts"][0]["figures"][0]
+    quality = next(figure for figure in facts["parts"][0]["figures"] if figure["id"] == "quality")
     assert quality["views"][0]["data"][-1]["x"] == [1, 2]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from secateur.flower import engine as engine_of
+from secateur.flower import messages
 from secateur.flower.pulls import Pulls
 
 
@@ -84,9 +84,9 @@ def test_what_the_grid_raises_is_raised_where_replies_are_waited_for():
 @pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 3 * 2**16 + 5])
 def test_a_payload_comes_out_of_its_parts_whole(size):
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
-    content = engine_of.pack({"a": 1}, payload)
+    content = messages.pack({"a": 1}, payload)
     assert all(len(array.data) <= 2**16 for array in content.array_records["payload"].values())
-    assert engine_of.unpack(content) == ({"a": 1}, payload)
+    assert messages.unpack(content) == ({"a": 1}, payload)
     if size > 2**16:
         del content.array_records["payload"]["payload.0"]
-        assert engine_of.unpack(content) == ({"a": 1}, None)
+        assert messages.unpack(content) == ({"a": 1}, None)

@@ -32,9 +32,9 @@ class CompareFlags:
 def compare(flags: CompareFlags) -> None:
     """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     warm()
-    from secateur.compare import grid  # noqa: PLC0415
-    from secateur.compare.grid import cell_name, folder_of  # noqa: PLC0415
-    from secateur.compare.suite import chosen  # noqa: PLC0415
+    from secateur.comparison import grid  # noqa: PLC0415
+    from secateur.comparison.grid import cell_name, folder_of  # noqa: PLC0415
+    from secateur.comparison.suite import chosen  # noqa: PLC0415
     from secateur.report import tables  # noqa: PLC0415
     from secateur.report.formatting import show  # noqa: PLC0415
     from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415

@@ -22,12 +22,13 @@ from secateur import cost
 from secateur.contract.ask import EVALUATE, SERVER, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, gathering, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
@@ -45,7 +46,7 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
+from secateur.federation.opening import OpenEngine, check_begin, open_local
 from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
@@ -59,6 +60,7 @@ from secateur.federation.records import (
     told_of_bytes,
 )
 from secateur.federation.scoring import Scoring
+from secateur.federation.soundness import check_sendable, check_start, unsound
 from secateur.pruning.roles import remarks
 from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
@@ -97,12 +99,12 @@ class Run:
         self.model: nn.Module = client.make_model(self.study, self.shards)
         example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, example)
-        check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
         self.records = self.attempt = 0
         self.guards = self.study.build_guards()
@@ -176,6 +178,7 @@ class Run:
                 checkpoint.append(self.folder / ROUNDS, json.dumps(row))
                 watch({"event": "row", **row})
             state = self._refined(state)
+            check_start(state, self.study.wire.values)
         attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
         while True:
             begun, attempt = time.perf_counter(), attempts.count
@@ -186,14 +189,17 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
+            check_sendable(ask, self.study.wire.values)
             exchange = self._exchange(ask, engine, notify=notify, macs_of=self.scoring.macs)
             with Spool(self.folder) as spool:
                 reduced = exchange.reduce(planned, spool)
-                if enough := attempts.settle(exchange):
-                    state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
-            state = self._refined(state) if enough and ask.phase == TRAIN else state
+                after = self._absorbed(planned, reduced) if attempts.settle(exchange) else None
+            if enough := after is not None and attempts.usable(exchange, unsound(after, self.study.wire.values)):
+                state, self.books.medians = after, self.books.medians | exchange.compared()
+            else:
+                self.books.archive.revert()
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
             if enough and self._due(ask) and not self.scoring.central:
                 scores = self.scoring.clients(self._examined(state, engine))
@@ -208,6 +214,11 @@ class Run:
         return Exchange(
             ask, engine, self.study, self.books, self.setting, self.guards, deadline=self.runtime.deadline, **more
         )
+
+    def _absorbed(self, planned: State, reduced: Reduced) -> State:
+        """Return the state after an exchange, and after the server's own work if it was a training."""
+        after = replace(called(self.method.absorb, reduced.ask, planned, reduced), setting=self.setting)
+        return self._refined(after) if reduced.ask.phase == TRAIN else after
 
     def _refined(self, state: State) -> State:
         """Return the state after the server's own work on the model; its cost is written to the next record."""
@@ -228,7 +239,7 @@ class Run:
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
         worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
+        losses = [(float(t["loss"]), exchange.rows[int(t["client"])]) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -287,12 +298,10 @@ class Run:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.scoring.central)
         ask = self.method.examine(state)
-        main, *further = self.scoring.task.metrics
         asked = {**(ask.expects.scalars or {}), **client.further_scores(self.scoring.task)}
         expects = replace(ask.expects, scalars=asked)
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
-        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
-        bounds |= {metric.name: metric.bounds for metric in further}
+        bounds = client_scores.bounds(self.scoring.task.metrics)
         exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
         with Spool(self.folder) as spool:
             exchange.reduce(state, spool)

@@ -24,7 +24,8 @@ from secateur.federation.base import Kept, KeptInFolder
 from secateur.federation.client import Participant
 from secateur.federation.records import Row
 from secateur.flower.bases import KeptInContext
-from secateur.flower.engine import LOG, About, Context, FlowerEngine
+from secateur.flower.engine import FlowerEngine
+from secateur.flower.messages import LOG, About, Context
 from secateur.study.study import Study
 from secateur.wire import head
 

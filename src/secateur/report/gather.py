@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from secateur.bandwidth import Bandwidth
-from secateur.compare.grid import RUNS, cell_name, folder_of
-from secateur.compare.suite import Cell, Suite, dense_name, differences, personal
+from secateur.comparison.grid import RUNS, cell_name, folder_of
+from secateur.comparison.suite import Cell, Suite, dense_name, differences, personal
 from secateur.errors import CheckpointError
 from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, SUMMARY, read_failure, read_study
 from secateur.report.outcomes import outcome
