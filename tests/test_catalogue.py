@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from secateur import methods, models
+from secateur import attacks, methods, models
 from secateur.cli.models import list_
-from secateur.compare import known
+from secateur.comparison import known
 from secateur.errors import ConfigError
 from secateur.report.listing import to_markdown
 from secateur.study.catalogue import attributes, catalogue, details, names
@@ -20,6 +20,7 @@ def test_everything_is_listed_with_one_line():
     kinds = catalogue()
     assert [e.name for e in kinds["methods"]] == methods.names()
     assert {e.name for e in kinds["models"]} == set(models.names())
+    assert [e.name for e in kinds["attacks"]] == attacks.names()
     measured = {"fisher", "grasp", "snip", "synflow", "taylor"}
     assert {e.name for e in kinds["criterion"]} == {"magnitude", "random", "deviation"} | measured
     assert {"allocation", "granularity", "schedule", "consensus", "recovery", "aggregator", "data"} <= set(kinds)

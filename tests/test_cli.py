@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 import secateur as secateur_package
 from helpers import model_of, same
 from secateur import cli
-from secateur.compare.known import shadowed
+from secateur.comparison.known import shadowed
+from secateur.engines.stopping import Stopped, going_on, stoppable
+from secateur.federation.folder import read_records
 from secateur.study import usual
 from secateur.study.study import Study
 
@@ -137,23 +139,6 @@ def test_list(tmp_path, monkeypatch, capsys):
         assert "fedsparsify_local" in out
         assert "2405.10271" in out
         assert "server_momentum" in out
-
-
-def test_control_c_ends_with_the_command_that_goes_on(tmp_path):
-    path = os.pathsep.join(p for p in sys.path if p)
-    many = ["--rounds", "5000", "--no-dense", "--workers", "0", "--out", "run"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "secateur", "run", "fedavg", *QUICK[:-2], *many], cwd=tmp_path, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-    end = time.monotonic() + 120
-    while not (tmp_path / "run" / "rounds.jsonl").exists() and time.monotonic() < end and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert error.strip() == "secateur: stopped; go on with: secateur resume run"
-    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
 def test_the_first_line_comes_before_torch_is_imported(tmp_path):
@@ -354,3 +339,61 @@ def test_run_and_resume_in_this_process(tmp_path, monkeypatch, capsys):
 def test_the_package_is_a_command_too():
     done = subprocess.run([sys.executable, "-m", "secateur", "--help"], check=True, capture_output=True, text=True)
     assert "Prune neural networks while they train across a federation" in done.stdout
+
+
+def descendants(pid):
+    tasks = Path(f"/proc/{pid}/task")
+    direct = [int(c) for t in tasks.glob("*/children") for c in t.read_text().split()] if tasks.exists() else []
+    return direct + [c for d in direct for c in descendants(d)]
+
+
+STOPPABLE = """if True:
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    from secateur.cli import main
+    main()
+"""
+
+
+@pytest.mark.parametrize(("name", "status", "how"), [("INT", 130, "stopped"), ("TERM", 143, "stopped by SIGTERM")])
+def test_a_run_that_is_asked_to_end_says_how_to_go_on_and_leaves_nothing_behind(tmp_path, name, status, how):
+    """Neither rows in the temporary folder, nor processes, nor spools."""
+    path, rows = os.pathsep.join(p for p in sys.path if p), tmp_path / "run" / "rounds.jsonl"
+    (tmp_path / "tmp").mkdir()
+    long = ["run", "fedsparsify", *QUICK[:-2], "--set", "rounds=5000", "--out", "run"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", STOPPABLE, *long], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    with running:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (rows.exists() and rows.read_bytes().count(b"\n") > 2):
+            time.sleep(0.05)
+        left, shards = descendants(running.pid), list((tmp_path / "tmp").glob("secateur-*"))
+        running.send_signal(getattr(signal, f"SIG{name}"))
+        said = running.communicate(timeout=60)[1]
+    assert left
+    assert shards
+    assert (running.returncode, said) == (status, f"secateur: {how}; go on with: secateur resume run\n")
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not list((tmp_path / "run").glob("spool-*"))
+    end = time.monotonic() + 20
+    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in left):
+        time.sleep(0.05)
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert len(read_records(tmp_path / "run")) > 2
+
+
+def test_a_signal_that_a_process_was_started_to_ignore_stays_ignored():
+    """As SIGHUP under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(Stopped, match=r"^stopped by SIGTERM; go on with: this$") as told, going_on("this"):
+                signal.raise_signal(signal.SIGTERM)
+            assert told.value.status == 143
+            signal.raise_signal(signal.SIGTERM)  # it is ending already: nothing interrupts that
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

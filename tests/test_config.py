@@ -26,6 +26,7 @@ LATER = {
     "wire": {"packing", "count", "sample"},
     "quorum": True,
     "code": True,
+    "attack": True,
 }  # came after the first runs
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
@@ -60,13 +59,3 @@ def begin(what: str, *, quiet: bool) -> None:
     if not quiet:
         sys.stdout.write(f"secateur {secateur.__version__}: {what}\n")
         sys.stdout.flush()
-
-
-@contextlib.contextmanager
-def stoppable(told: Callable[[], str]) -> Iterator[None]:
-    """End with one line and exit code 130 on Ctrl-C; ``told`` says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        sys.stderr.write(f"secateur: stopped; {told()}\n")
-        raise SystemExit(130) from None

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from secateur.cli.base import Quiet, begin, bundled, new_console, stoppable, warm
+from secateur.cli.base import Quiet, begin, bundled, new_console, warm
 from secateur.cli.report import draw
+from secateur.engines.stopping import going_on
 from secateur.errors import NoResultError
 
 
@@ -33,35 +34,27 @@ class CompareFlags:
 def compare(flags: CompareFlags) -> None:
     """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     begin(f"comparing {', '.join(flags.what)}", quiet=flags.quiet)
-    with stoppable(lambda: f"go on with the same command: what is done stays in {flags.out}"):
-        _compare(flags)
-
-
-def _compare(flags: CompareFlags) -> None:
     warm()
-    from secateur.compare import grid  # noqa: PLC0415
-    from secateur.compare.grid import cell_name, folder_of  # noqa: PLC0415
-    from secateur.compare.known import shadowed  # noqa: PLC0415
-    from secateur.compare.suite import chosen  # noqa: PLC0415
+    from secateur.comparison import grid  # noqa: PLC0415
+    from secateur.comparison.grid import cell_name, folder_of  # noqa: PLC0415
+    from secateur.comparison.known import shadowed  # noqa: PLC0415
+    from secateur.comparison.suite import chosen  # noqa: PLC0415
     from secateur.report import tables  # noqa: PLC0415
-    from secateur.report.fitted import Fitted  # noqa: PLC0415
     from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
     from secateur.report.gather import failed as failure_of  # noqa: PLC0415
-    from secateur.report.terminal import Runs  # noqa: PLC0415
+    from secateur.report.terminal import Runs, compared  # noqa: PLC0415
 
     out, console = flags.out, new_console(quiet=flags.quiet)
     for remark in shadowed(flags.what):
         console.print(remark, style="yellow", highlight=False, markup=False, soft_wrap=True)
     suite, place = chosen(flags.what, flags.data)
     wanted = suite.adjusted(flags.seeds, flags.rounds, flags.partition or [], flags.settings or [])
-    with Runs(console) as display:
+    with Runs(console) as display, going_on("the same command again"):
         cells = grid.run_suite(wanted, out, data=place, jobs=flags.jobs, report=display.report)
     lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
     tables.write(wanted, cells, lines, out)
     for place, here in tables.by_place(lines).items():
-        few = tables.brief(here, here[0].partition, rows=here[0].rows)
-        seeds = f"{len(wanted.seeds)} seed{'s' if len(wanted.seeds) > 1 else ''}"
-        console.print(Fitted(f"{place}, {seeds}", few, drop=_DROP))
+        console.print(compared(place, here, len(wanted.seeds)))
         console.print(tables.note(here), highlight=False)
     text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"
     console.print(text, highlight=False, soft_wrap=True)
@@ -70,7 +63,3 @@ def _compare(flags: CompareFlags) -> None:
     if failed:
         first, why = next(iter(failed.items()))
         raise NoResultError(f"{len(failed)} of {len(cells)} runs have no result, and are in no figure: {first}: {why}")
-
-
-_DROP = ("client seconds", "to narrow", "to shuffled", "to ramped", "to random", "to dense")
-"""The columns that go where a terminal has no room for all, the first first."""

@@ -33,7 +33,7 @@ def list_(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,  # noqa: FBT002
 ) -> None:
     """Show methods, slot values, guards, data, models and suites, each with one line; or one of them in full."""
-    from secateur.compare import known, suite  # noqa: PLC0415
+    from secateur.comparison import known, suite  # noqa: PLC0415
     from secateur.report import listing  # noqa: PLC0415
     from secateur.study import catalogue  # noqa: PLC0415
 

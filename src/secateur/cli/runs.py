@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from secateur.cli.base import Quiet, begin, bundled, new_console, stoppable, warm
+from secateur.cli.base import Quiet, begin, bundled, new_console, warm
+from secateur.engines.stopping import going_on
 from secateur.errors import ConfigError, NoResultError
 from secateur.study.usual import METHOD, SOURCE
 
@@ -50,14 +51,25 @@ class RunFlags:
     quiet: Quiet = False
 
 
+@dataclass(frozen=True)
+class ResumeFlags:
+    """The flags of ``resume``."""
+
+    folder: Annotated[Path, typer.Argument(help="The run's folder")]
+    workers: Workers = None
+    deadline: Deadline = None
+    relays: Relays = None
+    quiet: Quiet = False
+    accept_changes: Annotated[bool, typer.Option(help="Go on with a changed study, version or method code.")] = False
+
+
 @bundled
 def run(flags: RunFlags) -> None:
     """Train and prune a model across simulated clients; without arguments: AutoFLIP on handwritten digits."""
     begin(_headline(flags), quiet=flags.quiet)
-    with stoppable(lambda: "nothing is written yet: start it again"):
-        warm(flags.workers)
-        study = _study(flags)
-        folder = _folder(study, flags.out)
+    warm(flags.workers)
+    study = _study(flags)
+    folder = _folder(study, flags.out)
     _run(study, _runtime(flags.workers, flags.deadline, flags.relays), folder, dense=flags.dense, quiet=flags.quiet)
 
 
@@ -104,41 +116,29 @@ def _refuse_a_run(method: str | None) -> None:
         raise ConfigError(f"{method} is no method but a folder with a run: go on with it by secateur resume {found[0]}")
 
 
-def resume(
-    folder: Path,
-    workers: Workers = None,
-    deadline: Deadline = None,
-    relays: Relays = None,
-    quiet: Quiet = False,  # noqa: FBT002
-) -> None:
+@bundled
+def resume(flags: ResumeFlags) -> None:
     """Go on with a run that was stopped, from its last completed round."""
-    begin(f"going on with {folder}", quiet=quiet)
-    with stoppable(lambda: f"go on with: secateur resume {folder}"):
-        warm(workers)
-        from secateur.federation.folder import read_study  # noqa: PLC0415
+    begin(f"going on with {flags.folder}", quiet=flags.quiet)
+    warm(flags.workers)
+    from secateur.federation.folder import read_study  # noqa: PLC0415
 
-        study = read_study(folder)
-    _run(study, _runtime(workers, deadline, relays), folder, dense=(folder / "dense").exists(), quiet=quiet)
+    study = read_study(flags.folder, edited=flags.accept_changes)
+    runtime, dense = _runtime(flags.workers, flags.deadline, flags.relays), (flags.folder / "dense").exists()
+    _run(study, runtime, flags.folder, dense=dense, quiet=flags.quiet, accept=flags.accept_changes)
 
 
-def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool, quiet: bool) -> None:
-    from secateur.federation.folder import STUDY  # noqa: PLC0415
+def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool, quiet: bool, accept: bool = False) -> None:
     from secateur.report.terminal import comparison, last_line  # noqa: PLC0415
 
     console = new_console(quiet=quiet)
-
-    def go_on() -> str:
-        written = (folder / STUDY).exists()
-        return f"go on with: secateur resume {folder}" if written else "nothing is written yet: start it again"
-
-    with stoppable(go_on):
-        plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
-        summaries = _summaries(plan, runtime, console)
+    plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
+    summaries = _summaries(plan, runtime, console, accept=accept)
     console.print(comparison(summaries[0], summaries[1] if dense else None))
     new_console().print(last_line(summaries[0], folder), highlight=False, soft_wrap=True)
 
 
-def _summaries(plan: Sequence[tuple[Path, Study]], runtime: Runtime, console: Console) -> list[Row]:
+def _summaries(plan: Sequence[tuple[Path, Study]], runtime: Runtime, console: Console, *, accept: bool) -> list[Row]:
     """Make the runs of a plan one after the other; return their summaries."""
     from secateur.federation import prepare, server  # noqa: PLC0415
     from secateur.federation.folder import read_failure, reserve  # noqa: PLC0415
@@ -149,13 +149,14 @@ def _summaries(plan: Sequence[tuple[Path, Study]], runtime: Runtime, console: Co
         console.print(f"Run folder: {folder} (if stopped: secateur resume {folder})", highlight=False, soft_wrap=True)
         for place, part in plan:
             server.Run(part, runtime, place, shards)  # a model that does not fit is refused before anything is written
-        for place, part in plan:
-            reserve(place, part)
         summaries: list[Row] = []
         try:
-            for place, part in plan:
-                name = part.method if place == folder else "dense fedavg"
-                summaries.append(server.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+            with going_on(f"secateur resume {folder}"):
+                for place, part in plan:
+                    reserve(place, part)
+                for place, part in plan:
+                    watch = display.watch(part.method if place == folder else "dense fedavg", part.rounds)
+                    summaries.append(server.resume(place, runtime, shards=shards, watch=watch, accept=accept))
         except NoResultError:
             if summaries:  # the dense twin has none
                 console.print(comparison(summaries[0], None))

@@ -77,4 +77,11 @@ def shown(default: object) -> str:
 
 
 _NAME, _WHAT, _PAPER = "name", "what it is", "reference"
-_KINDS = {"methods": "method", "guards": "guard", "models": "model", "suites": "suite", "data": "data"}
+_KINDS = {
+    "methods": "method",
+    "guards": "guard",
+    "models": "model",
+    "suites": "suite",
+    "data": "data",
+    "attacks": "attack",
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,9 +23,11 @@ from rich.text import Text
 from secateur.federation.folder import FAILED
 from secateur.federation.records import BELOW, EMPTIED, by_reason, emptied, listing
 from secateur.learning.metrics import metric_of
+from secateur.report import tables
 from secateur.report.fairness import worst_tenth
 from secateur.report.fitted import Fitted
 from secateur.report.formatting import amount, size
+from secateur.report.verdicts import Line
 
 Row = Mapping[str, Any]
 
@@ -145,6 +147,16 @@ def comparison(summary: Row, dense: Row | None) -> Fitted:
         rows.append(cells)
     title = f"{summary['method']}, study {summary['study']}"
     return Fitted(title, rows, drop=(_RATIO,), ends={worst, *_SECTIONS}, caption="\n".join(said))
+
+
+_DROP = ("client seconds", "to narrow", "to shuffled", "to ramped", "to random", "to dense")
+"""The columns of a comparison that go where a terminal has no room for all, the first first."""
+
+
+def compared(place: str, lines: Sequence[Line], seeds: int) -> Fitted:
+    """Return the table of one place of a comparison: quality, differences to controls, and costs of each variant."""
+    rows = tables.brief(lines, lines[0].partition, rows=lines[0].rows)
+    return Fitted(f"{place}, {seeds} seed{'s' if seeds > 1 else ''}", rows, drop=_DROP)
 
 
 def last_line(summary: Row, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""The catalogue: methods, slot values, guards, data and models, each with one line, its paper and its options."""
+"""The catalogue: what can be named in a study, each with one line, its paper and its options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from secateur import data, guards, methods, models
+from secateur import attacks, data, guards, methods, models
 from secateur.data import sources
 from secateur.methods.kit.composition import Composition
 from secateur.study.options import choices, dotted, flatten
@@ -40,7 +40,7 @@ class Detail:
     """What there is to say of one entry.
 
     Attributes:
-        kind: what it is: ``methods``, the name of a slot, ``guards``, ``data`` or ``models``.
+        kind: what it is: ``methods``, the name of a slot, ``guards``, ``attacks``, ``data`` or ``models``.
         entry: its name, one line and paper.
         options: its options.
         recommended: settings that it brings along where a study does not set them itself, by path.
@@ -53,13 +53,14 @@ class Detail:
 
 
 def catalogue() -> dict[str, list[Entry]]:
-    """Return the entries by kind, read from the docstrings of methods, slots, guards, sources and models."""
+    """Return the entries by kind, read from the docstrings of methods, slots, guards, sources, models and attacks."""
     kinds = {"methods": [_method(name) for name in methods.names()]}
     for slot, classes in _slots().items():
         kinds[slot] = [entry(name, cls) for name, cls in classes.items()]
     kinds["guards"] = [entry(name, guards.find(name)) for name in guards.names()]
     for kind, source in (("data", data.names()), ("models", models.names())):
         kinds[kind] = [Entry(info.name, info.summary, info.reference) for info in source.values()]
+    kinds["attacks"] = [_attack(name) for name in attacks.names()]
     return kinds
 
 
@@ -76,6 +77,9 @@ def details(name: str) -> list[Detail]:
     if name in guards.names():
         guard = guards.find(name)
         found.append(Detail("guards", entry(name, guard), _options(guard, f"guards.{name}."), {}))
+    if name in attacks.names():
+        attack = attacks.find(name)
+        found.append(Detail("attacks", _attack(name), _options(attack), {}))
     if name in data.names():
         info, kind = data.names()[name], sources.options_of(name)
         usual = dotted(sources.recommended(name))
@@ -90,7 +94,7 @@ def details(name: str) -> list[Detail]:
 def names() -> list[str]:
     """Return every name that ``details`` knows."""
     slots = [name for classes in _slots().values() for name in classes]
-    return sorted({*methods.names(), *slots, *guards.names(), *data.names(), *models.names()})
+    return sorted({*methods.names(), *slots, *guards.names(), *attacks.names(), *data.names(), *models.names()})
 
 
 def entry(name: str, thing: object) -> Entry:
@@ -109,6 +113,10 @@ def _slots() -> dict[str, dict[str, type]]:
 
 def _method(name: str) -> Entry:
     return entry(name, sys.modules[methods.find(name).__module__])
+
+
+def _attack(name: str) -> Entry:
+    return entry(name, sys.modules[attacks.find(name).__module__])
 
 
 def _options(cls: type, prefix: str = "") -> list[Setting]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from pathlib import Path
 from typing import Any
 
-from secateur import methods
+from secateur import attacks, methods
 from secateur.data import sources
 from secateur.errors import ConfigError, near
 from secateur.study.options import dotted
@@ -135,6 +135,8 @@ def _may_be_own(path: str, text: str) -> bool:
     head = text.partition(":")[0]
     if path == "method":
         return text not in methods.names()
+    if path == "attack":
+        return head.partition(",")[0] not in attacks.names()
     if path.partition(".")[0] in {"data", "model"} and path not in _NAMING:
         return False
     return head.endswith(_FILE) or (":" in text and not (path == "data.source" and head in sources.names()))

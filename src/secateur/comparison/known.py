@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur import methods
-from secateur.compare.suite import load, names
+from secateur.comparison.suite import load, names
 from secateur.study.catalogue import Detail, Entry, Setting
 
 
