@@ -37,7 +37,7 @@ from secateur.pruning.discovery import How
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
-_BOUNDS = "bounds"
+_BOUNDS, _AGGREGATOR = "bounds", "aggregator"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
@@ -193,7 +193,13 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
-        return build(methods.find(self.method), self.options)
+        method = methods.find(self.method)
+        if any(path.split(".")[0] == _AGGREGATOR for path in self.options) and not _has_aggregator(method):
+            able = ", ".join(name for name in methods.names() if _has_aggregator(methods.find(name)))
+            raise ConfigError(
+                f"{self.method} has no aggregator: it merges replies in a way of its own; {able} have one"
+            )
+        return build(method, self.options)
 
     def complete(self) -> Study:
         """Return the study with every option of its method written out, so that defaults may change later."""
@@ -215,8 +221,15 @@ class Study(_Section):
         ):
             later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
-        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
+        text = json.dumps({**values, "options": naming(self._named(values["options"]))}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def _named(self, options: dict[str, Option]) -> dict[str, Option]:
+        """Return a method's options without those of its ``later`` ones that have their defaults."""
+        method = methods.find(self.method)
+        usual = flatten(method()) if method.later else {}
+        changed = {path.split(".")[0] for path, value in options.items() if usual.get(path) != value}
+        return {p: v for p, v in options.items() if p.split(".")[0] not in method.later - changed}
 
     def dense(self) -> Study:
         """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
@@ -234,6 +247,11 @@ class Study(_Section):
     def to_toml(self) -> str:
         """Return the complete study as TOML."""
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
+
+
+def _has_aggregator(method: type) -> bool:
+    """Return whether a method lets a study choose how replies are merged."""
+    return any(option.name == _AGGREGATOR for option in dataclasses.fields(method))
 
 
 def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
