@@ -36,8 +36,8 @@ from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
-from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
-from secateur.flower import engine as engine_of
+from secateur.flower import Pruned, apps, client_app, keep_pruned, messages, prune
+from secateur.flower import node as node_of
 from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
@@ -189,9 +189,9 @@ def test_the_name_of_a_state_is_short_or_costs_its_sender_the_round(tmp_path):
 
     def endless(message):
         reply = answer(message)
-        if reply is not None and not reply.has_error() and "kept" in engine_of.unpack(reply.content)[0]:
-            about, payload = engine_of.unpack(reply.content)
-            reply.content = engine_of.pack({**about, "kept": "x" * 10**6}, payload)
+        if reply is not None and not reply.has_error() and "kept" in messages.unpack(reply.content)[0]:
+            about, payload = messages.unpack(reply.content)
+            reply.content = messages.pack({**about, "kept": "x" * 10**6}, payload)
         return reply
 
     grid.nodes[12].answer = endless
@@ -273,13 +273,13 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid = grid_of(settings)
     other = {**settings, "model.options.hidden": "[8]"}
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
-    introduce = apps._introduce
+    introduce = node_of._introduce
 
     def older(context, wanted):
         about = introduce(context, wanted)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
-    monkeypatch.setattr(apps, "_introduce", older)
+    monkeypatch.setattr(node_of, "_introduce", older)
     apps.serve(grid, settings)
     lines = "\n".join(said())
     assert "node 12 cannot take part: it has secateur 0.0.9 (wire version 1), this server" in lines
@@ -315,9 +315,9 @@ def test_a_node_refuses_a_request_for_someone_else_and_names_that_lead_elsewhere
     grid = grid_of(settings, state=str(tmp_path / "state"))
     for run, client, kept in (("r1", 2, ""), ("../../x", 0, ""), ("r1", 0, "../../etc/passwd")):
         about = {"run": run, "client": client, "kept": kept}
-        (ask,) = grid.push_messages([Message(engine_of.pack(about, b"x"), 10, engine_of.SERVE)])
+        (ask,) = grid.push_messages([Message(messages.pack(about, b"x"), 10, messages.SERVE)])
         (reply,) = grid.pull_messages([ask])
-        assert "error" in engine_of.unpack(reply.content)[0]
+        assert "error" in messages.unpack(reply.content)[0]
     assert not (tmp_path / "x").exists()
 
 
@@ -328,13 +328,13 @@ def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
     contents = [
         RecordDict(), RecordDict({"about": MetricRecord({"x": 1.0}), "payload": ConfigRecord({"payload": b"x"})}),
         RecordDict({"about": ConfigRecord({"kept": 7}), "payload": ArrayRecord([np.ones(3)])}),
-        engine_of.pack({"kept": [1]}, b"garbage"),
+        messages.pack({"kept": [1]}, b"garbage"),
     ]  # fmt: skip
     answer = grid.nodes[11].answer
 
     def hostile(message):
         reply = answer(message)
-        if message.metadata.message_type == engine_of.SERVE:
+        if message.metadata.message_type == messages.SERVE:
             reply.content = contents[grid.nodes[11].asked % len(contents)]
         return reply
 
@@ -421,7 +421,7 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
-        apps._introduce(nodes[2].context)
+        node_of._introduce(nodes[2].context)
 
 
 def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):
@@ -431,8 +431,8 @@ def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):
 
     def own(message):
         reply = introduce[11](message)
-        about, _ = engine_of.unpack(reply.content)
-        reply.content = engine_of.pack({**about, "own": True})
+        about, _ = messages.unpack(reply.content)
+        reply.content = messages.pack({**about, "own": True})
         return reply
 
     grid.nodes[11].answer = own
@@ -468,9 +468,9 @@ def test_a_greeting_without_its_facts_costs_the_sender_its_place_alone(lie, tmp_
 
     def lying(message):
         reply = answer(message)
-        if message.metadata.message_type == engine_of.HELLO and not reply.has_error():
-            about = {k: v for k, v in (engine_of.unpack(reply.content)[0] | lie).items() if v is not None}
-            reply.content = engine_of.pack(about)
+        if message.metadata.message_type == messages.HELLO and not reply.has_error():
+            about = {k: v for k, v in (messages.unpack(reply.content)[0] | lie).items() if v is not None}
+            reply.content = messages.pack(about)
         return reply
 
     grid.nodes[10].answer = lying
@@ -850,7 +850,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
     """Fail here, with names, when a release of Flower moves something; everything else would fail less clearly."""
     wanted = {
         Message: ["content", "reply_to", "dst_node_id", "message_type", "ttl"],
-        engine_of.Array: ["dtype", "shape", "stype", "data"],
+        messages.Array: ["dtype", "shape", "stype", "data"],
         FedAvg.start: ["grid", "initial_arrays", "num_rounds"],
         FedAvg.configure_train: ["server_round", "arrays", "config", "grid"],
         FedAvg.aggregate_train: ["server_round", "replies"],
@@ -859,7 +859,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
         found = inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters
         assert set(names) <= set(found), f"{thing} takes {list(found)}"
     for name in ("get_node_ids", "push_messages", "pull_messages", "send_and_receive"):
-        assert callable(getattr(engine_of.Grid, name))
+        assert callable(getattr(messages.Grid, name))
     for name in ("to_torch_state_dict", "from_torch_state_dict"):
         assert hasattr(ArrayRecord, name)
     for name in ("src_node_id", "dst_node_id", "reply_to_message_id", "message_type", "ttl"):

@@ -14,6 +14,7 @@ from loopgrid import LoopGrid, Node
 from secateur.errors import ConfigError, NobodyTrainedError
 from secateur.federation import prepare
 from secateur.flower import apps, bases, client_app
+from secateur.flower import node as node_of
 from secateur.wire.known import digest
 from test_sent_base import apart, base_of
 
@@ -90,7 +91,7 @@ def test_the_model_and_ledger_are_those_of_the_local_engine(place, settings, fil
             node.context.state = RecordDict()
             assert [p.name for p in (tmp_path / "state" / str(node.context.node_config["partition-id"]) / "base")
                     .iterdir()] == [digest(base_of(file))]  # fmt: skip
-    apps._participant.cache_clear()
+    node_of._participant.cache_clear()
     apps.serve(grid, again)
     assert [row["down"]["base"] for row in ledger(tmp_path / "again")] == [3 * NAMED] * 2
 

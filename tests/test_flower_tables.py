@@ -14,8 +14,7 @@ from helpers import INLINE, model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
 from secateur.errors import EngineError
 from secateur.federation import prepare
-from secateur.flower import apps, client_app
-from secateur.flower import engine as engine_of
+from secateur.flower import apps, client_app, messages
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The given NumPy array is not writable:UserWarning"),
@@ -104,7 +103,7 @@ def test_a_node_that_lost_the_schema_is_sent_it_again_and_its_bytes_are_counted(
     answer, trained = grid.nodes[12].answer, []
 
     def forget(message):
-        about, request = engine_of.unpack(message.content)
+        about, request = messages.unpack(message.content)
         if request is not None and about["schema"]:
             trained.append(about)
             if len(trained) == 1 and place == "folder":
@@ -157,7 +156,7 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
 
     def other(message):
         reply = answer(message)
-        about, _ = engine_of.unpack(reply.content)
+        about, _ = messages.unpack(reply.content)
         facts = {
             "inputs": [3],
             "outputs": 1,
@@ -167,7 +166,7 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
             "model": "m",
             "classes": "",
         }
-        reply.content = engine_of.pack({**about, **facts, "table": False})
+        reply.content = messages.pack({**about, **facts, "table": False})
         return reply
 
     grid.nodes[11].answer = other

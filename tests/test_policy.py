@@ -11,8 +11,9 @@ from loopgrid import LoopGrid, Node
 from secateur import data, methods, models
 from secateur.data.shards import open_shards
 from secateur.errors import ConfigError, EngineError
-from secateur.flower import apps, client_app, policy
+from secateur.flower import apps, client_app, messages, policy
 from secateur.flower import engine as engine_of
+from secateur.flower.settings import settings_of
 from secateur.study.options import choices, flatten
 from secateur.study.study import parse_study
 
@@ -70,13 +71,13 @@ def trap(monkeypatch, tmp_path):
         del sys.modules[name]
 
 
-def greeted(settings, kind=engine_of.HELLO, payload=None, **config):
+def greeted(settings, kind=messages.HELLO, payload=None, **config):
     """Return what a node of this configuration answers to a server whose run has these settings."""
     grid = LoopGrid({1: Node(client_app(), 1, settings, **{"partition-id": 0, **config})})
     about = {} if payload is None else {"run": "r", "client": 0, "kept": ""}
-    (ask,) = grid.push_messages([engine_of.Message(engine_of.pack(about, payload), 1, kind)])
+    (ask,) = grid.push_messages([messages.Message(messages.pack(about, payload), 1, kind)])
     (reply,) = grid.pull_messages([ask])
-    return engine_of.unpack(reply.content)[0]
+    return messages.unpack(reply.content)[0]
 
 
 def everything(folder):
@@ -121,7 +122,7 @@ def test_what_the_owner_did_not_name_is_refused_before_anything_happens(named, o
     (folder / "patients.csv").write_text("a,b\n1,2\n")
     config = {"data": str(folder), "state": str(tmp_path / "state")} if own else {"state": str(tmp_path / "state")}
     before, modules = everything(tmp_path), set(sys.modules)
-    for kind, payload in ((engine_of.HELLO, None), (engine_of.SERVE, b"x")):
+    for kind, payload in ((messages.HELLO, None), (messages.SERVE, b"x")):
         told = greeted({**SETTINGS, **named}, kind, payload, **config)
         assert list(told) == ["error"]
         assert told["error"].startswith("not allowed by the node's owner: '")
@@ -198,9 +199,9 @@ def test_all_that_is_the_packages_own_is_allowed():
 
 def test_the_policy_sees_what_the_study_would_use():
     """The last of two settings of one path holds, for both."""
-    values = apps._settings({**SETTINGS, "model.name": "mlp", "set": "model.name=twocnn model.name=a:b"})
+    values = settings_of({**SETTINGS, "model.name": "mlp", "set": "model.name=twocnn model.name=a:b"})
     assert policy.refused(values, (), own=False) == [("model.name", "a:b")]
-    values = apps._settings({**SETTINGS, "set": "options.aggregator=x:Y criterion.explore.start=u:V"})
+    values = settings_of({**SETTINGS, "set": "options.aggregator=x:Y criterion.explore.start=u:V"})
     assert policy.refused(values, (), own=False) == [("aggregator", "x:Y"), ("criterion.explore.start", "u:V")]
 
 

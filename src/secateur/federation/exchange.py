@@ -15,12 +15,15 @@ from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.suspects import SUSPECTED
 from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
 from secateur.errors import ConfigError, EngineError, NotFiniteError, WireError
+from secateur.federation.attackers import Attackers, check_engine
 from secateur.federation.books import Books
+from secateur.federation.collusion import Collusion
 from secateur.federation.held_masks import name_of
 from secateur.federation.intake import Intake, Job
-from secateur.federation.parcels import Account, Parcel
+from secateur.federation.parcels import Account, Parcel, sampled_sizes
 from secateur.federation.records import BLAMELESS, BOUNDED, MEDIANS, short
 from secateur.federation.requests import TENSORS, Requests, Slice
 from secateur.federation.shares import divided
@@ -54,10 +57,10 @@ class Exchange:
         rows: by how many rows each client counts whose reply was accepted.
         bounded: what guards cut accepted replies down to, by client.
         carried: the bytes carried down and up, by client.
+        suspected: the clients that a robust rule left out of the result, each with the reason.
         sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
-        relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
-            single replies they sent.
+        relayed: with relays, their number, the bytes between the server and them, how many sums and replies they sent.
     """
 
     ask: Ask
@@ -81,32 +84,33 @@ class Exchange:
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
     relayed: Counter[str] = field(default_factory=Counter)
     sampled: dict[str, int] = field(default_factory=dict)
+    suspected: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
             guard.check(self.ask)
-        self._read = False
-        self._answered: dict[int, bool] = {}
+        self._read, self._answered = False, dict[int, bool]()
+        self._attackers = Attackers.of(self.study, self.setting)
+        check_engine(self._attackers, self.engine)
         relayed = isinstance(self.engine, Relaying)
-        job = Job.of(
-            self.ask, self.study.wire, self.bounds, self.study.seed, guards=self.guards, medians=self.books.medians
-        )
+        study, seen = self.study, self.books.medians
+        job = Job.of(self.ask, study.wire, self.bounds, study.seed, guards=self.guards, medians=seen)
         self._job = replace(job, alone=relayed)
-        self._facts: dict[int, Mapping[str, float]] = {}
-        self._not_finite: set[int] = set()
+        self._facts, self._not_finite = dict[int, Mapping[str, float]](), set[int]()
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         # what trains in a stack passes a relay as it is
-        gathers = isinstance(self.engine, Gathering) and not (relayed and self.study.compute.stacks)
+        single = self._attackers.collude or (relayed and study.compute.stacks)
+        gathers = isinstance(self.engine, Gathering) and not single
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
                 f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and none "
-                "that trains in stacks below relays; set wire.count=encoded"
+                "that trains in stacks below relays, or whose attackers collude; set wire.count=encoded"
             )
-        self._unwritten: list[Account] = []
-        self._sizes: list[Mapping[str, int]] = []
+        self._unwritten, self._sizes = list[Account](), list[Mapping[str, int]]()
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
+        self._collusion = Collusion(self.ask, self._job, self.study, self._attackers, self._requests, self._carried)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each client with its checked reply, as replies arrive; None if it failed or was refused.
@@ -115,7 +119,7 @@ class Exchange:
             EngineError: the replies were read before.
         """
         self._begin()
-        for answered, (who, reply) in enumerate(self._arrivals(), start=1):
+        for answered, (who, reply) in enumerate(self._collusion.answers(self._arrivals()), start=1):
             if isinstance(self.engine, Relaying) and not isinstance(reply, Failure):
                 self.relayed["single"] += 1
             self.notify(answered, len(self.ask.clients))
@@ -153,11 +157,11 @@ class Exchange:
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
     def counted(self) -> dict[str, Any]:
-        """Return, for a record, what is not there in every exchange: what relays carried, what guards bounded."""
+        """Return, for a record, what is not there in every exchange: relays, samples, bounds, suspects, attackers."""
         bounded = [[who, dict(self.bounded[who])] for who in self.ask.clients if who in self.bounded]
         found: dict[str, Any] = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
-        found |= {BLAMELESS: self.blameless, BOUNDED: bounded, MEDIANS: self.compared()}
-        return {name: counts for name, counts in found.items() if counts}
+        found |= {BLAMELESS: self.blameless, BOUNDED: bounded, MEDIANS: self.compared(), SUSPECTED: self.suspected}
+        return {n: counts for n, counts in found.items() if counts} | self._attackers.named(self.ask.clients)
 
     def compared(self) -> dict[str, float]:
         """Return the medians of what guards measured, for the next exchange."""
@@ -175,14 +179,15 @@ class Exchange:
                 into.skip(who) if reply is None else into.add(reply)
         if waiting is not None:
             self._judge(waiting, reducer)
-        return reducer.finish(state)
+        reduced = reducer.finish(state)
+        self.suspected = [{"client": who, "reason": short(why)} for who, why in reduced.suspected.items()]
+        return reduced
 
     def _judge(self, waiting: Waiting, reducer: Reducer) -> None:
         """Let the guards compare the replies that waited, and reduce what they let count."""
         found = self.compared()
         for reply in waiting.replies(self.ask.clients):
-            who = reply.client
-            sent = self._sent_to(who)
+            who, sent = reply.client, self._sent_to(reply.client)
             try:
                 judged = self._intake.judged(reply, sent, found)
             except WireError as broken:
@@ -305,14 +310,10 @@ class Exchange:
         """Take replies that were not written to be as large as those that were are on average."""
         if self.study.wire.count != "sampled":
             return
-        known = self._sizes or [account.parts for account in self._unwritten]
-        names = dict.fromkeys(name for parts in known for name in parts)
-        mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+        mean, self.sampled = sampled_sizes(self._sizes, self._unwritten)
         for account in self._unwritten:
             self.up.update(mean)
             self._carried(account.client, up=sum(mean.values()))
-        totals = [sum(parts.values()) for parts in known] or [0]
-        self.sampled = {"written": len(self._sizes), "least": min(totals), "most": max(totals)}
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""
@@ -400,7 +401,7 @@ class Exchange:
             self._not_finite.add(who)
 
     def _fail(self, failure: Failure) -> None:
-        self.left_out.append({"client": failure.client, "reason": short(failure.reason)})
+        self._refuse(failure.client, failure.reason, finite=True)
 
     def _count(
         self, who: int, parts: Mapping[str, int], scalars: Mapping[str, Scalar], part: Slice | None, own: str

@@ -174,4 +174,4 @@ def build(study: str, folder: str, kept: str = "") -> Gatherer:
     """
     torch.set_num_threads(1)
     shared = KeptInFolder(Path(kept), own=False) if kept else None
-    return Gatherer(Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared))
+    return Gatherer(Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared, hostile=True))

@@ -189,3 +189,17 @@ def _unpacked(part: Any, buffers: Sequence[memoryview]) -> Any:
         values, whole = whole, whole.new_zeros(len(kept))
         whole[torch.from_numpy(kept)] = values
     return whole.reshape(shape)
+
+
+def sampled_sizes(
+    written: Sequence[Mapping[str, int]], unwritten: Sequence[Account]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the mean size of each part of the replies that were written, and what a record says of this sample.
+
+    Where none was written, the sizes that the others would have are taken.
+    """
+    known = written or [account.parts for account in unwritten]
+    names = dict.fromkeys(name for parts in known for name in parts)
+    mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+    totals = [sum(parts.values()) for parts in known] or [0]
+    return mean, {"written": len(written), "least": min(totals), "most": max(totals)}

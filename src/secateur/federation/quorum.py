@@ -39,7 +39,7 @@ class Attempts:
         self._study, self.count, self._records = study, count, records
         self._why: list[Row] = []
         self._unsound = self._unusable = ""
-        self._asked = self._in_round = 0
+        self._asked = self._in_round = self._needed = 0
         self._last: Ask | None = None
         self._before = count
 
@@ -87,7 +87,9 @@ class Attempts:
         self._before, self._unsound, self._unusable = self.count, "", ""
         ask = exchange.ask
         counted = sum(1 for reply in exchange.reply_scalars if int(reply.get("samples", 1)))
-        enough = not exchange.blameless and counted >= self.needed(len(ask.clients))
+        rules = [reduction.needs(counted) for reduction in (ask.reduce or {}).values()]
+        self._needed = max([self.needed(len(ask.clients)), *rules])
+        enough = not exchange.blameless and counted >= self._needed
         if ask.in_turn or enough:
             self.count, self._why, self._asked = 0, [], 0
             return True
@@ -107,11 +109,11 @@ class Attempts:
         """Return how many replies an exchange with so many clients needs."""
         return min(asked, max(1, math.ceil(self._study.quorum * asked - 1e-9)))
 
-    def note(self, ask: Ask, attempt: int) -> Row:
+    def note(self, attempt: int) -> Row:
         """Return what the record of an exchange says of its quorum; nothing in the usual case."""
         row: Row = {ATTEMPT: attempt} if attempt else {}
         row |= {UNSOUND: self._unsound} if self._unsound else {}
-        return row | {BELOW: self.needed(len(ask.clients))} if self.count else row
+        return row | {BELOW: self._needed} if self.count else row
 
     def check(self, ask: Ask) -> None:
         """End the run if its last exchanges were tried in vain too often.
@@ -126,8 +128,8 @@ class Attempts:
             raise DivergedError(
                 f"{self._unusable or self._unsound}; phase {ask.phase!r} of round {ask.round} was tried {TRIES} times"
             )
-        needed = self.needed(len(ask.clients))
-        who = "no reply of any client" if needed == 1 else f"fewer than the {needed} replies of the quorum"
+        least = "of the quorum" if self._needed == self.needed(len(ask.clients)) else "that the robust rule needs"
+        who = "no reply of any client" if self._needed == 1 else f"fewer than the {self._needed} replies {least}"
         raise NobodyTrainedError(
             f"{who} counted in phase {ask.phase!r} of round {ask.round}, which was asked for {TRIES} times in a row: "
             f"{common(self._why, self._asked)}"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from secateur.errors import ConfigError
 from secateur.federation.base import NAME, Kept, KeptInFolder
-from secateur.flower.engine import Array, ArrayRecord, Context
+from secateur.flower.messages import Array, ArrayRecord, Context
 
 SETTING = "base"
 _TAKEN, _OWN = "taken", "own"

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.contract.ask import TRAIN
 from secateur.errors import ConfigError, MaskNotHeldError
-from secateur.flower.engine import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
+from secateur.flower.messages import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
 from secateur.flower.strategy import EPOCHS, PHASE
 from secateur.flower.ties import Held
 from secateur.pruning.discovery import layout

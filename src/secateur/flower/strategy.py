@@ -26,7 +26,7 @@ from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError, WireError
 from secateur.federation.held_masks import HeldMasks
 from secateur.federation.records import check_any
-from secateur.flower.engine import (
+from secateur.flower.messages import (
     LOG,
     ArrayRecord,
     ConfigRecord,
@@ -39,7 +39,7 @@ from secateur.flower.engine import (
     with_arrays,
     with_payload,
 )
-from secateur.flower.engine import Message as FlowerMessage
+from secateur.flower.messages import Message as FlowerMessage
 from secateur.flower.ties import Held
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.rounds import MEAN

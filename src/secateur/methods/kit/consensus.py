@@ -148,5 +148,5 @@ class Majority(Consensus):
         """Return the mask of the vote."""
         votes = reduced[_VOTES]
         magnitude = {name: state.weights[name].abs() for name in votes}
-        mask = vote(self.rule, votes, len(reduced.clients), magnitude, budget)
+        mask = vote(self.rule, votes, len(reduced.counted(_VOTES)), magnitude, budget)
         return floored(mask, votes, magnitude, state.mask, self.floor) if self.floor else mask
