@@ -15,7 +15,7 @@ from secateur.errors import WireError
 from secateur.federation.intake import COST_SCALARS, Intake, Job
 from secateur.guards.bounds import Bounds
 from secateur.methods.frl import Permutations
-from secateur.methods.kit.merging import median, merged, trimmed
+from secateur.methods.kit.merging import merged
 from secateur.pruning.consensus import floored, vote
 from secateur.pruning.ranking import packed
 from secateur.wire.codec import encode
@@ -79,14 +79,18 @@ def test_ranks_are_a_permutation():
 
 
 def test_rules_for_statistics_by_hand():
-    values = torch.tensor([[1.0, 5.0], [2.0, -1e30], [3.0, 6.0], [1e30, 7.0]])
-    assert median(values).tolist() == [2.5, 5.5]
-    assert trimmed(values).tolist() == [2.5, 5.5]
-    assert trimmed(torch.arange(20.0)[:, None] ** 2).item() == pytest.approx(sum(k * k for k in range(2, 18)) / 16)
-    assert trimmed(torch.tensor([[1.0], [3.0]])).tolist() == [2.0]
-    assert merged([{"a": torch.tensor([1.0])}, {"a": torch.tensor([9.0])}, {"a": torch.tensor([2.0])}], "median")[
-        "a"
-    ].tolist() == [2.0]
+    """Of four clients one is cut at each end, of twenty four: 4^2 to 15^2 stay; of two there is only the middle."""
+    values = [torch.tensor([[1.0, 5.0], [2.0, -1e30], [3.0, 6.0], [1e30, 7.0]])[k] for k in range(4)]
+    squares = [torch.tensor([k**2.0]) for k in range(20)]
+
+    def by(rule, parts):
+        return merged([{"a": part} for part in parts], rule)["a"].tolist()
+
+    assert by("median", values) == by("trimmed", values) == [2.5, 5.5]
+    assert by("median", squares) == [(81 + 100) / 2]
+    assert by("trimmed", squares) == pytest.approx([sum(k * k for k in range(4, 16)) / 12])
+    assert by("trimmed", squares[:2]) == by("median", squares[:2]) == [0.5]
+    assert merged([], "median") == {}
 
 
 @pytest.mark.parametrize(("honest", "lying"), [(3, 1), (4, 1), (5, 2), (6, 3), (7, 2)])

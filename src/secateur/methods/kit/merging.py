@@ -6,57 +6,41 @@ nowhere the others do not go, with the trimmed mean as many as are trimmed at ea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 
+from secateur.aggregation.robust import hostile_of
+from secateur.aggregation.trimmed import trimmed
+from secateur.aggregation.updates import Block, middle
 from secateur.contract.reduction import Keep, Mean, Reduction
 from secateur.contract.state import State
 from secateur.contract.weighted import Accumulator
 from secateur.pruning.mask import Tensors
 
 Merge = Literal["mean", "median", "trimmed"]
-"""``mean``; ``median``, with an even number the mean of the middle two; ``trimmed``, the mean without the ``_TRIMMED``
-share of largest and of smallest values of each entry. Where they are not means, clients count alike."""
+"""``mean``; ``median``, with an even number the mean of the middle two; ``trimmed``, the mean of each entry without a
+fifth of the clients (rounded up) at each end. Where they are not means, clients count alike."""
 
-_TRIMMED = 0.1
-
-
-def trimmed_count(clients: int) -> int:
-    """Return how many of the values of so many clients are left out at each end: a tenth, rounded up.
-
-    >>> [trimmed_count(clients) for clients in (3, 10, 11, 20)]
-    [1, 1, 2, 2]
-    """
-    return math.ceil(_TRIMMED * clients - 1e-9)
+_HOSTILE = 0.2
 
 
-def median(values: torch.Tensor) -> torch.Tensor:
-    """Return the median over the first dimension, in float64; with an even number the mean of the middle two."""
-    ordered = values.double().sort(0).values
-    count = len(ordered)
-    return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
+def _trimmed(values: torch.Tensor) -> torch.Tensor:
+    """Return the trimmed mean over the first dimension; of fewer than three values it is the median."""
+    cut = hostile_of(_HOSTILE, len(values))
+    flat = values.flatten(1)
+    if len(values) <= 2 * cut:
+        return middle(values)
+    return trimmed(Block("", torch.arange(flat.shape[1]), flat, None), cut).float().reshape(values.shape[1:])
 
 
-def trimmed(values: torch.Tensor) -> torch.Tensor:
-    """Return the mean over the first dimension without the smallest and largest values, in float64.
-
-    Of fewer than three values it is the median.
-    """
-    gone = trimmed_count(len(values))
-    if len(values) <= 2 * gone:
-        return median(values)
-    return values.double().sort(0).values[gone : len(values) - gone].mean(0)
-
-
-_RULES: dict[Merge, Callable[[torch.Tensor], torch.Tensor]] = {"median": median, "trimmed": trimmed}
+_RULES: dict[Merge, Callable[[torch.Tensor], torch.Tensor]] = {"median": middle, "trimmed": _trimmed}
 
 
 def merged(parts: Iterable[Tensors], merge: Merge) -> dict[str, torch.Tensor]:
-    """Return tensors by name, each entry by ``median`` or ``trimmed`` over the parts; all of them are held at once."""
+    """Return tensors by name, each entry by a rule that is no mean; all of them are held at once."""
     held = list(parts)
     return {name: _RULES[merge](torch.stack([part[name] for part in held])) for name in held[0]} if held else {}
 
@@ -80,7 +64,7 @@ class Merged(Keep):
         kept = super().finish(accumulator, state)
         flat: dict[str, list[torch.Tensor]] = {}
         for name, _, values in kept.blocks():
-            flat.setdefault(name, []).append(_RULES[self.rule](values).float())
+            flat.setdefault(name, []).append(_RULES[self.rule](values))
         shapes = {name: tensor.shape for name, tensor in kept[next(iter(kept))].items()} if kept else {}
         return {name: torch.cat(parts).reshape(shapes[name]) for name, parts in flat.items()}
 
