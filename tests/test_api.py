@@ -337,6 +337,59 @@ def test_rows_are_divided_between_clients(tmp_path):
     assert (named.study.data.source, named.study.data.clients) == ("digits", 4)
 
 
+def frames():
+    pandas = pytest.importorskip("pandas")
+
+    def made(seed):
+        rng = np.random.default_rng(seed)
+        age, sex = rng.integers(20, 80, 90), rng.choice(["f", "m"], 90)
+        ill = np.where(age + 15 * (sex == "m") > 55, "yes", "no")
+        return pandas.DataFrame({"age": age, "sex": sex, "ill": ill, "town": rng.choice(["x", "y"], 90)})
+
+    return {"rome": made(0), "oslo": made(1)}
+
+
+def test_data_frames_are_tables(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    given = frames()
+    for name, frame in given.items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    held = secateur.run("fedavg", "mlp", given, target="ill", drop=["town"], out=tmp_path / "a", workers=0, **QUICK)
+    (tmp_path / "sites").mkdir()
+    for name in ("rome", "oslo"):
+        (tmp_path / f"{name}.csv").rename(tmp_path / "sites" / f"{'01'[name == 'oslo']}{name}.csv")
+    read = secateur.run(
+        "fedavg", "mlp", data=f"table:{tmp_path / 'sites'}", target="ill", drop=["town"], out=tmp_path / "b", workers=0,
+        **QUICK,
+    )  # fmt: skip
+    assert same(model_of(held.folder), model_of(read.folder))
+    assert held.study.training.clip == read.study.training.clip == 1.0
+    assert held.slim()(torch.tensor([[30.0, 0.0], [70.0, 1.0]])).shape == (2, 2)  # rows as they stand in the table
+    whole = pandas.concat(given.values())
+    by_site = secateur.run("fedavg", data=whole, target="ill", site="town", out=tmp_path / "c", workers=0, **QUICK)
+    assert len(rows_of(by_site.folder)[-1]["clients"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({}, DataError, "give target='NAME'"),
+        ({"target": "il"}, DataError, r"frame rome has no column 'il' \(data.target\): did you mean 'ill'\?"),
+        ({"target": "ill", "test": TEST}, ConfigError, "each site holds out test rows of its own"),
+        (
+            {"target": "ill", "clients": [*frames().values(), TEST]},
+            DataError,
+            "client 2 is a tuple of 2, others are data",
+        ),
+    ],
+)
+def test_bad_frames_are_one_line(change, kind, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=said):
+        secateur.run(**{"method": "fedavg", "model": "mlp", "clients": frames(), **change})
+    assert not list(tmp_path.iterdir())
+
+
 def test_tokens_go_to_a_model_that_looks_them_up(tmp_path):
     class Reader(nn.Module):
         def __init__(self):
