@@ -243,6 +243,8 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
+        if any(path.split(".")[0] == "aggregator" for path in self.options):
+            methods.check_aggregator(self.method)
         return build(methods.find(self.method), self.options)
 
     def complete(self) -> Study:
@@ -266,8 +268,15 @@ class Study(_Section):
         ):
             later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
-        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
+        text = json.dumps({**values, "options": naming(self._named(values["options"]))}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def _named(self, options: dict[str, Option]) -> dict[str, Option]:
+        """Return a method's options without those of its ``later`` ones that have their defaults."""
+        method = methods.find(self.method)
+        usual = flatten(method()) if method.later else {}
+        changed = {path.split(".")[0] for path, value in options.items() if usual.get(path) != value}
+        return {p: v for p, v in options.items() if p.split(".")[0] not in method.later - changed}
 
     def dense(self) -> Study:
         """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
