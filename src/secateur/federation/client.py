@@ -118,6 +118,9 @@ class Participant:
         shards: the rows of its clients.
         kept: where frozen and constant tensors that come are kept; None: none but those made here are taken. It may be
             replaced between calls.
+
+    Attributes:
+        alone: does the jobs of a client that is served alone; it may be replaced between calls.
     """
 
     def __init__(self, study: Study, shards: Shards, kept: Kept | None = None) -> None:
@@ -133,7 +136,7 @@ class Participant:
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
         self.batched = Batched(study.compute)
-        self.alone = partial(alone, compute=study.compute)
+        self.alone: Worker = partial(alone, compute=study.compute)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
