@@ -288,7 +288,7 @@ def startup() -> Iterator[dict[str, Any]]:
     times: dict[str, list[float]] = {"secateur --help": [], "digits: first reply of a client": []}
     for _ in range(5):
         begun = time.time()
-        subprocess.run([sys.executable, "-m", "secateur.cli", "--help"], check=True, capture_output=True)
+        subprocess.run([sys.executable, "-m", "secateur", "--help"], check=True, capture_output=True)
         times["secateur --help"].append(time.time() - begun)
         with tempfile.TemporaryDirectory() as place:
             command, begun = [sys.executable, "-c", FIRST, f"{place}/run"], time.time()

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from secateur import cli, methods
-from secateur.compare import grid
-from secateur.compare.suite import Suite, cells, load, names
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.report import results_page, tables
@@ -299,17 +299,6 @@ def test_the_wire_benchmark_trains_measures_and_renders(monkeypatch, tmp_path, c
     wire.main()
     assert "| TwoCNN, FedSparsify 90 % |" in page.read_text()
     capsys.readouterr()
-
-
-def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    quick = example.replace("rounds=40", "rounds=2").replace("workers=2", "workers=0")
-    assert quick != example
-    exec(compile(quick, "README.md", "exec"), {"__name__": "readme"})
-    accuracy, up = capsys.readouterr().out.split()
-    assert 0 <= float(accuracy) <= 1
-    assert int(up) > 0
 
 
 def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):

@@ -41,6 +41,10 @@ class WireError(SecateurError):
     """A payload does not fit what its receiver expects."""
 
 
+class NotFiniteError(WireError):
+    """A payload holds NaN or infinity where a number is expected."""
+
+
 class MaskNotHeldError(WireError):
     """A payload refers to a mask that its receiver does not hold; the sender must send the whole mask."""
 

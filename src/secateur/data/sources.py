@@ -16,7 +16,7 @@ from typing import Any, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from secateur.data import formats
+from secateur.data import formats, held
 from secateur.data.source import DataInfo, Kind, Source
 from secateur.data.validate import checked
 from secateur.errors import DataError, SecateurError, unknown
@@ -83,6 +83,8 @@ def load(
         if _needs_place(known[name]) and not argument:
             raise DataError(f"data {spec!r}: say where it is, as {known[name].name}")
         source = _call(_format(name), name, argument, seed, options, task)
+    elif name == held.NAME and argument:
+        source = _call(held.find(argument).load, name, argument, seed, options, task)
     elif argument:
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     elif name and Path(spec).expanduser().exists():

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -19,24 +18,25 @@ import torch
 from torch import nn
 
 from secateur import cost
-from secateur.contract.ask import EVALUATE, GUARDED, SERVER, TRAIN, Ask
+from secateur.contract.ask import EVALUATE, SERVER, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, gathering, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, seals, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
-from secateur.federation.endings import called, check_same, write_failure
+from secateur.federation.endings import called, check_new, check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     FAILURE,
-    PLAN,
     ROUNDS,
+    STUDY,
     SUMMARY,
     new_folder,
     open_log,
@@ -46,30 +46,24 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
-from secateur.federation.quorum import Attempts, check_learnt
+from secateur.federation.ledger import Ledger
+from secateur.federation.opening import OpenEngine, check_begin, open_local
+from secateur.federation.origin import origin
+from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
     EMPTIED,
-    METRIC,
-    VALIDATION,
     Row,
     check_answers,
     check_any,
     emptied,
     line,
-    local_scores,
     summarise,
     told_of_bytes,
 )
-from secateur.federation.removal import sizes_after
-from secateur.learning import resident
-from secateur.learning import task as tasks
-from secateur.learning.evaluate import Score, evaluate
-from secateur.pruning import mask as masks
-from secateur.pruning.mask import Mask, Tensors
-from secateur.pruning.roles import remarks, stored
-from secateur.pruning.structure import plan, sizes
+from secateur.federation.scoring import Scoring
+from secateur.federation.soundness import check_sendable, check_start, unsound
+from secateur.pruning.roles import remarks
 from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
@@ -105,44 +99,53 @@ class Run:
         self.shards_folder, self.open_engine = shards, open_engine
         self.shards: Shards = open_shards(shards)
         self.model: nn.Module = client.make_model(self.study, self.shards)
-        self.local = resident.LocalState(self.model)
-        self.example = client.example(self.shards)
-        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, self.example)
-        check_relays(runtime, self.setting.clients)
+        example = client.example(self.shards)
+        self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, example)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
-        self.task = tasks.find(self.shards.task).in_units(self.shards.target_scale, self.shards.unit)
-        self.central = len(self.shards.server_test()[1]) > 0 and not self.method.personal
-        self.uses = cost.uses(self.model, self.example)
-        self.initial, self.base = resident.tensors_of(self.model), resident.base_of(self.model)
+        self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
-        self.records = self.attempt = 0
+        self.attempt = 0
+        self.ledger = Ledger(folder / ROUNDS)
+        self.made_of = {"data": self.shards.fingerprint(), "origin": origin(self.study)}
+        self.accepted: list[str] = []
         self.guards = self.study.build_guards()
         told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
         told += client.stack_remarks(self.study, self.model, self.shards)
         self.remarks = [*told, *told_of_bytes(self.study.wire.count)]
         known = unknown if self.shards.empty else self.shards.count
-        self.books = Books(folder, self.setting.specs, known, base=self.base)
+        self.books = Books(folder, self.setting.specs, known, base=self.scoring.base)
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
-        """Return the first state of a new run, before any client is asked."""
-        self.books.begin()
-        return called(self.method.start, 0, self.setting, self.initial, self.books.archive)
+        """Return the first state of a new run, before any client is asked.
 
-    def restore(self) -> State:
-        """Return the state of the last checkpoint.
+        Raises:
+            CheckpointError: the folder holds a run whose checkpoint is missing.
+        """
+        self.remarks += check_new(self.folder)
+        checkpoint.seal(self.folder, STUDY)
+        self.books.begin()
+        return called(self.method.start, 0, self.setting, self.scoring.initial, self.books.archive)
+
+    def restore(self, *, accept: bool = False) -> State:
+        """Return the state of the last checkpoint; ``accept``: also if study, version or code have changed since.
 
         Raises:
             CheckpointError: the run cannot go on from there; nothing in its folder was changed.
         """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
-        check_same(self.folder, saved, study=self.study.hash(), data=self.shards.fingerprint())
+        accepted = check_same(self.folder, saved, self.made_of, accept=accept)
+        self.ledger.go_on(saved.extra["records"])
         self.books.restore(saved)
-        self.records = saved.extra["records"]
-        self.attempt = saved.extra.get("attempt", 0)
+        if accepted:
+            checkpoint.seal(self.folder, STUDY)
+        self.accepted = [*saved.extra["accepted"], *accepted]
+        self.remarks += self.accepted
+        self.attempt = saved.extra["attempt"]
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
@@ -168,8 +171,7 @@ class Run:
                 self.books.attach(engine.states)
                 for left in self.folder.glob("spool-*"):  # by a server that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
-                    os.truncate(self.folder / ROUNDS, self.records)
+                self.ledger.cut()
                 return self._loop(state, engine, watch)
         except EngineError as broken:
             raise trial.said_by_worker(broken) from broken.__cause__
@@ -183,13 +185,13 @@ class Run:
         for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
-        of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
         if not (self.folder / checkpoint.NAME).exists():
             for asked in tables.begin(self.shards_folder, self.folder):
-                row = asked | self._quality(state, evaluate=False)
-                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                row = asked | self.scoring.quality(state, evaluate=False)
+                self.ledger.append(row)
                 watch({"event": "row", **row})
             state = self._refined(state)
+            check_start(state, self.study.wire.values)
         attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
         while True:
             begun, attempt = time.perf_counter(), attempts.count
@@ -200,20 +202,24 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
-            exchange = self._exchange(ask, engine, notify=notify, macs_of=self._macs)
+            check_sendable(ask, self.study.wire.values)
+            exchange = self._exchange(ask, engine, notify=notify, macs_of=self.scoring.macs)
             with Spool(self.folder) as spool:
                 reduced = exchange.reduce(planned, spool)
-                if enough := attempts.settle(exchange):
-                    state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
-            state = self._refined(state) if enough and ask.phase == TRAIN else state
+                after = self._absorbed(planned, reduced) if attempts.settle(exchange) else None
+            if enough := after is not None and attempts.usable(exchange, unsound(after, self.study.wire.values)):
+                state, self.books.medians = after, self.books.medians | exchange.compared()
+            else:
+                self.books.archive.revert()
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
-            if enough and self._due(ask) and not self.central:
-                scores = self._local(self._examined(state, engine))
+            if enough and self._due(ask) and not self.scoring.central:
+                scores = self.scoring.clients(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
-            length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            self.books.save(state, {"records": length, "attempt": attempts.count, **of}, engine.states)
+            self.ledger.append(row)
+            kept = {"records": self.ledger.mark, "attempt": attempts.count, "accepted": self.accepted, **self.made_of}
+            self.books.save(state, kept, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
             attempts.check(ask)
@@ -223,18 +229,23 @@ class Run:
             ask, engine, self.study, self.books, self.setting, self.guards, deadline=self.runtime.deadline, **more
         )
 
+    def _absorbed(self, planned: State, reduced: Reduced) -> State:
+        """Return the state after an exchange, and after the server's own work if it was a training."""
+        after = replace(called(self.method.absorb, reduced.ask, planned, reduced), setting=self.setting)
+        return self._refined(after) if reduced.ask.phase == TRAIN else after
+
     def _refined(self, state: State) -> State:
         """Return the state after the server's own work on the model; its cost is written to the next record."""
         if not self.method.refines:
             return state
         begun = time.perf_counter()
         rows = client.wrap(self.shards, *self.shards.public())
-        settings, restore = self.study.training, self.local.restore
-        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.initial, restore=restore)
+        settings, restore = self.study.training, self.scoring.local.restore
+        view = Client(SERVER, self.setting, self.model, rows, settings, {}, self.scoring.initial, restore=restore)
         restore()
         with global_streams(self.study.seed, "server", state.round):
             state, processed = called(self.method.refine, state.round, state, view)
-        macs = 3 * processed * cost.macs(self.uses, self._whole(state.weights), None)
+        macs = 3 * processed * cost.macs(self.scoring.uses, self.scoring.whole(state.weights), None)
         for name, value in (("server_seconds", time.perf_counter() - begun), ("server_macs", macs)):
             self.server[name] = self.server.get(name, 0) + value
         return state
@@ -242,7 +253,7 @@ class Run:
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
         worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
+        losses = [(float(t["loss"]), exchange.rows[int(t["client"])]) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -259,125 +270,57 @@ class Run:
             "client_seconds": sum(worked.values()),
             "seconds": seconds,
             "processed": processed,
-            **train_macs(ask, exchange, self._macs),
+            **train_macs(ask, exchange, self.scoring.macs),
             "train_loss": sum(v * n for v, n in losses) / max(1, sum(n for _, n in losses)) if losses else None,
-            **self._quality(state, evaluate=enough and self._due(ask)),
+            **self.scoring.quality(state, evaluate=enough and self._due(ask)),
             **{name: self.server.pop(name) for name in list(self.server)},
         }
-
-    def _macs(self, mask: Mask | None) -> tuple[int, int]:
-        """Return the MACs of one example under a mask: on surviving weights, and with units cut."""
-        shapes = {name: tuple(tensor.shape) for name, tensor in self._whole(self.initial).items()}
-        left = sizes(shapes, plan(mask or {}, self.setting.layout.groups))
-        return cost.macs(self.uses, stored(self.model), mask), cost.physical(self.uses, left)
 
     def _due(self, ask: Ask) -> bool:
         every = self.study.evaluate_every
         return ask.phase == TRAIN and (ask.round % every == 0 or ask.round == self.study.rounds)
 
-    def _quality(self, state: State, *, evaluate: bool) -> Row:
-        total = sum(t.numel() for t in state.weights.values())
-        removed = 0 if state.mask is None else masks.size(state.mask) - masks.kept(state.mask)
-        row: Row = {name: note for name, note in state.notes.items() if name == GUARDED} | {
-            "sparsity": masks.sparsity(state.mask),
-            "sparsity_all": removed / total,
-            "kept": total - removed,
-            "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
-            "macs": cost.macs(self.uses, self._whole(state.weights), state.mask),
-        }
-        row |= {EMPTIED: names} if (names := [name for name, kept in row["layers"].items() if not kept]) else {}
-        if evaluate and self.central:
-            score = self._score(state.model(), self.shards.server_test())
-            main = self.task.metrics[0]
-            row |= {main.name: score.metric, "loss": score.loss, **score.further, METRIC: dataclasses.asdict(main)}
-            validation = self._score(state.model(), self.shards.server_validation())
-            row |= {VALIDATION: validation.metric} if validation.samples else {}
-        return row
-
-    def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
-        """Return the score of a model on some of the server's rows."""
-        self.local.load(tensors)
-        with global_streams(self.study.seed, "score"):
-            return evaluate(self.model, client.wrap(self.shards, *rows))
-
-    def _whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
-        """Return the exchanged tensors together with those that never travel."""
-        return {**self.base, **tensors}
-
-    def _widths(self, state: State) -> Row:
-        """Return the scores and MACs of the narrower models within the shipped one."""
-        widths = self.method.widths(state) if self.central else {}
-        parts = {name: masks.apply(state.weights, mask) for name, mask in widths.items()}
-        scores = {name: self._score(part, self.shards.server_test()).metric for name, part in parts.items()}
-        macs = {name: self._macs(mask)[1] for name, mask in widths.items()}
-        metric = self.task.metrics[0].name
-        return {"widths": {name: {metric: scores[name], "macs_physical": macs[name]} for name in widths}}
-
     def _finish(self, state: State, engine: Engine, watch: Watch) -> Row:
         rows = read_records(self.folder)
         check_answers(rows)
         final = {
-            "central": self.central,
-            **self._quality(state, evaluate=True),
-            **self._structure(state),
-            **self._widths(state),
+            "central": self.scoring.central,
+            **self.scoring.quality(state, evaluate=True),
+            **self.scoring.structure(self.folder, state),
+            **self.scoring.widths(state),
         }
-        if self.central:
-            self._check_learnt(final, state)
+        if self.scoring.central:
+            self.scoring.check_learnt(final, state)
         about = {"study": self.study.to_toml(), "shape": json.dumps(dataclasses.asdict(Shape.of(self.shards)))}
         about |= {SCHEMA: self.shards.schema.to_json()} if self.shards.schema else {}
-        about |= {checkpoint.BASE: json.dumps(sorted(self.base))} if self.base else {}
-        checkpoint.ship(self.folder, self._whole(state.model()), state.mask, about)
+        about |= {checkpoint.BASE: json.dumps(sorted(self.scoring.base))} if self.scoring.base else {}
+        checkpoint.ship(self.folder, self.scoring.whole(state.model()), state.mask, about)
         examined = self._examined(state, engine)
-        if not self.central:
+        if not self.scoring.central:
             check_any(EVALUATE, len(examined.ask.clients), examined.left_out)
-        final |= self._local(examined)
-        if not self.central:
-            self._check_learnt(final, state)
+        final |= self.scoring.clients(examined)
+        if not self.scoring.central:
+            self.scoring.check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
-        checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        beside = {ROUNDS: checkpoint.read(self.folder / ROUNDS)}
+        checkpoint.put(self.folder, SUMMARY, json.dumps(summary, indent=1).encode(), beside=beside)
         watch({"event": "end", **summary})
         return summary
 
-    def _check_learnt(self, final: Row, state: State) -> None:
-        def initial_loss() -> float:
-            return self._score(self.initial, self.shards.server_test()).loss
-
-        check_learnt(final, state.model(), initial_loss)
-
-    def _structure(self, state: State) -> Row:
-        """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
-        removal = plan(state.mask or {}, self.setting.layout.groups)
-        self.local.load(state.model())
-        checkpoint.write(self.folder / PLAN, removal.to_json().encode())
-        return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self._whole(state.weights), None))
-
     def _examined(self, state: State, engine: Engine) -> Exchange:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
-        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.central)
+        rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.scoring.central)
         ask = self.method.examine(state)
-        main, *further = self.task.metrics
-        expects = replace(ask.expects, scalars={**(ask.expects.scalars or {}), **client.further_scores(self.task)})
+        asked = {**(ask.expects.scalars or {}), **client.further_scores(self.scoring.task)}
+        expects = replace(ask.expects, scalars=asked)
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
-        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
-        bounds |= {metric.name: metric.bounds for metric in further}
+        bounds = client_scores.bounds(self.scoring.task.metrics)
         exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
         with Spool(self.folder) as spool:
             exchange.reduce(state, spool)
         return exchange
-
-    def _local(self, exchange: Exchange) -> Row:
-        """Return the clients' scores, and the bytes of the exchange under ``evaluate_bytes``.
-
-        If the server has no test set, their mean by rows is the run's score.
-        """
-        return {
-            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
-            **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
-            **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
-        }
 
 
 def start(study: Study, runtime: Runtime, folder: Path, *, shards: Path, watch: Watch = silent) -> Row:
@@ -397,24 +340,37 @@ def resume(
     shards: Path,
     watch: Watch = silent,
     open_engine: OpenEngine = open_local,
+    accept: bool = False,
 ) -> Row:
     """Go on with a run from its last checkpoint, and return its summary; a finished run is not changed.
 
+    Args:
+        folder: the run's folder.
+        runtime: settings that do not change the result.
+        shards: the folder of the clients' rows.
+        watch: is told what happens.
+        open_engine: makes the engine.
+        accept: go on though the study, the version of this package or the method's code have changed since the run
+            began; the summary says so.
+
     Raises:
-        CheckpointError: the folder holds no run, or one that cannot go on.
+        CheckpointError: the folder holds no run, one that cannot go on, or a file that is damaged.
     """
     if (summary := read_summary(folder)) is not None:
+        seals.check_all(folder)
         return summary
     with checkpoint.alone(folder), kept_globals():
-        return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
+        return _resume(
+            Run(read_study(folder, edited=accept), runtime, folder, shards, open_engine), watch, accept=accept
+        )
 
 
-def _resume(run: Run, watch: Watch) -> Row:
+def _resume(run: Run, watch: Watch, *, accept: bool) -> Row:
     (run.folder / FAILURE).unlink(missing_ok=True)
     with contextlib.closing(run.books):
         begun = (run.folder / checkpoint.NAME).exists()
         try:
-            return run.play(run.restore() if begun else run.create(), watch)
+            return run.play(run.restore(accept=accept) if begun else run.create(), watch)
         except NoResultError as failed:
             write_failure(run.folder, run.study, failed)
             raise

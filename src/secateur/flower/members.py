@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 
@@ -9,6 +10,9 @@ from secateur.federation.records import by_reason, short
 from secateur.flower import codes, greeting, keys
 from secateur.flower.greeting import Greeting, GreetingError
 from secateur.flower.messages import HELLO, LOG, SERVE, About, Grid, Message, pack, reason_of, unpack
+from secateur.flower.pulls import Pulls
+
+_GREETING = 15.0  # seconds that an exchange waits for a node that was just asked who it is
 
 Vet = Callable[[Greeting], str | None]
 """A function that returns why a node cannot take part, or None if it can."""
@@ -78,6 +82,10 @@ class Members:
     _second: dict[int, int] = field(default_factory=dict)
     _hellos: dict[str, tuple[int, str]] = field(default_factory=dict)
     _taught: dict[str, tuple[int, Greeting]] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._pulls = Pulls(self.grid.pull_messages)
 
     def look(self) -> None:
         """Update the list of nodes: ask new ones who they are, and read the answers that have come."""
@@ -95,20 +103,19 @@ class Members:
             facts = {"schema": self.schema[0], "challenge": asked}
             (ask,) = self.grid.push_messages([Message(pack(facts), node, HELLO)])
             self._greeted.add(node)
-            self._hellos[ask] = node, asked
-        for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
-            sent = self._hellos.pop(reply.metadata.reply_to_message_id, None)
-            if sent is not None:
-                self._enter(*sent, reply)
-        for reply in self.grid.pull_messages(list(self._taught)) if self._taught else ():
-            taught = self._taught.pop(reply.metadata.reply_to_message_id, None)
-            if taught is not None:
-                self._admit_taught(*taught, reply)
+            self._hellos[ask], self._last = (node, asked), time.monotonic()
+            self._pulls.add(ask)
+        for reply in self._pulls.arrived():
+            ask = reply.metadata.reply_to_message_id
+            if ask in self._hellos:
+                self._enter(*self._hellos.pop(ask), reply)
+            elif ask in self._taught:
+                self._admit_taught(*self._taught.pop(ask), reply)
 
     @property
-    def pending(self) -> bool:
-        """Return whether a connected node is still to answer, or to be asked."""
-        return bool(self._hellos or self._taught or self.connected - self._greeted)
+    def unasked(self) -> bool:
+        """Return whether a connected node is still to be asked who it is."""
+        return bool(self.connected - self._greeted)
 
     def _enter(self, node: int, asked: str, reply: Message) -> None:
         try:
@@ -124,7 +131,8 @@ class Members:
         if digest and said.holds is False:
             facts: About = {"run": "", "client": said.client, "kept": "", "schema": ""}
             (ask,) = self.grid.push_messages([Message(pack(facts, request), node, SERVE)])
-            self._taught[ask] = node, said
+            self._taught[ask], self._last = (node, said), time.monotonic()
+            self._pulls.add(ask)
             return
         self._admit(node, said)
 
@@ -151,6 +159,10 @@ class Members:
             return
         self.states.sent_again[said.client] = len(self.schema[1]), len(payload)
         self._admit(node, said)
+
+    def expects(self) -> bool:
+        """Return whether a node was asked a moment ago who it is and may answer yet."""
+        return bool(self._hellos or self._taught) and time.monotonic() < self._last + _GREETING
 
     def teach(self, digest: str, request: bytes) -> None:
         """Send nodes that come from now on a table's schema, before they take part."""

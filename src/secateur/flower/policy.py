@@ -70,6 +70,8 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
         held = values.get(section)
         if isinstance(held, Mapping) and name in held:
             yield f"{section}.{name}", str(held[name])
+    if values.get("attack"):  # attacks are played in simulations alone
+        yield "attack", str(values["attack"])
     guarded = values.get("guards")
     if isinstance(guarded, Mapping):
         yield from (("guards", name) for name in by_guard({str(path): value for path, value in guarded.items()}))
@@ -95,4 +97,4 @@ def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
         return value in guards.names()
     if path == "data.task":
         return not value or value in TASKS
-    return ":" not in value  # a slot's class of anyone's own is module:Class
+    return path != "attack" and ":" not in value  # a slot's class of anyone's own is module:Class

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.errors import ConfigError
-from secateur.study.study import Study, assign, parse_study
+from secateur.study.study import Study, assign, parse_study, where_nobody_is_known
 
 _LONGEST = 300  # characters of a text in an error
 _SERVERS = ("out", "deadline", "wait")
@@ -38,4 +38,4 @@ def settings_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"set = {more[:_LONGEST]!r}: {broken}; write settings with spaces between them") from broken
     for setting in settings:
         assign(values, setting)
-    return values
+    return where_nobody_is_known(values)

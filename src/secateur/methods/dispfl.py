@@ -28,6 +28,7 @@ import torch
 
 from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import Ask
+from secateur.contract.checks import KeptByTensor
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -91,13 +92,12 @@ class DisPFL(Method):
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its mixture."""
         round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        if not self.target:
-            return train_ask(state, round_, None)
+        if round_ > setting.rounds or not self.target:
+            return train_ask(state, round_, None) if round_ <= setting.rounds else None
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
         ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
-        expects = replace(ask.expects, mask="required", maskable=names, within=False)
+        checks = (*ask.expects.checks, KeptByTensor())
+        expects = replace(ask.expects, mask="required", maskable=names, within=False, checks=checks)
         single = {"weights": Keep(), "mask": Keep(masks_of)}
         ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
         return replace(ask, own=LazyTensors(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)

@@ -10,13 +10,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from secateur.errors import ModelError, SecateurError, unknown
-from secateur.models import graph, tabular, text, trial, vision
+from secateur.models import graph, held, tabular, text, trial, vision
 from secateur.models.memory_format import keep_channels_first, takes_channels_last
 from secateur.streams import global_streams
 
@@ -89,7 +89,9 @@ def build(
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
-            raise ModelError(f"model {name!r} cannot take inputs of shape {input_shape}: {_line(broken)}") from broken
+            raise ModelError(
+                f"model {name!r} cannot take inputs of shape {input_shape}: {_line(broken)}{trial.reached(broken)}"
+            ) from broken
     return model
 
 
@@ -134,6 +136,8 @@ def find(name: str) -> Factory:
         if name not in _factories():
             raise unknown("model", name, _factories(), error=ModelError)
         return _factories()[name]
+    if name.startswith(f"{held.NAME}:"):
+        return cast("Factory", held.find(name))
     module, _, attribute = name.partition(":")
     if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ModelError(f"model {name!r}: give your own model as module:factory, for example my_models:net")

@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from secateur.aggregation import Aggregator
 from secateur.errors import ConfigError, check_verbs, unknown, verbs
 
 Made = typing.TypeVar("Made")
@@ -36,8 +37,8 @@ def choices(slot: type) -> dict[str, type]:
     Where a slot's type stands at the head of a room, as ``Aggregator`` does, those of all files of the room.
 
     >>> from secateur.aggregation import Aggregator
-    >>> sorted(choices(Aggregator))
-    ['fed_adagrad', 'fed_adam', 'fed_yogi', 'mean', 'server_momentum']
+    >>> {'fed_adam', 'mean', 'median'} <= set(choices(Aggregator))
+    True
     """
     if dataclasses.is_dataclass(slot):
         return {snake(slot.__name__): slot}
@@ -115,6 +116,8 @@ def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
     elif dataclasses.is_dataclass(current):
         slot = _slot_class(hint, str(value), full)
         new = current if type(current) is slot else _construct(slot, {}, full)
+        if isinstance(new, Aggregator) and isinstance(current, Aggregator) and type(current) is not slot:
+            new = new.in_place_of(current)
     else:
         try:
             new = TypeAdapter(hint).validate_python(value)

@@ -19,6 +19,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from secateur import guards, methods
-from secateur.contract.guard import Guard
+from secateur.contract.guard import Guard, check_together
 from secateur.contract.method import Method
 from secateur.data import partition, sources
 from secateur.errors import ConfigError, check, unknown
@@ -34,10 +35,11 @@ from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
 from secateur.pruning.discovery import How
+from secateur.study.attack import Hostile
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.wire.settings import Wire
 
-_BOUNDS = "bounds"
+_BOUNDS, _NORMS, _ON = "bounds", "norms", "on"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
@@ -133,8 +135,13 @@ class Study(_Section):
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
-            always runs, first at the client and last at the server.
+            always runs, first at the client and last at the server. ``NAME.on = false`` leaves a guard out.
+        attack: what hostile clients do, in a simulation: ``name[:share][,parameter=value...]``, such as ``alie:0.3``;
+            empty: all clients are honest. The share of the clients that attack, by default 0.2, is drawn from the seed.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
 
     method: str = "autoflip"
@@ -149,7 +156,25 @@ class Study(_Section):
     wire: Wire = Wire()
     compute: Compute = Compute()
     guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
+    attack: str = ""
     options: dict[str, Option] = Field(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, handler: ModelWrapValidatorHandler[Study]) -> Study:
+        """Refuse whatever could not be run, in one line, as soon as a study is made."""
+        try:
+            made = handler(values)
+        except ValidationError as broken:
+            raise _config_error(broken) from broken
+        partition.parse(made.data.partition)
+        if made.data.task:
+            find_task(made.data.task)
+        held = made.data.test_fraction + made.data.validation_fraction
+        check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
+        made.build_method()
+        made.build_guards()
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -167,11 +192,34 @@ class Study(_Section):
         training = {**filled.get("training", {}), **methods.find(method).recommended, **values.get("training", {})}
         return {**values, **filled, "training": training}
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _by_path(cls, given: Any) -> Any:
+        """Read options by path, under their names of today."""
+        return renamed(dotted(given)) if isinstance(given, Mapping) else given
+
     @field_validator("guards", mode="before")
     @classmethod
     def _by_guard(cls, given: Any) -> Any:
-        """Read options by guard, and let the bounds always stand."""
-        return {_BOUNDS: {}} | by_guard(given) if isinstance(given, Mapping) else given
+        """Read options by guard, let the bounds always stand, and leave out what is not ``on``."""
+        if not isinstance(given, Mapping):
+            return given
+        kept = {name: options for name, options in by_guard(given).items() if _on(name, options)}
+        return {_BOUNDS: {}} | {name: {k: v for k, v in o.items() if k != _ON} for name, o in kept.items()}
+
+    @field_validator("attack")
+    @classmethod
+    def _whole_attack(cls, text: str) -> str:
+        """Write every parameter of the attack out."""
+        return str(Hostile.parse(text)) if text else ""
+
+    def build_attack(self) -> Hostile | None:
+        """Return what hostile clients do; None: all are honest.
+
+        Raises:
+            ConfigError: there is no such attack, or a parameter is wrong.
+        """
+        return Hostile.parse(self.attack) if self.attack else None
 
     def build_guards(self) -> list[Guard]:
         """Return the guards with their options set, in their order at a client.
@@ -179,7 +227,9 @@ class Study(_Section):
         Raises:
             ConfigError: as ``build_method`` does.
         """
-        return [build(guards.find(name), options) for name, options in self.guards.items()]
+        made = [build(guards.find(name), options) for name, options in self.guards.items()]
+        check_together(made)
+        return made
 
     @field_validator("training")
     @classmethod
@@ -206,8 +256,9 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
-        if not self.quorum:
-            later["quorum"] = True
+        for name in ("quorum", "attack"):
+            if not getattr(self, name):
+                later[name] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
         for section, given, kind, names in (
             ("training", self.training, Training, _LATER_TRAINING),
@@ -236,6 +287,28 @@ class Study(_Section):
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
 
 
+def _on(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a guard is to run."""
+    said = str(options.get(_ON, True)).lower()
+    if said not in {"true", "false"} or (name == _BOUNDS and said == "false"):
+        raise ConfigError(
+            f"guards.{name}.on = {options.get(_ON)!r}: "
+            + ("bounds always run" if said == "false" else "write true or false")
+        )
+    return said == "true"
+
+
+def where_nobody_is_known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a study's settings with the guard that bounds what one client can do, unless they speak of it themselves.
+
+    It is on by default where clients are others' machines, and not in a simulation. It becomes part of the study.
+    """
+    given = values.get("guards", {})
+    if not isinstance(given, Mapping) or _NORMS in by_guard({str(path): value for path, value in given.items()}):
+        return values
+    return {**values, "guards": {**given, _NORMS: {}}}
+
+
 def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the options of each guard by its name: ``bounds.rows`` is option ``rows`` of guard ``bounds``.
 
@@ -258,21 +331,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
-    given = dict(values)
-    if isinstance(given.get("options"), Mapping):
-        given["options"] = renamed(dotted(given["options"]))
-    try:
-        made = Study.model_validate(given)
-    except ValidationError as broken:
-        raise _config_error(broken) from broken
-    partition.parse(made.data.partition)
-    if made.data.task:
-        find_task(made.data.task)
-    held = made.data.test_fraction + made.data.validation_fraction
-    check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
-    made.build_method()
-    made.build_guards()
-    return made
+    return Study.model_validate(values)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -307,12 +366,18 @@ def assign(values: dict[str, Any], setting: str) -> None:
     Paths that the study does not have, unlike ``training.lr`` or ``rounds``, are options of the method.
     """
     path, value = split_setting(setting)
+    literal = path.startswith(("model.", "data.options.")) and path.partition(".")[2] not in ModelSection.model_fields
+    put(values, path, _literal(value) if literal else value)
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value of one path in a nested mapping of a study's settings; see ``assign``."""
     head, _, rest = path.partition(".")
     fields = Study.model_fields
     if head == "model" and rest and rest not in ModelSection.model_fields:
-        values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
+        values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
     elif head == "data" and rest.startswith("options."):
-        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
+        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
     elif head in fields and head != "options":
         section = values.setdefault(head, {}) if rest else values
         section[rest or head] = value

@@ -142,4 +142,4 @@ class Majority(Consensus):
         """Return the mask of the vote."""
         votes = reduced[_VOTES]
         magnitude = {name: state.weights[name].abs() for name in votes}
-        return vote(self.rule, votes, len(reduced.clients), magnitude, budget)
+        return vote(self.rule, votes, len(reduced.counted(_VOTES)), magnitude, budget)

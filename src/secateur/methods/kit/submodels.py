@@ -15,7 +15,7 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, masks_of
 from secateur.contract.state import Setting, State
 from secateur.errors import ModelError
-from secateur.methods.kit.rounds import MEAN, merged, train_reply
+from secateur.methods.kit.rounds import MEAN, merged, train_reply, variances
 from secateur.pruning.mask import Mask
 from secateur.pruning.structure import slice_of
 from secateur.wire.message import Expected, Message
@@ -26,7 +26,7 @@ def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
 
     Each weight becomes the mean by rows over the clients that hold it; a weight that no client holds does not change.
     """
-    expects = Expected(state.setting.specs, mask="same", scalars=REPORT)
+    expects = Expected(state.setting.specs, mask="same", scalars=REPORT, checks=variances(state.setting))
     message, reduce = Message(dict(state.weights), None), {MEAN: Mean(holders=masks_of, fallback="state")}
     return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, reduce, slices)
 

@@ -1,0 +1,33 @@
+"""The commands ``export`` and ``list``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from secateur.cli.base import new_console
+
+
+def export(
+    folder: Path,
+    to: Annotated[str, typer.Option(help="onnx, torch, safetensors or executorch")] = "onnx",
+    out: Annotated[Optional[Path], typer.Option(help="Where to; default: RUN/export")] = None,  # noqa: UP045
+) -> None:
+    """Write a finished run's model, physically slim, checked against the masked one; with a card."""
+    from rich.markdown import Markdown  # noqa: PLC0415
+
+    from secateur.export.export import export as write  # noqa: PLC0415
+
+    card = write(folder, to, out)
+    new_console().print(Markdown(card.markdown()))
+    new_console().print(f"Written: {(out or folder / 'export') / card.file}, card.md, card.json", highlight=False)
+
+
+def list_(markdown: Annotated[bool, typer.Option(help="Print Markdown tables.")] = False) -> None:  # noqa: FBT002
+    """Show the methods, criteria, data sets and models, each with one line and its paper."""
+    from secateur.report import listing  # noqa: PLC0415
+    from secateur.study.catalogue import catalogue  # noqa: PLC0415
+
+    listing.show(catalogue(), new_console(), markdown=markdown)
