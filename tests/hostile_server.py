@@ -67,7 +67,7 @@ def tries(folder):
         ("data.source", "shutil:rmtree"), ("data.source", "text:/etc/passwd"),
         ("data.source", f"arrays:{folder}/secret/rows.npz"), ("data.source", "arrays:../secret"),
         ("data.source", "hub:mnist"), ("data.source", "table"), ("guards.trap_module.norm", 1),
-        ("data.task", "trap_module:Slot"),
+        ("data.task", "trap_module:Slot"), ("attack", "trap_module:0.3"),
     ):  # fmt: skip
         yield "allow", f"{path}={value}", {path: value}, {}, None
     hidden = ", ".join(["4"] * 5_000)

@@ -112,6 +112,9 @@ NAMES = [
     {"set": "guards.trap_package.method.norm=1"},
     {"guards.trap_module.norm": 1},
     {"guards.os.path.norm": 1},
+    {"attack": "trap_module"},
+    {"attack": " trap_package.method :0.5,scale=2"},
+    {"set": "attack=os.path:0.3"},
 ]
 
 

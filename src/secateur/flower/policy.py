@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from secateur import data, guards, methods, models
+from secateur import attacks, data, guards, methods, models
 from secateur.data.sources import embedded
 from secateur.errors import ConfigError
 from secateur.learning.task import TASKS
@@ -75,6 +75,8 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
     guarded = values.get("guards")
     if isinstance(guarded, Mapping):
         yield from (("guards", name) for name in by_guard({str(path): value for path, value in guarded.items()}))
+    if values.get("attack"):
+        yield "attack", str(values["attack"]).partition(",")[0].partition(":")[0].strip()
     options = values.get("options")
     if isinstance(options, Mapping):
         yield from ((str(path), str(value)) for path, value in options.items())
@@ -87,14 +89,10 @@ def _readable() -> frozenset[str]:
 
 
 def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
-    if path == "method":
-        return value in methods.names()
-    if path == "model.name":
-        return value in models.names()
     if path == "data.source":
         return value in (_readable() if own else embedded())
-    if path == "guards":
-        return value in guards.names()
     if path == "data.task":
         return not value or value in TASKS
-    return path != "attack" and ":" not in value  # a slot's class of anyone's own is module:Class
+    rooms = {"method": methods.names, "model.name": models.names, "guards": guards.names, "attack": attacks.names}
+    # a slot's class of anyone's own is module:Class
+    return value in rooms[path]() if path in rooms else ":" not in value
