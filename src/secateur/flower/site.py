@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import data, methods, models
 from secateur.contract.ask import EVALUATE, TRAIN
-from secateur.errors import SecateurError, unknown
+from secateur.errors import SecateurError, plain, unknown
 from secateur.federation.agreement import PHASE
 from secateur.flower.codes import RefusedError
 from secateur.flower.policy import ENVIRONMENT, FILE, Named, allowed
@@ -27,6 +27,7 @@ POLICY = "policy"
 """The key in ``--node-config`` that names another file than the one in the data folder."""
 
 Answer = Literal["train", "evaluate", "explore", "statistics"]
+_LONGEST = 1_000  # characters of an error
 _FLOWERS = ("partition-id", "num-partitions")
 _MOST = "most"
 _LIKE = 0.8  # a key in --node-config that is this near to one of ours is taken for a slip, not for another app's
@@ -135,8 +136,8 @@ def site_of(node_config: Mapping[str, Any], environment: Mapping[str, str] = os.
         raise RefusedError("policy", _line(broken)) from broken
     except RefusedError:
         raise
-    except SecateurError as broken:
-        raise RefusedError("policy", f"this node's configuration: {broken}") from broken
+    except (SecateurError, OSError, ValueError) as broken:  # a path that cannot be one
+        raise RefusedError("policy", f"this node's configuration: {plain(str(broken), _LONGEST)}") from broken
     return site
 
 
