@@ -42,7 +42,8 @@ from secateur.flower.engine import FlowerEngine
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
-from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
+from secateur.methods.kit.criteria.explored import Deviation
+from secateur.methods.kit.criteria.measured import SNIP, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration

@@ -304,7 +304,8 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
 
 def test_a_slot_without_what_its_base_leaves_open_cannot_be_chosen(tmp_path, monkeypatch):
     (tmp_path / "half_done.py").write_text(
-        "from dataclasses import dataclass\nfrom secateur.methods.kit.criteria import Criterion, Statistic\n"
+        "from dataclasses import dataclass\nfrom secateur.methods.kit.criteria import Criterion\n"
+        "from secateur.methods.kit.criteria.measured import Statistic\n"
         "@dataclass(frozen=True)\nclass A(Criterion):\n    pass\n"
         "@dataclass(frozen=True)\nclass B(Statistic):\n    pass\n"
     )

@@ -83,3 +83,12 @@ def test_every_extra_that_is_asked_for_exists():
         for name in found.split(",")
     }
     assert {"hub", "flower", "report", "export", "structure"} <= asked <= set(extras)
+
+
+def test_what_the_page_on_security_names_exists():
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    shown = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(shown) > 20
+    assert [name for path, name in shown if f"\ndef {name}(" not in (ROOT / path).read_text("utf-8")] == []
+    others = re.findall(r"`(benchmarks/\w+\.py|examples/\w+|tests/[\w/]+\.py)`", text)
+    assert [path for path in others if not (ROOT / path).exists()] == []

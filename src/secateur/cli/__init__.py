@@ -10,6 +10,7 @@ from secateur.cli.compare import compare
 from secateur.cli.models import export, list_
 from secateur.cli.report import budget, log, report
 from secateur.cli.runs import resume, run
+from secateur.engines.stopping import Stopped, stoppable
 from secateur.errors import SecateurError
 
 app = typer.Typer(
@@ -22,12 +23,16 @@ app.command(name="list")(list_)
 
 
 def main() -> None:
-    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2."""
+    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2.
+
+    So is being stopped: the line says how to go on, and the exit code is 130 after Control-C, 143 after SIGTERM.
+    """
     try:
-        app()
+        with stoppable():
+            app()
     except SecateurError as error:
         sys.stderr.write(f"secateur: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("secateur: stopped; go on with: secateur resume FOLDER\n")
-        raise SystemExit(130) from None
+    except Stopped as stopped:
+        sys.stderr.write(f"secateur: {stopped}\n")
+        raise SystemExit(stopped.status) from None

@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli.base import bundled, new_console, warm
 from secateur.cli.report import draw
+from secateur.engines.stopping import going_on
 from secateur.errors import NoResultError
 
 
@@ -47,7 +48,7 @@ def compare(flags: CompareFlags) -> None:
         suite.adjusted(flags.seeds, flags.rounds, flags.partition or [], flags.settings or []),
         new_console(),
     )
-    with Runs(console) as display:
+    with Runs(console) as display, going_on("the same command again"):
         cells = grid.run_suite(wanted, out, data=place, jobs=flags.jobs, report=display.report)
     lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
     tables.write(wanted, cells, lines, out)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
@@ -22,7 +21,7 @@ from secateur.engines.script import spared
 from secateur.engines.workers import for_workers, processes
 from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint, prepare, server
-from secateur.federation.folder import ROUNDS, SUMMARY, read_failure, reserve
+from secateur.federation.folder import ROUNDS, read_failure, read_summary, reserve
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -84,7 +83,7 @@ def run_suite(
 def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
     folder = folder_of(out, cell.study)
     _, mask, _ = checkpoint.shipped(folder)
-    final = json.loads((folder / SUMMARY).read_text("utf-8"))["final"]
+    final = (read_summary(folder) or {})["final"]
     return controls(suite, cell, mask, final, open_shards(prepare.simulated(cell.study, out / _DATA)))
 
 
@@ -138,7 +137,7 @@ class _Pool:
             if folder in self.known:
                 continue
             self.known[folder] = cell.study.rounds
-            if (folder / SUMMARY).exists():
+            if read_summary(folder) is not None:
                 self.done.add(folder)
                 continue
             shards = prepare.simulated(cell.study, self.out / _DATA)

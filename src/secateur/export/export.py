@@ -24,7 +24,7 @@ from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, open_shards
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
 from secateur.export.deployed import deployed, describe, undone
-from secateur.federation import checkpoint, client, prepare
+from secateur.federation import checkpoint, client, prepare, seals
 from secateur.federation.folder import PLAN, SUMMARY
 from secateur.federation.records import METRIC
 from secateur.learning import resident
@@ -81,9 +81,9 @@ def read(folder: Path) -> Shipped:
         study = parse_study(tomllib.loads(about["study"]))
         facts = json.loads(about["shape"])
         shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
-        summary = json.loads((folder / SUMMARY).read_text("utf-8"))
+        summary = seals.document(folder, SUMMARY)
         schema = Schema.from_json(about[SCHEMA]) if SCHEMA in about else None
-        removal = Plan.from_json((folder / PLAN).read_text("utf-8"))
+        removal = Plan.from_json(seals.checked(folder, PLAN).decode())
         model = client.make_model(study, shape)
         resident.load(model, tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError) as broken:

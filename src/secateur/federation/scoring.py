@@ -119,7 +119,7 @@ class Scoring:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
         removal = plan(state.mask or {}, self.setting.layout.groups)
         self.local.load(state.model())
-        checkpoint.write(folder / PLAN, removal.to_json().encode())
+        checkpoint.put(folder, PLAN, removal.to_json().encode())
         return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self.whole(state.weights), None))
 
     def clients(self, exchange: Exchange) -> Row:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -28,15 +27,16 @@ from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, client_scores, gathering, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, seals, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
-from secateur.federation.endings import called, check_same, write_failure
+from secateur.federation.endings import called, check_new, check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     FAILURE,
     ROUNDS,
+    STUDY,
     SUMMARY,
     new_folder,
     open_log,
@@ -46,7 +46,9 @@ from secateur.federation.folder import (
     reserve,
 )
 from secateur.federation.intake import SECONDS
+from secateur.federation.ledger import Ledger
 from secateur.federation.opening import OpenEngine, check_begin, open_local
+from secateur.federation.origin import origin
 from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
@@ -106,7 +108,10 @@ class Run:
         self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
         check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
-        self.records = self.attempt = 0
+        self.attempt = 0
+        self.ledger = Ledger(folder / ROUNDS)
+        self.made_of = {"data": self.shards.fingerprint(), "origin": origin(self.study)}
+        self.accepted: list[str] = []
         self.guards = self.study.build_guards()
         told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
         told += client.stack_remarks(self.study, self.model, self.shards)
@@ -116,21 +121,31 @@ class Run:
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
-        """Return the first state of a new run, before any client is asked."""
+        """Return the first state of a new run, before any client is asked.
+
+        Raises:
+            CheckpointError: the folder holds a run whose checkpoint is missing.
+        """
+        self.remarks += check_new(self.folder)
+        checkpoint.seal(self.folder, STUDY)
         self.books.begin()
         return called(self.method.start, 0, self.setting, self.scoring.initial, self.books.archive)
 
-    def restore(self) -> State:
-        """Return the state of the last checkpoint.
+    def restore(self, *, accept: bool = False) -> State:
+        """Return the state of the last checkpoint; ``accept``: also if study, version or code have changed since.
 
         Raises:
             CheckpointError: the run cannot go on from there; nothing in its folder was changed.
         """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
-        check_same(self.folder, saved, study=self.study.hash(), data=self.shards.fingerprint())
+        accepted = check_same(self.folder, saved, self.made_of, accept=accept)
+        self.ledger.go_on(saved.extra["records"])
         self.books.restore(saved)
-        self.records = saved.extra["records"]
-        self.attempt = saved.extra.get("attempt", 0)
+        if accepted:
+            checkpoint.seal(self.folder, STUDY)
+        self.accepted = [*saved.extra["accepted"], *accepted]
+        self.remarks += self.accepted
+        self.attempt = saved.extra["attempt"]
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
@@ -156,8 +171,7 @@ class Run:
                 self.books.attach(engine.states)
                 for left in self.folder.glob("spool-*"):  # by a server that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
-                    os.truncate(self.folder / ROUNDS, self.records)
+                self.ledger.cut()
                 return self._loop(state, engine, watch)
         except EngineError as broken:
             raise trial.said_by_worker(broken) from broken.__cause__
@@ -171,11 +185,10 @@ class Run:
         for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
-        of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
         if not (self.folder / checkpoint.NAME).exists():
             for asked in tables.begin(self.shards_folder, self.folder):
                 row = asked | self.scoring.quality(state, evaluate=False)
-                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                self.ledger.append(row)
                 watch({"event": "row", **row})
             state = self._refined(state)
             check_start(state, self.study.wire.values)
@@ -204,8 +217,9 @@ class Run:
             if enough and self._due(ask) and not self.scoring.central:
                 scores = self.scoring.clients(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
-            length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            self.books.save(state, {"records": length, "attempt": attempts.count, **of}, engine.states)
+            self.ledger.append(row)
+            kept = {"records": self.ledger.mark, "attempt": attempts.count, "accepted": self.accepted, **self.made_of}
+            self.books.save(state, kept, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
             attempts.check(ask)
@@ -290,7 +304,8 @@ class Run:
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
-        checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        beside = {ROUNDS: checkpoint.read(self.folder / ROUNDS)}
+        checkpoint.put(self.folder, SUMMARY, json.dumps(summary, indent=1).encode(), beside=beside)
         watch({"event": "end", **summary})
         return summary
 
@@ -325,24 +340,37 @@ def resume(
     shards: Path,
     watch: Watch = silent,
     open_engine: OpenEngine = open_local,
+    accept: bool = False,
 ) -> Row:
     """Go on with a run from its last checkpoint, and return its summary; a finished run is not changed.
 
+    Args:
+        folder: the run's folder.
+        runtime: settings that do not change the result.
+        shards: the folder of the clients' rows.
+        watch: is told what happens.
+        open_engine: makes the engine.
+        accept: go on though the study, the version of this package or the method's code have changed since the run
+            began; the summary says so.
+
     Raises:
-        CheckpointError: the folder holds no run, or one that cannot go on.
+        CheckpointError: the folder holds no run, one that cannot go on, or a file that is damaged.
     """
     if (summary := read_summary(folder)) is not None:
+        seals.check_all(folder)
         return summary
     with checkpoint.alone(folder), kept_globals():
-        return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
+        return _resume(
+            Run(read_study(folder, edited=accept), runtime, folder, shards, open_engine), watch, accept=accept
+        )
 
 
-def _resume(run: Run, watch: Watch) -> Row:
+def _resume(run: Run, watch: Watch, *, accept: bool) -> Row:
     (run.folder / FAILURE).unlink(missing_ok=True)
     with contextlib.closing(run.books):
         begun = (run.folder / checkpoint.NAME).exists()
         try:
-            return run.play(run.restore() if begun else run.create(), watch)
+            return run.play(run.restore(accept=accept) if begun else run.create(), watch)
         except NoResultError as failed:
             write_failure(run.folder, run.study, failed)
             raise

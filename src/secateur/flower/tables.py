@@ -18,7 +18,7 @@ import numpy as np
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, Shards
 from secateur.errors import DataError, EngineError
-from secateur.federation import agreement, checkpoint, prepare, tables, trial
+from secateur.federation import agreement, checkpoint, prepare, seals, tables, trial
 from secateur.federation.agreement import Site
 from secateur.federation.base import Kept, KeptInFolder
 from secateur.federation.client import Participant
@@ -98,7 +98,7 @@ def recall(engine: FlowerEngine, run: Path) -> None:
         CheckpointError, DataError: it is missing or damaged.
     """
     if (run / checkpoint.NAME).exists() and (run / SCHEMA).exists():
-        schema = Schema.from_json(checkpoint.read(run / SCHEMA).decode(errors="replace"))
+        schema = Schema.from_json(seals.checked(run, SCHEMA).decode(errors="replace"))
         engine.members.teach(schema.digest, agreement.last_request(schema))
 
 
@@ -117,7 +117,7 @@ def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
     if not all(about.get("table") for about in engine.members.about.values()):
         raise EngineError("some nodes have tables of their own (data.source = table), others have not")
     if engine.members.schema[0]:
-        schema, records = Schema.from_json((run / SCHEMA).read_text("utf-8")), list[Row]()
+        schema, records = Schema.from_json(seals.checked(run, SCHEMA).decode()), list[Row]()
     else:
         clients = tuple(sorted(engine.members.nodes))
         agreed = agreement.settle(

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from secateur.bandwidth import Bandwidth
 from secateur.comparison.grid import RUNS, cell_name, folder_of
 from secateur.comparison.suite import Cell, Suite, dense_name, differences, personal
 from secateur.errors import CheckpointError
+from secateur.federation import seals
 from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, SUMMARY, read_failure, read_study
 from secateur.report.outcomes import outcome
 from secateur.report.verdicts import DENSE, Group, Line, compare_groups
@@ -178,6 +178,6 @@ def read_comparison(out: Path) -> tuple[Suite, list[Cell]]:
     path = out / RESULT
     if not path.exists():
         raise CheckpointError(f"{out} holds no finished comparison: {path} is missing")
-    facts = json.loads(path.read_text("utf-8"))
+    facts: dict[str, Any] = seals.document(out, RESULT)
     cells = [Cell(**{**cell, "study": read_study(out / RUNS / cell["study"])}) for cell in facts["cells"]]
     return Suite.model_validate(facts["suite"]), cells

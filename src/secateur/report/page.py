@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from secateur.errors import CheckpointError, need
-from secateur.federation import checkpoint
-from secateur.federation.folder import ROUNDS, STUDY, read_failure, read_records, read_summary
+from secateur.errors import need
+from secateur.federation import checkpoint, seals
+from secateur.federation.folder import ROUNDS, STUDY, SUMMARY, read_failure, read_records, read_summary
 from secateur.federation.records import by_reason, listing
 from secateur.learning.metrics import metric_of
 from secateur.report import comparison_figures, run_figures
@@ -131,7 +131,7 @@ def subject_data(subject: Subject) -> Facts:
         "failed": subject.failed,
         "left_out": left,
         "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
-        "remarks": summary.get("remarks", []),
+        "remarks": [*summary.get("remarks", []), *([] if seals.read(folder) else [seals.UNCHECKED])],
         "study": (folder / STUDY).read_text("utf-8"),
     }
 
@@ -141,10 +141,7 @@ def _summary(folder: Path | None) -> Facts:
 
 
 def _shipped(folder: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        return checkpoint.shipped(folder)[1]
-    except CheckpointError:  # not finished yet
-        return {}
+    return checkpoint.shipped(folder)[1] if (folder / SUMMARY).exists() else {}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

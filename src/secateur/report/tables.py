@@ -260,7 +260,7 @@ def write(suite: Suite, cells: Sequence[Cell], lines: Sequence[Line], out: Path)
     lines_ = [dataclasses.asdict(line) | {"name": line.name, "verdict": line.verdict} for line in lines]
     kept = [{**dataclasses.asdict(cell), "study": folder_of(out, cell.study).name} for cell in cells]
     facts = {"suite": suite.model_dump(), "cells": kept, "lines": _plain(lines_)}
-    checkpoint.write(out / RESULT, json.dumps(facts, indent=1).encode())
+    checkpoint.put(out, RESULT, json.dumps(facts, indent=1).encode())
     pages: dict[str, list[str]] = {"table.md": [], "table.tex": []}
     for place, here in by_place(lines).items():
         whole = tables(here)[-1]
