@@ -273,9 +273,8 @@ class Exchange:
         if isinstance(self.engine, Relaying):
             self.relayed.update(sums=len(parcel.sums), single=len(replies))
         for node, sums in parcel.sums:
-            assert isinstance(reducer, Reducer)  # noqa: S101 -- replies that wait come singly
             members = self.ask.clients[node.first : node.first + node.most]
-            reducer.merge(node, sums, {who: answers[who] for who in members if who in answers})
+            cast("Reducer", reducer).merge(node, sums, {who: answers[who] for who in members if who in answers})
             single.difference_update(members)
         for who in (account.client for account in parcel.accounts if account.client in single):
             if who in replies:

@@ -9,10 +9,10 @@ from secateur.engines import Closing, Failure
 from secateur.errors import EngineError
 from secateur.flower.members import Members, Versions
 from secateur.flower.messages import LOG, SERVE, Grid, Message, pack, reason_of, unpack
+from secateur.flower.pulls import Pulls
 
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
 _LONGEST_NAME = 64  # of what a client keeps; it is stored and sent back
-_WINDOW = 16  # replies that are in memory at a time, at most
 
 
 class FlowerEngine(Closing):
@@ -62,7 +62,11 @@ class FlowerEngine(Closing):
         self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
     ) -> Iterator[tuple[int, bytes | Failure]]:
         """Send each request; see ``Engine.exchange``. A client that is not connected is a ``Failure`` at once."""
-        yield from _Exchange(self, deadline).play(requests)
+        pulls = Pulls(self.grid.pull_messages)
+        try:
+            yield from _Exchange(self, pulls, deadline).play(requests)
+        finally:
+            pulls.close()
 
     def close(self) -> None:
         """Do nothing: the grid belongs to its ServerApp."""
@@ -71,54 +75,67 @@ class FlowerEngine(Closing):
 class _Exchange:
     """One exchange: its messages on their way, and its deadline."""
 
-    def __init__(self, engine: FlowerEngine, deadline: float | None) -> None:
+    def __init__(self, engine: FlowerEngine, pulls: Pulls, deadline: float | None) -> None:
         self.engine = engine
+        self.pulls = pulls
         self.members = engine.members
         self.deadline = deadline
         self.end = None if deadline is None else time.monotonic() + deadline
         self.waiting: dict[str, tuple[int, int]] = {}
+        self.gone: set[str] = set()
+        self.late: dict[int, bytes] = {}
 
     def play(self, requests: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes | Failure]]:
         self.members.look()
         if not self.members.nodes:
             self.engine.meet(self.engine.clients())
         for client, request in requests:
-            node = self.members.nodes.get(client)
-            if node is None:
-                yield client, Failure(client, "no node of this client is connected", sent=False)
-                continue
-            about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
-            about["schema"] = self.members.schema[0]
-            (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
-            self.waiting[ask] = client, node
+            if not self._send(client, request):
+                self.late[client] = request
+        yield from self._catch_up()
         yield from self._collect()
+
+    def _send(self, client: int, request: bytes) -> bool:
+        """Send a request, if there is a node of its client."""
+        node = self.members.nodes.get(client)
+        if node is None:
+            return False
+        about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
+        about["schema"] = self.members.schema[0]
+        (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
+        self.waiting[ask] = client, node
+        self.pulls.add(ask)
+        return True
+
+    def _catch_up(self) -> Iterator[tuple[int, Failure]]:
+        """Send the requests whose nodes have come by now; without a node that may still come, the others fail."""
+        self.late = {client: request for client, request in self.late.items() if not self._send(client, request)}
+        if self.late and not self.members.expects():
+            missing, self.late = list(self.late), {}
+            yield from ((k, Failure(k, "no node of this client is connected", sent=False)) for k in missing)
 
     def _collect(self) -> Iterator[tuple[int, bytes | Failure]]:
         look = time.monotonic() + _LOOK_EVERY
-        while self.waiting:
-            yield from self._pull()
+        while self.waiting or self.late:
+            yield from self._pull(_PULL_EVERY)
             now = time.monotonic()
             if self.end is not None and now >= self.end:
                 reason = f"no reply within {self.deadline:g} s"
                 yield from ((client, Failure(client, reason)) for client, _ in self.waiting.values())
+                yield from ((client, Failure(client, reason, sent=False)) for client in self.late)
                 return
-            if now >= look:
+            if self.late or now >= look:
                 self.members.look()
-                yield from self._pull()  # what was sent before its node left still counts
+                yield from self._catch_up()
+            if now >= look:
                 yield from self._gone()
                 look = time.monotonic() + _LOOK_EVERY
-            if self.waiting:
-                time.sleep(_PULL_EVERY)
 
-    def _pull(self) -> Iterator[tuple[int, bytes | Failure]]:
-        asked = list(self.waiting)
-        for start in range(
-            0, len(asked), _WINDOW
-        ):  # what is not pulled yet lies with the SuperLink, not in memory here
-            for reply in self.engine.grid.pull_messages(asked[start : start + _WINDOW]):
-                found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
-                if found is not None:
-                    yield found[0], self._accept(found[0], reply)
+    def _pull(self, seconds: float = 0.0) -> Iterator[tuple[int, bytes | Failure]]:
+        for reply in self.pulls.arrived(seconds):
+            found = self.waiting.pop(reply.metadata.reply_to_message_id, None)
+            if found is not None:
+                yield found[0], self._accept(found[0], reply)
 
     def _accept(self, client: int, reply: Message) -> bytes | Failure:
         if reply.has_error():
@@ -140,7 +157,10 @@ class _Exchange:
         return payload
 
     def _gone(self) -> Iterator[tuple[int, bytes | Failure]]:
-        for ask, (client, node) in list(self.waiting.items()):
-            if node not in self.members.connected:
-                del self.waiting[ask]
-                yield client, Failure(client, "its node left the federation before it answered")
+        """Yield those whose node was gone at the last look already, so that a reply that it left behind could come."""
+        gone = {ask for ask, (_, node) in self.waiting.items() if node not in self.members.connected}
+        for ask in gone & self.gone:
+            client, _ = self.waiting.pop(ask)
+            self.pulls.give_up(ask)
+            yield client, Failure(client, "its node left the federation before it answered")
+        self.gone = gone

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 
 from secateur.federation.records import by_reason
 from secateur.flower.messages import HELLO, LOG, SERVE, About, Grid, Message, pack, reason_of, unpack
+from secateur.flower.pulls import Pulls
+
+_GREETING = 15.0  # seconds that an exchange waits for a node that was just asked who it is
 
 
 class Versions:
@@ -67,6 +71,10 @@ class Members:
     _greeted: set[int] = field(default_factory=set)
     _hellos: dict[str, int] = field(default_factory=dict)
     _taught: dict[str, tuple[int, About]] = field(default_factory=dict)
+    _last: float = 0.0
+
+    def __post_init__(self) -> None:
+        self._pulls = Pulls(self.grid.pull_messages)
 
     def look(self) -> None:
         """Update the list of nodes: ask new ones who they are, and read the answers that have come."""
@@ -81,11 +89,14 @@ class Members:
         for node in sorted(self.connected - self._greeted):
             (ask,) = self.grid.push_messages([Message(pack({"schema": self.schema[0]}), node, HELLO)])
             self._greeted.add(node)
-            self._hellos[ask] = node
-        for reply in self.grid.pull_messages(list(self._hellos)) if self._hellos else ():
-            self._enter(self._hellos.pop(reply.metadata.reply_to_message_id), reply)
-        for reply in self.grid.pull_messages(list(self._taught)) if self._taught else ():
-            self._admit_taught(*self._taught.pop(reply.metadata.reply_to_message_id), reply)
+            self._hellos[ask], self._last = node, time.monotonic()
+            self._pulls.add(ask)
+        for reply in self._pulls.arrived():
+            ask = reply.metadata.reply_to_message_id
+            if ask in self._hellos:
+                self._enter(self._hellos.pop(ask), reply)
+            elif ask in self._taught:
+                self._admit_taught(*self._taught.pop(ask), reply)
 
     def _enter(self, node: int, reply: Message) -> None:
         about = {"error": reason_of(reply)} if reply.has_error() else unpack(reply.content)[0]
@@ -98,7 +109,8 @@ class Members:
         if digest and about.get("holds") is False:
             facts: About = {"run": "", "client": client, "kept": "", "schema": ""}
             (ask,) = self.grid.push_messages([Message(pack(facts, request), node, SERVE)])
-            self._taught[ask] = node, about
+            self._taught[ask], self._last = (node, about), time.monotonic()
+            self._pulls.add(ask)
             return
         self._admit(node, client, about)
 
@@ -115,6 +127,10 @@ class Members:
             return
         self.states.sent_again[client] = len(self.schema[1]), len(payload)
         self._admit(node, client, about)
+
+    def expects(self) -> bool:
+        """Return whether a node was asked a moment ago who it is and may answer yet."""
+        return bool(self._hellos or self._taught) and time.monotonic() < self._last + _GREETING
 
     def teach(self, digest: str, request: bytes) -> None:
         """Send nodes that come from now on a table's schema, before they take part."""

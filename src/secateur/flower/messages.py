@@ -1,8 +1,9 @@
 """Messages on Flower, and what else of Flower is used. Only this module imports flwr.
 
 There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
-or its reply, in every phase. The payload is an ``Array`` with a ``stype`` of its own, so that Flower stores it in
-chunks, and so that Flower's strategies refuse it instead of misreading it. A ``ConfigRecord`` goes with it.
+or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
+strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
+request, two at a time, on a link of 50 kbit/s; what has arrived is not sent again. A ``ConfigRecord`` goes with it.
 """
 
 from __future__ import annotations
@@ -41,16 +42,25 @@ About = dict[str, Any]
 
 _ABOUT, _PAYLOAD = "about", "payload"
 _STYPE = "secateur.wire"
+_PART = 2**16  # bytes of a payload in one array
 
 
 def _wrapped(payload: bytes) -> ArrayRecord:
-    """Return bytes as an ``ArrayRecord``, which Flower stores in chunks."""
-    return ArrayRecord({_PAYLOAD: Array("uint8", (len(payload),), _STYPE, payload)})
+    """Return bytes as an ``ArrayRecord`` of parts."""
+    parts = [payload[start : start + _PART] for start in range(0, len(payload), _PART)] or [b""]
+    return ArrayRecord({_part(k): Array("uint8", (len(part),), _STYPE, part) for k, part in enumerate(parts)})
 
 
 def _unwrapped(arrays: ArrayRecord) -> bytes | None:
-    array = arrays.get(_PAYLOAD)
-    return array.data if isinstance(array, Array) and array.stype == _STYPE else None
+    """Return the bytes of an ``ArrayRecord`` of ours; None: it is another's, or lacks a part."""
+    parts = [arrays.get(_part(k)) for k in range(len(arrays))]
+    if not parts or not all(isinstance(part, Array) and part.stype == _STYPE for part in parts):
+        return None
+    return b"".join(part.data for part in parts if part is not None)
+
+
+def _part(place: int) -> str:
+    return f"{_PAYLOAD}.{place}"
 
 
 def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:

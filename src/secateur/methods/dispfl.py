@@ -92,10 +92,8 @@ class DisPFL(Method):
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its mixture."""
         round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        if not self.target:
-            return train_ask(state, round_, None)
+        if round_ > setting.rounds or not self.target:
+            return train_ask(state, round_, None) if round_ <= setting.rounds else None
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
         ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
         checks = (*ask.expects.checks, KeptByTensor())
