@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +27,12 @@ from secateur import guards, methods
 from secateur.contract.guard import Guard, check_together
 from secateur.contract.method import Method
 from secateur.data import partition, sources
-from secateur.errors import ConfigError, check, unknown
+from secateur.errors import ConfigError, check
 from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
 from secateur.study.attack import Hostile
+from secateur.study.faults import config_error
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.study.sections import DataSection, ModelSection, Section
 from secateur.wire.settings import Wire
@@ -90,7 +90,7 @@ class Study(Section):
         try:
             made = handler(values)
         except ValidationError as broken:
-            raise _config_error(broken) from broken
+            raise config_error(broken, cls) from broken
         partition.parse(made.data.partition)
         if made.data.task:
             find_task(made.data.task)
@@ -338,16 +338,3 @@ def _literal(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return tuple(value) if isinstance(value, list) else value
-
-
-def _config_error(broken: ValidationError) -> ConfigError:
-    """Return the first fault that pydantic found as an error of one line."""
-    first = broken.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        section: Any = Study
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        known = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
-        return typing.cast("ConfigError", unknown("setting", str(first["loc"][-1]), known))
-    return ConfigError(f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")
