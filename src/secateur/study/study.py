@@ -243,6 +243,8 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
+        if any(path.split(".")[0] == "aggregator" for path in self.options):
+            methods.check_aggregator(self.method)
         return build(methods.find(self.method), self.options)
 
     def complete(self) -> Study:
@@ -266,8 +268,15 @@ class Study(_Section):
         ):
             later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
-        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
+        text = json.dumps({**values, "options": naming(self._named(values["options"]))}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def _named(self, options: dict[str, Option]) -> dict[str, Option]:
+        """Return a method's options without those of its ``later`` ones that have their defaults."""
+        method = methods.find(self.method)
+        usual = flatten(method()) if method.later else {}
+        changed = {path.split(".")[0] for path, value in options.items() if usual.get(path) != value}
+        return {p: v for p, v in options.items() if p.split(".")[0] not in method.later - changed}
 
     def dense(self) -> Study:
         """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
@@ -371,18 +380,31 @@ def assign(values: dict[str, Any], setting: str) -> None:
 
 
 def put(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value of one path in a nested mapping of a study's settings; see ``assign``."""
+    """Set the value of one path in a nested mapping of a study's settings; see ``assign``.
+
+    Raises:
+        ConfigError: the path leads into a setting that is a single value already.
+    """
     head, _, rest = path.partition(".")
     fields = Study.model_fields
-    if head == "model" and rest and rest not in ModelSection.model_fields:
-        values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
-    elif head == "data" and rest.startswith("options."):
-        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
+    inner = head == "model" and rest and rest not in ModelSection.model_fields
+    if inner or (head == "data" and rest.startswith("options.")):
+        _at(values, head, "options")[rest.removeprefix("options.")] = value
     elif head in fields and head != "options":
-        section = values.setdefault(head, {}) if rest else values
+        section = _at(values, head) if rest else values
         section[rest or head] = value
     else:
-        values.setdefault("options", {})[path.removeprefix("options.")] = value
+        _at(values, "options")[path.removeprefix("options.")] = value
+
+
+def _at(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the mapping under some names of a nested mapping, made where there is none."""
+    for depth, name in enumerate(names, start=1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            where = ".".join(names[:depth])
+            raise ConfigError(f"{where} = {str(values)[:80]!r} is a single value, and settings below it are given too")
+    return values
 
 
 def _literal(text: str) -> Any:
