@@ -1,6 +1,7 @@
 """The Python interface: a person's model and rows, in a script, from standard input and in a notebook."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from torch import nn
 
 import secateur
 from helpers import model_of, rows_of, same
-from secateur.errors import ConfigError, DataError, ModelError, SecateurError
+from secateur.errors import ConfigError, DataError, ModelError, NoResultError, SecateurError
 from secateur.federation import opening
 
 ROOT = Path(__file__).parents[1]
@@ -343,6 +344,24 @@ def test_without_a_bar_rounds_are_logged_and_who_is_left_out_is_a_warning(tmp_pa
     assert shown.out == ""
     assert "fedavg round 2/2: accuracy" in shown.err
     assert "client 3 left out: ValueError: what a [large] number" in shown.err
+
+
+class Untested(Net):
+    """Cannot be scored on some rows."""
+
+    def forward(self, x):
+        if not self.training and x.max() > 5:
+            raise ValueError("what a large number")
+        return super().forward(x)
+
+
+def test_a_model_that_raises_on_test_rows_ends_the_run_in_one_line(tmp_path):
+    with pytest.raises(
+        NoResultError, match="on the server's rows: ValueError: what a large number; its traceback is in"
+    ):
+        secateur.run("fedavg", Untested, sites(), (TEST[0] * 10, TEST[1]), out=tmp_path, workers=0, **QUICK)
+    assert "what a large number" in json.loads((tmp_path / "failure.json").read_text())["failed"]
+    assert "in forward" in (tmp_path / "run.log").read_text()
 
 
 class Words(torch.utils.data.Dataset):
