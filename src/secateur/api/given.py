@@ -15,8 +15,9 @@ from secateur.data.held import HeldArrays
 from secateur.data.sources import options_of
 from secateur.errors import ConfigError
 from secateur.models.held import HeldModel, hold
+from secateur.study.sections import DataSection
 from secateur.study.shorthand import written_out
-from secateur.study.study import DataSection, Study, put
+from secateur.study.study import Study, put
 
 _IMAGES = 4  # dimensions of rows that are images
 

@@ -26,7 +26,8 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
-from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
+from secateur.study.sections import ModelSection
+from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 

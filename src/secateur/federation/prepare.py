@@ -27,7 +27,8 @@ from secateur.errors import CheckpointError, ConfigError, DataError
 from secateur.federation import checkpoint, tables
 from secateur.learning.task import find
 from secateur.streams import stream
-from secateur.study.study import DataSection, Study
+from secateur.study.sections import DataSection
+from secateur.study.study import Study
 
 _ROWS = "secateur-rows-"
 _SETTLED = 600.0  # seconds after which a folder that nobody holds is one that was left
