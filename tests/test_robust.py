@@ -32,6 +32,7 @@ from secateur.methods.kit.consensus import Majority
 from secateur.pruning.structure import Layout
 from secateur.study.options import build, flatten
 from secateur.study.runtime import Runtime
+from secateur.study.study import parse_study
 from secateur.wire.message import Expected, Message, Spec
 
 # Five updates, the last hostile; every figure below was computed by hand.
@@ -573,3 +574,64 @@ def test_records_name_suspects_apart_from_those_left_out(tmp_path, shards):
     for entry in row["suspected"]:
         assert set(entry) == {"client", "reason"}
         assert entry["reason"].startswith("multikrum: its score is ")
+
+
+# ---- slices and personal masks
+
+
+@pytest.mark.parametrize(("method", "rule"), [("heterofl", "median"), ("subfedavg", "multikrum")])
+def test_rules_serve_slices_and_personal_masks(method, rule, tmp_path, shards):
+    """Nothing is lost where too few hold a weight: it has its first value, or one that some clients trained."""
+    summary = play(eight(method, rule, training={"epochs": 2, "batch_size": 8, "lr": 0.2}), tmp_path, shards)
+    assert summary["final"]["loss"] < 1.1
+    assert all(bool(t.isfinite().all()) for t in model_of(tmp_path).values())
+
+
+def test_the_median_of_slices_is_that_of_their_holders(tmp_path, shards):
+    """HeteroFL, one round: at each weight numpy's median over the clients whose slice has it, or the first value."""
+    study = eight("heterofl", "median", rounds=1)
+    play(study, tmp_path, shards)
+    (state, view), method = lab(shards, study), study.build_method()
+    ask = method.plan(state)
+    replies = []
+    for k in range(8):
+        tensors, mask = ask.request(k)
+        replies.append(method.respond(replace(ask, message=Message(tensors, mask), slices=None), view(k)))
+    for name, tensor in model_of(tmp_path).items():
+        first = state.weights[name].numpy()
+        trained = np.stack([r.tensors[name].numpy() for r in replies])
+        held = np.stack([np.broadcast_to(r.mask.get(name, np.True_), first.shape) for r in replies])
+        for place in np.ndindex(first.shape):
+            own = trained[(slice(None), *place)][held[(slice(None), *place)]]
+            expected = np.median(own) if len(own) >= 3 else first[place]
+            assert tensor.numpy()[place] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("heterofl", "krum"), "aggregator krum does not go with HeteroFL, where clients are sent different parts"),
+        (("heterofl", "dnc"), "clients with different parts differ most by their parts; median"),
+        (("subfedavg", "fltrust"), "aggregator Fltrust trains at the server before each round, and SubFedAvg does not"),
+        (
+            ("ist", "median"),
+            "aggregator Median moves what 3 clients hold, and of 8 clients 1 hold a unit .*: set parts = 2 or fewer",
+        ),
+        (
+            ("frl", "median"),
+            "frl has no aggregator: it merges replies in a way of its own; autoflip, .*fedavg, .*have one",
+        ),
+    ],
+)
+def test_what_does_not_merge_parts_is_refused(given, says, tmp_path, shards):
+    with pytest.raises(ConfigError, match=says):
+        play(eight(*given), tmp_path, shards)
+
+
+def test_the_new_slot_does_not_rename_runs_of_before():
+    """The hashes of studies as they were before the methods had the slot."""
+    before = {"heterofl": "eaa899fa", "subfedavg": "3609d785", "fjord": "3eeea9b6", "ist": "4160f17e"}
+    assert {name: parse_study({"method": name}).hash() for name in before} == before
+    assert parse_study({"method": "ist", "options": {"aggregator": "median"}}).hash() != before["ist"]
+    changed = {"method": "ist", "options": {"aggregator": "mean", "aggregator.pruned": "shadow"}}
+    assert parse_study(changed).hash() != before["ist"]

@@ -21,7 +21,7 @@ from secateur.engines.script import spared
 from secateur.engines.workers import for_workers, processes
 from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint, prepare, server
-from secateur.federation.folder import ROUNDS, read_failure, read_summary, reserve
+from secateur.federation.folder import ROUNDS, finished, read_failure, read_summary, reserve
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
@@ -137,7 +137,7 @@ class _Pool:
             if folder in self.known:
                 continue
             self.known[folder] = cell.study.rounds
-            if read_summary(folder) is not None:
+            if finished(folder) is not None:
                 self.done.add(folder)
                 continue
             shards = prepare.simulated(cell.study, self.out / _DATA)

@@ -45,7 +45,9 @@ def embedded() -> frozenset[str]:
 
 def recommended(spec: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the settings, by section, that a format recommends where a study does not set them itself."""
-    name = spec.partition(":")[0]
+    name, _, argument = spec.partition(":")
+    if name == held.NAME:
+        return held.recommended(argument)
     if name not in {module.name for module in pkgutil.iter_modules(formats.__path__)}:
         return {}
     return getattr(importlib.import_module(f"{formats.__name__}.{name}"), "RECOMMENDED", {})
@@ -104,9 +106,8 @@ def _call(
     Raises:
         DataError: it takes no such option, or not such a value.
     """
-    third = list(inspect.signature(loader).parameters)[2:3]
-    kind = get_type_hints(loader).get(third[0]) if third else None
-    if not isinstance(kind, type) or not is_dataclass(kind):
+    kind = _kind(loader)
+    if kind is None:
         if options:
             raise DataError(
                 f"data option {next(iter(options))!r}: data {name!r} takes no options, nor names of columns"
@@ -139,6 +140,22 @@ def read_options(kind: type[Options], options: Mapping[str, object], name: str) 
         first = broken.errors()[0]
         path, wrong = ".".join(map(str, first["loc"])), first["msg"]
         raise DataError(f"data option {path} = {first['input']!r}: {wrong[0].lower()}{wrong[1:]}") from broken
+
+
+def _kind(loader: Callable[..., Source]) -> type[Any] | None:
+    """Return the dataclass of the options that a loader takes; None: it takes none."""
+    third = list(inspect.signature(loader).parameters)[2:3]
+    kind = get_type_hints(loader).get(third[0]) if third else None
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def options_of(spec: str) -> frozenset[str]:
+    """Return the names of the options that a format of this package, or rows that are held here, take."""
+    name, _, argument = spec.partition(":")
+    if name != held.NAME and name not in names():
+        return frozenset()
+    kind = _kind(held.find(argument).load if name == held.NAME else _format(name))
+    return frozenset(get_type_hints(kind)) if kind else frozenset()
 
 
 def _as(hint: object, value: object) -> object:

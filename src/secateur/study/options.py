@@ -78,12 +78,17 @@ def renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     return now
 
 
+_LATER: tuple[tuple[str, Option], ...] = (("criterion.merge", "mean"), ("consensus.floor", 0.0))
+"""Options that came later than the first runs, with their defaults, which do not rename a run."""
+
+
 def naming(options: Mapping[str, Option]) -> dict[str, Option]:
     """Return a method's complete options as they enter the hash: under the names that results were first named by.
 
     >>> naming({"schedule": "geometric", "recovery": "rewind", "recovery.round": 2})
     {'schedule': 'geometric', 'schedule.rewind': 2}
     """
+    options = {path: value for path, value in options.items() if (path, value) not in _LATER}
     geometric, recovery = options.get("schedule") == "geometric", options.get("recovery")
     if recovery == "rewind" and geometric:
         earlier: dict[str, Option] = {"schedule.rewind": options["recovery.round"]}

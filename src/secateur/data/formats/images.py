@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,7 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     places = parts if all(part.is_dir() for part in parts) else [folder]
     there = sorted({name for place in places for name in _classes(place)})
     classes = list(options.classes) or there
+    _check_plain(classes)
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"data.options.classes names {twice!r} twice")
@@ -70,6 +73,17 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     return Source(
         name, x[train], y[train], x[test], y[test], None, len(classes), remarks=remarks, classes=named(classes)
     )
+
+
+def _check_plain(classes: Sequence[str]) -> None:
+    """Refuse names of classes that lead out of the folder.
+
+    Raises:
+        DataError: one does.
+    """
+    strange = next((name for name in classes if name in {"", ".", ".."} or "/" in name or os.sep in name), None)
+    if strange is not None:
+        raise DataError(f"data.options.classes holds {strange!r}: a class is the name of a folder, without a path")
 
 
 def _classes(place: Path) -> list[str]:
