@@ -26,7 +26,7 @@ from secateur.contract.reducer import Reduced, reduce
 from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError, WireError
 from secateur.federation.held_masks import HeldMasks
-from secateur.federation.records import check_any
+from secateur.federation.records import check_any, short
 from secateur.flower.messages import (
     LOG,
     ArrayRecord,
@@ -276,7 +276,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             expects = replace(turn.ask.expects, infinite=self.model.infinite, scalars=None)
             message = decode(payload, replace(expects, context=context_of(turn.sent[node])))
         except WireError as broken:
-            turn.left_out[node] = str(broken)
+            turn.left_out[node] = short(str(broken))
             return None
         turn.up.update(part_sizes(payload, checked=True))
         turn.answered[node] = True

@@ -12,13 +12,14 @@ import torch
 from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean
 from secateur.contract.ask import Ask
+from secateur.contract.checks import KeptByTensor
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, masks_of
 from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.methods.kit.rounds import MEAN, merged, train_ask
-from secateur.methods.kit.submodels import check_merge, slice_ask
+from secateur.methods.kit.submodels import check_merge, own_masks, slice_ask
 from secateur.pruning.allocation import lowest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -104,7 +105,10 @@ class Personal(Method):
             return train_ask(state, round_, None, reduce={MEAN: self.aggregator.reduction(masked=False)})
         names = frozenset(state.setting.layout.names("weight"))
         ask = slice_ask(state, round_, self.parts(state, state.setting.cohort(round_)))
-        expects = replace(ask.expects, mask="required", maskable=names, within=not self.regrows)
+        sizes = {name: state.setting.specs[name].size for name in sorted(names)}
+        counts = tuple((name, size - pruned_count(self.target, size), size) for name, size in sizes.items())
+        expects = own_masks(ask, names, within=not self.regrows)
+        expects = replace(expects, checks=(*expects.checks, KeptByTensor(counts)))
         return replace(ask, expects=expects, reduce={MEAN: self.aggregator.over_holders(), _MASK: Keep(masks_of)})
 
     def absorb(self, state: State, reduced: Reduced) -> State:

@@ -13,6 +13,7 @@ import torch
 from secateur.aggregation import Aggregator, Holding
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.checks import KeptByTensor
 from secateur.contract.client import Client
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -33,6 +34,19 @@ def slice_ask(state: State, round_: int, slices: Mapping[int, Mask]) -> Ask:
     expects = Expected(state.setting.specs, mask="same", scalars=REPORT, checks=variances(state.setting))
     message, reduce = Message(dict(state.weights), None), {MEAN: Mean(holders=masks_of, fallback="state")}
     return Ask(TRAIN, round_, state.setting.cohort(round_), message, expects, reduce, slices)
+
+
+def own_masks(ask: Ask, names: frozenset[str], *, within: bool = False, same: bool = False) -> Expected:
+    """Return what replies to an ask look like if clients send masks of their own.
+
+    Args:
+        ask: the ask.
+        names: of the tensors with a mask.
+        within: whether a mask keeps nothing that the one which was sent prunes.
+        same: whether it keeps as many entries of each tensor as the one that was sent.
+    """
+    checks = (*ask.expects.checks, *([KeptByTensor()] if same else []))
+    return replace(ask.expects, mask="required", maskable=names, within=within, checks=checks)
 
 
 def check_merge(aggregator: Aggregator, setting: Setting, holding: Holding, method: str) -> None:
