@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur import methods
-from secateur.compare.grid import folder_of
-from secateur.compare.suite import Cell
+from secateur.comparison.grid import folder_of
+from secateur.comparison.suite import Cell
 from secateur.report.formatting import percent, plain, size, spread
 from secateur.report.gather import read_comparison
 from secateur.report.outcomes import Outcome, PhaseCost, outcome

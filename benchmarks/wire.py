@@ -29,8 +29,8 @@ import zstandard
 from numpy.typing import NDArray
 
 from secateur import models
-from secateur.compare import grid
-from secateur.compare.suite import load
+from secateur.comparison import grid
+from secateur.comparison.suite import load
 from secateur.federation import checkpoint
 from secateur.wire import masks
 from secateur.wire.codec import Outgoing, decode, part_sizes

@@ -64,14 +64,14 @@ def tiny_source(rows=96, classes=3, seed=0, size=4):
     return Source("tiny", x, y.astype(np.int64), x[: rows // 4], y[: rows // 4].astype(np.int64), None, classes)
 
 
-def tiny_shards(folder: Path, clients=4, size=4, rows=96, validation_fraction=0.0, task="classification"):
+def tiny_shards(folder: Path, clients=4, size=4, rows=96, validation_fraction=0.0, task="classification", public=True):
     """Write the shards of ``tiny_source`` for some clients and return their folder."""
     folder.mkdir(parents=True, exist_ok=True)
     source = replace(tiny_source(rows, size=size), task=task)
     parts = [np.arange(k, len(source.y_train), clients) for k in range(clients)]
-    public = np.arange(0, len(source.y_train), 8)
+    given = np.arange(0, len(source.y_train), 8) if public else None
     held = {"test_fraction": 0.25, "validation_fraction": validation_fraction}
-    make_shards(source, parts, **held, seed=0, folder=folder, public=public)
+    make_shards(source, parts, **held, seed=0, folder=folder, public=given)
     return folder
 
 
@@ -103,8 +103,10 @@ def model_of(folder):
 
 
 def rows_of(folder):
-    """Return the records of a run folder."""
-    return [json.loads(line) for line in (Path(folder) / "rounds.jsonl").read_text().splitlines()]
+    """Return the records of a run folder, without the digests that chain them."""
+    rows = [json.loads(line) for line in (Path(folder) / "rounds.jsonl").read_text().splitlines()]
+    assert [len(row.pop("chain")) for row in rows] == [16] * len(rows)
+    return rows
 
 
 def same(one, other):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from own_reduction import Largest
 from secateur.contract.client import report
-from secateur.methods.kit.criteria import Statistic
+from secateur.methods.kit.criteria.measured import Statistic
 
 
 @dataclass(frozen=True)

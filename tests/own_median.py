@@ -1,31 +1,15 @@
-"""A robust rule of one's own in one file: the coordinate-wise median of single replies."""
+"""A robust rule of one's own in one file: the lower median of each coordinate."""
 
 from dataclasses import dataclass
 
-import torch
-
-from secateur.aggregation import Aggregator
-from secateur.contract.reduction import Keep
-from secateur.pruning.mask import apply
+from secateur.aggregation.robust import Robust
 
 
 @dataclass(frozen=True)
-class Middle(Keep):
-    """The median of each coordinate, read in blocks; the lower one where there are two."""
+class Lower(Robust):
+    """W <- W + the median of the clients' updates, the lower one of two; for clients that all hold the same."""
 
-    def finish(self, accumulator, state):
-        kept, found = super().finish(accumulator, state), {}
-        for name, _, values in kept.blocks():
-            found.setdefault(name, []).append(values.median(dim=0).values)
-        return {name: torch.cat(parts).reshape(state.setting.specs[name].shape) for name, parts in found.items()}
+    serves = frozenset({"shared"})
 
-
-@dataclass(frozen=True)
-class Median(Aggregator):
-    """W <- the median of the clients' weights."""
-
-    def reduction(self, *, masked):
-        return Middle()
-
-    def step(self, weights, mean, *, mask, memory):
-        return apply(mean, mask), memory
+    def combine(self, updates, state):
+        return updates.made(lambda block: block.values.median(dim=0).values), None, {}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from secateur import cli, methods
-from secateur.compare import grid
-from secateur.compare.suite import Suite, cells, load, names
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite, cells, load, names
 from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.report import results_page, tables
@@ -257,6 +257,24 @@ def test_the_fuzzer_finds_what_it_looks_for(monkeypatch, capsys):
     assert "KeyError" in capsys.readouterr().err
 
 
+def test_short_fuzzing_of_what_is_said_finds_nothing(monkeypatch):
+    pytest.importorskip("flwr", reason="Flower is not installed")
+    counts = script("fuzz_said", monkeypatch).fuzz(600, seed=3)
+    assert sum(counts.values()) == 600
+    for name in ("greeting", "failure", "policy", "settings"):
+        assert min(counts[f"{name} read"], counts[f"{name} refused"]) > 1, name
+
+
+@pytest.mark.parametrize("reader", ["read", "site_of", "settings_of"])
+def test_that_fuzzer_finds_what_it_looks_for(reader, monkeypatch, capsys):
+    pytest.importorskip("flwr", reason="Flower is not installed")
+    fuzz_said = script("fuzz_said", monkeypatch)
+    monkeypatch.setattr(fuzz_said, reader, lambda *_: {}["a defect"])
+    with pytest.raises(SystemExit):
+        fuzz_said.fuzz(8, seed=0)
+    assert "KeyError" in capsys.readouterr().err
+
+
 def test_peers_of_the_wire_take_what_their_formats_say(monkeypatch):
     wire = script("wire", monkeypatch)
     mask = torch.zeros(4, 300, dtype=torch.bool)
@@ -299,17 +317,6 @@ def test_the_wire_benchmark_trains_measures_and_renders(monkeypatch, tmp_path, c
     wire.main()
     assert "| TwoCNN, FedSparsify 90 % |" in page.read_text()
     capsys.readouterr()
-
-
-def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    quick = example.replace("rounds=40", "rounds=2").replace("workers=2", "workers=0")
-    assert quick != example
-    exec(compile(quick, "README.md", "exec"), {"__name__": "readme"})
-    accuracy, up = capsys.readouterr().out.split()
-    assert 0 <= float(accuracy) <= 1
-    assert int(up) > 0
 
 
 def test_contestants_of_the_simulation_run_and_are_tabled(monkeypatch):

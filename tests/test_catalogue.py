@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from secateur import methods, models
+from secateur import attacks, methods, models
 from secateur.report.listing import to_markdown
 from secateur.study.catalogue import catalogue
 
@@ -13,6 +13,7 @@ def test_everything_is_listed_with_one_line():
     kinds = catalogue()
     assert [e.name for e in kinds["methods"]] == methods.names()
     assert {e.name for e in kinds["models"]} == set(models.names())
+    assert [e.name for e in kinds["attacks"]] == attacks.names()
     measured = {"fisher", "grasp", "snip", "synflow", "taylor"}
     assert {e.name for e in kinds["criterion"]} == {"magnitude", "random", "deviation"} | measured
     assert {"allocation", "granularity", "schedule", "consensus", "recovery", "aggregator", "data"} <= set(kinds)

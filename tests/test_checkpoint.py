@@ -97,9 +97,9 @@ def test_the_header_is_under_the_digest_too(tmp_path):
 def test_a_checkpoint_of_another_version_is_refused_with_the_reason(tmp_path):
     checkpoint.save(tmp_path, state(), {})
     path = tmp_path / checkpoint.NAME
-    path.write_bytes(path.read_bytes().replace(rb"\"format\": 2", rb"\"format\": 1"))
+    path.write_bytes(path.read_bytes().replace(rb"\"format\": 3", rb"\"format\": 1"))
     with pytest.raises(
-        CheckpointError, match="of format 1, .*from format 2 only: finish.*secateur run --config.*reported"
+        CheckpointError, match="of format 1, .*from format 3 only: finish.*secateur run --config.*reported"
     ):
         checkpoint.load(tmp_path, SETTING)
 

@@ -2,14 +2,18 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from helpers import model_of, same
 from secateur import cli
+from secateur.engines.stopping import Stopped, going_on, stoppable
+from secateur.federation.folder import read_records
 
 QUICK = [
     "--clients", "4", "--rounds", "3", "--partition", "iid", "--workers", "1", "--model", "mlp",
@@ -132,17 +136,6 @@ def test_list(tmp_path, monkeypatch, capsys):
         assert "server_momentum" in out
 
 
-def test_interrupt(monkeypatch, capsys):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "app", interrupt)
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    assert stopped.value.code == 130
-    assert "secateur resume" in capsys.readouterr().err
-
-
 def test_a_run_that_learns_nothing_ends_with_one_line_and_is_told_again_by_resume(tmp_path):
     lost = ["run", "fedavg", *QUICK[:-2], "--set", "training.lr=1e30", "--out", "run"]
     told = refused(*lost, cwd=tmp_path)
@@ -180,3 +173,61 @@ def test_run_and_resume_in_this_process(tmp_path, monkeypatch, capsys):
 def test_the_package_is_a_command_too():
     done = subprocess.run([sys.executable, "-m", "secateur", "--help"], check=True, capture_output=True, text=True)
     assert "Prune neural networks while they train across a federation" in done.stdout
+
+
+def descendants(pid):
+    tasks = Path(f"/proc/{pid}/task")
+    direct = [int(c) for t in tasks.glob("*/children") for c in t.read_text().split()] if tasks.exists() else []
+    return direct + [c for d in direct for c in descendants(d)]
+
+
+STOPPABLE = """if True:
+    import signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    from secateur.cli import main
+    main()
+"""
+
+
+@pytest.mark.parametrize(("name", "status", "how"), [("INT", 130, "stopped"), ("TERM", 143, "stopped by SIGTERM")])
+def test_a_run_that_is_asked_to_end_says_how_to_go_on_and_leaves_nothing_behind(tmp_path, name, status, how):
+    """Neither rows in the temporary folder, nor processes, nor spools."""
+    path, rows = os.pathsep.join(p for p in sys.path if p), tmp_path / "run" / "rounds.jsonl"
+    (tmp_path / "tmp").mkdir()
+    long = ["run", "fedsparsify", *QUICK[:-2], "--set", "rounds=5000", "--out", "run"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", STOPPABLE, *long], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path / "tmp")},
+    )  # fmt: skip
+    with running:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not (rows.exists() and rows.read_bytes().count(b"\n") > 2):
+            time.sleep(0.05)
+        left, shards = descendants(running.pid), list((tmp_path / "tmp").glob("secateur-*"))
+        running.send_signal(getattr(signal, f"SIG{name}"))
+        said = running.communicate(timeout=60)[1]
+    assert left
+    assert shards
+    assert (running.returncode, said) == (status, f"secateur: {how}; go on with: secateur resume run\n")
+    assert not list((tmp_path / "tmp").iterdir())
+    assert not list((tmp_path / "run").glob("spool-*"))
+    end = time.monotonic() + 20
+    while time.monotonic() < end and any(Path(f"/proc/{pid}").exists() for pid in left):
+        time.sleep(0.05)
+    assert not [pid for pid in left if Path(f"/proc/{pid}").exists()]
+    assert len(read_records(tmp_path / "run")) > 2
+
+
+def test_a_signal_that_a_process_was_started_to_ignore_stays_ignored():
+    """As SIGHUP under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stoppable():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(Stopped, match=r"^stopped by SIGTERM; go on with: this$") as told, going_on("this"):
+                signal.raise_signal(signal.SIGTERM)
+            assert told.value.status == 143
+            signal.raise_signal(signal.SIGTERM)  # it is ending already: nothing interrupts that
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

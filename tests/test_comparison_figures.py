@@ -1,12 +1,14 @@
 """Large comparisons: variants by sparsity, and figures and tables that do not drown in a hundred lines."""
 
 import dataclasses
+import re
 import shutil
+from importlib import resources
 
 import pytest
 
 from secateur.learning.metrics import ACCURACY, MAE
-from secateur.report import comparison_figures, page, tables
+from secateur.report import comparison_figures, drawing, figure_lines, page, run_figures, tables
 from secateur.report.outcomes import Outcome
 from secateur.report.statistics import Interval
 from secateur.report.verdicts import Line
@@ -73,7 +75,7 @@ def test_an_error_is_no_percentage():
 
 
 def drawn(lines):
-    return [page.figure_line(line) for line in lines]
+    return [figure_lines.figure_line(line) for line in lines]
 
 
 def test_quality_by_sparsity_has_a_line_for_each_family_and_the_random_controls():
@@ -81,8 +83,8 @@ def test_quality_by_sparsity_has_a_line_for_each_family_and_the_random_controls(
     data = {trace["name"]: trace for trace in figure["views"][0]["data"]}
     assert list(data) == ["random mask, the control of each", *(f"Method{n}" for n in range(8)), "FedAvg"]
     assert data["Method0"]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
-    assert data["Method0"]["y"] == pytest.approx([0.8, 0.74, 0.72, 0.71, 0.704])
-    assert data["random mask, the control of each"]["y"] == [0.5] * 40
+    assert data["Method0"]["y"] == pytest.approx([80, 74, 72, 71, 70.4])  # in percent, as in the tables
+    assert data["random mask, the control of each"]["y"] == [50] * 40
     assert data["FedAvg"]["x"] == pytest.approx([0.5, 0.02])
     assert "Method0 80.0 % at 50.0 % to 70.4 % at 98.0 %" in figure["alt"]
 
@@ -95,7 +97,7 @@ def test_a_personal_method_is_drawn_where_its_clients_are():
     names = [[trace["name"] for trace in view["data"]] for view in views]
     assert names == [["FedSparsify"], ["Sub-FedAvg", "FedSparsify"]]
     assert views[1]["data"][0]["x"] == pytest.approx([0.5, 0.2, 0.1, 0.05, 0.02])
-    assert views[1]["data"][0]["y"] == pytest.approx([0.5, 0.8, 0.9, 0.95, 0.98])
+    assert views[1]["data"][0]["y"] == pytest.approx([50, 80, 90, 95, 98])
 
 
 def test_two_sparsities_make_no_line():
@@ -109,11 +111,54 @@ def test_a_crowd_shows_its_front_and_names_only_that():
     assert shown == ["FedAvg", *(f"Method0 {sparsity} %" for sparsity in SPARSITIES)]
     assert not any(trace["name"].endswith(": random") for trace in view["data"])
     assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in view["data"][1:6]}) == 5
-    pareto = comparison_figures.pareto(lines)["views"][0]
-    assert {trace["mode"] for trace in pareto["data"]} == {"markers", "lines"}
-    assert [note["text"] for note in pareto["layout"]["annotations"]] == [
-        "Method0 98 %", "Method0 95 %", "Method0 90 %", "Method0 80 %", "Method0 50 %", "FedAvg",
+    points = comparison_figures.pareto(lines)["views"][0]["data"][1:]
+    assert [trace["name"] for trace in points if trace["meta"]["label"]] == [
+        "FedAvg", "Method0 50 %", "Method0 80 %", "Method0 90 %", "Method0 95 %", "Method0 98 %",
     ]  # fmt: skip
+
+
+def test_no_two_lines_of_a_figure_look_alike():
+    """Also two FedAvgs, more variants than colours, each with every control, and a model of a hundred layers."""
+    kinds = ("", "random", "ramped", "shuffled", "narrow")
+    few = [line("FedAvg", 0.9, control="dense"), line("FedAvg, momentum", 0.9, control="dense")]
+    few += [line(f"M{n}", 0.8, control=kind) for n in range(20) for kind in kinds]
+    for lines in (few, [*crowd(), *few[:2]], [line(f"M{n}", 0.8) for n in range(300)]):
+        traces = comparison_figures.quality(drawn(lines))["views"][0]["data"]
+        looks = [(trace["line"]["color"], trace["line"]["dash"]) for trace in traces]
+        assert len(set(looks)) == len(looks) > 20
+    sizes = {f"layer{n}": 10 for n in range(100)}
+    rows = [{"phase": "train", "round": t, "layers": dict.fromkeys(sizes, 5)} for t in (1, 2, 3)]
+    traces = run_figures.layers(rows, sizes)["views"][0]["data"]
+    assert len({(trace["line"]["color"], trace["line"]["dash"]) for trace in traces}) == 100
+
+
+def luminance(colour):
+    """Relative luminance by WCAG 2.2's definition."""
+    parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_colours_are_seen_in_both_themes():
+    """WCAG 2.2, 1.4.11: graphics need 3 : 1 against what is behind them."""
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    css = resources.files("secateur.report").joinpath("web/page.css").read_text()
+    papers = re.findall(r"--paper: (#\w{6})", css)
+    assert len(papers) == 2
+    assert min(contrast(colour, paper) for colour in (*drawing.COLOURS, drawing.GREY) for paper in papers) >= 3
+
+
+@pytest.mark.parametrize("most", range(1, 400, 7))
+def test_rounds_are_counted_in_whole_numbers(most):
+    axis = drawing.counted(most)
+    assert axis["dtick"] == int(axis["dtick"]) >= 1
+    assert axis["tickformat"] == "d"
+    assert 1 <= most // axis["dtick"] <= 8
 
 
 def test_few_lines_show_all_and_name_all():
@@ -121,7 +166,7 @@ def test_few_lines_show_all_and_name_all():
     view = comparison_figures.quality(lines)["views"][0]
     assert [trace["visible"] for trace in view["data"]] == [True, True, "legendonly"]
     assert [trace["mode"] for trace in comparison_figures.pareto(lines)["views"][0]["data"]] == [
-        "markers+text", "markers+text", "markers", "lines",
+        "lines", "markers", "markers", "markers",
     ]  # fmt: skip
 
 
@@ -129,11 +174,11 @@ def test_each_cost_has_a_front_of_its_own():
     """A costs the fewest bytes, B ships the smallest model, C is the best; all take as many seconds."""
     found = [line("A", 0.7, 0.5, bytes_=500), line("B", 0.6, 0.9), line("C", 0.9, bytes_=1000)]
     figure = comparison_figures.pareto(drawn(found))
-    fronts = {v["name"]: list(zip(v["data"][-1]["x"], v["data"][-1]["y"], strict=True)) for v in figure["views"]}
+    fronts = {v["name"]: list(zip(v["data"][0]["x"], v["data"][0]["y"], strict=True)) for v in figure["views"]}
     assert fronts == {
-        "bytes carried in all": [(500.0, 0.7), (1000.0, 0.9)],
-        "client seconds in all": [(1.5, 0.9)],
-        "bytes of the shipped model": [(400.0, 0.6), (2000.0, 0.7), (4000.0, 0.9)],
+        "bytes carried in all": [(500.0, 70.0), (1000.0, 90.0)],
+        "client seconds in all": [(1.5, 90.0)],
+        "bytes of the shipped model": [(400.0, 60.0), (2000.0, 70.0), (4000.0, 90.0)],
     }
     assert figure["alt"] == (
         "On the front for all bytes: A with 70.0 % for 500 B; C with 90.0 % for 1 kB. "

@@ -9,6 +9,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import tomllib
 import types
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, message_size_mod
 from flwr.common.config import flatten_dict
@@ -36,13 +38,16 @@ from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
-from secateur.flower import Pruned, apps, client_app, keep_pruned, prune
-from secateur.flower import engine as engine_of
+from secateur.flower import Pruned, apps, client_app, keep_pruned, messages, prune
+from secateur.flower import node as node_of
+from secateur.flower.codes import RefusedError
 from secateur.flower.engine import FlowerEngine
+from secateur.flower.site import site_of
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
-from secateur.methods.kit.criteria import SNIP, Deviation, Synflow
+from secateur.methods.kit.criteria.explored import Deviation
+from secateur.methods.kit.criteria.measured import SNIP, Synflow
 from secateur.methods.kit.schedule import Cubic, EveryRound
 from secateur.pruning.allocation import RateDistortion
 from secateur.pruning.criteria import Exploration
@@ -50,6 +55,8 @@ from secateur.pruning.granularity import Channel
 from secateur.streams import stream
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = [
@@ -188,15 +195,15 @@ def test_the_name_of_a_state_is_short_or_costs_its_sender_the_round(tmp_path):
 
     def endless(message):
         reply = answer(message)
-        if reply is not None and not reply.has_error() and "kept" in engine_of.unpack(reply.content)[0]:
-            about, payload = engine_of.unpack(reply.content)
-            reply.content = engine_of.pack({**about, "kept": "x" * 10**6}, payload)
+        if reply is not None and not reply.has_error() and "kept" in messages.unpack(reply.content)[0]:
+            about, payload = messages.unpack(reply.content)
+            reply.content = messages.pack({**about, "kept": "x" * 10**6}, payload)
         return reply
 
     grid.nodes[12].answer = endless
     apps.serve(grid, settings)
     reasons = {e["reason"] for row in rows_of(tmp_path / "run") for e in row["left_out"]}
-    assert reasons == {"the name of its state has 1000000 characters; 64 at most"}
+    assert reasons == {"the name of its state is not one of at most 64 letters and digits"}
 
 
 def test_a_node_that_never_answers_is_left_out_by_the_deadline(tmp_path):
@@ -262,7 +269,8 @@ def test_who_cannot_take_part_is_told_why_and_costs_nobody_else(tmp_path, said):
     )
     assert "node 21 cannot take part: partition-id = None" in lines
     assert "node 22 cannot take part: it says it is client 2, which node 12 is already" in lines
-    assert "node 23 cannot take part: unknown option" in lines
+    assert "node 23 cannot take part: the run's settings are refused there" in lines
+    assert "refused (settings): unknown option" in lines  # in the node's own log
     assert "node 24 cannot take part: ValueError: No query function registered" in lines
     assert set(summary["left_out"]) == {3} or set(summary["left_out"]) == {"3"}
 
@@ -272,17 +280,17 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid = grid_of(settings)
     other = {**settings, "model.options.hidden": "[8]"}
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
-    introduce = apps._introduce
+    introduce = node_of._introduce
 
-    def older(context, wanted):
-        about = introduce(context, wanted)
+    def older(context, *given):
+        about = introduce(context, *given)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
-    monkeypatch.setattr(apps, "_introduce", older)
+    monkeypatch.setattr(node_of, "_introduce", older)
     apps.serve(grid, settings)
     lines = "\n".join(said())
     assert "node 12 cannot take part: it has secateur 0.0.9 (wire version 1), this server" in lines
-    assert "node 13 (client 3) cannot take part: its model is" in lines
+    assert re.search(r"node 13( \(client 3\))? cannot take part: its model is", lines)
     assert all({o["client"] for o in row["left_out"]} == {2, 3} for row in rows_of(tmp_path / "run"))
 
 
@@ -314,9 +322,9 @@ def test_a_node_refuses_a_request_for_someone_else_and_names_that_lead_elsewhere
     grid = grid_of(settings, state=str(tmp_path / "state"))
     for run, client, kept in (("r1", 2, ""), ("../../x", 0, ""), ("r1", 0, "../../etc/passwd")):
         about = {"run": run, "client": client, "kept": kept}
-        (ask,) = grid.push_messages([Message(engine_of.pack(about, b"x"), 10, engine_of.SERVE)])
+        (ask,) = grid.push_messages([Message(messages.pack(about, b"x"), 10, messages.SERVE)])
         (reply,) = grid.pull_messages([ask])
-        assert "error" in engine_of.unpack(reply.content)[0]
+        assert "error" in messages.unpack(reply.content)[0]
     assert not (tmp_path / "x").exists()
 
 
@@ -327,13 +335,13 @@ def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
     contents = [
         RecordDict(), RecordDict({"about": MetricRecord({"x": 1.0}), "payload": ConfigRecord({"payload": b"x"})}),
         RecordDict({"about": ConfigRecord({"kept": 7}), "payload": ArrayRecord([np.ones(3)])}),
-        engine_of.pack({"kept": [1]}, b"garbage"),
+        messages.pack({"kept": [1]}, b"garbage"),
     ]  # fmt: skip
     answer = grid.nodes[11].answer
 
     def hostile(message):
         reply = answer(message)
-        if message.metadata.message_type == engine_of.SERVE:
+        if message.metadata.message_type == messages.SERVE:
             reply.content = contents[grid.nodes[11].asked % len(contents)]
         return reply
 
@@ -380,7 +388,11 @@ def test_a_round_without_replies_is_asked_again_of_the_same_clients_as_locally(t
     locally(settings, tmp_path / "local")
     assert [row["clients"] for row in rows_of(tmp_path / "flower")][1:4] == [[k] for k in order[:3]]
     assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
-    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    said, told = ledger(tmp_path / "flower"), ledger(tmp_path / "local")
+    assert "its code raised RuntimeError" in said[2]["left_out"][0]["reason"]  # the text stays in the node's log
+    for row in (*said, *told):
+        row["left_out"] = [entry["client"] for entry in row["left_out"]]
+    assert said == told
 
 
 def hospital(folder, seed):
@@ -419,24 +431,32 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     apps.serve(LoopGrid(nodes), settings)
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
-        apps._introduce(nodes[2].context)
+    site = site_of(nodes[2].context.node_config)
+    with pytest.raises(RefusedError, match="client 1: its data folder .*nowhere does not exist"):
+        node_of._introduce(nodes[2].context, site, {})
 
 
-def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):
-    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.1}
-    grid = grid_of(settings)
+@pytest.mark.parametrize("nodes", [4, 2])
+def test_who_lies_about_its_data_costs_itself_alone_and_one_of_two_ends_the_run(nodes, tmp_path, said):
+    settings = {**SETTINGS, "rounds": 1, "out": str(tmp_path / "run"), "wait": 0.1}
+    grid = grid_of(settings, clients=nodes)
     introduce = {k: node.answer for k, node in grid.nodes.items()}
 
     def own(message):
         reply = introduce[11](message)
-        about, _ = engine_of.unpack(reply.content)
-        reply.content = engine_of.pack({**about, "own": True})
+        about, payload = messages.unpack(reply.content)
+        if payload is None:
+            reply.content = messages.pack({**about, "own": True})
         return reply
 
     grid.nodes[11].answer = own
-    with pytest.raises(EngineError, match="some nodes have data of their own"):
-        apps.serve(grid, settings)
+    if nodes == 2:
+        with pytest.raises(EngineError, match="nodes disagree on what their data is"):
+            apps.serve(grid, settings)
+        return
+    summary = apps.serve(grid, settings)
+    assert any("its data is rows of its own, simulated is expected" in line for line in said())
+    assert set(summary["left_out"]) == {"1"}
 
 
 def test_the_engine_alone(tmp_path):
@@ -447,7 +467,7 @@ def test_the_engine_alone(tmp_path):
         found = dict(engine.exchange([(0, b"junk"), (3, b"junk")]))
     assert found[3] == Failure(3, "no node of this client is connected", sent=False)
     assert isinstance(found[0], Failure)
-    assert "payload ends within the header" in found[0].reason
+    assert "it cannot read the request" in found[0].reason
 
 
 @pytest.mark.parametrize(
@@ -467,9 +487,9 @@ def test_a_greeting_without_its_facts_costs_the_sender_its_place_alone(lie, tmp_
 
     def lying(message):
         reply = answer(message)
-        if message.metadata.message_type == engine_of.HELLO and not reply.has_error():
-            about = {k: v for k, v in (engine_of.unpack(reply.content)[0] | lie).items() if v is not None}
-            reply.content = engine_of.pack(about)
+        if message.metadata.message_type == messages.HELLO and not reply.has_error():
+            about = {k: v for k, v in (messages.unpack(reply.content)[0] | lie).items() if v is not None}
+            reply.content = messages.pack(about)
         return reply
 
     grid.nodes[10].answer = lying
@@ -478,26 +498,28 @@ def test_a_greeting_without_its_facts_costs_the_sender_its_place_alone(lie, tmp_
     assert any("node 10 cannot take part: its " in line for line in said())
 
 
-def test_no_more_replies_than_a_window_are_in_memory(monkeypatch):
-    """Four nodes have answered before anybody looks: their replies are pulled a few at a time."""
-    pulled = []
+def test_a_deadline_holds_while_an_upload_is_stuck():
+    """The reply of one node is announced and never complete: Flower blocks whoever asks for it."""
+    free = threading.Event()
 
-    class Counting(LoopGrid):
+    class Stuck(LoopGrid):
         def pull_messages(self, message_ids):
-            found = list(super().pull_messages(message_ids))
-            pulled.append(len(found))
-            return found
+            if first.intersection(message_ids):
+                free.wait()
+            return super().pull_messages(message_ids)
 
-    settings = {**SETTINGS}
-    monkeypatch.setattr("secateur.flower.engine._WINDOW", 3)
-    grid = Counting(grid_of(settings, clients=4).nodes)
-    with FlowerEngine(grid, clients=4, run="r", wait=0.01) as engine:
-        list(engine.exchange([(0, b"junk")]))  # greetings first: they are small, and come together
-        pulled.clear()
-        found = dict(engine.exchange([(k, b"junk") for k in range(4)]))
-    assert sorted(found) == list(range(4))
-    assert max(pulled) == 3
-    assert sum(pulled) == 4
+    first = set()
+    grid = Stuck(grid_of(SETTINGS, clients=4).nodes)
+    with FlowerEngine(grid, clients=4, run="r", wait=5.0) as engine:
+        engine.meet(range(4))
+        first.add(str(next(grid.numbers) + 1))
+        begun = time.monotonic()
+        found = dict(engine.exchange([(k, b"junk") for k in range(4)], deadline=3.0))
+        took = time.monotonic() - begun
+    free.set()
+    assert 3.0 <= took <= 5.0
+    assert found[0].reason == "no reply within 3 s"
+    assert all("no reply" not in found[k].reason for k in (1, 2, 3))
 
 
 # ---- the strategy and the mod, for apps that exist already
@@ -689,7 +711,67 @@ def test_nodes_without_the_mod_and_hostile_ones_are_left_out_and_named():
     strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=2)
     for row in strategy.ledger:
         assert set(row["left_out"]) == {12, 13}, row["left_out"]
-        assert "tensors are not those expected" in row["left_out"][13]
+        assert "it cannot read the request, which is damaged, or of another model" in row["left_out"][13]
+
+
+def test_a_server_gets_of_a_node_with_the_mod_what_its_owner_allows(said):
+    """Each try is one line in the node's log and a code at the server; the app's own error text stays there, too."""
+    limits = {"answers": "train", "most.epochs": 3, "most.bytes": 4000, "partition-id": 0}
+    trained = []
+
+    def counts(message, context, call_next):
+        trained.append(message)
+        if len(trained) > 1:
+            raise RuntimeError("a cell of anna.csv")
+        return call_next(message, context)
+
+    node = Node(someones_app([prune(net()), counts]), 10, {}, **limits)
+    grid, tensors = LoopGrid({10: node}), {n: t.detach() for n, t in net().named_parameters()}
+    tries = [
+        ({"phase": "train", "epochs": 10**9}, "it would cost more than the node's owner lets a request cost: epochs 3"),
+        ({"phase": "explore"}, "the node's owner lets it answer no request of this kind: explore"),
+        ({"epochs": 1}, "the node's owner lets it answer no request of this kind: explore"),
+        (
+            {"phase": "train", "x": "y" * 5000},
+            "it would cost more than the node's owner lets a request cost: bytes 4000",
+        ),
+        ({"phase": "train", "epochs": "many"}, "its code raised ValueError; the node's own log says more"),
+        ({"phase": "train"}, None),
+        ({"phase": "train"}, "its code raised RuntimeError; the node's own log says more"),
+    ]
+    for scalars, reason in tries:
+        content = RecordDict({"arrays": ArrayRecord(net().state_dict()), "config": ConfigRecord({"lr": 0.1})})
+        payload = encode(Sparse(tensors, None, scalars))
+        before = len(said())
+        (ask,) = grid.push_messages([Message(messages.with_payload(content, payload), 10, "train")])
+        (reply,) = grid.pull_messages([ask])
+        assert (reply.error.reason if reply.has_error() else None) == reason
+        assert len(said()) - before == (reason is not None)
+    assert len(trained) == 2
+    assert "a cell of anna.csv" in said()[-1]  # in the node's own log
+
+
+def test_what_a_node_says_to_pruned_is_short_and_printable(said):
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    nodes = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(3)}
+    flood = "A\x1b[2J\n[/red]" * 10**5
+    answers = {11: lambda m: Message(Error(2, flood), reply_to=m)}
+
+    def names(message):
+        reply = Node.answer(nodes[12], message)
+        if message.metadata.message_type != "train":
+            return reply
+        payload = encode(Sparse({flood[:60_000]: torch.zeros(1)}, None, {flood[:200]: 1.0}), context=1)
+        reply.content = messages.with_payload(reply.content, payload)
+        return reply
+
+    nodes[11].answer = answers[11]
+    nodes[12].answer = names
+    strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=1)
+    for reason in strategy.ledger[0]["left_out"].values():
+        assert reason.isprintable()
+        assert len(reason) < 600
+    assert set(strategy.ledger[0]["left_out"]) == {11, 12}
 
 
 def test_a_result_to_which_no_node_has_led_is_an_error():
@@ -753,6 +835,8 @@ from pathlib import Path
 import secateur.flower
 from secateur.federation import gathering, prepare
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
 serve = gathering.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1])))).participant
@@ -764,12 +848,15 @@ print(sorted(m for m in sys.modules if m in {"torch._dynamo", "torch._inductor",
     assert json.loads(done.stdout.replace("'", '"')) == []
 
 
-def test_the_study_of_a_run_config_is_that_of_the_command_line():
-    by_flower, _ = apps.study_of({"method": "fedsparsify", "data.clients": 4, "wire.feedback": False})
-    assert (
-        by_flower.hash()
-        == parse_study({"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}).hash()
+def test_the_study_of_a_run_config_is_that_of_the_command_line_with_the_guard_for_strangers():
+    settings = {"method": "fedsparsify", "data.clients": 4, "wire.feedback": False}
+    by_flower, _ = apps.study_of(settings)
+    typed = {"method": "fedsparsify", "data": {"clients": 4}, "wire": {"feedback": False}}
+    assert by_flower.hash() == parse_study({**typed, "guards": {"norms": {}}}).hash()
+    off, _ = apps.study_of(
+        {"method": "fedsparsify", "data.clients": 4, "wire.feedback": False, "guards.norms.on": False}
     )
+    assert off.hash() == parse_study(typed).hash()
 
 
 # ---- the examples
@@ -849,7 +936,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
     """Fail here, with names, when a release of Flower moves something; everything else would fail less clearly."""
     wanted = {
         Message: ["content", "reply_to", "dst_node_id", "message_type", "ttl"],
-        engine_of.Array: ["dtype", "shape", "stype", "data"],
+        messages.Array: ["dtype", "shape", "stype", "data"],
         FedAvg.start: ["grid", "initial_arrays", "num_rounds"],
         FedAvg.configure_train: ["server_round", "arrays", "config", "grid"],
         FedAvg.aggregate_train: ["server_round", "replies"],
@@ -858,7 +945,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
         found = inspect.signature(thing.__init__ if isinstance(thing, type) else thing).parameters
         assert set(names) <= set(found), f"{thing} takes {list(found)}"
     for name in ("get_node_ids", "push_messages", "pull_messages", "send_and_receive"):
-        assert callable(getattr(engine_of.Grid, name))
+        assert callable(getattr(messages.Grid, name))
     for name in ("to_torch_state_dict", "from_torch_state_dict"):
         assert hasattr(ArrayRecord, name)
     for name in ("src_node_id", "dst_node_id", "reply_to_message_id", "message_type", "ttl"):

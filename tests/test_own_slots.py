@@ -272,7 +272,7 @@ def test_own_slots_together_do_not_depend_on_workers(place, tmp_path, shards):
 def test_a_robust_rule_is_an_aggregator_with_a_reduction_of_its_own(tmp_path, shards):
     """One round: the shipped weights are numpy's median of what the clients trained, under the mask."""
     settings = ("schedule=one_shot", "schedule.at=1", "schedule.sparsity=0.5", "criterion=random")
-    weights, mask = shipped(tmp_path, shards, *settings, "aggregator=own_median:Median")
+    weights, mask = shipped(tmp_path, shards, *settings, "aggregator=own_median:Lower")
     _, models = trained(shards, mask=None)
     stacks = {n: np.stack([model[n].numpy() for model in models]) for n in weights}
     middle = {n: torch.from_numpy(np.sort(s, axis=0)[(len(s) - 1) // 2]) for n, s in stacks.items()}
@@ -295,7 +295,7 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
         "schedule": "'due', 'level' of Schedule",
         "consensus": "'ballot', .*'vote' of Consensus",
         "recovery": "'recover', 'remember' of Recovery",
-        "aggregator": "'coverage', 'pruned', 'reduction', 'step' of Aggregator",
+        "aggregator": "'ballot', 'check', 'coverage', .*'refines', 'step' of Aggregator",
     }
     for slot, verbs in says.items():
         with pytest.raises(ConfigError, match=f"^{slot}: Nothing lacks {verbs}"):
@@ -304,7 +304,8 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
 
 def test_a_slot_without_what_its_base_leaves_open_cannot_be_chosen(tmp_path, monkeypatch):
     (tmp_path / "half_done.py").write_text(
-        "from dataclasses import dataclass\nfrom secateur.methods.kit.criteria import Criterion, Statistic\n"
+        "from dataclasses import dataclass\nfrom secateur.methods.kit.criteria import Criterion\n"
+        "from secateur.methods.kit.criteria.measured import Statistic\n"
         "@dataclass(frozen=True)\nclass A(Criterion):\n    pass\n"
         "@dataclass(frozen=True)\nclass B(Statistic):\n    pass\n"
     )

@@ -270,7 +270,7 @@ EVALUATES = COUNTING.replace(
 )
 OWN = """
 from secateur.learning.task import Classification
-from secateur.methods.kit.criteria import Statistic
+from secateur.methods.kit.criteria.measured import Statistic
 
 
 class Infinite(Classification):

@@ -7,36 +7,15 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.mark.parametrize("stdin", [False, True], ids=["file", "standard input"])
-def test_the_python_example_runs_as_a_script(tmp_path, stdin):
-    (text,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert "__main__" not in text
-    short = re.sub(r"rounds=\d+", "rounds=2", text)
-    assert short != text
-    (tmp_path / "example.py").write_text(short)
-    path = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-" if stdin else "example.py"], input=short if stdin else None, cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=170, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    accuracy, sent = done.stdout.split()
-    assert 0 < float(accuracy) <= 1
-    assert int(sent) > 0
-    assert (tmp_path / "runs" / "mine" / "model.safetensors").exists()
 
 
 def test_a_comparison_is_played_from_a_script_too(tmp_path):
     (tmp_path / "example.py").write_text(
         """
 from pathlib import Path
-from secateur.compare import grid
-from secateur.compare.suite import Suite
+from secateur.comparison import grid
+from secateur.comparison.suite import Suite
 
 common = {"data.clients": 3, "rounds": 1, "model.name": "mlp", "model.options.hidden": "[8]", "training.epochs": 1}
 suite = Suite.model_validate({
@@ -104,3 +83,12 @@ def test_every_extra_that_is_asked_for_exists():
         for name in found.split(",")
     }
     assert {"hub", "flower", "report", "export", "structure"} <= asked <= set(extras)
+
+
+def test_what_the_page_on_security_names_exists():
+    text = (ROOT / "SECURITY.md").read_text("utf-8")
+    shown = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(shown) > 20
+    assert [name for path, name in shown if f"\ndef {name}(" not in (ROOT / path).read_text("utf-8")] == []
+    others = re.findall(r"`(benchmarks/\w+\.py|examples/\w+|tests/[\w/]+\.py)`", text)
+    assert [path for path in others if not (ROOT / path).exists()] == []

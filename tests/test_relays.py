@@ -136,6 +136,7 @@ def test_a_relay_that_never_answers_costs_its_clients_the_round_by_name(forty, t
     named = [entry["client"] for entry in second["left_out"]]
     assert named in (list(range(16)), list(range(16, 32)))
     assert {entry["reason"] for entry in second["left_out"]} == {"no reply within 12 s"}
+    assert second["seconds"] < 12 + 8  # 2 of them on a machine that is idle
 
 
 def test_a_run_goes_on_with_other_relays(forty, tmp_path):

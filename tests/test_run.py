@@ -267,7 +267,9 @@ def test_an_edited_study_is_not_gone_on_with(tmp_path, shards):
     path = tmp_path / "study.toml"
     whole = path.read_text()
     path.write_text(whole.replace("lr = 0.1", "lr = 0.9"))
-    with pytest.raises(CheckpointError, match=r"study.toml was changed since the run began.*bring it back"):
+    with pytest.raises(
+        CheckpointError, match=r"study.toml was changed since the run wrote it, or is damaged: bring it back"
+    ):
         server.resume(tmp_path, INLINE, shards=shards)
     path.write_text(whole)
     server.resume(tmp_path, INLINE, shards=shards)

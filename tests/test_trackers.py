@@ -101,5 +101,18 @@ def test_wrong_use_is_one_line(tmp_path, folder):
         trackers.log_records(tmp_path, "mlflow")
     trackers.log_records(place, "tensorboard")
     (place / ROUNDS).write_text("")
-    with pytest.raises(CheckpointError, match="remove .*tensorboard.json"):
+    with pytest.raises(CheckpointError, match=r"rounds.jsonl is shorter than its checkpoint says"):
         trackers.log_records(place, "tensorboard")
+
+
+def test_a_note_that_is_damaged_or_of_other_records_is_one_line(folder):
+    place, _ = folder
+    trackers.log_records(place, "tensorboard")
+    note = place / "tensorboard.json"
+    for text, told in (
+        ("{", "is damaged: remove it"),
+        ('{"logged": 99}', "knows of 99 records, .* remove .*tensorboard.json"),
+    ):
+        note.write_text(text)
+        with pytest.raises(CheckpointError, match=told):
+            trackers.log_records(place, "tensorboard")

@@ -74,6 +74,21 @@ def test_idx_folder(idx):
     assert found.outputs == 3
 
 
+def test_some_rows_of_an_idx_folder_are_drawn_from_the_seed(idx):
+    whole, few = (data.load(f"idx:{idx}", seed=3, options=given) for given in ({}, {"rows": 7}))
+    assert len(few.y_train) == 7
+    places = [int(np.flatnonzero((whole.x_train == x).all(axis=(1, 2, 3)))[0]) for x in few.x_train]
+    assert places == sorted(set(places))  # rows of the whole, none of them twice
+    assert whole.y_train[places].tolist() == few.y_train.tolist()
+    assert np.array_equal(few.x_test, whole.x_test)
+    assert any(
+        not np.array_equal(few.x_train, data.load(f"idx:{idx}", seed=seed, options={"rows": 7}).x_train)
+        for seed in range(4, 8)
+    )
+    with pytest.raises(DataError, match="rows = 13: .* has 12 training rows"):
+        data.load(f"idx:{idx}", seed=0, options={"rows": 13})
+
+
 def test_fashion_mnist_itself():
     if not FASHION.exists():
         pytest.skip("Fashion-MNIST is not beside this checkout (../shared/data/fashion_mnist)")

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import struct
 import time
 from pathlib import Path
+
+from secateur.engines import pipes, workers
 
 
 def echo(client, request, state):
@@ -55,6 +58,22 @@ def leaver(client, request, state):
 def threads(client, request, state):
     """Reply with the number of threads that the environment asks for."""
     return f"{os.environ.get('OMP_NUM_THREADS')} {os.environ.get('MKL_NUM_THREADS')}".encode(), None
+
+
+def make_halting():
+    """Serve as ``echo``, but be stopped in the middle of a reply of client 3, which is large."""
+
+    def send(pipe, items):
+        if items[0][1] != 3:
+            whole(pipe, items)
+            return
+        head, reply, *_ = pipes.messages(items)
+        pipe.send_bytes(head)
+        os.write(pipe.fileno(), struct.pack("!i", len(reply)) + reply[: len(reply) // 2])
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    whole, workers.send = workers.send, send
+    return echo
 
 
 def make_clumsy():

@@ -1,16 +1,18 @@
 """The local engine with real processes: order, deaths, deadlines, states."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from engines import serving
-from secateur.engines import Failure, Task
+from secateur.engines import Failure, Task, pipes
 from secateur.engines.local import LocalEngine
 from secateur.engines.store import StateStore
 from secateur.engines.workers import for_workers
@@ -158,6 +160,68 @@ def test_after_the_deadline_nothing_more_is_sent(workers, sent):
         late = dict(running.exchange([(1, b"x"), (2, b"y"), (4, b"z")], deadline=1e-9))
     assert sum(late[k].sent for k in (1, 2, 4)) == sent
     assert {late[k].reason for k in (1, 2, 4)} == {"no reply within 1e-09 s"}  # as it was set, not as it was measured
+
+
+@contextlib.contextmanager
+def woken(after, pids):
+    """Let stopped processes go on after so many seconds, so that who waits for them fails instead of hanging."""
+
+    def wake():
+        for pid in pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    timer = threading.Timer(after, wake)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        wake()
+
+
+LATE, PATIENCE = 4.0, 20.0
+
+
+def test_a_worker_stopped_in_the_middle_of_a_request_costs_its_own_clients_the_round_alone():
+    big = os.urandom(30_000_000)
+
+    def requests():
+        os.kill(running.pids()[0], signal.SIGSTOP)
+        yield from [(0, big), (1, b"b"), (4, b"e")]
+
+    with engine(serving.make_echo, 2) as running, woken(60, running.pids):
+        dict(running.exchange((k, b"") for k in (5, 6)))
+        begun = time.monotonic()
+        answers = dict(running.exchange(requests(), LATE))
+        assert time.monotonic() - begun < PATIENCE
+        assert answers == {0: Failure(0, "no reply within 4 s"), 1: b"1:b", 4: b"4:e"}
+        assert dict(running.exchange([(0, big), (7, b"")])) == {0: b"0:" + big, 7: b"7:"}
+
+
+def test_a_worker_stopped_in_the_middle_of_a_reply_costs_its_own_clients_the_round_alone():
+    with engine(serving.make_halting, 2) as running, woken(60, running.pids):
+        dict(running.exchange((k, b"") for k in (5, 6)))
+        begun = time.monotonic()
+        answers = dict(running.exchange([(3, b"x" * 100_000), (1, b"b"), (4, b"e")], LATE))
+        assert time.monotonic() - begun < PATIENCE
+        assert answers == {3: Failure(3, "no reply within 4 s"), 1: b"1:b", 4: b"4:e"}
+        assert dict(running.exchange([(7, b"h")])) == {7: b"7:h"}
+
+
+def test_no_more_workers_are_started_than_have_something_to_do():
+    with engine(serving.make_slow, 40) as running:
+        assert running.workers == 40
+        for count, started in ((3, 3), (2, 3), (5, 5)):
+            assert len(dict(running.exchange(REQUESTS[:count]))) == count
+            assert len(running.pids()) == started
+
+
+def test_a_channel_that_cannot_ask_whether_its_pipe_takes_more_carries_the_same(monkeypatch):
+    """As on Windows: it waits instead."""
+    monkeypatch.setattr(pipes, "_POLLS", False)
+    with engine(serving.make_echo, 1) as running:
+        assert dict(running.exchange(REQUESTS[:3])) == {k: b"%d:" % k + b"x" * k for k in range(3)}
 
 
 def test_an_exchange_left_early_leaves_a_usable_engine():

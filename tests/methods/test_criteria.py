@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from secateur.errors import ConfigError
-from secateur.methods.kit.criteria import SNIP, Deviation, Fisher, Grasp, Magnitude, Random, Synflow, Taylor
+from secateur.methods.kit.criteria import Magnitude, Random
+from secateur.methods.kit.criteria.explored import Deviation
+from secateur.methods.kit.criteria.measured import SNIP, Fisher, Grasp, Synflow, Taylor
 from secateur.pruning.criteria import Exploration, Gradients, min_max
 
 W = {"w": torch.tensor([[-3.0, 1.0], [0.0, 2.0]]), "b": torch.tensor([0.5, -0.5])}

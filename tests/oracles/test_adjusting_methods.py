@@ -26,7 +26,7 @@ from secateur.methods.feddip import FedDIP
 from secateur.methods.feddst import FedDST
 from secateur.methods.fedmef import FedMef
 from secateur.methods.kit import mask_selection as selection
-from secateur.methods.kit.criteria import SNIP, Grasp, Synflow
+from secateur.methods.kit.criteria.measured import SNIP, Grasp, Synflow
 from secateur.methods.prunefl import PruneFL
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import Global, erk

@@ -7,27 +7,32 @@ import sys
 import typer
 
 from secateur.cli.compare import compare
-from secateur.cli.models import export, list_
+from secateur.cli.models import export, list_, predict
 from secateur.cli.report import budget, log, report
 from secateur.cli.runs import resume, run
+from secateur.engines.stopping import Stopped, stoppable
 from secateur.errors import SecateurError
 
 app = typer.Typer(
     help="Prune neural networks while they train across a federation, and measure what it saves.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-for command in (run, resume, compare, report, log, budget, export):
+for command in (run, resume, compare, report, log, budget, export, predict):
     app.command()(command)
 app.command(name="list")(list_)
 
 
 def main() -> None:
-    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2."""
+    """Run the command line. An error that a user can mend is one line on stderr, with exit code 2.
+
+    So is being stopped: the line says how to go on, and the exit code is 130 after Control-C, 143 after SIGTERM.
+    """
     try:
-        app()
+        with stoppable():
+            app()
     except SecateurError as error:
         sys.stderr.write(f"secateur: {error}\n")
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("secateur: stopped; go on with: secateur resume FOLDER\n")
-        raise SystemExit(130) from None
+    except Stopped as stopped:
+        sys.stderr.write(f"secateur: {stopped}\n")
+        raise SystemExit(stopped.status) from None

@@ -10,6 +10,7 @@ import typer
 
 from secateur.cli.base import bundled, new_console, warm
 from secateur.cli.report import draw
+from secateur.engines.stopping import going_on
 from secateur.errors import NoResultError
 
 
@@ -32,12 +33,12 @@ class CompareFlags:
 def compare(flags: CompareFlags) -> None:
     """Run a grid of methods and seeds, each with its controls, and compare them in a table and a page."""
     warm()
-    from secateur.compare import grid  # noqa: PLC0415
-    from secateur.compare.grid import cell_name, folder_of  # noqa: PLC0415
-    from secateur.compare.suite import chosen  # noqa: PLC0415
-    from secateur.report import tables  # noqa: PLC0415
+    from secateur.comparison import grid  # noqa: PLC0415
+    from secateur.comparison.grid import cell_name, folder_of  # noqa: PLC0415
+    from secateur.comparison.suite import chosen  # noqa: PLC0415
+    from secateur.report import hostile, tables  # noqa: PLC0415
     from secateur.report.formatting import show  # noqa: PLC0415
-    from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
+    from secateur.report.gather import RESULT, attacks, comparison_lines  # noqa: PLC0415
     from secateur.report.gather import failed as failure_of  # noqa: PLC0415
     from secateur.report.terminal import Runs  # noqa: PLC0415
 
@@ -47,11 +48,15 @@ def compare(flags: CompareFlags) -> None:
         suite.adjusted(flags.seeds, flags.rounds, flags.partition or [], flags.settings or []),
         new_console(),
     )
-    with Runs(console) as display:
+    with Runs(console) as display, going_on("the same command again"):
         cells = grid.run_suite(wanted, out, data=place, jobs=flags.jobs, report=display.report)
     lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
     tables.write(wanted, cells, lines, out)
-    for place, here in tables.by_place(lines).items():
+    if found := attacks([out]):
+        for title, _, rows in hostile.sections(found):
+            console.print(show(title, rows))
+        console.print("\n".join(hostile.sentences(found)), highlight=False)
+    for place, here in () if found else tables.by_place(lines).items():
         few = tables.brief(here, here[0].partition, rows=here[0].rows)
         console.print(show(f"{place}, {len(wanted.seeds)} seeds", few))
         console.print(tables.note(here), highlight=False)

@@ -78,6 +78,7 @@ def budget(
 
     lines, subjects = gather(folders, Bandwidth.parse(link) if link else None)[1:3]
     _say_failed(subjects)
+    _say_unchecked(subjects)
     fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
         new_console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
@@ -91,12 +92,13 @@ def draw(folders: list[Path], out: Path, *, browse: bool, live: bool = False, li
 
     from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import page  # noqa: PLC0415
-    from secateur.report.gather import gather  # noqa: PLC0415
+    from secateur.report.gather import attacks, gather  # noqa: PLC0415
 
     title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
-    index = page.write(title, lines, subjects, out, live=live and not ended)
+    index = page.write(title, lines, subjects, out, attacks=attacks(folders), live=live and not ended)
     console = new_console()
     _say_failed(subjects)
+    _say_unchecked(subjects)
     if browse and console.is_terminal:
         webbrowser.open(index.absolute().as_uri())
     console.print(f"Page: {index}", highlight=False, soft_wrap=True)
@@ -108,4 +110,14 @@ def _say_failed(subjects: Sequence[Subject]) -> None:
     for subject in subjects:
         if subject.failed:
             text = f"No result, and in no figure: {subject.name}: {subject.failed}"
+            new_console().print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_unchecked(subjects: Sequence[Subject]) -> None:
+    """Print which runs were made before there were digests of their files."""
+    from secateur.federation import seals  # noqa: PLC0415
+
+    for subject in subjects:
+        if seals.read(subject.folder) is None:
+            text = f"{subject.name}: {seals.UNCHECKED}"
             new_console().print(text, style="yellow", highlight=False, markup=False, soft_wrap=True)

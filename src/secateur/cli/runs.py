@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from secateur.cli.base import bundled, new_console, warm
+from secateur.engines.stopping import going_on
 from secateur.errors import NoResultError
 
 if TYPE_CHECKING:
@@ -65,16 +66,22 @@ def run(flags: RunFlags) -> None:
     _run(study, _runtime(flags.workers, flags.deadline, flags.relays), _folder(study, flags.out), dense=flags.dense)
 
 
-def resume(folder: Path, workers: Workers = None, deadline: Deadline = None, relays: Relays = None) -> None:
+def resume(
+    folder: Path,
+    workers: Workers = None,
+    deadline: Deadline = None,
+    relays: Relays = None,
+    accept_changes: Annotated[bool, typer.Option(help="Go on with a changed study, version or method code.")] = False,  # noqa: FBT002
+) -> None:
     """Go on with a run that was stopped, from its last completed round."""
     warm(workers)
     from secateur.federation.folder import read_study  # noqa: PLC0415
 
-    study = read_study(folder)
-    _run(study, _runtime(workers, deadline, relays), folder, dense=(folder / "dense").exists())
+    study, runtime = read_study(folder, edited=accept_changes), _runtime(workers, deadline, relays)
+    _run(study, runtime, folder, dense=(folder / "dense").exists(), accept=accept_changes)
 
 
-def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
+def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool, accept: bool = False) -> None:
     from secateur.federation import prepare, server  # noqa: PLC0415
     from secateur.federation.folder import read_failure, reserve  # noqa: PLC0415
     from secateur.report.terminal import Display, comparison, failure  # noqa: PLC0415
@@ -85,13 +92,14 @@ def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool) -> None:
         plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
         for place, part in plan:
             server.Run(part, runtime, place, shards)  # a model that does not fit is refused before anything is written
-        for place, part in plan:
-            reserve(place, part)
         summaries = []
         try:
-            for place, part in plan:
-                name = part.method if place == folder else "dense fedavg"
-                summaries.append(server.resume(place, runtime, shards=shards, watch=display.watch(name, part.rounds)))
+            with going_on(f"secateur resume {folder}"):
+                for place, part in plan:
+                    reserve(place, part)
+                for place, part in plan:
+                    watch = display.watch(part.method if place == folder else "dense fedavg", part.rounds)
+                    summaries.append(server.resume(place, runtime, shards=shards, watch=watch, accept=accept))
         except NoResultError:
             if summaries:  # the dense twin has none
                 console.print(comparison(summaries[0], None))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+
 from secateur.contract.reduction import Reduction
 from secateur.pruning.mask import Mask, Tensors, apply
 from secateur.wire.message import Expected, Message
@@ -71,6 +73,23 @@ class Ask:
     dense: bool = False
     plain: bool = False
     in_turn: bool = False
+
+    @property
+    def updated(self) -> frozenset[str]:
+        """Return the names of the tensors that training changes: float ones that come back in the shape they were sent.
+
+        Those whose values the ask bounds from both sides (``Expected.checks``), such as signs, are not among them.
+        """
+        sent = self.message.tensors if self.phase == TRAIN else {}
+        bounded = frozenset[str]().union(*(check.bounded for check in self.expects.checks))
+        return (
+            frozenset(
+                name
+                for name, spec in self.expects.tensors.items()
+                if spec.dtype == torch.float32 and name in sent and tuple(sent[name].shape) == spec.shape
+            )
+            - bounded
+        )
 
     def tensors(self, client: int) -> Tensors:
         """Return the tensors that a client is sent, before its slice is applied."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,6 +24,9 @@ class Passage:
         client: the sender of the message.
         setting: the federation.
         wire: how values travel.
+        updated: the names of the tensors that training changed, see ``Ask.updated``.
+        medians: for a guard that compares clients, the medians of what it measured of a cohort's replies before, by
+            name. None: not known, and the reply is to be measured only.
     """
 
     phase: str
@@ -29,6 +34,8 @@ class Passage:
     client: int
     setting: Setting
     wire: Wire
+    updated: frozenset[str] = frozenset()
+    medians: Mapping[str, float] | None = None
 
 
 class Guard:
@@ -41,11 +48,16 @@ class Guard:
         spends: the epsilon of differential privacy that one message costs a client; 0: the guard promises no privacy.
         reveals: what the server still learns of one client, in a few words.
         sums_only: whether the guard works only with linear reductions, because a single guarded reply means nothing.
+        compares: whether the guard compares a client with its cohort. Its ``arriving`` writes what it measures of a
+            reply to ``Reply.facts``. The medians of these over a cohort's replies come with the next ask, in
+            ``Passage.medians``, so that sums stay where they are made. Where a median is not known yet, ``arriving`` is
+            called once to measure, and again when all replies of the cohort were measured.
     """
 
     spends: ClassVar[float] = 0.0
     reveals: ClassVar[str] = "each client's reply"
     sums_only: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     def check(self, ask: Ask) -> None:
         """Refuse an ask that the guard cannot protect; called before any client is asked.
@@ -59,6 +71,20 @@ class Guard:
                     f"guard {type(self).__name__} goes with sums alone, and phase {ask.phase!r} keeps single replies "
                     f"({name} = {type(reduction).__name__}): choose another guard, or a method that adds replies up"
                 )
+
+    def wants(self, ask: Ask) -> frozenset[str]:
+        """Return the names of the medians without which the guard cannot judge a reply to an ask; see ``compares``."""
+        del ask
+        return frozenset()
+
+    @property
+    def most_rows(self) -> int:
+        """Return the most rows that a client may claim."""
+        return 2**40
+
+    def counted(self, rows: Sequence[int]) -> list[int]:
+        """Return how many of their rows clients' scores count by, in a mean of them; by default all."""
+        return list(rows)
 
     @property
     def leaves(self) -> bool:
@@ -78,3 +104,36 @@ class Guard:
         """
         del sent, passage
         return reply
+
+
+def medians(measured: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """Return the median of each fact over the replies of which it was measured; with an even count, of the middle two.
+
+    A median of 0 is no scale, and is left out.
+
+    >>> medians([{"rows": 1.0}, {"rows": 5.0}, {"rows": 2.0, "update": 0.5}])
+    {'rows': 2.0, 'update': 0.5}
+    """
+    found: dict[str, list[float]] = {}
+    for facts in measured:
+        for name, value in facts.items():
+            found.setdefault(name, []).append(value)
+    middle = {name: statistics.median(values) for name, values in sorted(found.items())}
+    return {name: value for name, value in middle.items() if value > 0}
+
+
+def check_together(guards: Sequence[Guard]) -> None:
+    """Refuse guards that cannot work side by side.
+
+    Raises:
+        ConfigError: two of them compare clients, or one compares single replies that another hides.
+    """
+    comparing = [type(guard).__name__ for guard in guards if guard.compares]
+    hiding = [type(guard).__name__ for guard in guards if guard.sums_only]
+    if len(comparing) > 1:
+        raise ConfigError(f"guards {comparing[0]} and {comparing[1]} compare clients with their cohort: choose one")
+    if comparing and hiding:
+        raise ConfigError(
+            f"guard {comparing[0]} looks at single replies, and guard {hiding[0]} hides them: choose one of the two "
+            f"(guards.{comparing[0].lower()}.on = false leaves the first one out)"
+        )

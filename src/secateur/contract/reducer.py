@@ -15,6 +15,7 @@ from secateur.contract.reduction import Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.suspects import suspected
 from secateur.contract.weighted import Accumulator
 from secateur.errors import ConfigError, EngineError
 from secateur.wire.message import Message, Scalar
@@ -40,6 +41,16 @@ class Reduced(Mapping[str, Any]):
     def clients(self) -> tuple[int, ...]:
         """Return the clients that answered; the run's records name the others and why they are missing."""
         return tuple(self.rows)
+
+    @property
+    def suspected(self) -> dict[int, str]:
+        """Return the reason for each client that a robust rule left out of some result, ascending."""
+        return suspected(self.results.values())
+
+    def counted(self, name: str) -> tuple[int, ...]:
+        """Return the clients that answered and were not left out of the result of one reduction."""
+        left_out = suspected([self[name]])
+        return tuple(client for client in self.rows if client not in left_out)
 
     def __getitem__(self, name: str) -> Any:
         """Return the result of one reduction."""

@@ -73,6 +73,11 @@ class Reduction(ABC):
             ConfigError: the text says what does not fit, and what to do.
         """
 
+    def needs(self, replies: int) -> int:
+        """Return how many of so many replies the result needs at least; with fewer, the exchange is asked again."""
+        del replies
+        return 0
+
     def zero(self, spool: Spool) -> Accumulator:
         """Return the accumulator of no reply; ``spool`` stores replies that must stay single."""
         del spool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from secateur.contract.state import Setting
@@ -17,12 +17,15 @@ class Reply:
 
     Attributes:
         client: the sender.
-        rows: n_k, pinned by the server when it first heard from the client; its weight in a mean by rows.
+        rows: n_k, pinned by the server when it first heard from the client, and no more than guards believe; its
+            weight in a mean by rows.
         tensors: the reply's tensors, by name.
         mask: the reply's mask; None: it has none.
         scalars: the reply's scalars, by name.
         borrowed: whether the memory of its tensors is used for something else later, so that what is kept must be
             copied.
+        facts: what guards measured of it, by name, to be compared with the cohort's; see ``contract.guard``.
+        bounded: what guards cut it down to, by name; empty: nothing.
     """
 
     client: int
@@ -31,6 +34,8 @@ class Reply:
     mask: Mask | None
     scalars: Mapping[str, Scalar]
     borrowed: bool = False
+    facts: Mapping[str, float] = field(default_factory=dict)
+    bounded: Mapping[str, float] = field(default_factory=dict)
 
     def own(self) -> Reply:
         """Return the same reply in memory of its own."""

@@ -145,7 +145,8 @@ def _quiet() -> Iterator[None]:
 
 
 def _libraries() -> tuple[Any, Any]:
-    datasets = need("datasets", package="flwr-datasets")
+    with _quiet():  # in a notebook its bars ask for a package that draws them
+        datasets = need("datasets", package="flwr-datasets")
     datasets.disable_progress_bars()
     return datasets, _partitioners()
 

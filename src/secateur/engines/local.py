@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing.connection import wait
 from multiprocessing.context import BaseContext
 from typing import cast
 
 from secateur.engines import Closing, Failure, Gathered, Serve, Task, batches
-from secateur.engines.pipes import BROKEN, RAISED, READY, Item
+from secateur.engines.pipes import BROKEN, RAISED, READY, Item, ready
 from secateur.engines.script import needed
 from secateur.engines.store import StateStore
 from secateur.engines.workers import Worker, answers, gathered, processes
@@ -28,7 +27,8 @@ class LocalEngine(Closing):
     Args:
         make_serve: picklable; called once in each worker, so that model and data stay resident there.
         clients: how many clients there are: 0..clients-1.
-        workers: processes; 0 serves inside this process, for debugging.
+        workers: processes at most: no more are started than have something to do; 0 serves inside this process, for
+            debugging.
         store: what clients keep between rounds; closed with the engine. None: a temporary one.
         preload: modules that are imported once, before workers are forked.
         together: clients that a worker serves at once; more than one needs a ``ServeTogether``. They are taken in the
@@ -38,7 +38,9 @@ class LocalEngine(Closing):
 
     Guarantees:
         A worker that dies is replaced and its task served again; a client whose task kills three workers, or
-        raises, is a ``Failure`` of its own. No worker outlives this process, even when it is killed.
+        raises, is a ``Failure`` of its own. No worker outlives this process, even when it is killed. At a deadline an
+        exchange ends whatever its workers do, also one that was stopped in the middle of a message; without a deadline
+        it waits for such a one, while the others go on.
     """
 
     def __init__(
@@ -164,10 +166,13 @@ class LocalEngine(Closing):
             yield from accepted
 
     def staffed(self) -> list[Worker]:
-        """Return the workers, started where they are not yet."""
-        while len(self._workers) < self._size:
-            self._workers.append(self._hired())
+        """Return the workers that were started."""
         return self._workers
+
+    def hire(self) -> Worker:
+        """Start one more worker."""
+        self._workers.append(self._hired())
+        return self._workers[-1]
 
     def _hired(self) -> Worker:
         return Worker(self._start or processes(self._preload), self._make_serve, self._workers, leads=self._leads)
@@ -203,7 +208,8 @@ class _Exchange:
         self.job = job
         self.deadline = deadline
         self.end = None if deadline is None else time.monotonic() + deadline
-        self.again: deque[tuple[int, Task]] = deque()
+        self.hand = deque[tuple[int, Task]]()  # tasks that wait for a free worker
+        self.again = deque[tuple[int, Task]]()  # and those whose worker died
         self.deaths: dict[tuple[int, ...], int] = {}
         self.open: dict[int, int] = {}  # the parts of each task that are not finished, by its number
         self.numbers: dict[Worker, int] = {}
@@ -212,32 +218,38 @@ class _Exchange:
 
     def run(self) -> Iterator[_Answer]:
         while True:
-            workers = self.engine.staffed()
-            for worker in workers:
-                self._give(worker)
+            self._staff()
             if not self.open and self.exhausted:
                 return
             left = None if self.end is None else self.end - time.monotonic()
             if left is not None and left <= 0:
                 yield from self._late()
                 return
-            # a process that a client's code left behind may hold a dead worker's pipe open: watch both
-            ready = wait([*(w.pipe for w in workers), *(w.process.sentinel for w in workers)], left)
-            for worker in [w for w in workers if w.pipe in ready or w.process.sentinel in ready]:
+            for worker in ready(self.engine.staffed(), left):
                 yield from self._hear(worker)
+
+    def _staff(self) -> None:
+        """Give tasks to free workers, and start workers as long as more tasks wait than workers are free."""
+        for worker in self.engine.staffed():
+            self._give(worker)
+        coming = sum(worker.task is None for worker in self.engine.staffed())  # they are not ready yet
+        places = self.engine.workers - len(self.engine.staffed())
+        while len(self.hand) + len(self.again) < coming + places and (taken := self._take()):
+            self.hand.append(taken)
+        for _ in range(min(places, len(self.hand) + len(self.again) - coming)):
+            self.engine.hire()
 
     def _give(self, worker: Worker) -> None:
         if worker.task is not None or not worker.ready:
             return
-        taken = self._take()
+        waiting = self.again or self.hand
+        taken = waiting.popleft() if waiting else self._take()
         if taken is not None:
             self.numbers[worker] = taken[0]
             worker.give(taken[1], self.engine.states, self.job)
 
     def _take(self) -> tuple[int, Task] | None:
-        if self.again:
-            return self.again.popleft()
-        if self.exhausted or (self.open and self.next - min(self.open) >= _WINDOW * len(self.engine.staffed())):
+        if self.exhausted or (self.open and self.next - min(self.open) >= _WINDOW * self.engine.workers):
             return None
         taken = next(self.tasks, None)
         if taken is None:
@@ -248,7 +260,14 @@ class _Exchange:
         return taken
 
     def _hear(self, worker: Worker) -> Iterator[_Answer]:
-        items, made = worker.hear()
+        lives = worker.process.is_alive()  # asked first: what it sent before it died still counts
+        try:
+            heard = worker.hear()
+        except (EOFError, OSError):
+            heard = [], []
+        if heard is None and lives:
+            return  # there is more to come
+        items, made = heard or ([], [])
         if not items:
             yield from self._died(worker)
             return
@@ -297,5 +316,5 @@ class _Exchange:
         reason = f"no reply within {self.deadline:g} s"
         for task in [*busy, *(task for _, task in self.again)]:
             yield from ((client, Failure(client, reason)) for client, _ in task.requests)
-        for _, task in self.tasks:
+        for _, task in (*self.hand, *self.tasks):
             yield from ((client, Failure(client, reason, sent=False)) for client, _ in task.requests)

@@ -1,14 +1,20 @@
-"""Pipes between the server and its worker processes: small items through the pipe, large results through memory."""
+"""Pipes between the server and its worker processes: small items through the pipe, large results through memory.
+
+A worker waits for the server. The server never waits for a worker: one that is stopped, swapped out or killed in the
+middle of a message costs its own clients their round, at the deadline, and nobody else anything.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
+import selectors
 import struct
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from multiprocessing import reduction
-from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, TypeVar
 
 READY, OK, RAISED, BROKEN, JOB, GATHER, MADE = range(7)
 """The kinds of items: a worker is ready; a request or a reply; a client's code raised; the worker cannot serve; the
@@ -25,22 +31,206 @@ _PLACE = struct.Struct("<q")
 _ALIGNED = 64
 
 
-def send(pipe: Connection, items: Sequence[Item]) -> None:
-    """Send items; texts and states as they are, without a copy."""
+Heard = tuple[list[Item], list[memoryview]]
+"""Items, and the result that was made of them; see ``MADE``."""
+
+_Found = TypeVar("_Found")
+_Steps = Generator[None, bytes | bytearray, _Found]
+
+_POLLS = os.name == "posix"  # a pipe can be asked whether it takes more
+
+# how ``Connection`` writes a message: its length, or -1 and its length in more bytes; then the message
+_LENGTH, _LONG = struct.Struct("!i"), struct.Struct("!Q")
+_MOST_SHORT = 0x7FFFFFFF
+_PARTS = 16
+
+
+def messages(items: Sequence[Item]) -> list[Buffer]:
+    """Return items as the messages that ``receive`` reads; texts and states as they are, without a copy."""
     packed = [_ITEM.pack(kind, who, text is not None, state is not None) for kind, who, text, state in items]
-    pipe.send_bytes(b"".join(packed))
-    for _, _, *parts in items:
-        for part in parts:
-            if part is not None:
-                pipe.send_bytes(part)
+    return [b"".join(packed), *(part for _, _, *parts in items for part in parts if part is not None)]
+
+
+def send(pipe: Connection, items: Sequence[Item]) -> None:
+    """Send items."""
+    for message in messages(items):
+        pipe.send_bytes(message)
 
 
 def receive(pipe: Connection) -> list[Item]:
     """Return the items that were sent."""
-    return [
-        (kind, who, pipe.recv_bytes() if text else None, pipe.recv_bytes() if state else None)
-        for kind, who, text, state in _ITEM.iter_unpack(pipe.recv_bytes())
-    ]
+    steps = _items()
+    try:
+        next(steps)
+        while True:
+            steps.send(pipe.recv_bytes())
+    except StopIteration as done:
+        items: list[Item] = done.value
+        return items
+
+
+def _items() -> _Steps[list[Item]]:
+    """Return items; each message that they are made of is sent to this generator."""
+    items = list[Item]()
+    for kind, who, text, state in _ITEM.iter_unpack((yield)):
+        items.append((kind, who, bytes((yield)) if text else None, bytes((yield)) if state else None))
+    return items
+
+
+def _heard(room: Callable[[], Room]) -> _Steps[Heard]:
+    """Return what a worker says; as ``_items``."""
+    items = yield from _items()
+    if not items or items[-1][0] != MADE:
+        return items, []
+    where, *sizes = (number for (number,) in _PLACE.iter_unpack((yield)))
+    return items[:-1], room().read(sizes) if where < 0 else _apart(memoryview((yield)), sizes)
+
+
+class Channel:
+    """The server's end of a worker's pipe, which never waits for the worker.
+
+    On systems whose pipes cannot be asked whether they take more (Windows), it does.
+
+    Args:
+        pipe: the server's end; closed with the channel.
+        room: returns where the next large result lies.
+    """
+
+    def __init__(self, pipe: Connection, room: Callable[[], Room]) -> None:
+        self.pipe = pipe
+        self._room = room
+        self._waits = not _POLLS
+        self._out = deque[memoryview]()
+        self._steps: _Steps[Heard] | None = None
+        self._length = _LENGTH
+        self._message, self._got = bytearray(_LENGTH.size), 0  # of a length first, then of what is so long
+        self._body = False
+        if not self._waits:
+            os.set_blocking(pipe.fileno(), False)
+
+    @property
+    def full(self) -> bool:
+        """Return whether some of what was said still waits for the pipe to take it; see ``flush``."""
+        return bool(self._out)
+
+    def say(self, parts: Iterable[Buffer]) -> None:
+        """Send messages, as much of them as the pipe takes now.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        for part in parts:
+            if self._waits:
+                self.pipe.send_bytes(part)
+                continue
+            view = memoryview(part).cast("B")
+            short = len(view) <= _MOST_SHORT
+            head = _LENGTH.pack(len(view)) if short else _LENGTH.pack(-1) + _LONG.pack(len(view))
+            self._out += [memoryview(head), view] if view else [memoryview(head)]
+        self.flush()
+
+    def flush(self) -> None:
+        """Send more of what was said.
+
+        Raises:
+            OSError: the worker is gone.
+        """
+        while self._out:
+            try:
+                sent = os.writev(self.pipe.fileno(), [self._out[k] for k in range(min(_PARTS, len(self._out)))])
+            except BlockingIOError:
+                return
+            while sent >= len(self._out[0]) if self._out else False:
+                sent -= len(self._out.popleft())
+            if sent:
+                self._out[0] = self._out[0][sent:]
+
+    def hear(self) -> Heard | None:
+        """Return what the worker has said; None as long as it has not come to its end.
+
+        The memory of a result is used again for what is made two tasks later.
+
+        Raises:
+            OSError, EOFError: the worker is gone.
+        """
+        while (message := self._next()) is not None:
+            if self._steps is None:
+                self._steps = _heard(self._room)
+                next(self._steps)
+            try:
+                self._steps.send(message)
+            except StopIteration as done:
+                self._steps = None
+                found: Heard = done.value
+                return found
+        return None
+
+    def _next(self) -> bytes | bytearray | None:
+        """Return the next message; None if it is not all there."""
+        if self._waits:
+            return self.pipe.recv_bytes() if self._steps is not None or self.pipe.poll() else None
+        while self._filled():
+            whole = self._message
+            if self._body:
+                self._expect(_LENGTH, _LENGTH.size, body=False)
+                return whole
+            (length,) = self._length.unpack(whole)
+            if length < 0:
+                self._expect(_LONG, _LONG.size, body=False)
+            else:
+                self._expect(_LENGTH, length, body=True)
+        return None
+
+    def _expect(self, length: struct.Struct, size: int, *, body: bool) -> None:
+        self._length, self._message, self._got, self._body = length, bytearray(size), 0, body
+
+    def _filled(self) -> bool:
+        """Read what has come of the part that is expected; return whether it is all there."""
+        while self._got < len(self._message):
+            try:
+                came = os.readv(self.pipe.fileno(), [memoryview(self._message)[self._got :]])
+            except BlockingIOError:
+                return False
+            if not came:
+                raise EOFError
+            self._got += came
+        return True
+
+    def close(self) -> None:
+        """Close the pipe."""
+        self.pipe.close()
+
+
+class Ended(Protocol):
+    """What ``ready`` watches: a channel, and what tells that the process at its other end has ended."""
+
+    @property
+    def channel(self) -> Channel:
+        """Return the channel."""
+
+    @property
+    def sentinel(self) -> int:
+        """Return what can be waited for until the process ends."""
+
+
+_Watched = TypeVar("_Watched", bound=Ended)
+
+
+def ready(watched: Sequence[_Watched], timeout: float | None) -> list[_Watched]:
+    """Wait until some of these have said something, take more, or have ended; return them.
+
+    A process that somebody's code left behind may hold a dead worker's pipe open: the worker's end is watched too.
+    """
+    if not _POLLS:
+        found = wait([part for one in watched for part in (one.channel.pipe, one.sentinel)], timeout)
+        return [one for one in watched if one.channel.pipe in found or one.sentinel in found]
+    kind = getattr(selectors, "PollSelector", selectors.SelectSelector)
+    with kind() as selector:
+        for number, one in enumerate(watched):
+            writes = selectors.EVENT_WRITE if one.channel.full else 0
+            selector.register(one.channel.pipe.fileno(), selectors.EVENT_READ | writes, number)
+            selector.register(one.sentinel, selectors.EVENT_READ, number)
+        return [watched[number] for number in sorted({key.data for key, _ in selector.select(timeout)})]
 
 
 def one_line(error: BaseException) -> bytes:
@@ -87,11 +277,7 @@ class Room:
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Return views of what was written last; they are overwritten by what is written next."""
-        view, at, views = memoryview(self._mapped(sum(map(_room, sizes)))), 0, []
-        for size in sizes:
-            views.append(view[at : at + size])
-            at += _room(size)
-        return views
+        return _apart(memoryview(self._mapped(sum(map(_room, sizes)))), sizes)
 
     def close(self) -> None:
         """Give the memory back, once no view of it is used."""
@@ -120,12 +306,9 @@ def send_result(pipe: Connection, room: Room, buffers: Sequence[Buffer]) -> None
         pipe.send_bytes(b"".join(part for pair in zip(buffers, padding, strict=True) for part in pair))
 
 
-def receive_result(pipe: Connection, room: Room) -> list[memoryview]:
-    """Return a result; its memory is the room's if it is large."""
-    where, *sizes = (number for (number,) in _PLACE.iter_unpack(pipe.recv_bytes()))
-    if where < 0:
-        return room.read(sizes)
-    view, at, views = memoryview(bytearray(pipe.recv_bytes())), 0, []
+def _apart(view: memoryview, sizes: Sequence[int]) -> list[memoryview]:
+    """Return a result that came through the pipe as its parts."""
+    at, views = 0, []
     for size in sizes:
         views.append(view[at : at + size])
         at += _room(size)

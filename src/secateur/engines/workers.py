@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -22,11 +23,13 @@ from secateur.engines.pipes import (
     RAISED,
     READY,
     Buffer,
+    Channel,
+    Heard,
     Item,
     Room,
+    messages,
     one_line,
     receive,
-    receive_result,
     send,
     send_result,
 )
@@ -49,13 +52,16 @@ def for_workers() -> Iterator[None]:
     The number of workers is set to the number of cores, so more threads would only fight for them. A training step
     frees and asks for a gradient's memory again: where glibc gives it back to the system each time, the system clears
     it each time, for up to a fifth of a round. What the user has set of glibc's settings stays. This process's
-    environment is put back.
+    environment is put back. Python's warning of processes that are forked beside threads is silenced: those of ours
+    take no lock that a thread may have held.
     """
     wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
+            yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -127,6 +133,14 @@ def gathered(serve: Serve, job: object, first: int, asked: Sequence[Asked]) -> t
     return [*kept, (MADE, first, None, None)], list(made)
 
 
+def _leave_signals() -> None:
+    """Let the server alone answer Control-C and the end of the terminal; when it ends, so does this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
 def _work(
     pipe: Connection, make_serve: Callable[[], Serve], rooms: tuple[Room, Room], inherited: Sequence[Connection] = ()
 ) -> None:
@@ -138,8 +152,7 @@ def _work(
         rooms: for results, in turn.
         inherited: the server's ends of pipes that this process got by being forked; open here, they would never close.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _leave_signals()
     for other in inherited:
         other.close()
     try:
@@ -194,11 +207,12 @@ class Worker:
         self, context: multiprocessing.context.BaseContext, make_serve: Callable[[], Serve],
         beside: Sequence[Worker] = (), *, leads: bool = False,
     ) -> None:  # fmt: skip
-        self.pipe, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
         # two, since it begins its next task while the server still looks at what it made of the last one
         self._rooms, self._turn = (Room.make(), Room.make()), 0
+        self.channel = Channel(ours, self._next_room)
         forked = context.get_start_method() == "fork"
-        inherited = [self.pipe, *(worker.pipe for worker in beside)] if forked else []
+        inherited = [ours, *(worker.channel.pipe for worker in beside)] if forked else []
         self.process: BaseProcess = context.Process(  # type: ignore[attr-defined]
             target=_work, args=(theirs, make_serve, self._rooms, inherited), daemon=not leads
         )
@@ -208,7 +222,7 @@ class Worker:
             with for_workers(), spared(make_serve):
                 self.process.start()
         except Exception as error:
-            self.pipe.close()
+            self.channel.close()
             raise EngineError(f"a worker process cannot be started: {one_line(error).decode()}") from error
         finally:
             theirs.close()
@@ -216,6 +230,11 @@ class Worker:
         self.last: bytes | None = None
         self.job: object = None
         self.ready = False
+
+    @property
+    def sentinel(self) -> int:
+        """Return what can be waited for until the process ends."""
+        return self.process.sentinel
 
     def give(self, task: Task, states: StateStore, job: object) -> None:
         """Send a task; a job or a request that is the one before is not sent again."""
@@ -226,14 +245,11 @@ class Worker:
             items.append((OK, client, None if again else request, states.get(client)))
             self.down += 0 if again else len(request)
             self.last = request
-        # a dead worker is noticed when its pipe is read
-        with contextlib.suppress(OSError):
-            if job is not None and job is not self.job:
-                self._describe(job)
-            send(self.pipe, items)
+        said = self._described(job) if job is not None and job is not self.job else []
+        self._said([*said, *messages(items)])
 
-    def _describe(self, job: object) -> None:
-        """Send the description of a job.
+    def _described(self, job: object) -> list[Buffer]:
+        """Return the messages that describe a job.
 
         Raises:
             EngineError: it cannot travel to another process.
@@ -242,36 +258,47 @@ class Worker:
             packed = bytes(ForkingPickler.dumps(job))
         except Exception as error:
             raise EngineError(f"a job cannot be given to workers: {one_line(error).decode()}") from error
-        send(self.pipe, [(JOB, 0, None, None)])
-        self.pipe.send_bytes(packed)
         self.down += len(packed)
         self.job = job
+        return [*messages([(JOB, 0, None, None)]), packed]
 
-    def hear(self) -> tuple[list[Item], list[memoryview]]:
-        """Return what the process sent, empty if it died, and the result that it made.
+    def _said(self, parts: Sequence[Buffer]) -> None:
+        with contextlib.suppress(OSError):  # a dead worker is noticed when its pipe is read
+            self.channel.say(parts)
 
-        The result's memory is used again for what is made two tasks later.
+    def hear(self) -> Heard | None:
+        """Return what the process has said and the result that it made; None as long as there is more to come.
+
+        The result's memory is used again for what is made two tasks later. What waited to be sent is sent on.
+
+        Raises:
+            OSError, EOFError: it is dead.
         """
-        try:
-            # what a worker sent before it died still counts
-            items = receive(self.pipe) if self.pipe.poll() else []
-            if not items or items[-1][0] != MADE:
-                return items, []
-            made = receive_result(self.pipe, self._rooms[self._turn % 2])
-        except (EOFError, OSError):
-            return [], []
+        self._said([])
+        return self.channel.hear()
+
+    def _next_room(self) -> Room:
+        """Return where the process has written its next large result, or would have."""
         self._turn += 1
-        return items[:-1], made
+        return self._rooms[(self._turn - 1) % 2]
 
     def stop(self) -> None:
         """Kill the process."""
-        self.pipe.close()
-        if self._leads:  # idle, it ends by itself now that its pipe is closed, and its processes with it
-            self.process.join(_PATIENCE)
-            self.process.terminate()
+        self.channel.close()
+        if self._leads:
+            if self.task is None:  # it ends by itself now that its pipe is closed, and its processes with it
+                self.process.join(_PATIENCE)
+            self._ask_to_end()
             self.process.join(_PATIENCE)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
         for room in self._rooms:
             room.close()
+
+    def _ask_to_end(self) -> None:
+        """Let a process end its own processes, and itself, even if it is stopped."""
+        self.process.terminate()
+        if hasattr(signal, "SIGCONT") and self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGCONT)

@@ -32,6 +32,7 @@ class Archive(MutableMapping[str, Tensors]):
     def __init__(self, folder: Path, digests: MutableMapping[str, str] | None = None) -> None:
         self.folder = folder
         self.digests: MutableMapping[str, str] = {} if digests is None else digests
+        self._before: dict[str, str | None] = {}
         self._files = Files(folder, self._wanted, "archive entry")
 
     def __setitem__(self, key: str, tensors: Tensors) -> None:
@@ -41,6 +42,7 @@ class Archive(MutableMapping[str, Tensors]):
         digest, before = hashlib.sha256(data).hexdigest(), self.digests.get(key)
         if digest == before:
             return
+        self._before.setdefault(key, before)
         self._files.write(_name(key, digest), data, before=None if before is None else _name(key, before))
         self.digests[key] = digest
 
@@ -66,6 +68,7 @@ class Archive(MutableMapping[str, Tensors]):
 
     def __delitem__(self, key: str) -> None:
         """Delete an entry; its file stays for now."""
+        self._before.setdefault(key, self.digests[key])
         self._files.drop(_name(key, self.digests[key]))
         del self.digests[key]
 
@@ -87,8 +90,19 @@ class Archive(MutableMapping[str, Tensors]):
             paths = (self.folder / _name(key, digest) for key, digest in self.digests.items())
             raise CheckpointError(f"archive entry {next(path for path in paths if not path.exists())} is missing")
 
+    def revert(self) -> None:
+        """Put back the entries of the last commit."""
+        for key, digest in self._before.items():
+            if key in self.digests and self.digests[key] != digest:
+                self._files.drop(_name(key, self.digests[key]))
+                del self.digests[key]
+            if digest is not None:
+                self.digests[key] = digest
+        self._before = {}
+
     def commit(self) -> None:
         """Sync the written files to disk, so that they survive a power cut."""
+        self._before = {}
         self._files.commit()
 
     def collect(self) -> None:

@@ -38,6 +38,7 @@ class Books:
         base: as given, for clients that lack these tensors.
         bases: the digest of the base that each client holds; empty if it said that it lacks the base and has not been
             heard of since.
+        medians: of what guards measured of the last cohort's replies, by name; see ``contract.guard``.
         residual: the part of the weights that rounding left out of the last training request; it is added to the next.
     """
 
@@ -52,6 +53,7 @@ class Books:
         self.masks = HeldMasks(specs)
         self.claims = Claims(known, {kind: self.store.facts(f"{kind} rows") for kind in KINDS})
         self.bases: MutableMapping[int, str] = self.store.facts("base")
+        self.medians: dict[str, float] = {}
         self.residual: Tensors = {}
 
     def begin(self) -> None:
@@ -69,6 +71,7 @@ class Books:
             CheckpointError: a file of the run is missing, damaged or belongs to another exchange.
         """
         self.residual = saved.tensors.get("residual", {})
+        self.medians = saved.extra.get("medians", {})
         self._open(saved.extra["store"], saved.extra["masks"])
 
     def _open(self, mark: Mapping[str, int | str] | None, order: list[str]) -> None:
@@ -101,6 +104,7 @@ class Books:
         for part in parts:
             part.commit()
         extra = {**extra, "store": self.store.commit(), "masks": self.masks.order}
+        extra |= {"medians": self.medians} if self.medians else {}
         checkpoint.save(self._folder, state, extra, {"residual": self.residual})
         for part in parts:
             part.collect()

@@ -1,7 +1,8 @@
 """Checkpoints: the server's state on disk, replaced atomically after every exchange; and the shipped model.
 
-One safetensors file holds the state; its header holds the rest as JSON, with a digest of both. Data that grow with the
-number of clients are in other files (``store``, ``archive``); the checkpoint says to which exchange these must belong.
+One safetensors file holds the state; its header holds the rest as JSON, with a digest of itself and one of the tensors.
+Data that grow with the number of clients are in other files (``store``, ``archive``); the checkpoint says to which
+exchange these must belong.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from safetensors import torch as safetensors
 
 from secateur.contract.state import Setting, State
 from secateur.errors import CheckpointError
+from secateur.federation import seals
 from secateur.pruning.mask import Mask, Tensors
 
 NAME = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 _LOCK, _ABOUT = ".lock", "about"
-_FORMAT = 2
+_FORMAT = 3
 
 
 def write(path: Path, data: bytes) -> None:
@@ -118,9 +120,9 @@ def save(folder: Path, state: State, extra: dict[str, Any], groups: Mapping[str,
     tensors |= {f"beside/{k}/{n}": t for k, group in (groups or {}).items() for n, t in group.items()}
     head = {
         "format": _FORMAT, "round": state.round, "masked": state.mask is not None, "notes": dict(state.notes),
-        "order": list(tensors), "extra": extra,
+        "order": list(tensors), "extra": extra, "tensors": _digest_of(tensors),
     }  # fmt: skip
-    head["digest"] = _digest(tensors, head)
+    head["digest"] = _digest(head)
     try:
         data = safetensors.save(_apart(tensors), {"secateur": json.dumps(head)})
     except SafetensorError as broken:
@@ -135,23 +137,18 @@ def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] |
         CheckpointError: there is none, it is damaged or from another version of secateur; the text says what to do.
     """
     path = folder / NAME
-    again = f"start again with: secateur run --config {folder / 'study.toml'}"
     if not path.exists():
-        raise CheckpointError(f"no checkpoint in {folder}: the run had not finished its first exchange; {again}")
+        raise CheckpointError(
+            f"no checkpoint in {folder}: the run had not finished its first exchange; {_again(folder)}"
+        )
+    head = _head(folder)
     try:
-        with safe_open(path, framework="pt") as file:
-            head = json.loads((file.metadata() or {})["secateur"])
-        if head["format"] != _FORMAT:
-            raise CheckpointError(
-                f"checkpoint {path} is of format {head['format']}, and this version of secateur goes on from format "
-                f"{_FORMAT} only: finish the run with the version that began it, or {again}; it can still be reported"
-            )
         loaded = safetensors.load_file(path)
         tensors = {name: loaded[name] for name in head["order"]}
-        if _digest(tensors, head) != head["digest"]:
-            raise CheckpointError(f"checkpoint {path} is damaged (its digest differs); {again}")
     except (SafetensorError, KeyError, ValueError, OSError) as broken:
-        raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {again}") from broken
+        raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {_again(folder)}") from broken
+    if _digest_of(tensors) != head["tensors"]:
+        raise _damaged(folder)
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition("/")
@@ -166,6 +163,47 @@ def load(folder: Path, setting: Setting, archive: MutableMapping[str, Tensors] |
     return Saved(state, head["extra"], groups)
 
 
+def about(folder: Path) -> dict[str, Any] | None:
+    """Return what the checkpoint of ``folder`` keeps besides the state, without reading that; None: there is none.
+
+    Raises:
+        CheckpointError: as ``load``.
+    """
+    extra: dict[str, Any] | None = _head(folder)["extra"] if (folder / NAME).exists() else None
+    return extra
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """Return the header of the checkpoint of ``folder``, undamaged.
+
+    Raises:
+        CheckpointError: it is damaged, or from another version of secateur.
+    """
+    path, again = folder / NAME, _again(folder)
+    try:
+        with safe_open(path, framework="pt") as file:
+            head: dict[str, Any] = json.loads((file.metadata() or {})["secateur"])
+        found, known, same = head["format"], head["digest"], _digest(head)
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as broken:
+        raise CheckpointError(f"checkpoint {path} cannot be read: {broken}; {again}") from broken
+    if found != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} is of format {found}, and this version of secateur goes on from format "
+            f"{_FORMAT} only: finish the run with the version that began it, or {again}; it can still be reported"
+        )
+    if same != known:
+        raise _damaged(folder)
+    return head
+
+
+def _again(folder: Path) -> str:
+    return f"start again with: secateur run --config {folder / 'study.toml'}"
+
+
+def _damaged(folder: Path) -> CheckpointError:
+    return CheckpointError(f"checkpoint {folder / NAME} is damaged (its digest differs); {_again(folder)}")
+
+
 BASE = "base"
 """The header entry with the names of shipped tensors that were never trained, a JSON list; absent if there are none."""
 
@@ -177,7 +215,7 @@ def ship(folder: Path, model: Tensors, mask: Mask | None, about: Mapping[str, st
     """
     tensors = {name: tensor.contiguous() for name, tensor in model.items()}
     tensors |= {f"mask/{name}": part.to(torch.uint8) for name, part in (mask or {}).items()}
-    write(folder / MODEL, safetensors.save(tensors, {_ABOUT: json.dumps(dict(about), sort_keys=True)}))
+    put(folder, MODEL, safetensors.save(tensors, {_ABOUT: json.dumps(dict(about), sort_keys=True)}))
 
 
 def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, str]]:
@@ -189,11 +227,13 @@ def shipped(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     path = folder / MODEL
     if not path.exists():
         raise CheckpointError(f"{path} is missing: the run is not finished; go on with: secateur resume {folder}")
+    data = seals.checked(folder, MODEL)
     try:
-        tensors = safetensors.load_file(path)
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(_ABOUT, "{}"))
-    except (SafetensorError, OSError, ValueError) as broken:
+        tensors = safetensors.load(data)
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        about = json.loads(header.get(_ABOUT, "{}"))
+    except (SafetensorError, ValueError) as broken:
         raise CheckpointError(f"{path} cannot be read: {broken}") from broken
     mask = {n.removeprefix("mask/"): t.bool() for n, t in tensors.items() if n.startswith("mask/")}
     return {n: t for n, t in tensors.items() if not n.startswith("mask/")}, mask, about
@@ -210,14 +250,37 @@ def _apart(tensors: Tensors) -> dict[str, torch.Tensor]:
     return separate
 
 
-def _digest(tensors: Tensors, head: Mapping[str, Any]) -> str:
+def _digest(head: Mapping[str, Any]) -> str:
     # JSON turns keys into texts, and the digest must be the same after reading
     about = json.loads(json.dumps({name: value for name, value in head.items() if name != "digest"}))
-    running = hashlib.blake2b(json.dumps(about, sort_keys=True).encode(), digest_size=16)
+    return seals.digest(json.dumps(about, sort_keys=True).encode())
+
+
+def _digest_of(tensors: Tensors) -> str:
+    running = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         running.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         running.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return running.hexdigest()
+
+
+def seal(folder: Path, name: str) -> None:
+    """Note the digest of a file of a run's folder as it is now.
+
+    Raises:
+        CheckpointError: it cannot be read, or the digests cannot be written.
+    """
+    write(folder / seals.NAME, seals.written(folder, {name: read(folder / name)}))
+
+
+def put(folder: Path, name: str, data: bytes, *, beside: Mapping[str, bytes] | None = None) -> None:
+    """Write a file of a run's folder, and note its digest; ``beside``: of further files that lie there already.
+
+    Raises:
+        CheckpointError: it cannot be written, or the digests are damaged.
+    """
+    write(folder / seals.NAME, seals.written(folder, {**(beside or {}), name: data}))
+    write(folder / name, data)
 
 
 def read(path: Path) -> bytes:

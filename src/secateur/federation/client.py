@@ -19,6 +19,7 @@ from secateur.contract.state import Setting
 from secateur.data.shards import Shape, Shards
 from secateur.errors import MaskNotHeldError
 from secateur.federation import feedback
+from secateur.federation.attackers import Attackers
 from secateur.federation.base import Base, Kept
 from secateur.federation.feedback import WireMemory
 from secateur.federation.intake import MEASURED, SECONDS
@@ -118,9 +119,13 @@ class Participant:
         shards: the rows of its clients.
         kept: where frozen and constant tensors that come are kept; None: none but those made here are taken. It may be
             replaced between calls.
+        hostile: whether the study's attackers attack, as they do in simulations alone.
+
+    Attributes:
+        alone: does the jobs of a client that is served alone; it may be replaced between calls.
     """
 
-    def __init__(self, study: Study, shards: Shards, kept: Kept | None = None) -> None:
+    def __init__(self, study: Study, shards: Shards, kept: Kept | None = None, *, hostile: bool = False) -> None:
         self.study = study
         self.kept = kept
         self.shards = shards
@@ -132,8 +137,9 @@ class Participant:
         self.initial = _Initial(lambda: resident.tensors_of(make_model(study, shards)))
         self.setting = make_setting(study, self.model, shards.clients, example(shards))
         self.accepts = self.method.accepts(self.setting)
+        self.attackers = Attackers.of(study, self.setting) if hostile else Attackers.nobody(study, self.setting)
         self.batched = Batched(study.compute)
-        self.alone = partial(alone, compute=study.compute)
+        self.alone: Worker = partial(alone, compute=study.compute)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:
@@ -187,30 +193,40 @@ class Participant:
             raise LackingError(tensors=False) from None
         scalars = dict(message.scalars)
         phase, round_ = str(scalars.pop("phase")), int(scalars.pop("round"))
-        trains = phase == TRAIN and not scalars.pop(PLAIN, False)
+        plain = bool(scalars.pop(PLAIN, False))
+        trains = phase == TRAIN and not plain
         message = replace(message, scalars=scalars)
-        ask = Ask(phase, round_, (client,), message, Expected({}))
-        rows, settings = self.data(client), self.study.training
+        ask = Ask(phase, round_, (client,), message, Expected({}), plain=plain)
+        memory, grudge = self.attackers.split(memory)
+        rows = self.attackers.rows(client, phase, self.data(client), self.shards.outputs)
         view = Client(
-            client, self.setting, self.model, rows, settings, memory, self.initial, work, restore=self.local.restore
-        )
+            client, self.setting, self.model, rows, self.study.training, memory, self.initial, work,
+            restore=self.local.restore,
+        )  # fmt: skip
         seed_globals(self.study.seed, "client", phase, round_, client)
-        reply = self._evaluate(view, message) if phase == EVALUATE else self.method.respond(ask, view)
-        for guard in self.guards if phase != EVALUATE else ():
-            passage = Passage(phase, round_, client, self.setting, self.study.wire)
-            reply = guard.leaving(reply, message, passage)
-        memory = view.memory
+        reply = self._evaluate(view, message) if phase == EVALUATE else self._responded(ask, view, grudge)
+        memory = self.attackers.joined(view.memory, grudge)
         seed = derive(self.study.seed, "wire", phase, round_, client)
         kept = kept.after(message.mask, reply.mask)
         if kept.base != self.base.came:
             kept = replace(kept, base=self.base.came)
-        sending = _Sending(
+        sending = Sending(
             self.study.wire, message, reply, kept, context_of(request), seed, trains=trains, writes=writes
         )
         written, kept = sending.encode({SECONDS: 0.0, MEASURED: view.measured})
         after = memory | kept.tensors()
         data = safetensors.save(after) if after else None
         return Answer(message, written, data if data != state else None, spared + clock() - start)
+
+    def _responded(self, ask: Ask, view: Client, grudge: dict[str, torch.Tensor]) -> Message:
+        """Return what a client sends: the method's reply past its guards, or what an attacker makes of the reply."""
+        reply = self.method.respond(ask, view)
+        if view.id in self.attackers.who:
+            return self.attackers.altered(ask, reply, grudge)
+        passage = Passage(ask.phase, ask.round, view.id, self.setting, self.study.wire)
+        for guard in self.guards:
+            reply = guard.leaving(reply, ask.message, passage)
+        return reply
 
     def lacks(self, client: int, request: bytes, state: bytes | None) -> bool | None:
         """Return whether a client lacks the frozen and constant tensors that a request names (True), or only the mask.
@@ -289,8 +305,19 @@ def _read_state(state: bytes | None) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True)
-class _Sending:
-    """Encodes a reply by the study's wire settings; trained weights get the residual of earlier replies added."""
+class Sending:
+    """Encodes a reply by the study's wire settings; trained weights get the residual of earlier replies added.
+
+    Attributes:
+        wire: how values travel.
+        request: what the reply answers, as the client read it.
+        reply: the reply.
+        kept: what the client keeps for the wire.
+        context: the number that binds the reply to its request.
+        seed: of rounding.
+        trains: whether the reply has trained weights.
+        writes: whether it is written where its size is known without.
+    """
 
     wire: Wire
     request: Message

@@ -4,46 +4,74 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from secateur.contract.ask import Ask
 from secateur.errors import CheckpointError, NoResultError, SecateurError
-from secateur.federation import checkpoint
-from secateur.federation.checkpoint import Saved
+from secateur.federation import checkpoint, ledger, seals
+from secateur.federation.agreement import PHASE as AGREEMENT
+from secateur.federation.checkpoint import MODEL, Saved
 from secateur.federation.folder import FAILED, FAILURE, LOG, ROUNDS, STUDY, open_log, read_records
+from secateur.federation.origin import changes
 from secateur.federation.records import short, summarise
 from secateur.study.study import Study
+from secateur.wire.message import specs_of
 
 Made = TypeVar("Made")
 
 
-def check_same(folder: Path, saved: Saved, *, study: str, data: str) -> None:
-    """Refuse to go on from a checkpoint if study, data or records are no longer those of the run.
+def check_same(folder: Path, saved: Saved, made_of: Mapping[str, Any], *, accept: bool) -> list[str]:
+    """Refuse to go on from a checkpoint if data, study, package or code are no longer those of the run.
 
     Args:
         folder: the run's folder.
         saved: its checkpoint.
-        study: the hash of the study.
-        data: the fingerprint of the data.
+        made_of: the fingerprint of the data, and the origin (``origin.Origin``).
+        accept: go on though the origin differs, as long as the model is the same.
+
+    Returns:
+        What differs and was accepted, as remarks.
 
     Raises:
         CheckpointError: they differ; the text says which, and what to do.
     """
-    if saved.extra["study"] != study:
-        raise CheckpointError(
-            f"{folder / STUDY} was changed since the run began (its study is {study}, the "
-            f"checkpoint's {saved.extra['study']}): bring it back, or start a new run with it"
-        )
-    if saved.extra["data"] != data:
+    if saved.extra["data"] != made_of["data"]:
         raise CheckpointError(
             f"the data of {folder} is no longer what the run began with (rows, labels or partition differ): "
             f"bring it back, or start again with: secateur run --config {folder / STUDY}"
         )
-    rows = folder / ROUNDS
-    if not rows.exists() or rows.stat().st_size < saved.extra["records"]:
-        raise CheckpointError(f"{rows} is shorter than its checkpoint says; the records of this run are lost")
+    changed = changes(saved.extra["origin"], made_of["origin"])
+    if changed and not accept:
+        raise CheckpointError(
+            f"{folder} did not begin with what it would go on with: {'; '.join(changed)}. Bring back what was, or go "
+            f"on with the change, which the summary will tell: secateur resume {folder} --accept-changes"
+        )
+    if changed and specs_of(saved.state.weights) != dict(saved.state.setting.specs):
+        raise CheckpointError(f"the model of {folder} is another than it began with: no change of it can be accepted")
+    return [f"from round {saved.state.round + 1} on {text} changed, and was accepted" for text in changed]
+
+
+def check_new(folder: Path) -> list[str]:
+    """Refuse to begin a run where exchanges of it were recorded: its checkpoint is missing.
+
+    Returns:
+        A remark, if one exchange was: it may have been stopped before its checkpoint was written, and is made again.
+
+    Raises:
+        CheckpointError: more were, or the run was finished.
+    """
+    if not any((folder / name).exists() for name in (ROUNDS, MODEL)):
+        return []
+    rows = ledger.read(folder / ROUNDS) if seals.read(folder) is not None else []
+    asked = [row for row in rows if row["phase"] != AGREEMENT]
+    if len(asked) > 1 or (folder / MODEL).exists():
+        raise CheckpointError(
+            f"{folder / checkpoint.NAME} is missing, though {len(asked)} exchanges of the run are recorded: bring it "
+            f"back from a copy, or start again in another folder: secateur run --config {folder / STUDY} --out ANOTHER"
+        )
+    return [f"the run begins again: it had {len(asked)} exchange recorded and no checkpoint"] if asked else []
 
 
 def called(
@@ -77,9 +105,10 @@ def write_failure(folder: Path, study: Study, failed: NoResultError) -> None:
     Raises:
         CheckpointError: it cannot be written.
     """
-    rows = read_records(folder) if (folder / ROUNDS).exists() else []
+    path = folder / ROUNDS
+    rows = read_records(folder) if path.exists() and path.stat().st_size else []
     summary = {**summarise(study, rows, {}), FAILED: str(failed)}
-    checkpoint.write(folder / FAILURE, json.dumps(summary, indent=1).encode())
+    checkpoint.put(folder, FAILURE, json.dumps(summary, indent=1).encode())
     if failed.__cause__ is not None:
         log = logging.getLogger(f"{__name__}.{folder}")
         handler = open_log(log, folder)

@@ -10,21 +10,24 @@ from functools import partial
 from typing import Any, cast
 
 from secateur.contract.ask import Ask
-from secateur.contract.fold import ARITY
-from secateur.contract.guard import Guard
+from secateur.contract.guard import Guard, medians
 from secateur.contract.reducer import Reduced, Reducer
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
+from secateur.contract.suspects import SUSPECTED
 from secateur.engines import Engine, Failure, Gathered, Gathering, Relaying, Task
-from secateur.errors import ConfigError, EngineError, WireError
+from secateur.errors import ConfigError, EngineError, NotFiniteError, WireError
+from secateur.federation.attackers import Attackers, check_engine
 from secateur.federation.books import Books
+from secateur.federation.collusion import Collusion
 from secateur.federation.held_masks import name_of
 from secateur.federation.intake import Intake, Job
-from secateur.federation.parcels import Account, Parcel
-from secateur.federation.records import short
+from secateur.federation.parcels import Account, Parcel, sampled_sizes
+from secateur.federation.records import BLAMELESS, BOUNDED, MEDIANS, short
 from secateur.federation.requests import TENSORS, Requests, Slice
-from secateur.federation.shares import pieces, shares
+from secateur.federation.shares import divided
+from secateur.federation.waiting import Waiting
 from secateur.study.study import Study
 from secateur.wire.codec import is_lost, lost, part_sizes
 from secateur.wire.message import Masks, Scalar
@@ -49,12 +52,15 @@ class Exchange:
         macs_of: returns the MACs of an example under a mask, on surviving weights and with units cut.
         down, up: the bytes carried, by part of the payload.
         left_out: the clients that were left out, each with the reason.
+        blameless: those whose replies are not finite, where these are most: what they were sent is to blame.
         reply_scalars: the scalars of each accepted reply, in the order of the ask.
+        rows: by how many rows each client counts whose reply was accepted.
+        bounded: what guards cut accepted replies down to, by client.
         carried: the bytes carried down and up, by client.
+        suspected: the clients that a robust rule left out of the result, each with the reason.
         sampled: how many replies were written, and their least and most bytes, where the others' are their mean.
         macs: the result of ``macs_of`` for the slice of each client whose reply was accepted.
-        relayed: where there are relays, their number, the bytes between the server and them, and how many sums and
-            single replies they sent.
+        relayed: with relays, their number, the bytes between the server and them, how many sums and replies they sent.
     """
 
     ask: Ask
@@ -70,32 +76,41 @@ class Exchange:
     down: Counter[str] = field(default_factory=Counter)
     up: Counter[str] = field(default_factory=Counter)
     left_out: list[dict[str, Any]] = field(default_factory=list)
+    blameless: list[dict[str, Any]] = field(default_factory=list)
     reply_scalars: list[dict[str, Any]] = field(default_factory=list)
+    rows: dict[int, int] = field(default_factory=dict)
+    bounded: dict[int, Mapping[str, float]] = field(default_factory=dict)
     carried: dict[int, list[int]] = field(default_factory=dict)
     macs: dict[int, tuple[int, int]] = field(default_factory=dict)
     relayed: Counter[str] = field(default_factory=Counter)
     sampled: dict[str, int] = field(default_factory=dict)
+    suspected: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for guard in self.guards:
             guard.check(self.ask)
-        self._read = False
-        self._answered: dict[int, bool] = {}
+        self._read, self._answered = False, dict[int, bool]()
+        self._attackers = Attackers.of(self.study, self.setting)
+        check_engine(self._attackers, self.engine)
         relayed = isinstance(self.engine, Relaying)
-        self._job = replace(Job.of(self.ask, self.study.wire, self.bounds, self.study.seed), alone=relayed)
+        study, seen = self.study, self.books.medians
+        job = Job.of(self.ask, study.wire, self.bounds, study.seed, guards=self.guards, medians=seen)
+        self._job = replace(job, alone=relayed)
+        self._facts, self._not_finite = dict[int, Mapping[str, float]](), set[int]()
         self._intake = Intake(self._job, self.study.wire, self.setting, self.guards)
         self._received: dict[int, Sent] = {}
         # what trains in a stack passes a relay as it is
-        gathers = isinstance(self.engine, Gathering) and not (relayed and self.study.compute.stacks)
+        single = self._attackers.collude or (relayed and study.compute.stacks)
+        gathers = isinstance(self.engine, Gathering) and not single
         self._gathers = cast("Gathering", self.engine) if gathers else None
         if self._job.written is not None and not gathers:
             raise ConfigError(
                 f"wire.count = {self.study.wire.count}: only a simulation knows sizes of what is not written, and none "
-                "that trains in stacks below relays; set wire.count=encoded"
+                "that trains in stacks below relays, or whose attackers collude; set wire.count=encoded"
             )
-        self._unwritten: list[Account] = []
-        self._sizes: list[Mapping[str, int]] = []
+        self._unwritten, self._sizes = list[Account](), list[Mapping[str, int]]()
         self._requests = Requests(self.ask, self.study, self.books, trains=self._job.trains, reads=not gathers)
+        self._collusion = Collusion(self.ask, self._job, self.study, self._attackers, self._requests, self._carried)
 
     def replies(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each client with its checked reply, as replies arrive; None if it failed or was refused.
@@ -104,7 +119,7 @@ class Exchange:
             EngineError: the replies were read before.
         """
         self._begin()
-        for answered, (who, reply) in enumerate(self._arrivals(), start=1):
+        for answered, (who, reply) in enumerate(self._collusion.answers(self._arrivals()), start=1):
             if isinstance(self.engine, Relaying) and not isinstance(reply, Failure):
                 self.relayed["single"] += 1
             self.notify(answered, len(self.ask.clients))
@@ -131,6 +146,9 @@ class Exchange:
         for rows in (self.reply_scalars, self.left_out):
             rows.sort(key=lambda row: place[row["client"]])
         answers = {who: self._answered[who] for who in self.ask.clients if who in self._answered}
+        if len(self._not_finite) > max(1, len(self.reply_scalars)):
+            self.blameless = [entry for entry in self.left_out if entry["client"] in self._not_finite]
+            self.left_out = [entry for entry in self.left_out if entry["client"] not in self._not_finite]
         if self.ask.message.mask is not None:
             self.books.masks.confirm(answers, self.ask.message.mask)
         if isinstance(self.engine, Relaying):
@@ -139,24 +157,56 @@ class Exchange:
             self.relayed = Counter({"relays": self.engine.relays, "down": carried.down, "up": carried.up, **counts})
 
     def counted(self) -> dict[str, Any]:
-        """Return, for a record, what relays carried and how replies were sampled, where there is either."""
-        found = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
-        return {name: counts for name, counts in found.items() if counts}
+        """Return, for a record, what is not there in every exchange: relays, samples, bounds, suspects, attackers."""
+        bounded = [[who, dict(self.bounded[who])] for who in self.ask.clients if who in self.bounded]
+        found: dict[str, Any] = {"sampled": dict(self.sampled), "relayed": dict(self.relayed)}
+        found |= {BLAMELESS: self.blameless, BOUNDED: bounded, MEDIANS: self.compared(), SUSPECTED: self.suspected}
+        return {n: counts for n, counts in found.items() if counts} | self._attackers.named(self.ask.clients)
+
+    def compared(self) -> dict[str, float]:
+        """Return the medians of what guards measured, for the next exchange."""
+        return medians(self._facts[who] for who in self.ask.clients if who in self._facts)
 
     def reduce(self, state: State, spool: Spool) -> Reduced:
         """Return the reduced replies; ``spool`` stores those that must stay single."""
         reducer = Reducer(self.ask, state.setting, spool, self._sent_to)
+        waiting = Waiting(spool) if self._job.medians is None else None
+        into = waiting or reducer
         if self._gathers is not None:
-            self._gather(self._gathers, reducer)
-            return reducer.finish(state)
-        for who, reply in self.replies():
-            if reply is None:
-                reducer.skip(who)
-            else:
-                reducer.add(reply)
-        return reducer.finish(state)
+            self._gather(self._gathers, into)
+        else:
+            for who, reply in self.replies():
+                into.skip(who) if reply is None else into.add(reply)
+        if waiting is not None:
+            self._judge(waiting, reducer)
+        reduced = reducer.finish(state)
+        self.suspected = [{"client": who, "reason": short(why)} for who, why in reduced.suspected.items()]
+        return reduced
 
-    def _gather(self, engine: Gathering, reducer: Reducer) -> None:
+    def _judge(self, waiting: Waiting, reducer: Reducer) -> None:
+        """Let the guards compare the replies that waited, and reduce what they let count."""
+        found = self.compared()
+        for reply in waiting.replies(self.ask.clients):
+            who, sent = reply.client, self._sent_to(reply.client)
+            try:
+                judged = self._intake.judged(reply, sent, found)
+            except WireError as broken:
+                self.left_out.append({"client": who, "reason": short(str(broken))})
+                self.reply_scalars = [row for row in self.reply_scalars if row["client"] != who]
+                self._facts.pop(who, None)
+                reducer.skip(who)
+                continue
+            self._received[who] = sent
+            self._measured(judged.client, judged.rows, judged.facts, judged.bounded)
+            reducer.add(judged)
+
+    def _measured(self, who: int, rows: int, facts: Mapping[str, float], bounded: Mapping[str, float]) -> None:
+        """Note what guards made of a reply that counts."""
+        self.rows[who], self._facts[who] = rows, facts
+        if bounded:
+            self.bounded[who] = bounded
+
+    def _gather(self, engine: Gathering, reducer: Reducer | Waiting) -> None:
         """Have the engine reduce the replies, and take what it made of them."""
         self._begin()
         begun, done, asked = time.monotonic(), 0, len(self.ask.clients)
@@ -183,7 +233,8 @@ class Exchange:
     def _tasks(self, engine: Gathering, again: frozenset[int] | None = None) -> Iterator[Task]:
         """Yield the requests as tasks; those to clients that are asked again, one by one unless a relay adds up."""
         stacks = self.study.compute.stacks  # a stack's bits depend on who is in it
-        for first, count in self._divided(engine):
+        late = self.deadline is not None
+        for first, count in divided(self.ask, self.study.compute, engine, sums=self._job.sums, late=late):
             members = self.ask.clients[first : first + count]
             if again is None or (again.issuperset(members) and isinstance(engine, Relaying)):
                 yield Task(first, [(who, self._requests.to(who)) for who in members], whole=int(stacks))
@@ -192,21 +243,7 @@ class Exchange:
                 if who in again:
                     yield Task(place, [(who, self._requests.to(who))])
 
-    def _divided(self, engine: Gathering) -> Iterator[tuple[int, int]]:
-        """Yield the place and the number of the clients of each task."""
-        total, compute = len(self.ask.clients), self.study.compute
-        if compute.stacks:
-            return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
-        if not isinstance(engine, Relaying):
-            # with a deadline, who is late must not cost others their place
-            return pieces(0, total, engine.workers, single=not self._job.sums or self.deadline is not None)
-        if self._job.sums and self.ask.slices is None and not self.ask.own:
-            return shares(total, engine.relays)
-        # what passes a relay as it is must not fill its memory
-        width = ARITY * (engine.workers // engine.relays)
-        return ((first, min(width, total - first)) for first in range(0, total, width))
-
-    def _take(self, answer: Gathered | Failure, reducer: Reducer) -> list[int]:
+    def _take(self, answer: Gathered | Failure, reducer: Reducer | Waiting) -> list[int]:
         """Book what became of a task and add it to the others; return the clients that must be asked again."""
         if isinstance(answer, Failure):
             if answer.sent:
@@ -226,17 +263,18 @@ class Exchange:
         self._add(parcel, reducer)
         return list(parcel.again)
 
-    def _add(self, parcel: Parcel, reducer: Reducer) -> None:
+    def _add(self, parcel: Parcel, reducer: Reducer | Waiting) -> None:
         answers, single = {}, {account.client for account in parcel.accounts}
         for account in parcel.accounts:
             if self._book(account):
-                answers[account.client] = int(account.scalars.get("samples", 0)), account.scalars
+                answers[account.client] = account.rows, account.scalars
+                self._measured(account.client, account.rows, account.facts, account.bounded)
         replies = {reply.client: reply for reply in parcel.replies}
         if isinstance(self.engine, Relaying):
             self.relayed.update(sums=len(parcel.sums), single=len(replies))
         for node, sums in parcel.sums:
             members = self.ask.clients[node.first : node.first + node.most]
-            reducer.merge(node, sums, {who: answers[who] for who in members if who in answers})
+            cast("Reducer", reducer).merge(node, sums, {who: answers[who] for who in members if who in answers})
             single.difference_update(members)
         for who in (account.client for account in parcel.accounts if account.client in single):
             if who in replies:
@@ -256,7 +294,7 @@ class Exchange:
         if account.refused:
             self._carried(who, up=account.length)
             self.up["refused"] += account.length
-            self.left_out.append({"client": who, "reason": short(account.refused)})
+            self._refuse(who, account.refused, finite=account.finite)
             return False
         if account.written or self.study.wire.count == "computed":
             self._carried(who, up=account.length)
@@ -271,14 +309,10 @@ class Exchange:
         """Take replies that were not written to be as large as those that were are on average."""
         if self.study.wire.count != "sampled":
             return
-        known = self._sizes or [account.parts for account in self._unwritten]
-        names = dict.fromkeys(name for parts in known for name in parts)
-        mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+        mean, self.sampled = sampled_sizes(self._sizes, self._unwritten)
         for account in self._unwritten:
             self.up.update(mean)
             self._carried(account.client, up=sum(mean.values()))
-        totals = [sum(parts.values()) for parts in known] or [0]
-        self.sampled = {"written": len(self._sizes), "least": min(totals), "most": max(totals)}
 
     def _arrivals(self) -> Iterator[tuple[int, bytes | Failure]]:
         """Yield each client's answer; one that lacks what its request refers to is asked once more, and sent it."""
@@ -344,8 +378,11 @@ class Exchange:
             self.books.claims.check_all(who, self.ask.phase, taken.scalars)
         except WireError as broken:
             self.up["refused"] += len(reply)
-            self.left_out.append({"client": who, "reason": short(str(broken))})
+            self._refuse(who, str(broken), finite=not isinstance(broken, NotFiniteError))
             return None
+        self._measured(who, taken.rows, taken.facts, taken.bounded)
+        if self._job.medians is None:  # what the client read would stay in memory for as long as the reply waits
+            self._received.pop(who, None)
         own = part is not None and taken.mask is not None and taken.mask is not known
         self._count(who, part_sizes(reply, checked=True), taken.scalars, part, name_of(taken.mask or {}) if own else "")
         return taken
@@ -357,8 +394,13 @@ class Exchange:
             self.books.masks.note(who, None)
         return part
 
+    def _refuse(self, who: int, why: str, *, finite: bool) -> None:
+        self.left_out.append({"client": who, "reason": short(why)})
+        if not finite:
+            self._not_finite.add(who)
+
     def _fail(self, failure: Failure) -> None:
-        self.left_out.append({"client": failure.client, "reason": short(failure.reason)})
+        self._refuse(failure.client, failure.reason, finite=True)
 
     def _count(
         self, who: int, parts: Mapping[str, int], scalars: Mapping[str, Scalar], part: Slice | None, own: str

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from secateur.errors import WireError
+from secateur.errors import NotFiniteError
 from secateur.pruning.allocation import highest
 from secateur.pruning.mask import apply
 from secateur.wire import masks
@@ -89,12 +89,12 @@ def from_update(update: Message, base: Tensors) -> Message:
     """Return the reply that ``as_update`` turned into an update, up to rounding.
 
     Raises:
-        WireError: a sum is beyond fp32's range.
+        NotFiniteError: a sum is beyond fp32's range.
     """
     tensors = {n: base[n] + t if t.dtype == torch.float32 else t for n, t in update.tensors.items()}
     for name, tensor in tensors.items():
         if tensor.dtype == torch.float32 and not bool(tensor.isfinite().all()):
-            raise WireError(f"tensor {name!r}: the update leads beyond fp32's range")
+            raise NotFiniteError(f"tensor {name!r}: the update leads beyond fp32's range")
     return replace(update, tensors=apply(tensors, update.mask))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 from pathlib import Path
 
 from secateur.errors import CheckpointError, ConfigError
-from secateur.federation import checkpoint
+from secateur.federation import checkpoint, ledger, seals
 from secateur.federation.records import Row
 from secateur.study.study import Study, parse_study, read_toml
 
@@ -51,45 +50,73 @@ def reserve(folder: Path, study: Study) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as broken:
             raise ConfigError(f"cannot make the run folder {folder}: {broken.strerror}") from broken
-        checkpoint.write(folder / STUDY, study.to_toml().encode())
+        checkpoint.put(folder, STUDY, study.to_toml().encode())
 
 
-def read_study(folder: Path) -> Study:
-    """Return the study of a run folder.
+def read_study(folder: Path, *, edited: bool = False) -> Study:
+    """Return the study of a run folder; ``edited``: also one that was changed since the run began.
 
     Raises:
-        CheckpointError: the folder holds no run.
+        CheckpointError: the folder holds no run, or the study is damaged or was edited.
     """
     if not (folder / STUDY).exists():
         raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
+    if not edited:
+        seals.checked(folder, STUDY)
     return parse_study(read_toml(folder / STUDY))
 
 
 def read_records(folder: Path) -> list[Row]:
-    """Return the records of a run: one row for each exchange, in order.
+    """Return the records of a run: one row for each exchange, in order; those of an old run are not checked.
 
     Raises:
-        CheckpointError: the folder holds no records.
+        CheckpointError: the folder holds no records, or they are damaged.
     """
     path = folder / ROUNDS
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    if not lines:
+    if seals.read(folder) is None:
+        lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
+        rows = [ledger.parsed(path, number, line) for number, line in enumerate(lines, 1)]
+    elif (folder / SUMMARY).exists():
+        seals.checked(folder, ROUNDS)
+        rows = ledger.read(path)
+    else:
+        # the checkpoint first: a run that goes on adds to its records before it writes the next one
+        about = checkpoint.about(folder)
+        rows = ledger.read(path, None if about is None else about["records"])
+    if not rows:
         raise CheckpointError(
             f"{folder} holds no records of a run yet: {path} is {'empty' if path.exists() else 'missing'}"
         )
-    return [json.loads(line) for line in lines]
+    return rows
 
 
 def read_summary(folder: Path) -> Row | None:
-    """Return the summary of a finished run; None if the run has not ended."""
-    path = folder / SUMMARY
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    """Return the summary of a finished run; None if the run has not ended.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return seals.document(folder, SUMMARY) if (folder / SUMMARY).exists() else None
+
+
+def finished(folder: Path) -> Row | None:
+    """Return the summary of a finished run, whose files are all undamaged; None if the run has not ended.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if (summary := read_summary(folder)) is not None:
+        seals.check_all(folder)
+    return summary
 
 
 def read_failure(folder: Path) -> Row | None:
-    """Return the summary of a run that ended without a result, and has not been gone on with; None: it is no such."""
-    path = folder / FAILURE
-    return dict(json.loads(path.read_text("utf-8"))) if path.exists() else None
+    """Return the summary of a run that ended without a result, and has not been gone on with; None: it is no such.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return seals.document(folder, FAILURE) if (folder / FAILURE).exists() else None
 
 
 class _LogFile(logging.FileHandler):

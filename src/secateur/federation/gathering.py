@@ -135,11 +135,11 @@ class Gatherer:
         try:
             reply = self._taken(intake, client, done, sent, context_of(request))
         except WireError as broken:
-            return Account(client, len(written), written.sizes, refused=str(broken)), None, sent, done.state
+            return Account.refusing(client, len(written), written.sizes, broken), None, sent, done.state
         own = "" if reply.mask is None or reply.mask is done.received.mask else name_of(reply.mask)
         account = Account(
             client, len(written), written.sizes, {**reply.scalars, SECONDS: done.seconds}, own=own,
-            written=bool(written.buffers),
+            written=bool(written.buffers), rows=reply.rows, facts=reply.facts, bounded=reply.bounded,
         )  # fmt: skip
         return account, reply, sent, done.state
 
@@ -174,4 +174,4 @@ def build(study: str, folder: str, kept: str = "") -> Gatherer:
     """
     torch.set_num_threads(1)
     shared = KeptInFolder(Path(kept), own=False) if kept else None
-    return Gatherer(Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared))
+    return Gatherer(Participant(Study.model_validate_json(study), open_shards(Path(folder)), shared, hostile=True))

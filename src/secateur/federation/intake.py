@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from secateur.contract.ask import EVALUATE, TRAIN, Ask
+from secateur.contract.checks import Range
 from secateur.contract.guard import Guard, Passage
 from secateur.contract.reduction import Reduction
 from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
-from secateur.errors import ConfigError, WireError
+from secateur.errors import ConfigError, NotFiniteError, WireError
 from secateur.federation import feedback
 from secateur.streams import stream
 from secateur.wire.codec import read_back
 from secateur.wire.message import Expected, Masks, Message, Scalar, Tensors
 from secateur.wire.settings import Wire
+from secateur.wire.values import LARGEST
 from secateur.wire.written import Written
 
 SECONDS = "seconds"
@@ -32,8 +34,10 @@ COST_SCALARS: Mapping[str, type] = {SECONDS: float, MEASURED: int}
 request to the last byte of the reply; and the number of processed rows for which it took gradients of all weights.
 """
 
-_MOST_SAMPLES = 2**40
-_COUNTED = dict.fromkeys(("samples", "processed", "validation_samples", *COST_SCALARS), (0, _MOST_SAMPLES))
+_MOST = 2**40  # of what is counted
+_COUNTED = dict.fromkeys(("processed", *COST_SCALARS), (0, _MOST))
+_CLAIMS = ("samples", "validation_samples")
+_LARGEST = LARGEST["fp32"]  # of other scalars: what single precision can say, so that sums of them stay finite
 Bounds = Mapping[str, tuple[float, float]]
 
 
@@ -52,6 +56,9 @@ class Job:
         total: the number of clients in the ask.
         alone: whether sums are made of a single client's reply too, for a relay, which cannot read requests.
         written: the clients whose replies are written; None: all of them.
+        updated: the names of the tensors that training changes.
+        medians: what a guard that compares clients is told of the cohort before; None: it does not know what it needs,
+            so that replies stay single until all are measured.
     """
 
     phase: str
@@ -65,9 +72,14 @@ class Job:
     total: int
     alone: bool = False
     written: frozenset[int] | None = None
+    updated: frozenset[str] = frozenset()
+    medians: Mapping[str, float] | None = field(default_factory=dict)
 
     @classmethod
-    def of(cls, ask: Ask, wire: Wire, bounds: Bounds, seed: int) -> Job:
+    def of(
+        cls, ask: Ask, wire: Wire, bounds: Bounds, seed: int, *, guards: Sequence[Guard] = (),
+        medians: Mapping[str, float] | None = None,
+    ) -> Job:  # fmt: skip
         """Return the job of an ask.
 
         Args:
@@ -75,6 +87,8 @@ class Job:
             wire: how values travel.
             bounds: least and most of scalars, by name.
             seed: of the study.
+            guards: those that replies pass.
+            medians: of what a guard measured of the cohort before, by name.
 
         Raises:
             ConfigError: the wire settings do not go with what the ask expects.
@@ -88,17 +102,22 @@ class Job:
             floats = frozenset(n for n, spec in expects.tensors.items() if spec.dtype == torch.float32)
             expects = replace(expects, mask="required", maskable=floats, within=expects.mask == "same")
         known = ask.expects.known is not None or ask.slices is not None
-        reduce, bounds = ask.reduce or {}, {**_COUNTED, **bounds}
+        believed = min([guard.most_rows for guard in guards], default=_MOST)
+        rows = dict.fromkeys(_CLAIMS, (0, believed if ask.phase == EVALUATE else _MOST))
+        reduce, bounds = ask.reduce or {}, {**_COUNTED, **rows, **ask.expects.ranges, **bounds}
         same = ask.expects.mask == "same"
         written = _written(ask, wire, seed)
+        medians = medians or {}
+        wanted = frozenset[str]().union(*(guard.wants(ask) for guard in guards if ask.phase != EVALUATE))
         return cls(
-            ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written=written
-        )
+            ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written=written,
+            updated=ask.updated, medians=medians if wanted <= medians.keys() else None,
+        )  # fmt: skip
 
     @property
     def sums(self) -> bool:
         """Return whether sums of replies are all that is needed of them."""
-        return all(reduction.linear for reduction in self.reduce.values())
+        return self.medians is not None and all(reduction.linear for reduction in self.reduce.values())
 
 
 def _written(ask: Ask, wire: Wire, seed: int) -> frozenset[int] | None:
@@ -148,15 +167,40 @@ class Intake:
         message = read_back(payload, expects)
         _sane(message.scalars, self.job.bounds)
         message = self._restored(message, base, known)
+        for check in self.job.expects.checks:
+            if isinstance(check, Range) and self.job.trains and self.wire.has_residual:
+                message = check.nearest(message)
+            if wrong := check.wrong(message, known):
+                raise WireError(wrong)
         rows = int(message.scalars.get("samples", 0))
         reply = Reply(client, rows, message.tensors, message.mask, message.scalars)
-        return self._guarded(reply, sent) if self.guards and self.job.phase != EVALUATE else reply
+        if self.job.phase == EVALUATE:
+            return reply
+        first, last = self._order()
+        return self._guarded(reply, sent, [*first, *last[: 1 if self.job.medians is None else None]])
 
-    def _guarded(self, reply: Reply, sent: Sent) -> Reply:
-        """Return what the guards let the server count of a reply."""
-        tensors = reply.tensors
-        passage = Passage(self.job.phase, self.job.round, reply.client, self.setting, self.wire)
-        for guard in reversed(self.guards):
+    def judged(self, reply: Reply, sent: Sent, medians: Mapping[str, float]) -> Reply:
+        """Return what counts of a reply that waited for the medians of its cohort.
+
+        Raises:
+            WireError: the reply is refused; the text says why.
+        """
+        return self._guarded(reply, sent, self._order()[1], medians)
+
+    def _order(self) -> tuple[list[Guard], list[Guard]]:
+        """Return the guards that a reply passes before it is compared with others, and that which does and the rest."""
+        order = list(reversed(self.guards))
+        place = next((place for place, guard in enumerate(order) if guard.compares), len(order))
+        return order[:place], order[place:]
+
+    def _guarded(
+        self, reply: Reply, sent: Sent, guards: Sequence[Guard], medians: Mapping[str, float] | None = None
+    ) -> Reply:
+        """Return what some guards let the server count of a reply."""
+        job, tensors = self.job, reply.tensors
+        medians = job.medians if medians is None else medians
+        passage = Passage(job.phase, job.round, reply.client, self.setting, self.wire, job.updated, medians)
+        for guard in guards:
             reply = guard.arriving(reply, sent, passage)
             if not isinstance(reply, Reply):
                 raise ConfigError(f"guard {type(guard).__name__}: arriving returned {reply!r}, and no reply")
@@ -177,14 +221,14 @@ def _finite(tensors: Tensors) -> None:
     """Refuse what guards made of a reply if it is not finite; decoding has refused the reply itself otherwise."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise WireError(f"tensor {name!r}: what the guards made of it holds NaN or infinity")
+            raise NotFiniteError(f"tensor {name!r}: what the guards made of it holds NaN or infinity")
 
 
 def _sane(scalars: Mapping[str, Scalar], bounds: Bounds) -> None:
     for name, value in scalars.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise WireError(f"scalar {name!r} is {value}; a finite number is expected")
-        if name in bounds and not isinstance(value, str):
-            least, most = bounds[name]
+            raise NotFiniteError(f"scalar {name!r} is {value}; a finite number is expected")
+        if not isinstance(value, str | bool):
+            least, most = bounds.get(name, (-_LARGEST, _LARGEST))
             if not least <= value <= most:
                 raise WireError(f"scalar {name!r} is {value}; {least} to {most} is expected")

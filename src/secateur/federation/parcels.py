@@ -18,7 +18,7 @@ import torch
 from secateur.contract.fold import Node
 from secateur.contract.reducer import Sums
 from secateur.contract.reply import Reply
-from secateur.errors import EngineError
+from secateur.errors import EngineError, NotFiniteError, WireError
 from secateur.wire.message import Scalar
 
 _DTYPES = {
@@ -48,6 +48,9 @@ class Account:
         own: the name of the reply's mask where it is another than that of the request.
         sent: whether the request went out.
         written: whether the reply was written; otherwise its length is that of values which are not packed.
+        rows: by how many rows the client counts.
+        facts, bounded: what guards measured of the reply, and what they cut it down to.
+        finite: False: it was refused because it holds NaN or infinity.
     """
 
     client: int
@@ -59,6 +62,19 @@ class Account:
     own: str = ""
     sent: bool = True
     written: bool = True
+    rows: int = 0
+    facts: Mapping[str, float] = field(default_factory=dict)
+    bounded: Mapping[str, float] = field(default_factory=dict)
+    finite: bool = True
+
+    def listed(self) -> list[Any]:
+        """Return its fields in their order, as JSON can say them."""
+        return [dict(value) if isinstance(value, Mapping) else value for value in vars(self).values()]
+
+    @classmethod
+    def refusing(cls, client: int, length: int, parts: Mapping[str, int], why: WireError) -> Account:
+        """Return the account of a client whose reply was refused."""
+        return cls(client, length, parts, refused=str(why), finite=not isinstance(why, NotFiniteError))
 
 
 @dataclass(frozen=True)
@@ -93,10 +109,7 @@ class Parcel:
         """
         buffers: list[bytes | memoryview] = [b""]
         head = {
-            "accounts": [
-                [a.client, a.length, dict(a.parts), dict(a.scalars), a.refused, a.failed, a.own, a.sent, a.written]
-                for a in self.accounts
-            ],
+            "accounts": [account.listed() for account in self.accounts],
             "sums": [
                 [node.level, node.index, None if sums is None else _packed(sums.of, buffers, thin=thin)]
                 for node, sums in self.sums
@@ -119,7 +132,7 @@ class Parcel:
         said = bytes(buffers[0])
         head = json.loads(zlib.decompress(said[len(_THIN) :]) if said.startswith(_THIN) else said)
         accounts = [Account(*account) for account in head["accounts"]]
-        scalars = {account.client: account.scalars for account in accounts}
+        of = {account.client: account for account in accounts}
         sums = [
             (Node(level, index), None if found is None else Sums(_unpacked(found, buffers), borrowed=True))
             for level, index, found in head["sums"]
@@ -127,7 +140,8 @@ class Parcel:
         replies = []
         for client, rows, tensors, mask in head["replies"]:
             held = None if mask is None else _unpacked(mask, buffers)
-            replies.append(Reply(client, rows, _unpacked(tensors, buffers), held, scalars[client], borrowed=True))
+            one, own = of[client], _unpacked(tensors, buffers)
+            replies.append(Reply(client, rows, own, held, one.scalars, True, one.facts, one.bounded))
         return cls(accounts, sums, replies, dict(head["lacking"]), head["again"], head["broken"])
 
 
@@ -175,3 +189,17 @@ def _unpacked(part: Any, buffers: Sequence[memoryview]) -> Any:
         values, whole = whole, whole.new_zeros(len(kept))
         whole[torch.from_numpy(kept)] = values
     return whole.reshape(shape)
+
+
+def sampled_sizes(
+    written: Sequence[Mapping[str, int]], unwritten: Sequence[Account]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the mean size of each part of the replies that were written, and what a record says of this sample.
+
+    Where none was written, the sizes that the others would have are taken.
+    """
+    known = written or [account.parts for account in unwritten]
+    names = dict.fromkeys(name for parts in known for name in parts)
+    mean = {name: round(sum(parts.get(name, 0) for parts in known) / len(known)) for name in names}
+    totals = [sum(parts.values()) for parts in known] or [0]
+    return mean, {"written": len(written), "least": min(totals), "most": max(totals)}

@@ -12,7 +12,8 @@ from secateur.contract.state import State
 from secateur.errors import ConfigError, DivergedError, NobodyTrainedError
 from secateur.federation.endings import called
 from secateur.federation.exchange import Exchange
-from secateur.federation.records import ATTEMPT, BELOW, Row, check_answers, common
+from secateur.federation.records import ATTEMPT, BELOW, UNSOUND, Row, check_answers, common
+from secateur.federation.soundness import unusable
 from secateur.pruning.mask import Tensors
 from secateur.study.study import Study
 
@@ -37,8 +38,10 @@ class Attempts:
     def __init__(self, study: Study, count: int, records: Callable[[], list[Row]]) -> None:
         self._study, self.count, self._records = study, count, records
         self._why: list[Row] = []
-        self._asked = self._in_round = 0
+        self._unsound = self._unusable = ""
+        self._asked = self._in_round = self._needed = 0
         self._last: Ask | None = None
+        self._before = count
 
     def plan(self, method: Method, state: State) -> tuple[Ask | None, State]:
         """Return the method's next ask, and the state that it was planned from: it draws the clients of this attempt.
@@ -67,15 +70,33 @@ class Attempts:
             check_answers(self._records())
         return ask, state
 
+    def usable(self, exchange: Exchange, unsound: str) -> bool:
+        """Return whether what came of an exchange with enough replies can be used; if not, it is to be asked again.
+
+        Args:
+            exchange: the exchange.
+            unsound: why not, see ``soundness.unsound``; empty: it can. The reason lies with no single client.
+        """
+        if unsound:
+            self.count, self._unsound = self._before + 1, unsound
+            self._asked += len(exchange.ask.clients)
+        return not unsound
+
     def settle(self, exchange: Exchange) -> bool:
         """Return whether enough replies of an exchange counted; if not, it is to be asked again."""
+        self._before, self._unsound, self._unusable = self.count, "", ""
         ask = exchange.ask
         counted = sum(1 for reply in exchange.reply_scalars if int(reply.get("samples", 1)))
-        if ask.in_turn or counted >= self.needed(len(ask.clients)):
+        rules = [reduction.needs(counted) for reduction in (ask.reduce or {}).values()]
+        self._needed = max([self.needed(len(ask.clients)), *rules])
+        enough = not exchange.blameless and counted >= self._needed
+        if ask.in_turn or enough:
             self.count, self._why, self._asked = 0, [], 0
             return True
+        if exchange.blameless and (exchange.reply_scalars or ask.round > 1):
+            self._unusable = unusable(len(ask.clients), len(exchange.blameless), ask.phase, ask.round)
         self._asked += len(ask.clients)
-        self._why += exchange.left_out
+        self._why += [*exchange.left_out, *exchange.blameless]
         self._why += [
             {"client": reply["client"], "reason": EMPTY}
             for reply in exchange.reply_scalars
@@ -88,21 +109,27 @@ class Attempts:
         """Return how many replies an exchange with so many clients needs."""
         return min(asked, max(1, math.ceil(self._study.quorum * asked - 1e-9)))
 
-    def note(self, ask: Ask, attempt: int) -> Row:
+    def note(self, attempt: int) -> Row:
         """Return what the record of an exchange says of its quorum; nothing in the usual case."""
         row: Row = {ATTEMPT: attempt} if attempt else {}
-        return row | {BELOW: self.needed(len(ask.clients))} if self.count else row
+        row |= {UNSOUND: self._unsound} if self._unsound else {}
+        return row | {BELOW: self._needed} if self.count else row
 
     def check(self, ask: Ask) -> None:
         """End the run if its last exchanges were tried in vain too often.
 
         Raises:
             NobodyTrainedError: they were; the text names the most frequent reason.
+            DivergedError: the last of them had replies, of which nothing usable came.
         """
         if not self.count or self.count % TRIES:
             return
-        needed = self.needed(len(ask.clients))
-        who = "no reply of any client" if needed == 1 else f"fewer than the {needed} replies of the quorum"
+        if self._unsound or self._unusable:
+            raise DivergedError(
+                f"{self._unusable or self._unsound}; phase {ask.phase!r} of round {ask.round} was tried {TRIES} times"
+            )
+        least = "of the quorum" if self._needed == self.needed(len(ask.clients)) else "that the robust rule needs"
+        who = "no reply of any client" if self._needed == 1 else f"fewer than the {self._needed} replies {least}"
         raise NobodyTrainedError(
             f"{who} counted in phase {ask.phase!r} of round {ask.round}, which was asked for {TRIES} times in a row: "
             f"{common(self._why, self._asked)}"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from secateur.errors import NobodyTrainedError
+from secateur.errors import NobodyTrainedError, plain
 from secateur.learning.metrics import Metric, metric_of
 from secateur.study.study import Study
 
@@ -22,6 +22,13 @@ METRIC = "metric"
 
 ATTEMPT, BELOW = "attempt", "below_quorum"
 """The keys, in a record, of how often its exchange was tried before, and of the replies that it would have needed."""
+
+UNSOUND = "unsound"
+"""The key, in a record, of why nothing usable came of an exchange; the state is that of before."""
+
+BOUNDED, MEDIANS, BLAMELESS = "bounded", "medians", "blameless"
+"""The keys, in a record, of what guards cut replies down to, by client; of the medians with which the next cohort is
+compared; and of clients whose replies were not finite because of what they were sent."""
 
 EMPTIED = "emptied"
 """The key, in a record, of the layers that have no weight left."""
@@ -66,6 +73,8 @@ def summarise(study: Study, rows: Sequence[Row], final: Row) -> Row:
     left_out = Counter(int(entry["client"]) for entry in entries)
     named = {str(client): left_out[client] for client in sorted(left_out)}
     whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
+    cut = Counter(int(client) for row in rows for client, _ in row.get(BOUNDED, ()))
+    whole |= {BOUNDED: {str(client): cut[client] for client in sorted(cut)}} if cut else {}
     relayed = {name: sum(row.get("relayed", {}).get(name, 0) for row in rows) for name in _RELAYED}
     tiers = {"relayed": relayed} if relayed["down"] else {}
     return {**whole, "phases": phases, **tiers, "left_out": named, "reasons": by_reason(entries), "final": final}
@@ -167,9 +176,8 @@ def check_any(phase: str, asked: int, left_out: Sequence[Row]) -> None:
 
 
 def short(reason: str) -> str:
-    """Return a reason as one line of at most 500 characters; a client's message may be longer."""
-    text = " ".join(reason.split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    """Return a reason as one printable line of at most 500 characters; a client's message may be longer."""
+    return plain(reason, _LONGEST)
 
 
 def line(row: Row) -> str:
@@ -183,4 +191,6 @@ def line(row: Row) -> str:
     )
     text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
     text += "".join(f"; left out client {o['client']}: {short(o['reason'])}" for o in row["left_out"])
+    text += f"; bounded {listing([k for k, _ in row[BOUNDED]])}" if row.get(BOUNDED) else ""
+    text += f"; {row[UNSOUND]}" if UNSOUND in row else ""
     return text + (f"; fewer replies than {row[BELOW]}: nothing is learnt from it" if BELOW in row else "")

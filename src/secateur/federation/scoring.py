@@ -13,11 +13,12 @@ from secateur.contract.ask import GUARDED
 from secateur.contract.method import Method
 from secateur.contract.state import Setting, State
 from secateur.data.shards import Shards
-from secateur.federation import checkpoint, client
+from secateur.errors import NoResultError, SecateurError
+from secateur.federation import checkpoint, client, client_scores
 from secateur.federation.exchange import Exchange
-from secateur.federation.folder import PLAN
+from secateur.federation.folder import LOG, PLAN
 from secateur.federation.quorum import check_learnt
-from secateur.federation.records import EMPTIED, METRIC, VALIDATION, Row, local_scores
+from secateur.federation.records import EMPTIED, METRIC, VALIDATION, Row, short
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
 from secateur.learning import task as tasks
@@ -85,10 +86,22 @@ class Scoring:
         return row
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
-        """Return the score of a model on some of the server's rows."""
+        """Return the score of a model on some of the server's rows.
+
+        Raises:
+            NoResultError: the model's own code raises on them; what it raised is the cause.
+        """
         self.local.load(tensors)
-        with global_streams(self.study.seed, "score"):
-            return evaluate(self.model, client.wrap(self.shards, *rows))
+        try:
+            with global_streams(self.study.seed, "score"):
+                return evaluate(self.model, client.wrap(self.shards, *rows))
+        except SecateurError:
+            raise
+        except Exception as broken:
+            line = short(f"{type(broken).__name__}: {broken}")
+            raise NoResultError(
+                f"the model cannot be scored on the server's rows: {line}; its traceback is in {LOG}"
+            ) from broken
 
     def whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""
@@ -119,7 +132,7 @@ class Scoring:
         """Write the plan of removed units; return parameters and MACs of the model before and after they are cut."""
         removal = plan(state.mask or {}, self.setting.layout.groups)
         self.local.load(state.model())
-        checkpoint.write(folder / PLAN, removal.to_json().encode())
+        checkpoint.put(folder, PLAN, removal.to_json().encode())
         return sizes_after(removal, self.model, self.example, cost.macs(self.uses, self.whole(state.weights), None))
 
     def clients(self, exchange: Exchange) -> Row:
@@ -127,8 +140,4 @@ class Scoring:
 
         If the server has no test set, their mean by rows is the run's score.
         """
-        return {
-            "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
-            **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
-            **local_scores(exchange.reply_scalars, self.task.metrics, central=self.central),
-        }
+        return client_scores.scores(exchange, self.task.metrics, central=self.central)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -22,30 +21,34 @@ from secateur import cost
 from secateur.contract.ask import EVALUATE, SERVER, TRAIN, Ask
 from secateur.contract.client import Client
 from secateur.contract.method import Method
+from secateur.contract.reducer import Reduced
 from secateur.contract.spool import Spool
 from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, gathering, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
-from secateur.federation.endings import called, check_same, write_failure
+from secateur.federation.endings import called, check_new, check_same, write_failure
 from secateur.federation.exchange import Exchange
 from secateur.federation.folder import (
     FAILURE,
     ROUNDS,
+    STUDY,
     SUMMARY,
+    finished,
     new_folder,
     open_log,
     read_records,
     read_study,
-    read_summary,
     reserve,
 )
 from secateur.federation.intake import SECONDS
-from secateur.federation.opening import OpenEngine, check_relays, open_local
+from secateur.federation.ledger import Ledger
+from secateur.federation.opening import OpenEngine, check_begin, open_local
+from secateur.federation.origin import origin
 from secateur.federation.quorum import Attempts
 from secateur.federation.records import (
     COUNT,
@@ -59,6 +62,7 @@ from secateur.federation.records import (
     told_of_bytes,
 )
 from secateur.federation.scoring import Scoring
+from secateur.federation.soundness import check_sendable, check_start, unsound
 from secateur.pruning.roles import remarks
 from secateur.streams import global_streams, kept_globals
 from secateur.study.runtime import Runtime
@@ -97,14 +101,17 @@ class Run:
         self.model: nn.Module = client.make_model(self.study, self.shards)
         example = client.example(self.shards)
         self.setting: Setting = client.make_setting(self.study, self.model, self.shards.clients, example)
-        check_relays(runtime, self.setting.clients)
         self.method: Method = self.study.build_method()
         self.method.check(self.setting)
         if self.method.wants_public and not len(self.shards.public()[1]):
             raise ConfigError(f"{study.method} trains at the server: give it rows with data.public = N")
         self.scoring = Scoring(self.study, self.shards, self.method, self.setting, self.model)
+        check_begin(self.study, runtime, self.method, self.setting, self.shards, self.scoring.initial)
         self.server: dict[str, float] = {}
-        self.records = self.attempt = 0
+        self.attempt = 0
+        self.ledger = Ledger(folder / ROUNDS)
+        self.made_of = {"data": self.shards.fingerprint(), "origin": origin(self.study)}
+        self.accepted: list[str] = []
         self.guards = self.study.build_guards()
         told = [*self.shards.meta.remarks, *self.method.remarks(self.setting), *remarks(self.model)]
         told += client.stack_remarks(self.study, self.model, self.shards)
@@ -114,21 +121,31 @@ class Run:
         self.log = logging.getLogger(f"secateur.federation.server.{folder}")
 
     def create(self) -> State:
-        """Return the first state of a new run, before any client is asked."""
+        """Return the first state of a new run, before any client is asked.
+
+        Raises:
+            CheckpointError: the folder holds a run whose checkpoint is missing.
+        """
+        self.remarks += check_new(self.folder)
+        checkpoint.seal(self.folder, STUDY)
         self.books.begin()
         return called(self.method.start, 0, self.setting, self.scoring.initial, self.books.archive)
 
-    def restore(self) -> State:
-        """Return the state of the last checkpoint.
+    def restore(self, *, accept: bool = False) -> State:
+        """Return the state of the last checkpoint; ``accept``: also if study, version or code have changed since.
 
         Raises:
             CheckpointError: the run cannot go on from there; nothing in its folder was changed.
         """
         saved = checkpoint.load(self.folder, self.setting, self.books.archive)
-        check_same(self.folder, saved, study=self.study.hash(), data=self.shards.fingerprint())
+        accepted = check_same(self.folder, saved, self.made_of, accept=accept)
+        self.ledger.go_on(saved.extra["records"])
         self.books.restore(saved)
-        self.records = saved.extra["records"]
-        self.attempt = saved.extra.get("attempt", 0)
+        if accepted:
+            checkpoint.seal(self.folder, STUDY)
+        self.accepted = [*saved.extra["accepted"], *accepted]
+        self.remarks += self.accepted
+        self.attempt = saved.extra["attempt"]
         return saved.state
 
     def play(self, state: State, watch: Watch = silent) -> Row:
@@ -154,8 +171,7 @@ class Run:
                 self.books.attach(engine.states)
                 for left in self.folder.glob("spool-*"):  # by a server that was killed
                     shutil.rmtree(left, ignore_errors=True)
-                if (self.folder / ROUNDS).exists():  # records after the checkpoint are made again
-                    os.truncate(self.folder / ROUNDS, self.records)
+                self.ledger.cut()
                 return self._loop(state, engine, watch)
         except EngineError as broken:
             raise trial.said_by_worker(broken) from broken.__cause__
@@ -169,13 +185,13 @@ class Run:
         for remark in self.remarks:
             self.log.info("%s", remark)
             watch({"event": "remark", "text": remark})
-        of = {"data": self.shards.fingerprint(), "study": self.study.hash()}
         if not (self.folder / checkpoint.NAME).exists():
             for asked in tables.begin(self.shards_folder, self.folder):
                 row = asked | self.scoring.quality(state, evaluate=False)
-                checkpoint.append(self.folder / ROUNDS, json.dumps(row))
+                self.ledger.append(row)
                 watch({"event": "row", **row})
             state = self._refined(state)
+            check_start(state, self.study.wire.values)
         attempts = Attempts(self.study, self.attempt, lambda: read_records(self.folder))
         while True:
             begun, attempt = time.perf_counter(), attempts.count
@@ -186,20 +202,24 @@ class Run:
             def notify(done: int, total: int, ask: Ask = ask) -> None:
                 watch({"event": "reply", "phase": ask.phase, "round": ask.round, "done": done, "total": total})
 
+            check_sendable(ask, self.study.wire.values)
             exchange = self._exchange(ask, engine, notify=notify, macs_of=self.scoring.macs)
             with Spool(self.folder) as spool:
                 reduced = exchange.reduce(planned, spool)
-                if enough := attempts.settle(exchange):
-                    state = replace(called(self.method.absorb, ask, planned, reduced), setting=self.setting)
-            state = self._refined(state) if enough and ask.phase == TRAIN else state
+                after = self._absorbed(planned, reduced) if attempts.settle(exchange) else None
+            if enough := after is not None and attempts.usable(exchange, unsound(after, self.study.wire.values)):
+                state, self.books.medians = after, self.books.medians | exchange.compared()
+            else:
+                self.books.archive.revert()
             row = self._row(ask, exchange, state, time.perf_counter() - begun, enough=enough)
-            row |= {"lost_state": engine.states.lost(), **attempts.note(ask, attempt)}
+            row |= {"lost_state": engine.states.lost(), **attempts.note(attempt)}
             row = tables.with_resent(row, engine.states.resent())
             if enough and self._due(ask) and not self.scoring.central:
                 scores = self.scoring.clients(self._examined(state, engine))
                 row |= {k: v for k, v in scores.items() if not k.startswith("local")}
-            length = checkpoint.append(self.folder / ROUNDS, json.dumps(row))
-            self.books.save(state, {"records": length, "attempt": attempts.count, **of}, engine.states)
+            self.ledger.append(row)
+            kept = {"records": self.ledger.mark, "attempt": attempts.count, "accepted": self.accepted, **self.made_of}
+            self.books.save(state, kept, engine.states)
             watch({"event": "row", **row})
             self.log.info("%s", line(row))
             attempts.check(ask)
@@ -208,6 +228,11 @@ class Run:
         return Exchange(
             ask, engine, self.study, self.books, self.setting, self.guards, deadline=self.runtime.deadline, **more
         )
+
+    def _absorbed(self, planned: State, reduced: Reduced) -> State:
+        """Return the state after an exchange, and after the server's own work if it was a training."""
+        after = replace(called(self.method.absorb, reduced.ask, planned, reduced), setting=self.setting)
+        return self._refined(after) if reduced.ask.phase == TRAIN else after
 
     def _refined(self, state: State) -> State:
         """Return the state after the server's own work on the model; its cost is written to the next record."""
@@ -228,7 +253,7 @@ class Run:
     def _row(self, ask: Ask, exchange: Exchange, state: State, seconds: float, *, enough: bool) -> Row:
         processed = sum(int(t.get("processed", 0)) for t in exchange.reply_scalars)
         worked = {int(t["client"]): float(t[SECONDS]) for t in exchange.reply_scalars}
-        losses = [(float(t["loss"]), int(t["samples"])) for t in exchange.reply_scalars if "loss" in t]
+        losses = [(float(t["loss"]), exchange.rows[int(t["client"])]) for t in exchange.reply_scalars if "loss" in t]
         return {
             "phase": ask.phase,
             "round": ask.round,
@@ -279,7 +304,8 @@ class Run:
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
         summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
-        checkpoint.write(self.folder / SUMMARY, json.dumps(summary, indent=1).encode())
+        beside = {ROUNDS: checkpoint.read(self.folder / ROUNDS)}
+        checkpoint.put(self.folder, SUMMARY, json.dumps(summary, indent=1).encode(), beside=beside)
         watch({"event": "end", **summary})
         return summary
 
@@ -287,12 +313,10 @@ class Run:
         """Ask clients to score a model on their held-out rows, if there are any; return the exchange."""
         rows = self.study.data.test_fraction or (self.study.data.validation_fraction and not self.scoring.central)
         ask = self.method.examine(state)
-        main, *further = self.scoring.task.metrics
         asked = {**(ask.expects.scalars or {}), **client.further_scores(self.scoring.task)}
         expects = replace(ask.expects, scalars=asked)
         ask = replace(ask, clients=tuple(engine.clients()) if rows else (), expects=expects)
-        bounds = {"metric": main.bounds, "validation": main.bounds, "sparsity": (0.0, 1.0)}
-        bounds |= {metric.name: metric.bounds for metric in further}
+        bounds = client_scores.bounds(self.scoring.task.metrics)
         exchange = self._exchange(replace(ask, reduce={}), engine, bounds=bounds)
         with Spool(self.folder) as spool:
             exchange.reduce(state, spool)
@@ -316,24 +340,36 @@ def resume(
     shards: Path,
     watch: Watch = silent,
     open_engine: OpenEngine = open_local,
+    accept: bool = False,
 ) -> Row:
     """Go on with a run from its last checkpoint, and return its summary; a finished run is not changed.
 
+    Args:
+        folder: the run's folder.
+        runtime: settings that do not change the result.
+        shards: the folder of the clients' rows.
+        watch: is told what happens.
+        open_engine: makes the engine.
+        accept: go on though the study, the version of this package or the method's code have changed since the run
+            began; the summary says so.
+
     Raises:
-        CheckpointError: the folder holds no run, or one that cannot go on.
+        CheckpointError: the folder holds no run, one that cannot go on, or a file that is damaged.
     """
-    if (summary := read_summary(folder)) is not None:
+    if (summary := finished(folder)) is not None:
         return summary
     with checkpoint.alone(folder), kept_globals():
-        return _resume(Run(read_study(folder), runtime, folder, shards, open_engine), watch)
+        return _resume(
+            Run(read_study(folder, edited=accept), runtime, folder, shards, open_engine), watch, accept=accept
+        )
 
 
-def _resume(run: Run, watch: Watch) -> Row:
+def _resume(run: Run, watch: Watch, *, accept: bool) -> Row:
     (run.folder / FAILURE).unlink(missing_ok=True)
     with contextlib.closing(run.books):
         begun = (run.folder / checkpoint.NAME).exists()
         try:
-            return run.play(run.restore() if begun else run.create(), watch)
+            return run.play(run.restore(accept=accept) if begun else run.create(), watch)
         except NoResultError as failed:
             write_failure(run.folder, run.study, failed)
             raise

@@ -4,9 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from secateur.contract.ask import Ask
 from secateur.contract.fold import ARITY, Node
+from secateur.engines import Gathering, Relaying
+from secateur.learning.compute import Compute
 
 _TOGETHER = ARITY**2
+
+
+def divided(ask: Ask, compute: Compute, engine: Gathering, *, sums: bool, late: bool) -> Iterator[tuple[int, int]]:
+    """Yield the place and the number of the clients of each task of an ask.
+
+    Args:
+        ask: the ask.
+        compute: says how many clients train together.
+        engine: serves the tasks.
+        sums: whether sums are all that is needed of the replies.
+        late: whether clients may be too late.
+    """
+    total = len(ask.clients)
+    if compute.stacks:
+        return ((first, min(compute.together, total - first)) for first in range(0, total, compute.together))
+    if not isinstance(engine, Relaying):
+        # with a deadline, who is late must not cost others their place
+        return pieces(0, total, engine.workers, single=not sums or late)
+    if sums and ask.slices is None and not ask.own:
+        return shares(total, engine.relays)
+    # what passes a relay as it is must not fill its memory
+    width = ARITY * (engine.workers // engine.relays)
+    return ((first, min(width, total - first)) for first in range(0, total, width))
 
 
 def pieces(first: int, count: int, workers: int, *, single: bool = False) -> Iterator[tuple[int, int]]:

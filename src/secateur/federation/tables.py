@@ -120,5 +120,5 @@ def begin(rows: Path, run: Path) -> list[Row]:
     """
     if not (rows / SCHEMA).exists():
         return []
-    checkpoint.write(run / SCHEMA, (rows / SCHEMA).read_bytes())
+    checkpoint.put(run, SCHEMA, (rows / SCHEMA).read_bytes())
     return list(json.loads((rows / _RECORDS).read_text("utf-8")))

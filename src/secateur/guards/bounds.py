@@ -31,6 +31,11 @@ class Bounds(Guard):
         check(self.largest >= 0, name="bounds.largest", value=self.largest, must="be 0 or more")
         check(self.rows >= 1, name="bounds.rows", value=self.rows, must="be at least 1")
 
+    @property
+    def most_rows(self) -> int:
+        """Return ``rows``."""
+        return self.rows
+
     def arriving(self, reply: Reply, sent: Sent, passage: Passage) -> Reply:
         """Return the reply unchanged.
 

@@ -27,7 +27,8 @@ from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import ServerMomentum
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.consensus import Consensus, Participants
-from secateur.methods.kit.criteria import Criterion, Deviation
+from secateur.methods.kit.criteria import Criterion
+from secateur.methods.kit.criteria.explored import Deviation
 from secateur.methods.kit.schedule import EveryRound, Schedule
 from secateur.pruning.allocation import Allocation, Quantile
 from secateur.pruning.criteria import Exploration

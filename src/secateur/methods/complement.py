@@ -23,6 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from secateur.contract.ask import Ask
+from secateur.contract.checks import Complement
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -65,7 +66,8 @@ class ComplementSparsification(Method):
             return None
         votes = None if state.mask is None else state.setting.layout.names("weight")
         ask = train_ask(state, state.round + 1, state.mask, votes=votes, reduce={MEAN: Mean(of=complement)})
-        return replace(ask, expects=replace(ask.expects, within=False), dense=True)
+        rest = (Complement(),) if votes else ()
+        return replace(ask, expects=replace(ask.expects, within=False, checks=(*ask.expects.checks, *rest)), dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train all weights; return those that the mask lacks."""

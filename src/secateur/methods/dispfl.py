@@ -37,7 +37,7 @@ from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
-from secateur.methods.kit.submodels import slice_ask
+from secateur.methods.kit.submodels import own_masks, slice_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Mask, Tensors
@@ -91,16 +91,14 @@ class DisPFL(Method):
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its mixture."""
         round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
-        if not self.target:
-            return train_ask(state, round_, None)
+        if round_ > setting.rounds or not self.target:
+            return train_ask(state, round_, None) if round_ <= setting.rounds else None
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
         ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
-        expects = replace(ask.expects, mask="required", maskable=names, within=False)
-        single = {"weights": Keep(), "mask": Keep(masks_of)}
-        ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
-        return replace(ask, own=LazyTensors(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
+        expects = own_masks(ask, names, same=True)
+        reduce = {MEAN: Mean(holders=trained_of, fallback="state"), "weights": Keep(), "mask": Keep(masks_of)}
+        own = LazyTensors(cohort, lambda i: self.mixture(state, i, round_))
+        return replace(ask, own=own, expects=expects, reduce=reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train under the client's mask, then adjust the mask."""

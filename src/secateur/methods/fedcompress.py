@@ -36,7 +36,7 @@ from secateur.learning import resident
 from secateur.learning.optimiser import Training
 from secateur.learning.supermask import learn
 from secateur.methods.kit.clustered import dequantised_model, shapes, specs, start
-from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask
+from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask, variances
 from secateur.methods.kit.similarity import distillation_data, effective_rank, last_layer_inputs, random_inputs
 from secateur.pruning.clustering import clustering_penalty, codebooks, dequantised, quantised, width, without_codebooks
 from secateur.pruning.mask import Tensors
@@ -97,7 +97,10 @@ class FedCompress(Method):
         if not self.clusters:
             return train_ask(state, state.round + 1, None) if state.round < state.setting.rounds else None
         count = self.count(state)
-        expects = Expected(specs(state.setting, count, self.room), scalars={**REPORT, _BEST: float})
+        widest = max(size for spec in state.setting.specs.values() for size in (1, *spec.shape))
+        ranges = {_BEST: (0.0, 2.0 * widest)}  # an effective rank is at most the width, and rounding aside
+        tensors = specs(state.setting, count, self.room)
+        expects = Expected(tensors, scalars={**REPORT, _BEST: float}, ranges=ranges, checks=variances(state.setting))
         message = Message(quantised(state.weights, state.memory[_MU], width(count)), None, {_CLUSTERS: count})
         reduce = {MEAN: Mean(of=dequantised_model), _BEST: Scalars(_BEST)}
         return plain_ask(state, message, expects, reduce)

@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from secateur.contract.ask import Ask
+from secateur.contract.checks import KeptByTensor
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -83,7 +84,8 @@ class FedDST(Method):
             return None
         votes = state.setting.layout.names("weight") if self.share(state.setting, round_) else None
         ask = train_ask(state, round_, state.mask, votes=votes, reduce=_COUNTED if votes else None)
-        return replace(ask, expects=replace(ask.expects, within=False))
+        same = (KeptByTensor(),) if votes else ()
+        return replace(ask, expects=replace(ask.expects, within=False, checks=(*ask.expects.checks, *same)))
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train; in a round of adjustment, adjust the mask of the trained weights."""

@@ -27,6 +27,7 @@ from typing import ClassVar
 import torch
 
 from secateur.contract.ask import REPORT, Ask
+from secateur.contract.checks import Range
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -88,7 +89,8 @@ class FedPM(Method):
         """Send the probabilities to the next cohort."""
         chance = state.memory[_CHANCE]
         specs = {name: state.setting.specs[name] for name in chance}
-        expects = Expected(specs, mask="required", maskable=frozenset(specs), scalars=REPORT)
+        empty = (Range(frozenset(specs), 0.0, 0.0),)  # the mask says it all
+        expects = Expected(specs, mask="required", maskable=frozenset(specs), scalars=REPORT, checks=empty)
         return plain_ask(state, Message(chance), expects, {"kept": Sum(masks_of)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:

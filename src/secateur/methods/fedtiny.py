@@ -33,7 +33,7 @@ from secateur.errors import check
 from secateur.methods.kit import mask_selection as selection
 from secateur.methods.kit.rounds import MEAN, merged, score_ask, train_ask, train_reply
 from secateur.pruning import mask as masks
-from secateur.pruning.regrowth import block, cosine, largest_gradients, swap
+from secateur.pruning.regrowth import block, cosine, largest_gradients, quota, swap
 from secateur.wire.message import Message
 
 
@@ -84,7 +84,9 @@ class FedTiny(Method):
         names = self.due(setting, done)
         if not names or state.notes.get(SCORE) == done:
             return train_ask(state, done + 1, state.mask)
-        return score_ask(state, done, setting.cohort(done + 1), chosen=names)
+        share, held = self.share(setting, done), state.mask or {}
+        grown = {name: quota(held[name], share) for name in names}
+        return score_ask(state, done, setting.cohort(done + 1), chosen=names, kept=grown)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Score a candidate, return the largest gradients of pruned weights, or train."""

@@ -43,7 +43,7 @@ from secateur.errors import check
 from secateur.learning.supermask import signed_constants, straight_through
 from secateur.methods.kit.rounds import plain_ask
 from secateur.pruning.allocation import lowest
-from secateur.pruning.mask import Tensors
+from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.ranking import packed, planes, ranked, unpacked
 from secateur.streams import stream
 from secateur.wire.message import Expected, Message, Spec
@@ -95,7 +95,9 @@ class FRL(Method):
 
     def plan(self, state: State) -> Ask | None:
         """Send the ranking to the next cohort."""
-        message, expects = Message(packed(state.memory[_RANK])), Expected(_planes(state.setting), scalars=REPORT)
+        ranks = (Permutations(tuple(_shapes(state.setting).items())),)
+        message = Message(packed(state.memory[_RANK]))
+        expects = Expected(_planes(state.setting), scalars=REPORT, checks=ranks)
         return plain_ask(state, message, expects, {"votes": Sum(ranking)}, dense=True)
 
     def respond(self, ask: Ask, client: Client) -> Message:
@@ -123,6 +125,31 @@ class FRL(Method):
     def _with_ranks(self, state: State, round_: int, ranks: Tensors) -> State:
         mask = {name: self.chosen(scores.abs()) for name, scores in scores_by_rank(state.setting, ranks).items()}
         return replace(state, round=round_, mask=mask, memory={**state.memory, _RANK: ranks})
+
+
+@dataclass(frozen=True)
+class Permutations:
+    """Each ranking of a reply holds every rank of its layer once.
+
+    Attributes:
+        shapes: of the layers, by name.
+    """
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def bounded(self) -> frozenset[str]:
+        """Return no name: bytes are bounded by themselves."""
+        return frozenset()
+
+    def wrong(self, message: Message, known: Mask | None) -> str:
+        """Return the first layer whose ranks are no permutation."""
+        del known
+        for name, ranks in unpacked(message.tensors, dict(self.shapes)).items():
+            # ranks beyond the last one are read as the last one, which then comes twice
+            if bool((torch.bincount(ranks.reshape(-1), minlength=ranks.numel()) != 1).any()):
+                return f"the ranks of {name!r} are no permutation"
+        return ""
 
 
 def ranking(reply: Reply, sent: Sent) -> Tensors:

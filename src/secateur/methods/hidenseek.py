@@ -31,6 +31,7 @@ from typing import ClassVar
 import torch
 
 from secateur.contract.ask import REPORT, Ask
+from secateur.contract.checks import Signs
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -94,7 +95,8 @@ class HideNseek(Method):
         """Ask the next cohort for signs."""
         message = Message(masks.apply(state.memory[_SIGN], state.mask), state.mask)
         specs = {name: state.setting.specs[name] for name in message.tensors}
-        expects = Expected(specs, mask="same", known=state.mask, scalars=REPORT)
+        signs = (Signs(frozenset(specs)),)
+        expects = Expected(specs, mask="same", known=state.mask, scalars=REPORT, checks=signs)
         return plain_ask(state, message, expects, {MEAN: Mean()})
 
     def respond(self, ask: Ask, client: Client) -> Message:

@@ -70,7 +70,7 @@ class PruneFL(Method):
             return None
         due = done == 0 or (self.every and done % self.every == 0)
         if self.sparsity and due and state.notes.get(SCORE) != done:
-            return score_ask(state, done, state.setting.cohort(done + 1))
+            return score_ask(state, done, state.setting.cohort(done + 1), least=0.0)
         return train_ask(state, done + 1, state.mask)
 
     def respond(self, ask: Ask, client: Client) -> Message:

@@ -50,7 +50,8 @@ class SalientGrads(Method):
     def plan(self, state: State) -> Ask | None:
         """Ask every client for its scores once, then one cohort for each round."""
         if self.sparsity and SCORE not in state.notes:
-            return score_ask(state, 0, range(state.setting.clients), reduce={MEAN: Mean(by="clients")})
+            everyone = range(state.setting.clients)
+            return score_ask(state, 0, everyone, reduce={MEAN: Mean(by="clients")}, least=0.0)
         return train_ask(state, state.round + 1, state.mask) if state.round < state.setting.rounds else None
 
     def respond(self, ask: Ask, client: Client) -> Message:

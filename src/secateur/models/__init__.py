@@ -10,13 +10,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from secateur.errors import ModelError, SecateurError, unknown
-from secateur.models import graph, tabular, text, trial, vision
+from secateur.models import graph, held, tabular, text, trial, vision
 from secateur.models.memory_format import keep_channels_first, takes_channels_last
 from secateur.streams import global_streams
 
@@ -71,7 +71,7 @@ def build(
         ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
             be trained and exchanged; see ``trial``.
     """
-    factory = _find(name)
+    factory = find(name)
     options = dict(options or {})
     _check_options(name, factory, options)
     with global_streams(seed, "init"):
@@ -89,7 +89,9 @@ def build(
         except SecateurError:
             raise
         except Exception as broken:  # a factory may be anyone's code
-            raise ModelError(f"model {name!r} cannot take inputs of shape {input_shape}: {_line(broken)}") from broken
+            raise ModelError(
+                f"model {name!r} cannot take inputs of shape {input_shape}: {_line(broken)}{trial.reached(broken)}"
+            ) from broken
     return model
 
 
@@ -124,11 +126,18 @@ def initialise(model: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(bias)
 
 
-def _find(name: str) -> Factory:
+def find(name: str) -> Factory:
+    """Return the factory of a name of ``names``, or of anyone's own ``module:factory``.
+
+    Raises:
+        ModelError: there is none.
+    """
     if ":" not in name:
         if name not in _factories():
             raise unknown("model", name, _factories(), error=ModelError)
         return _factories()[name]
+    if name.startswith(f"{held.NAME}:"):
+        return cast("Factory", held.find(name))
     module, _, attribute = name.partition(":")
     if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ModelError(f"model {name!r}: give your own model as module:factory, for example my_models:net")

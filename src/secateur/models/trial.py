@@ -7,6 +7,7 @@ What a trial finds about a module's own tensors is noted in attributes of the mo
 from __future__ import annotations
 
 import copy
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,19 @@ _PRODUCTS = frozenset({
     *("embedding", "embedding_bag", "__getitem__", "gather", "index_select", "take"),
 })  # fmt: skip
 """What a weight is for: products with what came from the inputs, or a look-up by them."""
+
+
+def reached(broken: BaseException) -> str:
+    """Return the layer in which a model failed and the shape that it was given, as the end of a sentence."""
+    for frame, _ in reversed(list(traceback.walk_tb(broken.__traceback__))):
+        layer, code = frame.f_locals.get("self"), frame.f_code
+        if not isinstance(layer, nn.Module) or code.co_name != "forward":
+            continue
+        taken = [frame.f_locals.get(name) for name in code.co_varnames[1 : code.co_argcount]]
+        shapes = [tuple(one.shape) for one in taken if isinstance(one, torch.Tensor)]
+        name = repr(layer) if "\n" not in repr(layer) else type(layer).__name__
+        return f"; it failed in {name}" + (f", which was given shape {shapes[0]}" if shapes else "")
+    return ""
 
 
 def take_shapes(model: nn.Module, input_shape: tuple[int, ...], *, tokens: bool) -> None:

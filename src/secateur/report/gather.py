@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from secateur.bandwidth import Bandwidth
-from secateur.compare.grid import RUNS, cell_name, folder_of
-from secateur.compare.suite import Cell, Suite, dense_name, differences, personal
+from secateur.comparison.grid import RUNS, cell_name, folder_of
+from secateur.comparison.suite import Cell, Suite, dense_name, differences, personal
 from secateur.errors import CheckpointError
+from secateur.federation import seals
 from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, SUMMARY, read_failure, read_study
+from secateur.report import hostile
 from secateur.report.outcomes import outcome
 from secateur.report.verdicts import DENSE, Group, Line, compare_groups
 from secateur.study.study import Study
@@ -68,7 +69,8 @@ def gather(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> Gathe
         suite, cells = read_comparison(out)
         lines = comparison_lines(suite, cells, out, bandwidth or suite.bandwidth)
         dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
-        first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
+        honest = [name for name in suite.variants if hostile.is_honest(suite.places.get(name, {}))]
+        first = [c for c in cells if not c.control and c.seed == suite.seeds[0] and c.variant in honest]
         known = {folder_of(out, c.study) for c in first}
         others = {place: c for c in cells if failed(place := folder_of(out, c.study)) and place not in known}
         subjects = [
@@ -86,6 +88,14 @@ def gather(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> Gathe
     ended = all((place / SUMMARY).exists() or (place / FAILURE).exists() for place in places)
     title = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
     return Gathered(title, lines, subjects, ended)
+
+
+def attacks(folders: Sequence[Path]) -> list[hostile.Standing]:
+    """Return what a comparison of rules under attacks came to; empty for any other folders."""
+    if len(folders) != 1 or not (folders[0] / RESULT).exists():
+        return []
+    suite, cells = read_comparison(folders[0])
+    return hostile.standings(suite, cells, folders[0]) if hostile.shows(suite) else []
 
 
 def failed(folder: Path) -> str:
@@ -178,6 +188,6 @@ def read_comparison(out: Path) -> tuple[Suite, list[Cell]]:
     path = out / RESULT
     if not path.exists():
         raise CheckpointError(f"{out} holds no finished comparison: {path} is missing")
-    facts = json.loads(path.read_text("utf-8"))
+    facts: dict[str, Any] = seals.document(out, RESULT)
     cells = [Cell(**{**cell, "study": read_study(out / RUNS / cell["study"])}) for cell in facts["cells"]]
     return Suite.model_validate(facts["suite"]), cells

@@ -11,24 +11,30 @@ from typing import Any
 
 import torch
 
-from secateur.errors import CheckpointError, need
-from secateur.federation import checkpoint
-from secateur.federation.folder import ROUNDS, STUDY, read_failure, read_records, read_summary
+from secateur.errors import need
+from secateur.federation import checkpoint, seals
+from secateur.federation.folder import ROUNDS, STUDY, SUMMARY, read_failure, read_records, read_summary
 from secateur.federation.records import by_reason, listing
-from secateur.report import comparison_figures, run_figures
+from secateur.learning.metrics import metric_of
+from secateur.report import comparison_figures, hostile, run_figures
+from secateur.report.figure_lines import figure_line
 from secateur.report.formatting import latex, markdown
 from secateur.report.gather import Subject
-from secateur.report.statistics import Interval
-from secateur.report.tables import Table, by_place, tables
-from secateur.report.verdicts import DENSE, OWN, Line
+from secateur.report.headline import headline
+from secateur.report.hostile import Standing
+from secateur.report.tables import FURTHER, Table, by_place, tables
+from secateur.report.verdicts import DENSE, Line
 
 Facts = dict[str, Any]
-_WEB = ("index.html", "page.css", "page.js")
+_WEB = ("index.html", "page.css", "theme.js", "figures.js", "tables.js", "page.js")
 _DATA, _RUNS = "data.js", "runs"
 _MOST_UNITS, _MOST_INPUTS = 64, 600  # size of the part of a mask that is drawn
 
 
-def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *, live: bool = False) -> Path:
+def write(
+    title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *,
+    attacks: Sequence[Standing] = (), live: bool = False,
+) -> Path:  # fmt: skip
     """Write the page into ``out`` and return its index.html.
 
     Args:
@@ -36,6 +42,7 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
         lines: the lines of the comparison's tables and figures.
         subjects: the runs that are shown one by one.
         out: the page's folder, made if it is missing; an older page in it is replaced.
+        attacks: what a comparison of rules under attacks came to, which is shown instead of the lines.
         live: the page reloads itself every few seconds.
 
     Raises:
@@ -58,6 +65,7 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
     for older in {path.name for path in (out / _RUNS).iterdir()} - set(names):
         (out / _RUNS / older).unlink()
     facts = contents(title, lines, names.values(), live=live)
+    facts |= {"parts": [attack_data(attacks)]} if attacks else {}
     _put(out / _DATA, "window.SECATEUR", facts | {"failed": list(failed.items())})
     return out / "index.html"
 
@@ -85,6 +93,7 @@ def contents(title: str, lines: Sequence[Line], names: Iterable[str], *, live: b
             "name": place,
             "seeds": max(len(line.runs) for line in here),
             "tables": [_table_data(one) for one in tables(here)],
+            "headline": headline(here),
             "figures": comparison_figures.all_figures([figure_line(line) for line in here]),
         }
         for place, here in by_place(lines).items()
@@ -92,31 +101,24 @@ def contents(title: str, lines: Sequence[Line], names: Iterable[str], *, live: b
     return {"title": title, "live": live, "parts": places, "runs": [{"name": name} for name in names]}
 
 
+def attack_data(found: Sequence[Standing]) -> Facts:
+    """Return the part of a page that shows rules under attacks."""
+    made = [Table(title, note, rows, []) for title, note, rows in hostile.sections(found)]
+    return {
+        "name": "rules and attacks", "seeds": max(len(one.quality) + one.ended for one in found),
+        "tables": [_table_data(one) for one in made],
+        "headline": {"sentences": hostile.sentences(found), "figure": {}}, "figures": [hostile.heat(found)],
+    }  # fmt: skip
+
+
 def _table_data(one: Table) -> Facts:
     rows = one.rows
     controls = [line.control not in {"", DENSE} for line in one.lines] or [False] * len(rows)
     return {
         "title": one.title, "note": one.note, "columns": list(rows[0]), "rows": [list(row.values()) for row in rows],
+        "few": [not one.lines or column not in FURTHER for column in rows[0]],
         "controls": controls, "markdown": markdown(rows), "latex": latex(rows),
     }  # fmt: skip
-
-
-def figure_line(line: Line) -> comparison_figures.FigureLine:
-    """Return what figures need of a line.
-
-    On clients' own rows it has curves only if clients scored it there during the run.
-    """
-    own = line.rows == OWN
-    scored = not (own and line.central)
-    curves = {
-        axis: [getattr(one, axis) for one in line.runs.values()] if scored else [] for axis in comparison_figures.AXES
-    }
-    shipped = Interval(0.0, 0.0, len(line.runs)) if own else line.of("size")
-    return comparison_figures.FigureLine(
-        line.name, line.variant, line.control, line.metric, curves, line.score, line.of("bytes"), line.of("seconds"),
-        shipped, line.of("sparsity"), line.of("lowest"), line.of("local"), line.of("local_sparsity"),
-        dict(line.differences), line.front, line.family, line.better, own,
-    )  # fmt: skip
 
 
 def subject_data(subject: Subject) -> Facts:
@@ -134,7 +136,9 @@ def subject_data(subject: Subject) -> Facts:
         run_figures.traffic(rows) if rows else {},
         run_figures.relayed(rows),
         *(run_figures.histogram(name, of) for name, of in final.get("histograms", {}).items()),
-        run_figures.clients(final.get("local", []), _summary(subject.dense).get("final", {}).get("local", [])),
+        run_figures.clients(
+            final.get("local", []), _summary(subject.dense).get("final", {}).get("local", []), metric_of(final)
+        ),
         run_figures.mask(*_mask(folder)),
     ]
     return {
@@ -143,7 +147,7 @@ def subject_data(subject: Subject) -> Facts:
         "failed": subject.failed,
         "left_out": left,
         "lost": [[str(row["round"]), str(k)] for row in rows for k in row.get("lost_state", [])],
-        "remarks": summary.get("remarks", []),
+        "remarks": [*summary.get("remarks", []), *([] if seals.read(folder) else [seals.UNCHECKED])],
         "study": (folder / STUDY).read_text("utf-8"),
     }
 
@@ -153,10 +157,7 @@ def _summary(folder: Path | None) -> Facts:
 
 
 def _shipped(folder: Path) -> Mapping[str, torch.Tensor]:
-    try:
-        return checkpoint.shipped(folder)[1]
-    except CheckpointError:  # not finished yet
-        return {}
+    return checkpoint.shipped(folder)[1] if (folder / SUMMARY).exists() else {}
 
 
 def _sizes(folder: Path) -> dict[str, int]:

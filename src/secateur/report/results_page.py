@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from secateur.compare.suite import Cell, Suite, load, names
+from secateur.comparison.suite import Cell, Suite, load, names
 from secateur.federation import checkpoint
+from secateur.report import hostile
 from secateur.report.formatting import amount, markdown, percent, plain, seconds, size, spread
 from secateur.report.gather import comparison_lines, read_comparison
 from secateur.report.outcomes import Outcome
@@ -38,10 +39,24 @@ def write(out: Path, folder: Path) -> Path:
     suite, cells = read_comparison(out)
     name = out.resolve().name
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write(
-        folder / f"{name}.md", page(name, suite, cells, comparison_lines(suite, cells, out, suite.bandwidth)).encode()
-    )
+    if hostile.shows(suite):
+        shown = crossed_page(name, suite, cells, out)
+    else:
+        shown = page(name, suite, cells, comparison_lines(suite, cells, out, suite.bandwidth))
+    checkpoint.write(folder / f"{name}.md", shown.encode())
     return folder / f"{name}.md"
+
+
+def crossed_page(name: str, suite: Suite, cells: Sequence[Cell], out: Path) -> str:
+    """Return the page of a suite of rules and attacks as text; it says how many runs are not in ``out`` yet."""
+    own = next((box for box in names() if load(box) == suite), "")
+    return "\n\n".join(
+        [
+            f"# {suite.title or name}",
+            caption(name, own, suite, cells),
+            hostile.text(hostile.standings(suite, cells, out)),
+        ]
+    )
 
 
 def page(name: str, suite: Suite, cells: Sequence[Cell], lines: Sequence[Line]) -> str:

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from secateur.report.drawing import Figure, colour, dash, figure, layout, view
+from secateur.learning.metrics import Metric
+from secateur.report.drawing import BYTES, Figure, colour, counted, dash, figure, layout, view
 from secateur.report.formatting import size
 
 
@@ -19,13 +20,16 @@ def layers(rows: Sequence[Mapping[str, Any]], sizes: Mapping[str, int]) -> Figur
     traces = [
         {
             "type": "scatter", "mode": "lines", "name": name, "x": [row["round"] for row in trained],
-            "y": [1 - row["layers"].get(name, sizes[name]) / sizes[name] for row in trained],
+            "y": [100 - 100 * row["layers"].get(name, sizes[name]) / sizes[name] for row in trained],
             "line": {"color": colour(n), "dash": dash(n)},
         }
         for n, name in enumerate(names)
     ]  # fmt: skip
-    alt = "; ".join(f"{trace['name']} ends at {100 * trace['y'][-1]:.1f} %" for trace in traces)
-    return figure("layers", "Sparsity of each layer", f"{alt}.", [view(traces, layout("rounds", "sparsity"))])
+    alt = "; ".join(f"{trace['name']} ends at {trace['y'][-1]:.1f} %" for trace in traces)
+    frame = layout("rounds", "sparsity %")
+    frame["xaxis"] |= counted(trained[-1]["round"])
+    caption = "The share of each tensor's weights that is removed."
+    return figure("layers", "Sparsity of each layer", f"{alt}.", [view(traces, frame)], caption=caption)
 
 
 def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -34,17 +38,26 @@ def traffic(rows: Sequence[Mapping[str, Any]]) -> Figure:
     labels = [f"{row['phase'] if row['phase'] != 'train' else ''} {row['round']}".strip() for row in rows]
     traces = [
         {
-            "type": "bar", "name": f"{way}, {part}", "x": list(range(len(rows))), "text": labels,
+            "type": "bar", "name": f"{way}, {part}", "x": list(range(1, len(rows) + 1)), "text": labels,
             "textposition": "none", "y": [row[way].get(part, 0) for row in rows], "marker": {"color": colour(n)},
         }
         for n, (way, part) in enumerate(parts)
         if any(row[way].get(part) for row in rows)
     ]  # fmt: skip
     total = sum(row["bytes_down"] + row["bytes_up"] for row in rows)
-    frame = {**layout("exchanges", "bytes"), "barmode": "stack"}
+    frame = {**_exchanges(len(rows)), "barmode": "stack"}
     alt = f"{len(rows)} exchanges carried {size(total)}: the first {size(_carried(rows[0]))}, the last "
     alt += f"{size(_carried(rows[-1]))}."
-    return figure("traffic", "Bytes of each exchange", alt, [view(traces, frame)])
+    caption = "Down is from the server to clients. Point at a bar for its phase and round."
+    return figure("traffic", "Bytes of each exchange", alt, [view(traces, frame)], caption=caption)
+
+
+def _exchanges(count: int) -> Figure:
+    """Return a layout of bytes by exchange, which are counted from 1."""
+    frame = layout("exchanges", "bytes")
+    frame["xaxis"] |= counted(count)
+    frame["yaxis"] |= BYTES
+    return frame
 
 
 def relayed(rows: Sequence[Mapping[str, Any]]) -> Figure:
@@ -58,7 +71,7 @@ def relayed(rows: Sequence[Mapping[str, Any]]) -> Figure:
     }
     traces = [
         {
-            "type": "scatter", "mode": "lines", "name": name, "x": list(range(len(rows))), "y": carried,
+            "type": "scatter", "mode": "lines", "name": name, "x": list(range(1, len(rows) + 1)), "y": carried,
             "line": {"color": colour(n), "dash": dash(n)},
         }
         for n, (name, carried) in enumerate(tiers.items())
@@ -66,7 +79,7 @@ def relayed(rows: Sequence[Mapping[str, Any]]) -> Figure:
     sent = [row["relayed"] for row in rows if "relayed" in row]
     alt = "; ".join(f"{name}: {size(sum(carried))}" for name, carried in tiers.items())
     alt += f"; relays sent {sum(one['sums'] for one in sent)} sums and {sum(one['single'] for one in sent)} replies."
-    return figure("relayed", "Bytes by tier", alt, [view(traces, layout("exchanges", "bytes"))])
+    return figure("relayed", "Bytes by tier", alt, [view(traces, _exchanges(len(rows)))])
 
 
 def _above(row: Mapping[str, Any], way: str) -> int:
@@ -86,31 +99,34 @@ def histogram(name: str, of: Mapping[str, Sequence[int]]) -> Figure:
         traces.append(
             {
                 "type": "scatter", "mode": "lines", "line": {"shape": "hvh", "color": colour(n), "dash": dash(n)},
-                "name": tensor, "x": middles, "y": [count / total for count in counts],
+                "name": tensor, "x": middles, "y": [100 * count / total for count in counts],
             }
         )  # fmt: skip
     alt = "; ".join(f"{tensor}: {100 * counts[0] / max(1, sum(counts)):.0f} % of its weights are in the lowest bin"
                     for tensor, counts in of.items())  # fmt: skip
-    frame = layout(name, "share of a tensor's weights")
-    frame["yaxis"] |= {"type": "log"}
-    return figure(name, f"{name.capitalize()} of each weight", f"{alt}.", [view(traces, frame)])
+    frame = layout(name, "share of a tensor's weights %")
+    frame["yaxis"] |= {"type": "log", "dtick": 1}
+    caption = "How the value is spread over each tensor's weights."
+    return figure(name, f"{name.capitalize()} of each weight", f"{alt}.", [view(traces, frame)], caption=caption)
 
 
-def clients(local: Sequence[float], dense: Sequence[float]) -> Figure:
+def clients(local: Sequence[float], dense: Sequence[float], metric: Metric) -> Figure:
     """Return the figure of the scores of single clients, of the pruned and of the dense run."""
     given = [(name, values) for name, values in (("pruned", local), ("dense FedAvg", dense)) if values]
     if not given:
         return {}
+    by, unit = (100.0, " %") if metric.share else (1.0, "")
     traces = [
-        {"type": "box", "name": name, "y": list(values), "boxpoints": "all", "jitter": 0.4, "pointpos": 0,
-         "marker": {"color": colour(n), "size": 4}}
+        {"type": "box", "name": name, "y": [by * value for value in values], "boxpoints": "all", "jitter": 0.4,
+         "pointpos": 0, "marker": {"color": colour(n), "size": 4}, "showlegend": False}
         for n, (name, values) in enumerate(given)
     ]  # fmt: skip
     alt = "; ".join(
-        f"{name}: from {min(v):.3g} to {max(v):.3g}, median {statistics.median(v):.3g}" for name, v in given
+        f"{name}: from {metric.text(min(v))} to {metric.text(max(v))}, median {metric.text(statistics.median(v))}"
+        for name, v in given
     )
-    views = [view(traces, layout("", "on each client's own test rows"))]
-    return figure("clients", "Client by client", f"{alt}.", views)
+    views = [view(traces, layout("", f"{metric.worded}{unit}"))]
+    return figure("clients", "Client by client", f"{alt}.", views, caption="Each on its own test rows.")
 
 
 def mask(name: str, rows: Sequence[Sequence[int]]) -> Figure:
@@ -120,12 +136,14 @@ def mask(name: str, rows: Sequence[Sequence[int]]) -> Figure:
     kept = sum(map(sum, rows)) / max(1, sum(map(len, rows)))
     trace = {
         "type": "heatmap", "z": [list(row) for row in rows], "showscale": False, "zmin": 0, "zmax": 1,
-        "colorscale": [[0, "#E8E8E8"], [1, "#0072B2"]], "hovertemplate": "filter %{y}, input %{x}<extra></extra>",
+        "colorscale": [[0, "#E8E8E8"], [1, "#0077BB"]], "hovertemplate": "filter %{y}, input %{x}<extra></extra>",
     }  # fmt: skip
     frame = layout("inputs and kernel positions", "filters")
-    frame["yaxis"] |= {"autorange": "reversed"}
+    frame["yaxis"] |= {"autorange": "reversed"} | counted(len(rows))
+    frame["xaxis"] |= counted(len(rows[0]))
     alt = f"{name}: {len(rows)} filters of {len(rows[0])} weights are drawn, {100 * kept:.1f} % of them kept."
-    return figure("mask", f"The mask of {name}", alt, [view([trace], frame)])
+    caption = "Kept weights are blue; a grey row is a filter that is gone."
+    return figure("mask", f"The mask of {name}", alt, [view([trace], frame)], caption=caption)
 
 
 def _carried(row: Mapping[str, Any]) -> int:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.compare.grid import folder_of
-from secateur.compare.suite import Cell, Suite
+from secateur.comparison.grid import folder_of
+from secateur.comparison.suite import Cell, Suite
 from secateur.federation import checkpoint
 from secateur.federation.records import told_of_bytes
 from secateur.report.formatting import amount, latex, markdown, percent, plain, seconds, size, spread
@@ -23,6 +23,12 @@ FEW = (
     "method", "to dense", "to random", "to ramped", "to shuffled", "to narrow", "bytes", "client seconds",
 )  # fmt: skip
 """The columns that a terminal has room for, beside the score, which stands second."""
+
+FURTHER = frozenset({
+    "own rows", "lowest tenth", "to dense at equal bytes", "to dense at equal seconds", "bytes to dense",
+    "seconds to dense", "bytes to target", "seconds to target", "MACs, units removed",
+})  # fmt: skip
+"""The columns of the complete table that the page shows when it is asked for all."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,7 @@ def write(suite: Suite, cells: Sequence[Cell], lines: Sequence[Line], out: Path)
     lines_ = [dataclasses.asdict(line) | {"name": line.name, "verdict": line.verdict} for line in lines]
     kept = [{**dataclasses.asdict(cell), "study": folder_of(out, cell.study).name} for cell in cells]
     facts = {"suite": suite.model_dump(), "cells": kept, "lines": _plain(lines_)}
-    checkpoint.write(out / RESULT, json.dumps(facts, indent=1).encode())
+    checkpoint.put(out, RESULT, json.dumps(facts, indent=1).encode())
     pages: dict[str, list[str]] = {"table.md": [], "table.tex": []}
     for place, here in by_place(lines).items():
         whole = tables(here)[-1]

@@ -17,7 +17,7 @@ from typing import Any
 from secateur.contract.ask import TRAIN
 from secateur.errors import CheckpointError, ConfigError, need
 from secateur.federation import checkpoint
-from secateur.federation.folder import ROUNDS, SUMMARY, read_study
+from secateur.federation.folder import ROUNDS, read_records, read_study, read_summary
 from secateur.study.options import dotted
 from secateur.study.study import Study
 
@@ -131,10 +131,11 @@ def log_records(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
     if kind not in KINDS:
         raise ConfigError(f"--to {kind}: write to {' or '.join(KINDS)}")
     study = read_study(folder)
-    path, ended = folder / ROUNDS, (folder / SUMMARY).exists()
-    records = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+    path, ended = folder / ROUNDS, read_summary(folder) is not None
+    begun = ended or (folder / checkpoint.NAME).exists() or (path.exists() and path.stat().st_size)
+    records = read_records(folder) if begun else []
     state = folder / f"{kind}.json"
-    kept: dict[str, Any] = json.loads(state.read_text("utf-8")) if state.exists() else {"logged": 0}
+    kept = _kept(state)
     if kept["logged"] > len(records):
         raise CheckpointError(f"{state} knows of {kept['logged']} records, {path} has {len(records)}; remove {state}")
     fresh = list(figures_by_record(records))[kept["logged"] :]
@@ -145,3 +146,18 @@ def log_records(folder: Path, kind: str, store: str = "") -> tuple[int, bool]:
         kept["logged"] = len(records)
         checkpoint.write(state, json.dumps(kept).encode())
     return len(fresh), ended
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    """Return what was noted of the records that a tracker has.
+
+    Raises:
+        CheckpointError: the note is damaged.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(path.read_bytes()) if path.exists() else {"logged": 0}
+        return kept | {"logged": int(kept["logged"])}
+    except (ValueError, TypeError, KeyError, OSError) as broken:
+        raise CheckpointError(
+            f"{path} is damaged: remove it, and all records are written to the tracker again"
+        ) from broken

@@ -247,7 +247,9 @@ def _judged(lines: Sequence[Line]) -> list[Line]:
     """Return the lines of one table with their verdicts, corrected for all tests in it."""
     asked = {(number, name): value for number, line in enumerate(lines) for name, value in line.differences.items()}
     better = significant({key: p_greater(value) for key, value in asked.items() if key[1] != DENSE})
-    same = significant({(n, name): p_equivalent(value, _margin(lines[n], name)) for (n, name), value in asked.items()})
+    same = significant(
+        {(n, name): p_equivalent(value, margin_of(lines[n], name)) for (n, name), value in asked.items()}
+    )
     return [
         replace(
             line,
@@ -258,7 +260,7 @@ def _judged(lines: Sequence[Line]) -> list[Line]:
     ]
 
 
-def _margin(line: Line, name: str) -> float:
+def margin_of(line: Line, name: str) -> float:
     """Return the margin of equivalence to a control; of errors it is a share of the control's error."""
     if line.margin or line.metric.share:
         return line.margin or MARGIN

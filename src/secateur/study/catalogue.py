@@ -1,4 +1,4 @@
-"""The catalogue: methods, slot values, data sources and models, each with one line and its paper."""
+"""The catalogue: methods, slot values, data sources, models and attacks, each with one line and its paper."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import typing
 from dataclasses import dataclass, fields
 
-from secateur import data, methods, models
+from secateur import attacks, data, methods, models
 from secateur.methods.kit.composition import Composition
 from secateur.study.options import choices
 
@@ -22,13 +22,14 @@ class Entry:
 
 
 def catalogue() -> dict[str, list[Entry]]:
-    """Return the entries by kind, read from the docstrings of methods, slots, sources and models."""
+    """Return the entries by kind, read from the docstrings of methods, slots, sources, models and attacks."""
     kinds = {"methods": [_method(name) for name in methods.names()]}
     hints = typing.get_type_hints(Composition)
     for slot in fields(Composition):
         kinds[slot.name] = [_entry(name, cls) for name, cls in choices(hints[slot.name]).items()]
     for kind, source in (("data", data.names()), ("models", models.names())):
         kinds[kind] = [Entry(info.name, info.summary, info.reference) for info in source.values()]
+    kinds["attacks"] = [_entry(name, sys.modules[attacks.find(name).__module__]) for name in attacks.names()]
     return kinds
 
 

@@ -9,16 +9,14 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import tomli_w
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
+    ModelWrapValidatorHandler,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -26,18 +24,20 @@ from pydantic import (
 )
 
 from secateur import guards, methods
-from secateur.contract.guard import Guard
+from secateur.contract.guard import Guard, check_together
 from secateur.contract.method import Method
 from secateur.data import partition, sources
-from secateur.errors import ConfigError, check, unknown
+from secateur.errors import ConfigError, check
 from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
-from secateur.pruning.discovery import How
+from secateur.study.attack import Hostile
+from secateur.study.faults import config_error
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
+from secateur.study.sections import DataSection, ModelSection, Section
 from secateur.wire.settings import Wire
 
-_BOUNDS = "bounds"
+_BOUNDS, _NORMS, _ON = "bounds", "norms", "on"
 
 _LATER_DATA = ("validation_fraction", "task", "target", "site", "options")
 _LATER_TRAINING = ("schedule", "period", "floor")
@@ -45,81 +45,7 @@ _LATER_COMPUTE, _LATER_WIRE = ("precision", "tf32"), ("packing", "count", "sampl
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSection(_Section):
-    """The data, and how it is split between clients.
-
-    Attributes:
-        source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``; see ``secateur list``.
-        clients: K, the number of clients; 0, the default of ``natural``: as many as there are natural ids.
-        partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
-        test_fraction: share of each client's rows held out as its local test split.
-        validation_fraction: share of each client's rows held out for choosing a setting, an epoch or a round; reported
-            figures are of test rows. 0: none.
-        public: number of training rows that only the server has, drawn before the partition; for methods whose server
-            trains.
-        task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
-            ``module:Class`` of your own (``learning.task``).
-        target: the column of a table that is learnt, where ``source`` does not name it.
-        site: the column of a table that says which site a row is of.
-        options: how the source is to be read, as its format takes it: ``delimiter`` or ``drop`` of a table, ``size`` of
-            images.
-    """
-
-    source: str = "digits"
-    clients: int = Field(default=20, ge=0, le=1_000_000)
-    partition: str = "pathological:2"
-    test_fraction: float = Field(default=0.2, ge=0, lt=1)
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    public: int = Field(default=0, ge=0)
-    task: str = ""
-    target: str = ""
-    site: str = ""
-    options: dict[str, Option | tuple[str, ...]] = Field(default_factory=dict)
-
-    @property
-    def reading(self) -> dict[str, Option | tuple[str, ...]]:
-        """Return what the source's loader is told: the options, and the names of columns that are given."""
-        named = {name: value for name, value in (("target", self.target), ("site", self.site)) if value}
-        return {**self.options, **named}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _all_sites(cls, values: Any) -> Any:
-        """Let there be as many clients as natural ids if the study does not say how many."""
-        natural = isinstance(values, Mapping) and values.get("partition") == "natural"
-        return {"clients": 0, **values} if natural else values
-
-    @model_validator(mode="after")
-    def _some_clients(self) -> Self:
-        """Refuse no clients where nothing else says how many there are."""
-        if not self.clients and self.partition != "natural":
-            raise ValueError("data.clients = 0 must be at least 1, unless data.partition = natural")
-        return self
-
-
-class ModelSection(_Section):
-    """The model.
-
-    Attributes:
-        name: a name of ``secateur list``, or ``module:factory``.
-        init: the distribution of initial weights; see ``models.initialise``.
-        structure: how removable units are found: ``trace`` follows what the model calls, ``torch_pruning`` uses that
-            package's dependency graph (an extra that every client needs), ``both`` the graph where the trace finds
-            none; ``none`` finds no units.
-        options: keyword arguments of the factory.
-    """
-
-    name: str = "smallcnn"
-    init: Literal["xavier_normal", "xavier_uniform", "kaiming_normal", "torch"] = "xavier_normal"
-    structure: How = "trace"
-    options: dict[str, Option | tuple[int, ...]] = Field(default_factory=dict)
-
-
-class Study(_Section):
+class Study(Section):
     """Every setting that defines a run's result; two runs of equal studies give equal bits.
 
     Attributes:
@@ -133,8 +59,13 @@ class Study(_Section):
         evaluate_every: rounds between evaluations on the server's test set; the last round is always evaluated.
         compute: how clients' steps are computed; with its defaults results do not depend on the machine's speed-ups.
         guards: the guards between clients' messages and the sum, by name, each with its options by path; ``bounds``
-            always runs, first at the client and last at the server.
+            always runs, first at the client and last at the server. ``NAME.on = false`` leaves a guard out.
+        attack: what hostile clients do, in a simulation: ``name[:share][,parameter=value...]``, such as ``alie:0.3``;
+            empty: all clients are honest. The share of the clients that attack, by default 0.2, is drawn from the seed.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
+
+    Raises:
+        ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
 
     method: str = "autoflip"
@@ -148,8 +79,26 @@ class Study(_Section):
     training: Training = Training()
     wire: Wire = Wire()
     compute: Compute = Compute()
-    guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
+    guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}  # noqa: RUF012 -- a field of pydantic, which copies it
+    attack: str = ""
     options: dict[str, Option] = Field(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls, values: Any, handler: ModelWrapValidatorHandler[Study]) -> Study:
+        """Refuse whatever could not be run, in one line, as soon as a study is made."""
+        try:
+            made = handler(values)
+        except ValidationError as broken:
+            raise config_error(broken, cls) from broken
+        partition.parse(made.data.partition)
+        if made.data.task:
+            find_task(made.data.task)
+        held = made.data.test_fraction + made.data.validation_fraction
+        check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
+        made.build_method()
+        made.build_guards()
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -167,11 +116,34 @@ class Study(_Section):
         training = {**filled.get("training", {}), **methods.find(method).recommended, **values.get("training", {})}
         return {**values, **filled, "training": training}
 
+    @field_validator("options", mode="before")
+    @classmethod
+    def _by_path(cls, given: Any) -> Any:
+        """Read options by path, under their names of today."""
+        return renamed(dotted(given)) if isinstance(given, Mapping) else given
+
     @field_validator("guards", mode="before")
     @classmethod
     def _by_guard(cls, given: Any) -> Any:
-        """Read options by guard, and let the bounds always stand."""
-        return {_BOUNDS: {}} | by_guard(given) if isinstance(given, Mapping) else given
+        """Read options by guard, let the bounds always stand, and leave out what is not ``on``."""
+        if not isinstance(given, Mapping):
+            return given
+        kept = {name: options for name, options in by_guard(given).items() if _on(name, options)}
+        return {_BOUNDS: {}} | {name: {k: v for k, v in o.items() if k != _ON} for name, o in kept.items()}
+
+    @field_validator("attack")
+    @classmethod
+    def _whole_attack(cls, text: str) -> str:
+        """Write every parameter of the attack out."""
+        return str(Hostile.parse(text)) if text else ""
+
+    def build_attack(self) -> Hostile | None:
+        """Return what hostile clients do; None: all are honest.
+
+        Raises:
+            ConfigError: there is no such attack, or a parameter is wrong.
+        """
+        return Hostile.parse(self.attack) if self.attack else None
 
     def build_guards(self) -> list[Guard]:
         """Return the guards with their options set, in their order at a client.
@@ -179,7 +151,9 @@ class Study(_Section):
         Raises:
             ConfigError: as ``build_method`` does.
         """
-        return [build(guards.find(name), options) for name, options in self.guards.items()]
+        made = [build(guards.find(name), options) for name, options in self.guards.items()]
+        check_together(made)
+        return made
 
     @field_validator("training")
     @classmethod
@@ -193,6 +167,8 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
+        if any(path.split(".")[0] == "aggregator" for path in self.options):
+            methods.check_aggregator(self.method)
         return build(methods.find(self.method), self.options)
 
     def complete(self) -> Study:
@@ -206,8 +182,9 @@ class Study(_Section):
         later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
-        if not self.quorum:
-            later["quorum"] = True
+        for name in ("quorum", "attack"):
+            if not getattr(self, name):
+                later[name] = True
         later["data"] = {name for name in _LATER_DATA if not getattr(self.data, name)}
         for section, given, kind, names in (
             ("training", self.training, Training, _LATER_TRAINING),
@@ -215,8 +192,15 @@ class Study(_Section):
         ):
             later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
-        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
+        text = json.dumps({**values, "options": naming(self._named(values["options"]))}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def _named(self, options: dict[str, Option]) -> dict[str, Option]:
+        """Return a method's options without those of its ``later`` ones that have their defaults."""
+        method = methods.find(self.method)
+        usual = flatten(method()) if method.later else {}
+        changed = {path.split(".")[0] for path, value in options.items() if usual.get(path) != value}
+        return {p: v for p, v in options.items() if p.split(".")[0] not in method.later - changed}
 
     def dense(self) -> Study:
         """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
@@ -234,6 +218,28 @@ class Study(_Section):
     def to_toml(self) -> str:
         """Return the complete study as TOML."""
         return tomli_w.dumps(self.complete().model_dump(mode="json"))
+
+
+def _on(name: str, options: Mapping[str, Any]) -> bool:
+    """Return whether a guard is to run."""
+    said = str(options.get(_ON, True)).lower()
+    if said not in {"true", "false"} or (name == _BOUNDS and said == "false"):
+        raise ConfigError(
+            f"guards.{name}.on = {options.get(_ON)!r}: "
+            + ("bounds always run" if said == "false" else "write true or false")
+        )
+    return said == "true"
+
+
+def where_nobody_is_known(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a study's settings with the guard that bounds what one client can do, unless they speak of it themselves.
+
+    It is on by default where clients are others' machines, and not in a simulation. It becomes part of the study.
+    """
+    given = values.get("guards", {})
+    if not isinstance(given, Mapping) or _NORMS in by_guard({str(path): value for path, value in given.items()}):
+        return values
+    return {**values, "guards": {**given, _NORMS: {}}}
 
 
 def by_guard(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -258,21 +264,7 @@ def parse_study(values: Mapping[str, Any]) -> Study:
     Raises:
         ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
-    given = dict(values)
-    if isinstance(given.get("options"), Mapping):
-        given["options"] = renamed(dotted(given["options"]))
-    try:
-        made = Study.model_validate(given)
-    except ValidationError as broken:
-        raise _config_error(broken) from broken
-    partition.parse(made.data.partition)
-    if made.data.task:
-        find_task(made.data.task)
-    held = made.data.test_fraction + made.data.validation_fraction
-    check(held < 1, name="data.test_fraction + data.validation_fraction", value=held, must="be below 1")
-    made.build_method()
-    made.build_guards()
-    return made
+    return Study.model_validate(values)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -307,17 +299,36 @@ def assign(values: dict[str, Any], setting: str) -> None:
     Paths that the study does not have, unlike ``training.lr`` or ``rounds``, are options of the method.
     """
     path, value = split_setting(setting)
+    literal = path.startswith(("model.", "data.options.")) and path.partition(".")[2] not in ModelSection.model_fields
+    put(values, path, _literal(value) if literal else value)
+
+
+def put(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value of one path in a nested mapping of a study's settings; see ``assign``.
+
+    Raises:
+        ConfigError: the path leads into a setting that is a single value already.
+    """
     head, _, rest = path.partition(".")
     fields = Study.model_fields
-    if head == "model" and rest and rest not in ModelSection.model_fields:
-        values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
-    elif head == "data" and rest.startswith("options."):
-        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = _literal(value)
+    inner = head == "model" and rest and rest not in ModelSection.model_fields
+    if inner or (head == "data" and rest.startswith("options.")):
+        _at(values, head, "options")[rest.removeprefix("options.")] = value
     elif head in fields and head != "options":
-        section = values.setdefault(head, {}) if rest else values
+        section = _at(values, head) if rest else values
         section[rest or head] = value
     else:
-        values.setdefault("options", {})[path.removeprefix("options.")] = value
+        _at(values, "options")[path.removeprefix("options.")] = value
+
+
+def _at(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the mapping under some names of a nested mapping, made where there is none."""
+    for depth, name in enumerate(names, start=1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            where = ".".join(names[:depth])
+            raise ConfigError(f"{where} = {str(values)[:80]!r} is a single value, and settings below it are given too")
+    return values
 
 
 def _literal(text: str) -> Any:
@@ -327,16 +338,3 @@ def _literal(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return tuple(value) if isinstance(value, list) else value
-
-
-def _config_error(broken: ValidationError) -> ConfigError:
-    """Return the first fault that pydantic found as an error of one line."""
-    first = broken.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        section: Any = Study
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        known = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
-        return typing.cast("ConfigError", unknown("setting", str(first["loc"][-1]), known))
-    return ConfigError(f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -49,6 +49,17 @@ def specs_of(tensors: Tensors) -> dict[str, Spec]:
     return {name: Spec(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
 
 
+class Check(Protocol):
+    """Something that the values or the mask of a message must be; see ``contract.checks``."""
+
+    @property
+    def bounded(self) -> frozenset[str]:
+        """Return the names of the tensors whose values lie between two finite numbers if the check passes."""
+
+    def wrong(self, message: Message, known: Masks | None) -> str:
+        """Return what is wrong with a message, in words; empty: nothing. ``known`` is the mask that was sent."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """The description of messages that a receiver accepts; every length is checked against it before allocating.
@@ -66,6 +77,9 @@ class Expected:
         values: the format in which float values must come, see ``values.FORMATS``; None: any.
         holds: digests of the groups of tensors that the receiver knows, see ``known``; a message may name these only.
         infinite: names of tensors whose values may be infinite, where they come as fp32; no value may be NaN.
+        checks: what values and masks must be besides; they are looked at in the message that is meant: an update is
+            added to what was sent first.
+        ranges: least and most of scalars, by name.
     """
 
     tensors: Mapping[str, Spec]
@@ -80,6 +94,8 @@ class Expected:
     values: Values | None = None
     holds: frozenset[str] = frozenset()
     infinite: frozenset[str] = frozenset()
+    checks: tuple[Check, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tensors: Tensors, **changes: Any) -> Expected:

@@ -16,7 +16,7 @@ import torch
 import zstandard
 from numpy.typing import NDArray
 
-from secateur.errors import WireError
+from secateur.errors import NotFiniteError, WireError
 from secateur.wire.reader import Reader, varint
 
 Values = Literal["fp32", "fp16", "bf16", "int8"]
@@ -173,7 +173,7 @@ def _floats(reader: Reader, count: int, values: Values, *, checked: bool = True)
 
 def _check(flat: Floats, *, infinite: bool = False) -> None:
     if np.isnan(flat).any() if infinite else not np.isfinite(flat).all():
-        raise WireError("the values hold NaN or infinity")
+        raise NotFiniteError("the values hold NaN or infinity")
 
 
 def _read_int8(reader: Reader, counts: Sequence[int], dims: Sequence[int]) -> list[Floats]:

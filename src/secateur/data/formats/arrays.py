@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +50,27 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
     Reference: none
     """
     path = _file(Path(argument).expanduser())
-    held = _arrays(path)
+    return made(read_arrays(path), str(path), f"arrays:{path.name}", seed, options)
+
+
+def made(
+    held: Mapping[str, np.ndarray], path: str, name: str, seed: int, options: ArrayOptions,
+    remarks: tuple[str, ...] = (),
+) -> Source:  # fmt: skip
+    """Return arrays by name as a source; see ``load``.
+
+    Args:
+        held: the arrays.
+        path: where they are from, for messages.
+        name: of the source.
+        seed: the seed that draws a test part where there is none.
+        options: what the arrays do not say.
+        remarks: the first of the source's remarks.
+
+    Raises:
+        DataError: they do not fit together.
+    """
+    held = dict(held)
     ids = held.pop("ids", None)
     split = _SPLIT if held.keys() == _SPLIT else _WHOLE
     if held.keys() != split:
@@ -60,7 +81,7 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
     x, y = ([held[name] for name in sorted(split, reverse=True) if name[0] == letter] for letter in "xy")
     _check_lengths(path, x, y, ids)
     y, words = _coded(path, y)
-    remarks = (f"{path}: classes are {_numbered(words)}",) if words else ()
+    remarks += (f"{path}: classes are {_numbered(words)}",) if words else ()
     task = options.task or _task(path, y)
     grey = x[0].ndim == 3 and x[0].dtype == np.uint8
     kind: Kind = options.kind or ("image" if x[0].ndim == 4 or grey else "tabular")
@@ -73,7 +94,7 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
     outputs = 1 if task == "regression" else options.classes or _classes(path, y)
     scale = options.scale or (255.0 if x[0].dtype == np.uint8 else 1.0)
     return Source(
-        f"arrays:{path.name}",
+        name,
         x[0],
         y[0],
         x[1],
@@ -88,7 +109,7 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
     )
 
 
-def _task(path: Path, y: list[np.ndarray]) -> str:
+def _task(path: str, y: list[np.ndarray]) -> str:
     """Return what targets are learnt as, where nobody says it.
 
     Raises:
@@ -117,7 +138,12 @@ def _file(path: Path) -> Path:
     return found[0]
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name.
+
+    Raises:
+        DataError: it is none, or holds objects of Python.
+    """
     try:
         with path.open("rb") as file:
             held = np.load(file, allow_pickle=False)
@@ -130,7 +156,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"cannot read the arrays {path}: {line}; write them with numpy.savez, as numbers") from broken
 
 
-def _check_lengths(path: Path, x: list[np.ndarray], y: list[np.ndarray], ids: np.ndarray | None) -> None:
+def _check_lengths(path: str, x: list[np.ndarray], y: list[np.ndarray], ids: np.ndarray | None) -> None:
     sizes = [(len(one) if one.ndim else 0, len(other) if other.ndim else 0) for one, other in zip(x, y, strict=True)]
     wrong = next(((one, other) for one, other in sizes if one != other or not one), None)
     if wrong:
@@ -139,7 +165,7 @@ def _check_lengths(path: Path, x: list[np.ndarray], y: list[np.ndarray], ids: np
         raise DataError(f"{path} has ids of shape {ids.shape} for {len(x[0])} rows of x; one each is expected")
 
 
-def _coded(path: Path, y: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
+def _coded(path: str, y: list[np.ndarray]) -> tuple[list[np.ndarray], tuple[str, ...]]:
     """Return targets as numbers, and the words whose places among the sorted ones they are, if they were words."""
     words = [part.dtype.kind == "U" for part in y]
     if not any(words):
@@ -161,7 +187,7 @@ def _groups(y: np.ndarray, ids: np.ndarray | None, rows: int, task: str) -> np.n
     return np.zeros(rows, np.int64) if ids is None else ids
 
 
-def _classes(path: Path, y: list[np.ndarray]) -> int:
+def _classes(path: str, y: list[np.ndarray]) -> int:
     both = np.concatenate([part.reshape(-1) for part in y])
     if not np.isfinite(both).all() or both.min() != 0:
         raise DataError(f"{path}: the least class in y is {both.min()}, and must be 0: give y - y.min()")

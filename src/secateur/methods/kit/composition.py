@@ -17,6 +17,7 @@ import torch
 from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import GUARDED, TRAIN, Ask
+from secateur.contract.checks import Kept
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method, check_prunable
 from secateur.contract.reducer import Reduced
@@ -81,7 +82,15 @@ class Composition(Method):
             ModelError: the model has no such units.
             ConfigError: two slots do not fit together; the text says what to choose.
         """
-        if not self._prunes(setting):
+        prunes, waits = self._prunes(setting), self._asks_clients
+        self.aggregator.check(setting, "own" if prunes and self.consensus.ballot else "shared", type(self).__name__)
+        if prunes and waits and self.aggregator.refines:
+            raise ConfigError(
+                f"aggregator {type(self.aggregator).__name__} trains at the server under the mask of the next round, "
+                f"and criterion {type(self.criterion).__name__} asks clients before it makes that: use a criterion "
+                "that asks clients for nothing, such as magnitude, or another rule, such as median"
+            )
+        if not prunes:
             return
         name = type(self.consensus).__name__
         if self.consensus.ballot and type(self.consensus).vote is Consensus.vote:
@@ -94,8 +103,7 @@ class Composition(Method):
         if not self.allocation.measures:
             return
         name = type(self.allocation).__name__
-        asks = self.criterion.by_training != 0 and not self.criterion.refines
-        if self.consensus.ballot or self.consensus.regrows or asks:
+        if self.consensus.ballot or self.consensus.regrows or waits:
             raise ConfigError(
                 f"allocation {name} looks at the merged model: use consensus = pooled, and a criterion that asks "
                 "clients for nothing, such as magnitude"
@@ -109,10 +117,28 @@ class Composition(Method):
 
     @property
     def refines(self) -> bool:
+        """Return whether the server itself works with the model: for a slot that measures, or for the aggregator."""
+        return self._measures or self.aggregator.refines
+
+    def refine(self, state: State, server: Client) -> tuple[State, int]:
+        """Measure and prune if the schedule has an event, then let the aggregator train for the next round."""
+        state, rows = self._refined(state, server) if self._measures else (state, 0)
+        if not self.aggregator.refines or (ask := self.plan(state)) is None or ask.phase != TRAIN:
+            return state, rows
+        state, more = self.aggregator.refine(state, ask, server)
+        return state, rows + more
+
+    @property
+    def _measures(self) -> bool:
         """Return whether the server itself measures something before pruning, for the criterion or the allocation."""
         return self.allocation.measures or (self.criterion.refines and not self.consensus.ballot)
 
-    def refine(self, state: State, server: Client) -> tuple[State, int]:
+    @property
+    def _asks_clients(self) -> bool:
+        """Return whether the criterion asks clients for a statistic before a mask is made."""
+        return self.criterion.by_training != 0 and not self.criterion.refines
+
+    def _refined(self, state: State, server: Client) -> tuple[State, int]:
         """If the schedule has an event, measure what the criterion and the allocation need at the server, and prune."""
         if not self._due(state):
             return state, 0
@@ -140,9 +166,13 @@ class Composition(Method):
         masked = votes is not None or (mask is not None and not loose)
         reduce: dict[str, Reduction] = {
             MEAN: self.aggregator.reduction(masked=masked),
-            **(self.consensus.ballot if votes else {}),
+            **(self.aggregator.ballot(self.consensus.ballot) if votes else {}),
         }
         ask = train_ask(state, round_, mask, votes=votes, reduce=reduce)
+        if votes and (size := self._vote_size(replace(state, round=round_))) is not None:
+            # a client that has no statistic votes for the mask that it was sent
+            sized = Kept(size, size, same=True)
+            ask = replace(ask, expects=replace(ask.expects, checks=(*ask.expects.checks, sized)))
         if not loose:
             return ask
         if votes is None:
@@ -204,6 +234,14 @@ class Composition(Method):
         """Return whether clients send their own masks in a round; the server and the clients both ask it."""
         return bool(self.consensus.ballot) and self.schedule.due(round_, setting.rounds)
 
+    def _vote_size(self, state: State) -> int | None:
+        """Return how many entries the vote of a client keeps at this event; None: it depends on the client's scores."""
+        level = self._level(state)
+        if not (level and self.allocation.exact and self.granularity.single):
+            return None
+        total = sum(state.setting.specs[name].size for name in self.granularity.prunable(state.setting.layout))
+        return total - pruned_count(level, total)
+
     def _statistic_ask(self, state: State) -> Ask | None:
         due = self._due(state) and not self.consensus.ballot
         return self.criterion.ask(state, due=due) if self._prunes(state.setting) else None
@@ -219,7 +257,7 @@ class Composition(Method):
 
     def _after_event(self, state: State) -> State:
         """Return the state after this round's pruning, or unchanged if something must be measured first."""
-        waits = self.refines or not self._due(state) or self._statistic_ask(state) is not None
+        waits = self._measures or not self._due(state) or self._statistic_ask(state) is not None
         return state if waits else self._pruned(state)
 
     def _pruned(self, state: State) -> State:

@@ -13,6 +13,7 @@ import torch
 
 from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import REPORT, Ask
+from secateur.contract.checks import Range
 from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, Mean, Reduction
@@ -52,7 +53,8 @@ def ask(settings: Exploration, state: State) -> Ask | None:
     message = Message(state.memory.get("base", state.weights), None, {"common_epoch": first})
     clients = chosen if first else groups[step - warm_up]
     reduce: dict[str, Reduction] = {MEAN: Mean(of=weights)} if first else {"single": Keep()}
-    expects = Expected(specs, scalars=REPORT)
+    squares = frozenset(specs) & frozenset(state.setting.layout.trainable)
+    expects = Expected(specs, scalars=REPORT, checks=(Range(squares, least=0.0),))
     return Ask(PHASE, 0, clients, message, expects, reduce, in_turn=settings.start == "sequential")
 
 

@@ -21,7 +21,7 @@ from secateur.contract.reduction import Mean, Scalars
 from secateur.contract.state import State
 from secateur.learning import resident
 from secateur.learning.loop import Fit
-from secateur.methods.kit.rounds import MEAN
+from secateur.methods.kit.rounds import MEAN, variances
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import by_count, pruned_count, shared
 from secateur.pruning.mask import Mask, Tensors
@@ -46,7 +46,8 @@ def ask(state: State, sparsity: float, candidates: int) -> Ask | None:
     weights = {**state.weights, **state.memory.get(_STATISTICS, {})}
     message = Message(masks.apply(weights, mask), mask, {"statistics": wants})
     specs = {name: state.setting.specs[name] for name in buffers} if wants else {}
-    return Ask(PHASE, 0, state.setting.cohort(1), message, Expected(specs, scalars=REPORT), _JUDGED)
+    expects = Expected(specs, scalars=REPORT, checks=variances(state.setting) if wants else ())
+    return Ask(PHASE, 0, state.setting.cohort(1), message, expects, _JUDGED)
 
 
 def candidate(state: State, number: int, sparsity: float) -> Mask:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
@@ -9,15 +10,16 @@ from typing import Literal
 from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import REPORT, SCORE, TRAIN, Ask
+from secateur.contract.checks import KeptByTensor, Range
 from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Reduction
-from secateur.contract.state import State
+from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError
 from secateur.pruning import mask as masks
 from secateur.pruning.mask import Mask, Tensors
 from secateur.pruning.structure import Role
-from secateur.wire.message import Expected, Message
+from secateur.wire.message import Check, Expected, Message
 
 MEAN = "mean"
 """The name of the reduction, in these asks, to the mean by rows."""
@@ -30,6 +32,8 @@ def score_ask(
     *roles: Role,
     chosen: Sequence[str] = (),
     reduce: Mapping[str, Reduction] | None = None,
+    least: float = -math.inf,
+    kept: Mapping[str, int] | None = None,
 ) -> Ask:
     """Return the ask for a statistic of each weight at the current model.
 
@@ -42,13 +46,24 @@ def score_ask(
         roles: the roles of the tensors that have a statistic; by default weights alone.
         chosen: names of tensors, instead of roles; each client sends, under a mask, only the entries that it chooses.
         reduce: the reductions of the replies; None: their mean by rows.
+        least: the least value of the statistic: 0 for what cannot be negative.
+        kept: how many entries of each of the ``chosen`` tensors a client sends; None: any number.
     """
     names = chosen or state.setting.layout.names(*(roles or ("weight",)))
-    expects = Expected({name: state.setting.specs[name] for name in names}, scalars=REPORT)
+    checks: list[Check] = [Range(frozenset(names), least)] if least > -math.inf else []
+    checks += [KeptByTensor(tuple((n, count, count) for n, count in kept.items()))] if kept else []
+    specs = {name: state.setting.specs[name] for name in names}
+    expects = Expected(specs, scalars=REPORT, checks=tuple(checks))
     if chosen:
         expects = replace(expects, mask="required", maskable=frozenset(chosen), known=state.mask)
     message = Message(masks.apply(state.weights, state.mask), state.mask)
     return Ask(SCORE, round_, tuple(sorted(clients)), message, expects, {MEAN: Mean()} if reduce is None else reduce)
+
+
+def variances(setting: Setting) -> tuple[Check, ...]:
+    """Return what running statistics must be: no variance is negative."""
+    names = frozenset(name for name in setting.layout.names("buffer") if name.endswith("running_var"))
+    return (Range(names, least=0.0),) if names else ()
 
 
 def train_ask(
@@ -76,6 +91,7 @@ def train_ask(
         known=mask,
         within=mask is not None,
         scalars=REPORT,
+        checks=variances(state.setting),
     )
     message = Message(masks.apply(state.weights, mask), mask)
     return Ask(

@@ -1,163 +1,161 @@
 "use strict";
+// The page as a whole: what is chosen, what stands where, and the reading anew while runs go on.
 (() => {
-  const DATA = window.SECATEUR;
-  const drawn = []; // [element, view] of every figure that is on the page
+  const { state, save, make, folded, figures, tables } = PAGE;
+  const EVERY = 5000; // milliseconds between looks for newer data
+  const FEW = 5; // lines, which need no filter
+  const before = {}; // what each section shows, as text: only what has changed is made anew
 
-  function make(tag, attributes = {}, ...children) {
-    const element = document.createElement(tag);
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    element.append(...children);
-    return element;
-  }
+  let back = state.scroll > 0; // to where the page was left; over once the reader moves
 
-  function themed(layout) {
-    const style = getComputedStyle(document.documentElement);
-    const ink = style.getPropertyValue("--ink").trim(), line = style.getPropertyValue("--line").trim();
-    const axis = { gridcolor: line, zerolinecolor: line, linecolor: line };
-    return {
-      ...layout, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: ink },
-      xaxis: { ...axis, ...layout.xaxis }, yaxis: { ...axis, ...layout.yaxis },
-      hoverlabel: { namelength: -1 }, autosize: true,
-    };
-  }
+  function restore() { if (back) scrollTo(0, state.scroll); }
+  function data() { return window.SECATEUR; }
+  function chosen(of, name) { return of.find((one) => one.name === name) ?? of[0]; }
 
-  const CONFIG = { responsive: true, displaylogo: false, toImageButtonOptions: { format: "svg" } };
-
-  function draw(element, view) {
-    Plotly.react(element, view.data, themed(view.layout), CONFIG);
-    const known = drawn.find(([place]) => place === element);
-    if (known) known[1] = view; else drawn.push([element, view]);
-  }
-
-  function redraw() { for (const [element, view] of drawn) if (element.isConnected) draw(element, view); }
-
-  function figure(facts, key) {
-    const plot = make("div", { class: "plot", role: "group", "aria-label": `${facts.title} ${facts.alt}` });
-    const caption = make("figcaption", {}, make("h3", {}, facts.title));
-    const element = make("figure", { id: `${key}-${facts.id}` }, caption);
-    if (facts.wide) element.className = "wide";
-    const { height } = facts.views[0].layout;
-    if (height) plot.style.height = `${height}px`;
-    if (facts.views.length > 1) {
-      const field = make("fieldset", { class: "switch" }, make("legend", {}, "against"));
-      facts.views.forEach((view, n) => {
-        const input = make("input", { type: "radio", name: `${key}-${facts.id}`, value: String(n) });
-        input.checked = n === 0;
-        input.addEventListener("change", () => draw(plot, view));
-        field.append(make("label", {}, input, ` ${view.name}`));
-      });
-      element.append(field);
-    }
-    element.append(plot, make("p", { class: "alt" }, facts.alt));
-    return [element, () => draw(plot, facts.views[0])];
-  }
-
-  function tabled(columns, rows, label) {
-    const head = make("tr", {}, ...columns.map((name) => make("th", { scope: "col" }, name)));
-    const body = rows.map((row) => make("tr", {}, ...row.map((cell, n) =>
-      n === 0 ? make("th", { scope: "row" }, cell) : make("td", /[a-z]{6}/.test(cell) ? { class: "words" } : {}, cell))));
-    const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
-    return make("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": label }, table);
-  }
-
-  // A table with its copies; of a long one the controls' own lines are shown when they are asked for.
-  function compared(facts, label) {
-    const place = tabled(facts.columns, facts.rows, label);
-    const bar = make("div", { class: "switch" }, copied("Markdown", facts.markdown), copied("LaTeX", facts.latex));
-    const lines = [...place.querySelectorAll("tbody tr")].filter((_, n) => facts.controls[n]);
-    if (facts.rows.length > 40 && lines.length) {
-      const input = make("input", { type: "checkbox" });
-      const show = () => lines.forEach((line) => { line.hidden = !input.checked; });
-      input.addEventListener("change", show);
-      show();
-      bar.prepend(make("label", {}, input, " a line for each control"));
-    }
-    return [place, bar];
-  }
-
-  function copied(name, text) {
-    const button = make("button", { type: "button" }, `Copy as ${name}`);
-    button.addEventListener("click", async () => {
-      try {
-        await navigator.clipboard.writeText(text);
-        button.textContent = `Copied as ${name}`;
-      } catch {
-        const area = make("textarea", { rows: "8", "aria-label": name });
-        area.value = text;
-        button.after(area);
-        area.select();
-      }
-    });
-    return button;
-  }
-
-  function fill(section, children, after) {
-    const place = document.querySelector(`#${section} > div`);
+  function fill(section, facts, build) {
+    const place = document.querySelector(`#${section} > div`), text = JSON.stringify(facts);
+    if (before[section] === text) return;
+    before[section] = text;
+    const focus = document.activeElement?.id, depth = scrollY;
+    figures.forget(place);
+    const [children, after] = build();
+    place.style.minHeight = `${place.offsetHeight}px`; // what is below stays where it is
     place.replaceChildren(...children);
-    after.forEach((then) => then());
+    figures.queue(after, () => { place.style.minHeight = ""; restore(); });
+    if (scrollY !== depth) scrollTo(0, depth);
+    if (focus) document.getElementById(focus)?.focus({ preventScroll: true });
   }
 
-  function compare(part) {
-    const figures = part.figures.map((facts) => figure(facts, "compared"));
-    const grid = make("div", { class: "grid" }, ...figures.map(([element]) => element));
-    const title = `${part.name}, ${part.seeds} seed${part.seeds > 1 ? "s" : ""}`;
-    const tables = part.tables.flatMap((facts) => [
-      make("h3", {}, facts.title ? `${facts.title}, ${title}` : title),
-      make("p", {}, facts.note),
-      ...compared(facts, `Table of ${title} ${facts.title}`)]);
-    fill("compared", [grid, ...tables], figures.map(([, then]) => then));
+  // A sentence whose numbers are not parted from their units.
+  function tied(text) { return text.replace(/(?<=\d) (?=[%±kMGTB])|(?<=±) /g, "\u00a0"); }
+
+  function grid(of, key) {
+    const made = of.map((facts) => figures.figure(facts, key));
+    return [make("div", { class: "grid" }, ...made.map(([element]) => element)), made.map(([, then]) => then)];
   }
 
-  let wanted = null; // the run that was chosen last: another one's script may come later
-
-  function look(run) {
-    wanted = run;
-    if (run.facts) { show(run.facts); return; }
-    const script = make("script", { src: `runs/${DATA.runs.indexOf(run)}.js` });
-    script.addEventListener("load", () => { if (wanted === run) show(run.facts); });
-    script.addEventListener("error", () => {
-      if (wanted === run) fill("looked", [make("p", {}, `${script.getAttribute("src")} is missing beside this page.`)], []);
+  function compare() {
+    const part = chosen(data().parts, state.part);
+    if (!part) return;
+    const { sentences, figure } = part.headline;
+    fill("answer", part.headline, () => {
+      const [place, after] = grid(figure.id ? [figure] : [], "answer");
+      return [[make("ul", { class: "answers" }, ...sentences.map((one) => make("li", {}, tied(one)))), place], after];
     });
-    document.head.append(script);
+    fill("compared", part, () => {
+      tables.clear();
+      const [place, after] = grid(part.figures, "compared");
+      const title = `${part.name}, ${part.seeds} seed${part.seeds > 1 ? "s" : ""}`;
+      const parts = part.tables.flatMap((facts, n) => [
+        make("h3", {}, facts.title ? `${facts.title}, ${title}` : title),
+        ...tables.compared(facts, `table-${n}`, `Table of ${title} ${facts.title}`)]);
+      return [[place, ...parts], after];
+    });
+    document.querySelector("#answer").hidden = !sentences.length;
+  }
+
+  let count = 0; // of the scripts that were asked for: an older one's answer must not replace a newer one's
+
+  // Read a script beside the page anew.
+  function script(source, then, otherwise) {
+    const element = make("script", { src: `${source}?${Date.now()}` });
+    element.addEventListener("load", () => { element.remove(); then(); });
+    element.addEventListener("error", () => { element.remove(); otherwise(); });
+    document.head.append(element);
+  }
+
+  function look() {
+    const runs = data().runs, run = chosen(runs, state.run), number = count += 1;
+    if (!run) return;
+    if (run.facts) { show(run.facts); return; }
+    const source = `runs/${runs.indexOf(run)}.js`;
+    script(source, () => { if (number === count) show(run.facts); }, () => {
+      if (number !== count) return;
+      fill("looked", source, () => [[make("p", {}, `${source} is missing beside this page.`)], []]);
+    });
   }
 
   function show(run) {
-    const figures = run.figures.map((facts) => figure(facts, "looked"));
-    const children = [make("div", { class: "grid" }, ...figures.map(([element]) => element))];
-    if (run.failed) children.unshift(make("p", { class: "failed" }, `No result: ${run.failed}`));
-    for (const remark of run.remarks) children.push(make("p", {}, remark));
-    children.push(make("h3", {}, "Clients that were left out, and why"));
-    if (run.left_out.length) {
-      children.push(tabled(["reason", "requests", "clients"], run.left_out, "Who was left out"));
-    } else children.push(make("p", {}, "None."));
-    if (run.lost.length) {
-      children.push(make("h3", {}, "Clients that had lost their state"), tabled(["round", "client"], run.lost, "Lost states"));
-    }
-    children.push(make("h3", {}, "The study"),
-      make("pre", { tabindex: "0", role: "region", "aria-label": "The study as TOML" }, run.study));
-    fill("looked", children, figures.map(([, then]) => then));
+    fill("looked", run, () => {
+      const [place, after] = grid(run.figures, "looked");
+      const children = [place];
+      if (run.failed) children.unshift(make("p", { class: "failed" }, `No result: ${run.failed}`));
+      for (const remark of run.remarks) children.push(make("p", {}, remark));
+      children.push(make("h3", {}, "Clients that were left out, and why"));
+      if (run.left_out.length) {
+        children.push(tables.plain("left", ["reason", "requests", "clients"], run.left_out, "Who was left out"));
+      } else children.push(make("p", {}, "None."));
+      if (run.lost.length) {
+        children.push(make("h3", {}, "Clients that had lost their state"),
+          tables.plain("lost", ["round", "client"], run.lost, "Lost states"));
+      }
+      children.push(folded("study", "The study, all settings",
+        make("pre", { tabindex: "0", role: "region", "aria-label": "The study as TOML" }, run.study)));
+      return [children, after];
+    });
   }
 
-  function choose(label, options, show) {
-    const select = make("select", {}, ...options.map((option, n) => make("option", { value: String(n) }, option.name)));
-    select.addEventListener("change", () => show(options[Number(select.value)]));
-    if (options.length > 1) {
-      document.querySelector("#choices").append(make("label", {}, `${label} `, select));
+  // A choice among names; what was chosen stays chosen as long as it is there.
+  function choose(place, label, key, options, then) {
+    const names = options.map((option) => option.name), id = `choose-${key}`;
+    let select = document.getElementById(id);
+    if (!select) {
+      select = make("select", { id });
+      select.addEventListener("change", () => { state[key] = select.value; save(); then(); });
+      document.querySelector(place).append(make("label", {}, `${label} `, select));
     }
-    if (options.length) show(options[0]);
+    if ([...select.options].map((option) => option.value).join("\n") !== names.join("\n")) {
+      select.replaceChildren(...names.map((name) => make("option", { value: name }, name)));
+    }
+    select.value = names.includes(state[key]) ? state[key] : names[0] ?? "";
+    select.parentElement.hidden = options.length < 2;
   }
 
-  document.title = `${DATA.title} · secateur`;
-  document.querySelector("#title").textContent = DATA.title;
-  document.querySelector("#facts").textContent = DATA.live ? "Still running; the page reloads itself." : "";
-  for (const [name, why] of DATA.failed) {
-    document.querySelector("#facts").after(make("p", { class: "failed" }, `No result, and in no figure: ${name}: ${why}`));
+  function filter() {
+    const input = make("input", { type: "search", id: "filter", placeholder: "part of a name" });
+    let waiting = 0;
+    input.value = state.filter;
+    input.addEventListener("input", () => {
+      state.filter = input.value.trim();
+      tables.narrow();
+      clearTimeout(waiting);
+      waiting = setTimeout(() => { figures.redraw(); save(); }, 150); // figures follow when the typing pauses
+    });
+    const place = make("label", {}, "Filter ", input);
+    place.hidden = !data().parts.some((part) => part.tables.at(-1).rows.length > FEW);
+    document.querySelector("#choices").append(place);
   }
-  choose("Partition", DATA.parts, compare);
-  if (!DATA.parts.length) document.querySelector("#compared").remove();
-  choose("Run", DATA.runs, look);
-  if (!DATA.runs.length) document.querySelector("#looked").remove();
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  addEventListener("beforeprint", redraw);
-  if (DATA.live) setTimeout(() => location.reload(), 10000);
+
+  function themes() {
+    const names = ["auto", "light", "dark"];
+    const select = make("select", { id: "theme" }, ...names.map((name) => make("option", { value: name }, name)));
+    select.value = PAGE.theme();
+    select.addEventListener("change", () => PAGE.choose(select.value));
+    document.querySelector("#choices").append(make("label", {}, "Theme ", select));
+  }
+
+  function update() {
+    const facts = data();
+    document.title = `${facts.title} · secateur`;
+    document.querySelector("#title").textContent = facts.title;
+    document.querySelector("#facts").textContent = facts.live ? "Still running; the page follows." : "";
+    document.querySelectorAll("header .failed").forEach((element) => element.remove());
+    for (const [name, why] of facts.failed) {
+      document.querySelector("#facts").after(make("p", { class: "failed" }, `No result, and in no figure: ${name}: ${why}`));
+    }
+    document.querySelector("#answer").hidden = document.querySelector("#compared").hidden = !facts.parts.length;
+    document.querySelector("#looked").hidden = !facts.runs.length;
+    choose("#choices", "Partition", "part", facts.parts, compare);
+    choose("#runs", "Run", "run", facts.runs, look);
+    compare();
+    look();
+    if (facts.live) setTimeout(() => script("data.js", update, () => setTimeout(update, EVERY)), EVERY);
+  }
+
+  update();
+  filter();
+  themes();
+  PAGE.themed(() => figures.redraw());
+  for (const kind of ["wheel", "touchstart", "keydown", "pointerdown"]) addEventListener(kind, () => { back = false; }, { once: true });
+  restore();
 })();

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.context import BaseContext
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
-from secateur.compare.suite import Cell, Suite, cells, controls
+from secateur.comparison.suite import Cell, Suite, cells, controls
 from secateur.data.shards import open_shards
 from secateur.engines.script import spared
 from secateur.engines.workers import for_workers, processes
 from secateur.errors import CheckpointError, NoResultError, SecateurError
 from secateur.federation import checkpoint, prepare, server
-from secateur.federation.folder import ROUNDS, SUMMARY, read_failure, reserve
+from secateur.federation.folder import ROUNDS, finished, read_failure, read_summary, reserve
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
 RUNS, _DATA = "runs", "data"
 _LOOK_EVERY, _PATIENCE = 0.5, 20.0  # seconds
+_AHEAD = 64  # runs that are given to the processes at a time: the folder of each is looked into again and again
 
 
 Report = Callable[[int, int, int, int], None]
@@ -49,8 +51,9 @@ def cell_name(cell: Cell) -> str:
 
 
 def run_suite(
-    suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, report: Report = silent
-) -> list[Cell]:
+    suite: Suite, out: Path, *, data: str | None = None, jobs: int = 0, report: Report = silent,
+    executor: Executor | None = None,
+) -> list[Cell]:  # fmt: skip
     """Make those runs of a suite that ``out`` does not hold yet; return all cells, controls included.
 
     A comparison that was stopped or killed continues: each of its runs does so from its last exchange. A run that ends
@@ -62,13 +65,14 @@ def run_suite(
         data: folder or file of the suite's source.
         jobs: number of processes, which make one run at a time each; 0: one for each core.
         report: called with the progress every half second or so.
+        executor: makes the runs, and is shut down at the end; None: ``in_processes(jobs)``.
 
     Raises:
         SecateurError: a setting is wrong (before anything runs), or a run could not be made; the text names it.
     """
     first = cells(suite, data)
     out.mkdir(parents=True, exist_ok=True)
-    with for_workers(), checkpoint.alone(out), _Pool(out, jobs or os.cpu_count() or 1, report) as pool:
+    with for_workers(), checkpoint.alone(out), _Pool(out, executor or in_processes(jobs), report) as pool:
         pool.finish(first)
         more: list[Cell] = []
         for cell in first:
@@ -81,18 +85,41 @@ def run_suite(
 def _controls(suite: Suite, cell: Cell, out: Path) -> list[Cell]:
     folder = folder_of(out, cell.study)
     _, mask, _ = checkpoint.shipped(folder)
-    final = json.loads((folder / SUMMARY).read_text("utf-8"))["final"]
+    final = (read_summary(folder) or {})["final"]
     return controls(suite, cell, mask, final, open_shards(prepare.simulated(cell.study, out / _DATA)))
+
+
+def in_processes(jobs: int = 0, start: BaseContext | None = None) -> Executor:
+    """Return processes that make runs.
+
+    Args:
+        jobs: how many; 0: one for each core.
+        start: how they are started; None: as this system does it best.
+    """
+    return ProcessPoolExecutor(jobs or os.cpu_count() or 1, start or processes(), _begin)
+
+
+class Here(Executor):
+    """Makes runs in this process, one after the other, when they are submitted."""
+
+    def submit(self, make: Callable[..., Any], /, *given: Any, **named: Any) -> Future[Any]:
+        """Make a run; return its outcome."""
+        made: Future[Any] = Future()
+        try:
+            made.set_result(make(*given, **named))
+        except Exception as broken:  # noqa: BLE001 -- raised where the outcome is asked for
+            made.set_exception(broken)
+        return made
 
 
 class _Pool:
     """Worker processes that make one run at a time each."""
 
-    def __init__(self, out: Path, jobs: int, report: Report) -> None:
+    def __init__(self, out: Path, executor: Executor, report: Report) -> None:
         self.out, self.report = out, report
         self.known: dict[Path, int] = {}  # rounds of each run
         self.done: set[Path] = set()
-        self.executor = ProcessPoolExecutor(jobs, processes(), _begin)
+        self.executor = executor
 
     def __enter__(self) -> Self:
         return self
@@ -100,25 +127,21 @@ class _Pool:
     def __exit__(self, *exception: object) -> None:
         self.executor.shutdown(wait=not any(exception), cancel_futures=True)
         if any(exception):
-            for process in list((self.executor._processes or {}).values()):  # noqa: SLF001 -- they would play to the end
+            # they would play to the end
+            for process in list((getattr(self.executor, "_processes", None) or {}).values()):
                 process.kill()
 
     def finish(self, todo: Iterable[Cell]) -> None:
         """Make the run of each cell that has none yet."""
+        ahead = deque(self._new(todo))
         waiting: dict[Future[None], tuple[Path, str]] = {}
-        for cell in todo:
-            folder = folder_of(self.out, cell.study)
-            if folder in self.known:
-                continue
-            self.known[folder] = cell.study.rounds
-            if (folder / SUMMARY).exists():
-                self.done.add(folder)
-                continue
-            shards = prepare.simulated(cell.study, self.out / _DATA)
-            study = cell.study.model_dump_json()
-            with spared(study):
-                waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, cell_name(cell)
-        while waiting:
+        while ahead or waiting:
+            while ahead and len(waiting) < _AHEAD:
+                folder, cell = ahead.popleft()
+                shards = prepare.simulated(cell.study, self.out / _DATA)
+                study = cell.study.model_dump_json()
+                with spared(study):
+                    waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, cell_name(cell)
             over, _ = wait(waiting, _LOOK_EVERY, FIRST_COMPLETED)
             for future in over:
                 folder, name = waiting.pop(future)
@@ -134,6 +157,18 @@ class _Pool:
                     ) from broken
                 self.done.add(folder)
             self._tell(folder for folder, _ in waiting.values())
+
+    def _new(self, todo: Iterable[Cell]) -> Iterator[tuple[Path, Cell]]:
+        """Yield the cells whose runs are to be made, each with its folder, and note them and those that are there."""
+        for cell in todo:
+            folder = folder_of(self.out, cell.study)
+            if folder in self.known:
+                continue
+            self.known[folder] = cell.study.rounds
+            if finished(folder) is None:
+                yield folder, cell
+            else:
+                self.done.add(folder)
 
     def _tell(self, waiting: Iterable[Path]) -> None:
         rounds = sum(self.known[folder] for folder in self.done) + sum(_rounds(folder) for folder in waiting)

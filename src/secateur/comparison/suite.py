@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from secateur import cost, methods
 from secateur.bandwidth import Bandwidth
+from secateur.comparison.crossing import crossed
 from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
@@ -25,7 +26,8 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
-from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
+from secateur.study.sections import ModelSection
+from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 
@@ -50,6 +52,7 @@ class Suite(BaseModel):
             the other's error. With a margin a suite needs at least two seeds.
         link: the clients' links, for which seconds are predicted unless others are asked for; see
             ``bandwidth.Bandwidth.parse``. Empty: none.
+        places: of a crossed suite, the value of each axis for each variant; see ``crossing``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +67,7 @@ class Suite(BaseModel):
     target: float = 0.0
     margin: float = Field(default=0.0, ge=0)
     link: str = ""
+    places: dict[str, dict[str, str]] = Field(default_factory=dict)
 
     @field_validator("link")
     @classmethod
@@ -124,7 +128,7 @@ class Cell:
 
 def names() -> list[str]:
     """Return the names of the suites that come with the package."""
-    return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.compare.suites").iterdir()
+    return sorted(path.name.removesuffix(".toml") for path in resources.files("secateur.comparison.suites").iterdir()
                   if path.name.endswith(".toml"))  # fmt: skip
 
 
@@ -134,19 +138,34 @@ def load(name: str) -> Suite:
     Raises:
         ConfigError: there is no such suite, or one of its settings is wrong.
     """
+    beside = Path(f"{name}.toml")
     if name.endswith(".toml"):
         values = read_toml(Path(name))
+    elif name in names() and beside.is_file():
+        raise ConfigError(
+            f"{name!r} is a suite of secateur, and {beside} a file here: write {beside} for the file, or compare from "
+            "another folder for the suite"
+        )
     elif name in names():
         values = tomllib.loads(
-            (resources.files("secateur.compare.suites") / f"{name}.toml").read_text(encoding="utf-8")
+            (resources.files("secateur.comparison.suites") / f"{name}.toml").read_text(encoding="utf-8")
         )
     else:
         raise unknown("suite", name, [*names(), "FILE.toml"])
+    return parse(values, f"suite {name}")
+
+
+def parse(values: Mapping[str, Any], name: str) -> Suite:
+    """Return a suite of its settings; ``name`` is what it is called in messages.
+
+    Raises:
+        ConfigError: one of its settings is wrong.
+    """
     try:
-        return Suite.model_validate(values)
+        return Suite.model_validate(crossed(values))
     except ValidationError as broken:
         first = broken.errors()[0]
-        raise ConfigError(f"suite {name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
+        raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
 
 
 def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
@@ -171,7 +190,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         if "." not in method and method not in methods.names():
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
-        name = _named(method, settings)
+        name = named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
         variants[name] = {"method": method, **settings}
@@ -179,7 +198,7 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
     return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
 
 
-def _named(method: str, settings: Mapping[str, str]) -> str:
+def named(method: str, settings: Mapping[str, Any]) -> str:
     """Return a variant's name, with its sparsity in per cent at the end, where tables by sparsity look for it."""
     words, end = [method.rpartition(".")[2]], ""
     for path, value in settings.items():
@@ -266,7 +285,8 @@ def twin(suite: Suite, made: Study) -> Study:
     settings = {k: v for k, v in suite.common.items() if k.startswith("training.") or k == "evaluate_every"}
     common, dense = _study(settings | {"method": "fedavg"}), made.dense()
     training = made.training if made.build_method().trains_weights else common.training
-    options = {path: value for path, value in dense.options.items() if path != "aggregator.pruned"}
+    sparse = {"aggregator.pruned", "aggregator.then.pruned"}
+    options = {path: value for path, value in dense.options.items() if path not in sparse}
     changes = {"training": training, "evaluate_every": common.evaluate_every, "options": options}
     return dense.model_copy(update=changes).complete()
 

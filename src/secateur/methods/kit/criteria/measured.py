@@ -1,15 +1,11 @@
-"""Criteria: scores of the importance of each weight; the lowest scores are pruned first.
-
-A criterion that needs more than the weights asks clients for it. Each docstring says whether the non-linear step comes
-before or after the mean over clients: |mean g| and mean |g| are different criteria.
-"""
+"""Criteria from statistics that clients, or the server, measure before each mask."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 
@@ -18,183 +14,15 @@ from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Reduction
 from secateur.contract.state import State
-from secateur.errors import ConfigError
-from secateur.methods.kit import exploration
+from secateur.errors import check
+from secateur.methods.kit.criteria import Criterion
+from secateur.methods.kit.merging import Merge, reduction
 from secateur.methods.kit.rounds import score_ask
-from secateur.pruning.criteria import Exploration, Form, Gradients, Scope, guidance, magnitudes, uniform
+from secateur.pruning.criteria import Form, Gradients
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message, Scalar
 
 _STATISTIC = "statistic"
-
-
-class Criterion(ABC):
-    """Base of criteria, which score weights; frozen dataclasses. By default clients are asked for nothing.
-
-    Your own criterion derives from this class and writes ``scores``, or derives from ``Statistic``.
-    """
-
-    @abstractmethod
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return one score for each entry of ``weights`` (same names and shapes) that may be pruned.
-
-        ``statistics`` is the result of the method of that name, or of ``own``; ``seed`` is the run's.
-        """
-
-    def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Return the next ask for the criterion's statistic; None if nothing is missing.
-
-        Args:
-            state: the server's state.
-            due: whether the server is about to make a mask, at the end of round ``state.round``.
-        """
-        del state, due
-        return None
-
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Return a client's answer to ``ask``.
-
-        Raises:
-            ConfigError: the criterion asks for nothing.
-        """
-        name, who = type(self).__name__, client.id
-        raise ConfigError(f"criterion {name} asks clients for nothing, and client {who} got phase {ask.phase!r}")
-
-    def absorb(self, state: State, reduced: Reduced) -> State:
-        """Return the state that keeps the reduced answers to ``ask``.
-
-        Raises:
-            ConfigError: the criterion asks for nothing.
-        """
-        name, phase = type(self).__name__, reduced.ask.phase
-        raise ConfigError(f"criterion {name} asks clients for nothing, and got {phase!r} after round {state.round}")
-
-    def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
-        """Return the kept statistics for ``scores``, of the cohort if they are kept by client; None: there are none."""
-        del state, cohort
-        return ()
-
-    def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
-        """Return a client's own statistic, from which it makes its own mask, and the rows processed for it.
-
-        None: the client has no statistic and cannot make a mask. If the criterion asks clients and they make the masks,
-        ``client.memory`` holds the client's last answer under the names of its tensors.
-        """
-        del client, weights, mask, round_
-        return {}, 0
-
-    @property
-    def refines(self) -> bool:
-        """Return whether the server itself measures the statistic; see ``refine``."""
-        return False
-
-    def refine(self, state: State, server: Client) -> tuple[State, int]:
-        """Return the state with the statistic that the server measured, and the rows processed for it."""
-        del server
-        return state, 0
-
-    @property
-    def by_training(self) -> int | None:
-        """Return the epochs of ordinary training after which a client's answer is the squared change of its weights.
-
-        0: clients are asked for nothing. None: clients need the criterion's own code.
-        """
-        return 0
-
-    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return histograms of the scores: by name and tensor, counts in bins of equal width."""
-        del state
-        return {}
-
-
-@dataclass(frozen=True)
-class Magnitude(Criterion):
-    """The magnitude |w| of the merged weights; the absolute value is taken after the mean over clients.
-
-    Reference: FedSparsify, arXiv 2204.12430.
-    """
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return |w|."""
-        del statistics, seed
-        return magnitudes(weights)
-
-
-@dataclass(frozen=True)
-class Random(Criterion):
-    """Uniform random scores, fixed by the run's seed: every round and every client prunes the same entries first.
-
-    Reference: the random control of FedSparsify, arXiv 2204.12430 (one fixed permutation).
-    """
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return uniform numbers in [0, 1), one stream for each tensor name."""
-        del statistics
-        return uniform(weights, seed)
-
-
-@dataclass(frozen=True)
-class Deviation(Criterion):
-    """The guidance G of AutoFLIP: how far explorers moved each weight, scaled to [0, 1].
-
-    d = mean_k D_k,  G = (d - min d) / (max d - min d) for each tensor; G = 1 if max = min, so that a
-    constant tensor is never pruned and never NaN.
-
-    Attributes:
-        explore: the settings of the exploration.
-        normalise: scale ``after`` the mean over explorers (the published code), or ``before`` it, client by client
-            (FedLEx's figure; a client with huge deviations then counts no more than another).
-        scope: take minimum and maximum of each ``tensor``, or of the whole model (``global``).
-
-    Reference: AutoFLIP, arXiv 2405.10271, the pruning guidance matrix; reconstructed, the full text was not
-    available.
-    """
-
-    explore: Exploration = field(default_factory=Exploration)
-    normalise: Literal["after", "before"] = "after"
-    scope: Scope = "tensor"
-
-    def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
-        """Return G in float64; weights without a statistic (buffers) have no score."""
-        del weights, seed
-        return guidance(statistics, before=self.normalise == "before", scope=self.scope)
-
-    def ask(self, state: State, *, due: bool) -> Ask | None:
-        """Ask the explorers for their deviations before round 1."""
-        del due
-        return exploration.ask(self.explore, state)
-
-    def respond(self, ask: Ask, client: Client) -> Message:
-        """Explore, and return the deviations."""
-        return exploration.respond(self.explore, ask, client)
-
-    def absorb(self, state: State, reduced: Reduced) -> State:
-        """Keep each explorer's deviations in the archive."""
-        return exploration.absorb(self.explore, state, reduced)
-
-    def statistics(self, state: State, cohort: tuple[int, ...] | None) -> Iterable[Tensors] | None:
-        """Return D_k of the explorers in the cohort, or of all explorers if the cohort has none."""
-        explored = exploration.known(state)
-        return exploration.deviations(state, cohort) if explored else None
-
-    def own(self, client: Client, weights: Tensors, mask: Mask | None, round_: int) -> tuple[Tensors | None, int]:
-        """Return the client's own D_k; None if it never explored, or lost it."""
-        del weights, mask, round_
-        return {n: t for n, t in client.memory.items() if n in client.setting.specs} or None, 0
-
-    @property
-    def by_training(self) -> int | None:
-        """Return the explorers' epochs if each starts from theta_0 and sends D_k only, otherwise None."""
-        plain = self.explore.start == "common" and self.explore.base == "initial" and not self.explore.warm_start
-        return self.explore.epochs if plain else None
-
-    def histograms(self, state: State) -> Mapping[str, Mapping[str, list[int]]]:
-        """Return histograms of the guidance over [0, 1], in 40 bins."""
-        deviations = self.statistics(state, None)
-        scores = {} if deviations is None else self.scores(state.weights, deviations, seed=state.setting.seed)
-        names = state.setting.layout.names("weight")
-        counts = {n: torch.histc(scores[n].double(), 40, 0, 1).int().tolist() for n in names if n in scores}
-        return {"guidance": counts} if counts else {}
 
 
 class Statistic(Criterion):
@@ -223,6 +51,11 @@ class Statistic(Criterion):
         return False
 
     @property
+    def least(self) -> float:
+        """Return the least value that a statistic can have; a reply with a smaller one is refused. By default any."""
+        return -math.inf
+
+    @property
     def reduction(self) -> Reduction:
         """Return the reduction of the clients' statistics to tensors by name; by default their mean by rows."""
         return Mean()
@@ -239,7 +72,7 @@ class Statistic(Criterion):
             return None
         asked = range(state.setting.clients) if self.everybody else state.setting.cohort(state.round + 1)
         reduce = {_STATISTIC: self.reduction}
-        return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce)
+        return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce, least=self.least)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Measure the statistic."""
@@ -280,9 +113,25 @@ def _at(state: State) -> str:
 
 @dataclass(frozen=True)
 class Measured(Statistic):
-    """Base of criteria with a statistic of gradients; the server uses the mean over clients."""
+    """Base of criteria with a statistic of gradients; the server uses the mean over clients.
+
+    Attributes:
+        measure: the number of batches, and which clients are asked.
+        merge: what becomes of the clients' statistics; see ``methods.kit.merging``.
+    """
 
     measure: Gradients = field(default_factory=Gradients)
+    merge: Merge = "mean"
+
+    @property
+    def reduction(self) -> Reduction:
+        """Return the reduction by ``merge``."""
+        return reduction(self.merge)
+
+    @property
+    def least(self) -> float:
+        """Return 0 for what cannot be negative."""
+        return 0.0 if self.form in {"square", "saliency", "flow"} else -math.inf
 
     @property
     @abstractmethod
@@ -309,7 +158,7 @@ class SNIP(Measured):
     """Connection sensitivity |w g|: the change of the loss, to first order, when a weight is removed.
 
     Attributes:
-        measure: the number of batches, and which clients are asked.
+        measure, merge: see ``Measured``.
         each: take the absolute value before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
 
     Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
@@ -393,6 +242,9 @@ class Synflow(Measured):
     Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
     float64 is commented out: deep networks overflow there.
     """
+
+    def __post_init__(self) -> None:
+        check(self.merge == "mean", name="criterion.merge", value=self.merge, must="be mean: no client is asked")
 
     @property
     def form(self) -> Form:

@@ -1,0 +1,1 @@
+"""The Python interface: runs and comparisons of models and rows that are objects of a script or a notebook."""

@@ -1,0 +1,109 @@
+"""Messages on Flower, and what else of Flower is used. Only this module imports flwr.
+
+There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
+or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
+strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
+request, two at a time, on a link of 50 kbit/s; what has arrived is not sent again. A ``ConfigRecord`` goes with it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.errors import ConfigError, MissingExtraError, install, plain
+
+try:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import Result, Strategy
+except ImportError as missing:
+    raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
+
+__all__ = [
+    "HELLO", "LOG", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
+    "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "pack", "payload_of", "reason_of",
+    "unpack", "with_arrays", "with_payload",
+]  # fmt: skip
+
+
+class _Ours(logging.LoggerAdapter[logging.Logger]):
+    """Flower's logger, with a prefix that marks our lines."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        return f"secateur: {msg}", kwargs
+
+
+LOG = _Ours(logging.getLogger("flwr.secateur"))
+HELLO, SERVE = "query.secateur", "train.secateur"
+About = dict[str, Any]
+
+_ABOUT, _PAYLOAD = "about", "payload"
+_STYPE = "secateur.wire"
+_LONGEST_REASON = 300
+_PART = 2**16  # bytes of a payload in one array
+
+
+def _wrapped(payload: bytes) -> ArrayRecord:
+    """Return bytes as an ``ArrayRecord`` of parts."""
+    parts = [payload[start : start + _PART] for start in range(0, len(payload), _PART)] or [b""]
+    return ArrayRecord({_part(k): Array("uint8", (len(part),), _STYPE, part) for k, part in enumerate(parts)})
+
+
+def _unwrapped(arrays: ArrayRecord) -> bytes | None:
+    """Return the bytes of an ``ArrayRecord`` of ours; None: it is another's, or lacks a part."""
+    parts = [arrays.get(_part(k)) for k in range(len(arrays))]
+    if not parts or not all(isinstance(part, Array) and part.stype == _STYPE for part in parts):
+        return None
+    return b"".join(part.data for part in parts if part is not None)
+
+
+def _part(place: int) -> str:
+    return f"{_PAYLOAD}.{place}"
+
+
+def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
+    """Return the content of a message: facts, and a payload if there is one."""
+    content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
+    if payload is not None:
+        content[_PAYLOAD] = _wrapped(payload)
+    return content
+
+
+def unpack(content: RecordDict) -> tuple[About, bytes | None]:
+    """Return the facts and the payload that ``pack`` was given; a record of another kind counts as missing."""
+    about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
+    facts = dict(about) if isinstance(about, ConfigRecord) else {}
+    return facts, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
+
+
+def payload_of(content: RecordDict) -> tuple[str, bytes | None]:
+    """Return the key of the only ``ArrayRecord`` of another app's message, and the payload in it if it is ours.
+
+    The key is empty unless there is exactly one.
+    """
+    records = list(content.array_records.items())
+    if len(records) != 1:
+        return "", None
+    key, arrays = records[0]
+    return key, _unwrapped(arrays)
+
+
+def with_arrays(content: RecordDict, arrays: ArrayRecord) -> RecordDict:
+    """Return a message's content with its only ``ArrayRecord`` replaced."""
+    key, _ = payload_of(content)
+    if not key:
+        raise ConfigError(f"a message holds {len(content.array_records)} ArrayRecords; exactly 1 is expected")
+    return RecordDict({k: arrays if k == key else record for k, record in content.items()})
+
+
+def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
+    """Return a message's content with its only ``ArrayRecord`` replaced by a payload."""
+    return with_arrays(content, _wrapped(payload))
+
+
+def reason_of(reply: Message) -> str:
+    """Return an error reply's reason as one printable line; its text is the node's, or its Flower's."""
+    return plain(str(reply.error.reason or f"error {reply.error.code}"), _LONGEST_REASON)
