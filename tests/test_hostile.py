@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 import tomli_w
 
+from secateur.comparison import grid
 from secateur.comparison.crossing import crossed
 from secateur.comparison.grid import folder_of, run_suite
 from secateur.comparison.suite import Suite, cells, load
@@ -155,7 +156,8 @@ def test_the_table_and_the_map_show_what_there_is(found):
     assert "not run" in hostile.text(found)
 
 
-def test_a_crossed_suite_is_run_and_shown(tmp_path):
+def test_a_crossed_suite_is_run_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_AHEAD", 1)  # runs are given to the processes one after the other
     suite = tiny(crosses=[{"variant": ["FedAvg"], "rule": ["mean"], "attack": ["none", "25 % NaN"]}], seeds=[0])
     ran = run_suite(suite, tmp_path / "tiny", jobs=2)
     lines = comparison_lines(suite, ran, tmp_path / "tiny")
