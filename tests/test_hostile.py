@@ -89,8 +89,11 @@ class Fake:
     out: object
     suite: Suite
 
+    def __post_init__(self):
+        self.cells = cells(self.suite)
+
     def put(self, variant, seed, *, accuracy=None, attackers=(), left_out=(), suspected=()):
-        cell = next(c for c in cells(self.suite) if (c.variant, c.seed) == (variant, seed))
+        cell = next(c for c in self.cells if (c.variant, c.seed) == (variant, seed))
         folder = folder_of(self.out, cell.study)
         folder.mkdir(parents=True)
         row = {
@@ -118,7 +121,7 @@ def found(tmp_path):
     fake.put("FedAvg, momentum, 25 % NaN", 1, accuracy=0.88, attackers=[1])
     fake.put("FedAvg, mean, 25 % huge", 0, attackers=[1])
     fake.put("FedAvg, mean, 25 % huge", 1, accuracy=0.1, attackers=[1])
-    return hostile.standings(suite, cells(suite), tmp_path)
+    return hostile.standings(suite, fake.cells, tmp_path)
 
 
 def test_who_was_named_is_counted_by_hand(found):
