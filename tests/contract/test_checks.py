@@ -1,6 +1,7 @@
 """What replies must be: each check by hand, and every method's asks with replies that lie within a tensor's dtype."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from secateur.contract.checks import Complement, Kept, KeptByTensor, Range, Sign
 from secateur.contract.reducer import reduce
 from secateur.contract.reply import Sent
 from secateur.errors import WireError
+from secateur.federation import client_scores
 from secateur.federation.intake import COST_SCALARS, Intake, Job
 from secateur.guards.bounds import Bounds
+from secateur.guards.norms import Norms
+from secateur.learning.metrics import ACCURACY, AUROC
 from secateur.methods.frl import Permutations
 from secateur.methods.kit.merging import merged
 from secateur.pruning.consensus import floored, vote
@@ -204,3 +208,22 @@ def test_a_scorers_rows_are_believed_up_to_the_bounds():
     job = Job.of(ask, Wire(), {"metric": (0.0, 1.0)}, 0, guards=[Bounds(rows=100)])
     assert job.bounds["samples"] == job.bounds["validation_samples"] == (0, 100)
     assert set(COST_SCALARS) <= set(job.expects.scalars)
+
+
+def test_one_scorer_weighs_no_more_than_three_others():
+    """Of 10, 10 and 10^6 test rows the last counts as 30: (10 * .5 + 10 * .5 + 30 * 1) / 50; unguarded it is all."""
+    exchange = SimpleNamespace(
+        reply_scalars=[
+            {
+                "client": k, "samples": rows, "metric": metric, "loss": 1.0, "sparsity": 0.0, "validation_samples": 0,
+                "validation": 0.0,
+            }
+            for k, (rows, metric) in enumerate([(10, 0.5), (10, 0.5), (10**6, 1.0)])
+        ],
+        down={}, up={}, relayed={}, guards=[Bounds(), Norms(rows=3.0)],
+    )  # fmt: skip
+    told = client_scores.scores(exchange, [ACCURACY], central=False)
+    assert told["accuracy"] == pytest.approx(40 / 50)
+    exchange.guards = [Bounds()]
+    assert client_scores.scores(exchange, [ACCURACY], central=False)["accuracy"] > 0.99
+    assert client_scores.bounds([ACCURACY, AUROC])["auroc"] == (0.0, 1.0)

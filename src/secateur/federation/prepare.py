@@ -27,7 +27,8 @@ from secateur.errors import CheckpointError, ConfigError, DataError
 from secateur.federation import checkpoint, tables
 from secateur.learning.task import find
 from secateur.streams import stream
-from secateur.study.study import DataSection, Study
+from secateur.study.sections import DataSection
+from secateur.study.study import Study
 
 _ROWS = "secateur-rows-"
 _SETTLED = 600.0  # seconds after which a folder that nobody holds is one that was left
@@ -109,6 +110,7 @@ def alone(study: Study, client: int, rows: np.ndarray) -> list[np.ndarray]:
 
 def _found(client: int, folder: str) -> tuple[Path, Marks]:
     place = Path(folder).expanduser()
+    _check_within(place)
     found = marks(place) if place.is_dir() else ()
     if not found:
         state = "is empty" if place.is_dir() else "does not exist"
@@ -133,6 +135,21 @@ def _own(text: str, client: int, place: Path, found: Marks, schema: str) -> Shar
         source, alone(study, client, np.arange(len(source.y_train))), test_fraction=study.data.test_fraction,
         seed=study.seed, folder=None, validation_fraction=study.data.validation_fraction,
     )  # fmt: skip
+
+
+def _check_within(folder: Path) -> None:
+    """Refuse a data folder with a link that leads out of it, to what its owner has not named.
+
+    Raises:
+        DataError: there is such a link.
+    """
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise DataError(
+                f"{path} is a link that leads out of the data folder, to {path.resolve()}: put the file itself there, "
+                "or name the folder that it leads to as data"
+            )
 
 
 def bare(study: Study, shape: Shape, folder: Path) -> Path:

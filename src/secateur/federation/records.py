@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from secateur.errors import NobodyTrainedError
+from secateur.errors import NobodyTrainedError, plain
 from secateur.learning.metrics import Metric, metric_of
 from secateur.study.study import Study
 
@@ -176,9 +176,8 @@ def check_any(phase: str, asked: int, left_out: Sequence[Row]) -> None:
 
 
 def short(reason: str) -> str:
-    """Return a reason as one line of at most 500 characters; a client's message may be longer."""
-    text = " ".join(reason.split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    """Return a reason as one printable line of at most 500 characters; a client's message may be longer."""
+    return plain(reason, _LONGEST)
 
 
 def line(row: Row) -> str:

@@ -1,8 +1,8 @@
 """Norms: what one client can change in a round is bounded by what the clients of the round before changed.
 
 The update of a client (its reply less what it was sent) is scaled down to a multiple of the median norm, and the rows
-by which it counts are cut to a multiple of the median number of rows. What is many times as large as the median is no
-update of a client that trained, and is set aside. Nobody is refused for either.
+by which it counts are cut to a multiple of the median number of rows. What is a thousand times as large as the
+median is no update of a client that trained, and is set aside. Nobody is refused for either.
 
     u_k <- u_k min(1, c m / |u_k|)      |u_k|: the root mean square over the coordinates that client k holds
     n_k <- min(n_k, floor(r q))         m, q: the medians of |u_k| and n_k over the last cohort
@@ -52,9 +52,9 @@ class Norms(Guard):
 
     compares: ClassVar[bool] = True
 
-    times: float = 1.5
-    rows: float = 3.0
-    far: float = 30.0
+    times: float = 2.0
+    rows: float = 5.0
+    far: float = 1000.0
 
     def __post_init__(self) -> None:
         check(self.times > 0, name="norms.times", value=self.times, must="be above 0; norms.on = false: no bound")

@@ -71,7 +71,7 @@ def build(
         ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
             be trained and exchanged; see ``trial``.
     """
-    factory = _find(name)
+    factory = find(name)
     options = dict(options or {})
     _check_options(name, factory, options)
     with global_streams(seed, "init"):
@@ -126,7 +126,12 @@ def initialise(model: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(bias)
 
 
-def _find(name: str) -> Factory:
+def find(name: str) -> Factory:
+    """Return the factory of a name of ``names``, or of anyone's own ``module:factory``.
+
+    Raises:
+        ModelError: there is none.
+    """
     if ":" not in name:
         if name not in _factories():
             raise unknown("model", name, _factories(), error=ModelError)
