@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,7 +21,9 @@ from secateur.data.source import DataInfo, Kind, Source
 from secateur.data.validate import checked
 from secateur.errors import DataError, SecateurError, unknown
 
-__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "recommended"]
+__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "read_options", "recommended"]
+
+Options = TypeVar("Options")
 
 
 def names() -> dict[str, DataInfo]:
@@ -111,20 +113,33 @@ def _call(
                 f"data option {next(iter(options))!r}: data {name!r} takes no options, nor names of columns"
             )
         return loader(argument, seed)
+    if task in {"classification", "regression"} and "task" in get_type_hints(kind):
+        options = {"task": task, **options}
+    return loader(argument, seed, read_options(kind, options, name))
+
+
+def read_options(kind: type[Options], options: Mapping[str, object], name: str) -> Options:
+    """Return a loader's options of what a study says of its data.
+
+    Args:
+        kind: the dataclass of the options.
+        options: values by field, numbers also as text.
+        name: of the data, for messages.
+
+    Raises:
+        DataError: there is no such option, or it takes no such value.
+    """
     hints = get_type_hints(kind)
     strange = next((option for option in options if option not in hints), None)
     if strange is not None:
         raise unknown(f"option of data {name}", strange, hints, error=DataError)
-    if task in {"classification", "regression"} and "task" in hints:
-        options = {"task": task, **options}
     given = {option: _as(hints[option], value) for option, value in options.items()}
     try:
-        made = TypeAdapter(kind).validate_python(given)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as broken:
         first = broken.errors()[0]
         path, wrong = ".".join(map(str, first["loc"])), first["msg"]
         raise DataError(f"data option {path} = {first['input']!r}: {wrong[0].lower()}{wrong[1:]}") from broken
-    return loader(argument, seed, made)
 
 
 def _kind(loader: Callable[..., Source]) -> type[Any] | None:
