@@ -201,6 +201,9 @@ def test_the_bits_are_those_of_a_named_model_and_a_file_for_any_number_of_proces
     assert held.bytes == sum(row["bytes_down"] + row["bytes_up"] for row in rows_of(held.folder))
     assert len(held.records) == len(rows_of(held.folder))
     assert held.export("safetensors").exists()
+    np.savez(tmp_path / "new.npz", x=X[:50].astype(np.float32))
+    classes = model(torch.tensor(X[:50]).float()).argmax(1)
+    assert held.predict(tmp_path / "new.npz").values.tolist() == classes.tolist()
 
 
 def test_a_process_that_has_used_its_threads_can_be_forked(tmp_path):
