@@ -2,6 +2,8 @@
 
 import doctest
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,14 @@ def test_public_names_are_sorted_and_exist():
     assert all(getattr(secateur, name) for name in secateur.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = secateur.nothing
+
+
+def test_what_editors_are_told_is_what_there_is():
+    stub = Path(secateur.__file__).with_suffix(".pyi").read_text()
+    told = {name: home for home, name in re.findall(r"from secateur\.(\S+) import (\w+) as", stub)}
+    assert told == secateur._HOME
+    assert set(dir(secateur)) == {*secateur.__all__, "__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", secateur.__version__)
 
 
 MODULES = [

@@ -21,7 +21,7 @@ from secateur.models.held import HeldModel
 from secateur.models.trial import take_shapes
 from secateur.report import page
 from secateur.report.formatting import size
-from secateur.report.gather import gather
+from secateur.report.gather import attacks, gather
 from secateur.report.outcomes import outcome
 from secateur.report.terminal import comparison
 from secateur.study.study import Study
@@ -178,7 +178,7 @@ def framed(rows: Sequence[Row]) -> Any:
 def written(folders: Sequence[Path], out: Path, *, browse: bool) -> Path:
     """Write the page of some folders; return its index.html, which a browser shows if it is asked for."""
     title, lines, subjects, _ = gather(folders)
-    index = page.write(title, lines, subjects, out)
+    index = page.write(title, lines, subjects, out, attacks=attacks(folders))
     if browse:
         webbrowser.open(index.absolute().as_uri())
     return index

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from secateur.cli.compare import compare
-from secateur.cli.models import export, list_
+from secateur.cli.models import export, list_, predict
 from secateur.cli.report import budget, log, report
 from secateur.cli.runs import resume, run
 from secateur.engines.stopping import Stopped, stoppable
@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Prune neural networks while they train across a federation, and measure what it saves.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-for command in (run, resume, compare, report, log, budget, export):
+for command in (run, resume, compare, report, log, budget, export, predict):
     app.command()(command)
 app.command(name="list")(list_)
 

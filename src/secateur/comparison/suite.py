@@ -26,7 +26,8 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
-from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
+from secateur.study.sections import ModelSection
+from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 
@@ -137,8 +138,14 @@ def load(name: str) -> Suite:
     Raises:
         ConfigError: there is no such suite, or one of its settings is wrong.
     """
+    beside = Path(f"{name}.toml")
     if name.endswith(".toml"):
         values = read_toml(Path(name))
+    elif name in names() and beside.is_file():
+        raise ConfigError(
+            f"{name!r} is a suite of secateur, and {beside} a file here: write {beside} for the file, or compare from "
+            "another folder for the suite"
+        )
     elif name in names():
         values = tomllib.loads(
             (resources.files("secateur.comparison.suites") / f"{name}.toml").read_text(encoding="utf-8")

@@ -8,8 +8,10 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,11 +23,15 @@ from secateur.data.partition import partition
 from secateur.data.schema import Schema
 from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
 from secateur.data.targets import standardised
-from secateur.errors import ConfigError, DataError
-from secateur.federation import tables
+from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.federation import checkpoint, tables
 from secateur.learning.task import find
 from secateur.streams import stream
-from secateur.study.study import DataSection, Study
+from secateur.study.sections import DataSection
+from secateur.study.study import Study
+
+_ROWS = "secateur-rows-"
+_SETTLED = 600.0  # seconds after which a folder that nobody holds is one that was left
 
 Marks = tuple[tuple[str, int, int, str], ...]
 
@@ -37,12 +43,25 @@ def federation(study: Study) -> Iterator[Path]:
     Raises:
         DataError: the data cannot be read, or the partition leaves clients empty.
     """
-    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_ROWS))
     try:
-        _write(lambda: _simulated(study, folder), folder)
-        yield folder
+        with contextlib.ExitStack() as held:
+            _write(lambda: held.enter_context(checkpoint.alone(folder)), folder)
+            _write(lambda: _simulated(study, folder), folder)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Delete rows that commands of this user left behind when they were killed: nobody holds their lock any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_ROWS}*"):
+        with contextlib.suppress(OSError, CheckpointError):  # somebody else's, at work, or gone meanwhile
+            facts = left.stat()
+            if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > _SETTLED:
+                with checkpoint.alone(left):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def simulated(study: Study, cache: Path) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.aggregation.robust import Robust
 from secateur.aggregation.steps import Mean
 from secateur.contract.ask import TRAIN, Ask
 from secateur.contract.reducer import Reduced, reduce
@@ -96,8 +97,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             nodes that were left out and why.
 
     Raises:
-        ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
-            for more than their training.
+        ConfigError: the method is no composition, lets clients vote, measures something at the server, asks clients for
+            more than their training, or brings a robust rule of its own.
         ModelError: the model has no units of the kind that the method removes; the text says why.
     """
 
@@ -110,6 +111,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             raise ConfigError(
                 f"{type(method).__name__}, as it is set here, needs code of its own on clients: run it with "
                 "secateur.flower.server_app and client_app; Pruned takes methods whose masks are made on the server"
+            )
+        if isinstance(method.aggregator, Robust):
+            raise ConfigError(
+                f"aggregator {method.aggregator.name} would be dropped: the wrapped strategy merges; wrap one of "
+                "Flower's, such as FedMedian, FedTrimmedAvg or MultiKrum"
             )
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy

@@ -77,6 +77,11 @@ def shows(suite: Suite) -> bool:
     return any({RULE, ATTACK} <= place.keys() for place in suite.places.values())
 
 
+def is_honest(place: Mapping[str, str]) -> bool:
+    """Return whether all clients are honest at a place of a crossed suite, or of any other suite."""
+    return place.get(ATTACK, NONE) == NONE
+
+
 def standings(suite: Suite, cells: Iterable[Cell], out: Path) -> list[Standing]:
     """Return the runs of each variant, in the order of the suite.
 

@@ -17,7 +17,7 @@ from secateur.data.source import Source, named
 from secateur.data.sources import folder_of
 from secateur.errors import DataError, need
 
-_ENDINGS = {".png", ".jpg", ".jpeg"}
+IMAGES = {".png", ".jpg", ".jpeg"}
 Named = list[tuple[Path, int]]
 
 
@@ -96,7 +96,7 @@ def _files(place: Path, classes: list[str]) -> Named:
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((place / name).glob("*"))
-        if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGES and not path.name.startswith(".")
     ]
 
 
@@ -109,7 +109,7 @@ def _left_out(folder: Path, places: list[Path], classes: list[str], files: list[
     count = sum(map(len, files))
     if not count:
         raise DataError(
-            f"{folder} holds no {', '.join(sorted(_ENDINGS))} in a folder of a class: put them into {folder}/CLASS, or "
+            f"{folder} holds no {', '.join(sorted(IMAGES))} in a folder of a class: put them into {folder}/CLASS, or "
             f"into {folder}/train/CLASS and {folder}/test/CLASS"
         )
     there = sum(path.is_file() for place in places for name in classes for path in (place / name).glob("*"))
@@ -143,6 +143,21 @@ def _pixels(name: str, files: list[Path], size: tuple[int, int] | None) -> np.nd
                 f"{other} is {_times(dict(zip(files, heads, strict=True))[other][1])} pixels, {files[0]} is "
                 f"{_times(first)}: set data.options.size={_times(first)} to resize all"
             )
+    return pixels_of(files, mode, size)
+
+
+def pixels_of(files: list[Path], mode: str, size: tuple[int, int] | None) -> np.ndarray:
+    """Return images (n, channels, height, width), uint8.
+
+    Args:
+        files: the files.
+        mode: Pillow's name of grey, colour or colour with transparency.
+        size: width and height that each is resized to; None: all have one size.
+
+    Raises:
+        DataError: a file is no image.
+        MissingExtraError: there is no Pillow.
+    """
     made = need("PIL.Image", extra="images")
 
     def pixels(image: Any) -> np.ndarray:
