@@ -1,10 +1,11 @@
 """Throw mutated payloads at the decoder: each must decode to what the receiver accepts, or raise WireError.
 
-    python benchmarks/fuzz_wire.py --payloads 1000000
+    python benchmarks/fuzz_wire.py --payloads 700000 --said 300000
 
 Valid payloads of every form and format are flipped, cut, stretched, spliced and lied to; in nine of ten the checksum
 is made right again, so that what lies behind it is reached. Whatever else than WireError comes out, takes more memory
 than the receiver's template justifies, or takes longer than five seconds, is printed as hex and ends the run with 1.
+``--said`` does the same to what reads greetings, failures, policies and settings on Flower (``fuzz_said.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import time
 import tracemalloc
 import zlib
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -231,13 +233,21 @@ def fuzz(payloads: int, seed: int) -> collections.Counter[str]:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--payloads", type=int, default=1_000_000)
+    parser.add_argument("--payloads", type=int, default=700_000)
+    parser.add_argument("--said", type=int, default=300_000)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     torch.set_num_threads(1)
     # what tracemalloc does not see (a coder's own buffers) hits this wall
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    print(f"done: {dict(fuzz(given.payloads, given.seed))}")
+    print(f"done: {dict(fuzz(given.payloads, given.seed))}", flush=True)
+    if given.said:
+        import fuzz_said  # noqa: PLC0415 -- needs Flower
+
+        signal.signal(signal.SIGVTALRM, _hang)  # seconds of this process: files are written, and the machine is shared
+        guard = partial(signal.setitimer, signal.ITIMER_VIRTUAL, SECONDS)
+        print(f"done: {dict(fuzz_said.fuzz(given.said, given.seed, guard))}")
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
 
 
 if __name__ == "__main__":

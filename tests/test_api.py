@@ -1,6 +1,7 @@
 """The Python interface: a person's model and rows, in a script, from standard input and in a notebook."""
 
 import functools
+import json
 import os
 import re
 import subprocess
@@ -15,8 +16,9 @@ from torch import nn
 
 import secateur
 from helpers import model_of, rows_of, same
-from secateur.errors import ConfigError, DataError, ModelError, SecateurError
+from secateur.errors import ConfigError, DataError, ModelError, NoResultError, SecateurError
 from secateur.federation import opening
+from secateur.models.fingerprint import digest
 
 ROOT = Path(__file__).parents[1]
 X, Y = load_digits(return_X_y=True)
@@ -56,7 +58,16 @@ def example(name="README.md"):
     """Return a page's example in Python, with fewer rounds."""
     (text,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text("utf-8"), re.DOTALL)
     assert "__main__" not in text
-    return re.sub(r"rounds=\d+", "rounds=2", text)
+    return re.sub(r"rounds=40", "rounds=2", text)
+
+
+def test_the_example_of_the_page_on_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = example("docs/python.md").replace("rounds=5, seeds=2", "rounds=1, seeds=1, controls=['dense']")
+    given = {"__name__": "example"}
+    exec(compile(text.replace("rounds=10", "rounds=1"), "docs/python.md", "exec"), given)
+    assert "oneshot" in capsys.readouterr().out
+    assert given["result"].study.data.clients == 3
 
 
 @pytest.mark.parametrize("stdin", [False, True], ids=["file", "standard input"])
@@ -190,6 +201,9 @@ def test_the_bits_are_those_of_a_named_model_and_a_file_for_any_number_of_proces
     assert held.bytes == sum(row["bytes_down"] + row["bytes_up"] for row in rows_of(held.folder))
     assert len(held.records) == len(rows_of(held.folder))
     assert held.export("safetensors").exists()
+    np.savez(tmp_path / "new.npz", x=X[:50].astype(np.float32))
+    classes = model(torch.tensor(X[:50]).float()).argmax(1)
+    assert held.predict(tmp_path / "new.npz").values.tolist() == classes.tolist()
 
 
 def test_a_process_that_has_used_its_threads_can_be_forked(tmp_path):
@@ -254,17 +268,24 @@ def test_a_folder_is_gone_on_with_by_the_same_objects_only(tmp_path):
 def test_the_command_line_reports_such_a_folder_and_says_what_it_cannot(tmp_path):
     out = tmp_path / "mine"
     secateur.run("fedsparsify", net(), sites(), TEST, out=out, **QUICK)
-    for command, code, said in (
-        (["report", str(out), "--no-open"], 0, "index.html"),
-        (["export", str(out)], 2, "was an object of the Python process that ran it"),
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "secateur", *command], env=environment(), capture_output=True, text=True,
-            timeout=170, check=False,
-        )  # fmt: skip
-        assert done.returncode == code
-        assert said in done.stdout + done.stderr
-        assert "Traceback" not in done.stderr
+    commands = f"""
+import sys
+from secateur.cli import main
+for command in (["report", {str(out)!r}, "--no-open"], ["export", {str(out)!r}]):
+    sys.argv = ["secateur", *command]
+    try:
+        main()
+    except SystemExit as ended:
+        print("code", ended.code)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", commands], env=environment(), capture_output=True, text=True, timeout=240, check=True
+    )
+    page, *codes = [line for line in done.stdout.splitlines() if line.startswith(("Page", "code"))]
+    assert page.endswith("index.html")
+    assert codes[-1] == "code 2"
+    assert "was an object of the Python process that ran it" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_five_methods_are_compared_on_a_person_s_objects_with_controls(tmp_path):
@@ -289,10 +310,62 @@ def test_five_methods_are_compared_on_a_person_s_objects_with_controls(tmp_path)
     assert type(one.model) is Net
     with pytest.raises(ConfigError, match="no run of 'prunfl'"):
         found.result("prunfl")
+    with pytest.raises(ConfigError, match=r"holds a comparison in which the model is 'memory:Net-"):
+        secateur.compare(methods, net(1), sites(), **settings)
+    with pytest.raises(ConfigError, match=r"holds a comparison in which rows are 'memory:"):
+        secateur.compare(methods, mine, sites(2), **settings)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/summary.json")}
     again = secateur.compare(methods, mine, sites(), **settings)
     assert again.lines == found.lines
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+class Choosy(Net):
+    """Cannot be trained on what one client has."""
+
+    def forward(self, x):
+        if self.training and x.max() > 5:
+            raise ValueError("what a [large] number")
+        return super().forward(x)
+
+
+def test_without_a_bar_rounds_are_logged_and_who_is_left_out_is_a_warning(tmp_path, caplog, capsys):
+    clients = [*sites(), (X[3::6] * 10, Y[3::6])]
+    before = torch.get_rng_state(), torch.get_num_threads()
+    with caplog.at_level("INFO", logger="secateur"):
+        secateur.run("fedavg", Choosy, clients, TEST, out=tmp_path / "run", workers=0, **QUICK)
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "secateur"]
+    assert [text for level, text in said if level == "WARNING"] == [
+        f"fedavg round {t}: client 3 left out: ValueError: what a [large] number" for t in (1, 2)
+    ]
+    assert [text.split(":")[0] for level, text in said if level == "INFO"] == ["fedavg train 1", "fedavg train 2"]
+    assert capsys.readouterr() == ("", "")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == torch.get_num_threads()
+    caplog.clear()
+    secateur.run("fedavg", Choosy, clients, TEST, out=tmp_path / "bar", workers=0, **{**QUICK, "progress": True})
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "fedavg round 2/2: accuracy" in shown.err
+    assert "client 3 left out: ValueError: what a [large] number" in shown.err
+
+
+class Untested(Net):
+    """Cannot be scored on some rows."""
+
+    def forward(self, x):
+        if not self.training and x.max() > 5:
+            raise ValueError("what a large number")
+        return super().forward(x)
+
+
+def test_a_model_that_raises_on_test_rows_ends_the_run_in_one_line(tmp_path):
+    with pytest.raises(
+        NoResultError, match="on the server's rows: ValueError: what a large number; its traceback is in"
+    ):
+        secateur.run("fedavg", Untested, sites(), (TEST[0] * 10, TEST[1]), out=tmp_path, workers=0, **QUICK)
+    assert "what a large number" in json.loads((tmp_path / "failure.json").read_text())["failed"]
+    assert "in forward" in (tmp_path / "run.log").read_text()
 
 
 class Words(torch.utils.data.Dataset):
@@ -335,6 +408,59 @@ def test_rows_are_divided_between_clients(tmp_path):
     )
     named = secateur.run("fedavg", "mlp", 4, data="digits", workers=0, out=tmp_path / "c", **QUICK)
     assert (named.study.data.source, named.study.data.clients) == ("digits", 4)
+
+
+def frames():
+    pandas = pytest.importorskip("pandas")
+
+    def made(seed):
+        rng = np.random.default_rng(seed)
+        age, sex = rng.integers(20, 80, 90), rng.choice(["f", "m"], 90)
+        ill = np.where(age + 15 * (sex == "m") > 55, "yes", "no")
+        return pandas.DataFrame({"age": age, "sex": sex, "ill": ill, "town": rng.choice(["x", "y"], 90)})
+
+    return {"rome": made(0), "oslo": made(1)}
+
+
+def test_data_frames_are_tables(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    given = frames()
+    for name, frame in given.items():
+        frame.to_csv(tmp_path / f"{name}.csv", index=False)
+    held = secateur.run("fedavg", "mlp", given, target="ill", drop=["town"], out=tmp_path / "a", workers=0, **QUICK)
+    (tmp_path / "sites").mkdir()
+    for name in ("rome", "oslo"):
+        (tmp_path / f"{name}.csv").rename(tmp_path / "sites" / f"{'01'[name == 'oslo']}{name}.csv")
+    read = secateur.run(
+        "fedavg", "mlp", data=f"table:{tmp_path / 'sites'}", target="ill", drop=["town"], out=tmp_path / "b", workers=0,
+        **QUICK,
+    )  # fmt: skip
+    assert same(model_of(held.folder), model_of(read.folder))
+    assert held.study.training.clip == read.study.training.clip == 1.0
+    assert held.slim()(torch.tensor([[30.0, 0.0], [70.0, 1.0]])).shape == (2, 2)  # rows as they stand in the table
+    whole = pandas.concat(given.values())
+    by_site = secateur.run("fedavg", data=whole, target="ill", site="town", out=tmp_path / "c", workers=0, **QUICK)
+    assert len(rows_of(by_site.folder)[-1]["clients"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "said"),
+    [
+        ({}, DataError, "give target='NAME'"),
+        ({"target": "il"}, DataError, r"frame rome has no column 'il' \(data.target\): did you mean 'ill'\?"),
+        ({"target": "ill", "test": TEST}, ConfigError, "each site holds out test rows of its own"),
+        (
+            {"target": "ill", "clients": [*frames().values(), TEST]},
+            DataError,
+            "client 2 is a tuple of 2, others are data",
+        ),
+    ],
+)
+def test_bad_frames_are_one_line(change, kind, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=said):
+        secateur.run(**{"method": "fedavg", "model": "mlp", "clients": frames(), **change})
+    assert not list(tmp_path.iterdir())
 
 
 def test_tokens_go_to_a_model_that_looks_them_up(tmp_path):
@@ -448,6 +574,7 @@ def test_bad_input_is_one_line_before_anything_is_written(name, tmp_path, monkey
         (["fedavgg"], {}, r"did you mean 'fedavg'"),
         (["fedavg", "fedavg"], {}, "'fedavg' is compared twice"),
         ([3], {}, "methods: 3 names no method"),
+        (["quick"], {}, "'quick' is a suite, with rows of its own: play it with: secateur compare quick"),
         ([], {}, "methods is empty"),
         (["fedavg"], {"controls": ["rendom"]}, "controls.0: input should be 'dense', 'random'"),
         (["fedsparsify:sparsty=0.9"], {}, r"fedsparsify: unknown setting 'sparsty': did you mean 'sparsity'"),
@@ -460,6 +587,73 @@ def test_what_cannot_be_compared_is_one_line(methods, more, said, tmp_path, monk
         secateur.compare(methods, net(), sites(), TEST, **more)
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_a_suite_and_a_file_is_not_guessed_at(tmp_path, monkeypatch):
+    from secateur.comparison import suite
+
+    monkeypatch.chdir(tmp_path)
+    assert suite.load("quick").title
+    (tmp_path / "quick.toml").write_text(
+        'source = "digits"\npartitions = ["iid"]\n[variants.mine]\nmethod = "fedavg"\n'
+    )
+    with pytest.raises(
+        ConfigError, match="'quick' is a suite of secateur, and quick.toml a file here: write quick.toml"
+    ):
+        suite.load("quick")
+    assert list(suite.load("quick.toml").variants) == ["mine"]
+
+
+def made(forward, attribute=0.5, bias=True, seed=0):
+    """Return a model with a forward pass of its own."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(4, 2, bias=bias), attribute
+
+    Own.forward = forward
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Own()
+
+
+def helper(x):
+    return x + 1
+
+
+def other_helper(x):
+    return x + 2
+
+
+def plain(self, x):
+    return self.layer(x) * self.scale
+
+
+def helped(self, x):
+    return self.layer(helper(x))
+
+
+def test_a_model_s_digest_changes_with_what_it_computes_and_with_nothing_else(monkeypatch):
+    first = digest(made(plain))
+    assert digest(made(plain)) == first
+    used = made(plain)
+    used.forward(torch.ones(3, 4)).sum().backward()
+    assert digest(used.eval()) == first
+    others = [
+        made(plain, seed=1), made(plain, attribute=0.25), made(plain, bias=False), made(helped),
+        made(lambda self, x: self.layer(x) - self.scale), made(lambda self, x: self.layer(x) * 2 * self.scale),
+    ]  # fmt: skip
+    frozen = made(plain)
+    frozen.layer.weight.requires_grad_(False)
+    found = [first, *map(digest, [*others, frozen])]
+    assert len(set(found)) == len(found)
+    before = digest(made(helped)), digest(lambda: made(helped))
+    monkeypatch.setitem(globals(), "helper", other_helper)  # what forward calls is another function
+    assert digest(made(helped)) != before[0]
+    assert digest(lambda: made(helped)) != before[1]
+    width = 3
+    assert digest(lambda: nn.Linear(width, 2)) != digest(lambda: nn.Linear(4, 2))
 
 
 def test_a_model_that_nobody_holds_is_said_so():

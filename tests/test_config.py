@@ -18,7 +18,7 @@ from secateur.methods.kit.schedule import Cubic
 from secateur.pruning.criteria import Exploration
 from secateur.study.options import build, choices, flatten
 from secateur.study.runtime import Runtime
-from secateur.study.study import Study, assign, parse_study, read_toml
+from secateur.study.study import Study, assign, parse_study, put, read_toml
 
 LATER = {
     "training": {"schedule", "period", "floor"},
@@ -58,6 +58,18 @@ def test_assign_sorts_paths_into_study_model_and_method():
     method = made.build_method()
     assert (method.criterion.explore.epochs, method.granularity.rho) == (9, 0.25)
     assert made.complete().options["aggregator"] == "mean"
+
+
+@pytest.mark.parametrize("path", ["data", "training", "model", "options", "data.options"])
+def test_a_section_that_is_a_single_value_too_is_refused(path):
+    """Found by fuzzing a run's settings: it was a TypeError."""
+    inner = {"model": "model.hidden", "options": "momentum", "data.options": "data.options.size"}.get(
+        path, f"{path}.lr"
+    )
+    values = {}
+    put(values, path, 3) if path != "options" else values.update(options=3)
+    with pytest.raises(ConfigError, match=f"{path} = '3' is a single value"):
+        assign(values, f"{inner}=1")
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -3,19 +3,25 @@
 import hashlib
 import importlib.util
 import json
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import secateur
 from helpers import INLINE, model_of, play, rows_of, same, small, tiny_shards
+from secateur.comparison import grid
+from secateur.comparison.suite import Cell
 from secateur.errors import CheckpointError, SecateurError
+from secateur.export.export import export
 from secateur.federation import checkpoint, origin, seals, server
 from secateur.federation.folder import read_records, read_study, reserve
-from secateur.report.gather import Subject
+from secateur.report.gather import Subject, gather
 from secateur.report.outcomes import outcome
 from secateur.report.page import subject_data
+from secateur.report.trackers import log_records
 
 ROOT = Path(__file__).parents[1]
 
@@ -109,6 +115,54 @@ def test_a_finished_run_whose_model_is_damaged_is_made_again_from_its_checkpoint
     (folder / "summary.json").unlink()
     server.resume(folder, INLINE, shards=shards)
     assert (folder / checkpoint.MODEL).read_bytes() == whole
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shards):
+    folder = grid.folder_of(tmp_path_factory.mktemp("out"), small("fedsparsify"))
+    play(small("fedsparsify"), folder, shards)
+    return folder
+
+
+READERS = {
+    "resume": lambda folder: server.resume(folder, INLINE, shards=Path("/nowhere")),
+    "report": lambda folder: [subject_data(one) for one in gather([folder]).subjects],
+    "budget": lambda folder: gather([folder]).lines,
+    "log": lambda folder: log_records(folder, "tensorboard"),
+    "load": secateur.load,
+    "export": lambda folder: export(folder, "safetensors", folder / "export"),
+    "compare": lambda folder: run_one(folder.parents[1]),
+}
+READ = {
+    "rounds.jsonl": {"resume", "report", "budget", "log", "compare"},
+    "summary.json": set(READERS),
+    "model.safetensors": set(READERS) - {"log"},
+    "plan.json": {"resume", "load", "export", "compare"},
+    "study.toml": {"resume", "report", "budget", "log", "compare"},
+}
+
+
+def run_one(out):
+    """Go on with a comparison of one run."""
+    cell = Cell("iid", "one", 0, small("fedsparsify"))
+    with grid._Pool(out, grid.Here(), lambda *_: None) as pool:
+        pool.finish([cell])
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("reader", READERS)
+def test_every_command_refuses_a_damaged_file_that_it_reads(tmp_path, whole, reader, name):
+    folder = tmp_path / "runs" / whole.name
+    shutil.copytree(whole, folder)
+    data = (folder / name).read_bytes()
+    at = max(data.rfind(b"%d" % digit) for digit in range(10))  # another figure: as well formed as before
+    (folder / name).write_bytes(data[:at] + b"%d" % ((data[at] - 48 + 1) % 10) + data[at + 1 :])
+    if reader in READ[name]:
+        with pytest.raises(CheckpointError, match=f"{name} was changed since the run wrote it, or is damage") as told:
+            READERS[reader](folder)
+        assert "\n" not in str(told.value)
+    elif reader in {"load", "log"}:  # and what it does not read is no matter
+        READERS[reader](folder)
 
 
 def test_a_run_that_lost_its_checkpoint_does_not_begin_again(tmp_path, shards):

@@ -21,7 +21,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, message_size_mod
 from flwr.common.config import flatten_dict
@@ -40,7 +40,9 @@ from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
 from secateur.flower import Pruned, apps, client_app, keep_pruned, messages, prune
 from secateur.flower import node as node_of
+from secateur.flower.codes import RefusedError
 from secateur.flower.engine import FlowerEngine
+from secateur.flower.site import site_of
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedsparsify import FedSparsify
 from secateur.methods.fedsparsify_local import FedSparsifyLocal
@@ -53,6 +55,8 @@ from secateur.pruning.granularity import Channel
 from secateur.streams import stream
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = [
@@ -199,7 +203,7 @@ def test_the_name_of_a_state_is_short_or_costs_its_sender_the_round(tmp_path):
     grid.nodes[12].answer = endless
     apps.serve(grid, settings)
     reasons = {e["reason"] for row in rows_of(tmp_path / "run") for e in row["left_out"]}
-    assert reasons == {"the name of its state has 1000000 characters; 64 at most"}
+    assert reasons == {"the name of its state is not one of at most 64 letters and digits"}
 
 
 def test_a_node_that_never_answers_is_left_out_by_the_deadline(tmp_path):
@@ -265,7 +269,8 @@ def test_who_cannot_take_part_is_told_why_and_costs_nobody_else(tmp_path, said):
     )
     assert "node 21 cannot take part: partition-id = None" in lines
     assert "node 22 cannot take part: it says it is client 2, which node 12 is already" in lines
-    assert "node 23 cannot take part: unknown option" in lines
+    assert "node 23 cannot take part: the run's settings are refused there" in lines
+    assert "refused (settings): unknown option" in lines  # in the node's own log
     assert "node 24 cannot take part: ValueError: No query function registered" in lines
     assert set(summary["left_out"]) == {3} or set(summary["left_out"]) == {"3"}
 
@@ -277,8 +282,8 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
     introduce = node_of._introduce
 
-    def older(context, wanted):
-        about = introduce(context, wanted)
+    def older(context, *given):
+        about = introduce(context, *given)
         return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
 
     monkeypatch.setattr(node_of, "_introduce", older)
@@ -383,7 +388,11 @@ def test_a_round_without_replies_is_asked_again_of_the_same_clients_as_locally(t
     locally(settings, tmp_path / "local")
     assert [row["clients"] for row in rows_of(tmp_path / "flower")][1:4] == [[k] for k in order[:3]]
     assert same(model_of(tmp_path / "flower"), model_of(tmp_path / "local"))
-    assert ledger(tmp_path / "flower") == ledger(tmp_path / "local")
+    said, told = ledger(tmp_path / "flower"), ledger(tmp_path / "local")
+    assert "its code raised RuntimeError" in said[2]["left_out"][0]["reason"]  # the text stays in the node's log
+    for row in (*said, *told):
+        row["left_out"] = [entry["client"] for entry in row["left_out"]]
+    assert said == told
 
 
 def hospital(folder, seed):
@@ -422,24 +431,32 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     apps.serve(LoopGrid(nodes), settings)
     assert any(f"client 2: its data folder {tmp_path / '2'} is empty" in line for line in said())
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="client 1: its data folder .*nowhere does not exist"):
-        node_of._introduce(nodes[2].context)
+    site = site_of(nodes[2].context.node_config)
+    with pytest.raises(RefusedError, match="client 1: its data folder .*nowhere does not exist"):
+        node_of._introduce(nodes[2].context, site, {})
 
 
-def test_nodes_with_and_without_data_of_their_own_are_not_mixed(tmp_path):
-    settings = {**SETTINGS, "out": str(tmp_path / "run"), "wait": 0.1}
-    grid = grid_of(settings)
+@pytest.mark.parametrize("nodes", [4, 2])
+def test_who_lies_about_its_data_costs_itself_alone_and_one_of_two_ends_the_run(nodes, tmp_path, said):
+    settings = {**SETTINGS, "rounds": 1, "out": str(tmp_path / "run"), "wait": 0.1}
+    grid = grid_of(settings, clients=nodes)
     introduce = {k: node.answer for k, node in grid.nodes.items()}
 
     def own(message):
         reply = introduce[11](message)
-        about, _ = messages.unpack(reply.content)
-        reply.content = messages.pack({**about, "own": True})
+        about, payload = messages.unpack(reply.content)
+        if payload is None:
+            reply.content = messages.pack({**about, "own": True})
         return reply
 
     grid.nodes[11].answer = own
-    with pytest.raises(EngineError, match="some nodes have data of their own"):
-        apps.serve(grid, settings)
+    if nodes == 2:
+        with pytest.raises(EngineError, match="nodes disagree on what their data is"):
+            apps.serve(grid, settings)
+        return
+    summary = apps.serve(grid, settings)
+    assert any("its data is rows of its own, simulated is expected" in line for line in said())
+    assert set(summary["left_out"]) == {"1"}
 
 
 def test_the_engine_alone(tmp_path):
@@ -450,7 +467,7 @@ def test_the_engine_alone(tmp_path):
         found = dict(engine.exchange([(0, b"junk"), (3, b"junk")]))
     assert found[3] == Failure(3, "no node of this client is connected", sent=False)
     assert isinstance(found[0], Failure)
-    assert "payload ends within the header" in found[0].reason
+    assert "it cannot read the request" in found[0].reason
 
 
 @pytest.mark.parametrize(
@@ -694,7 +711,67 @@ def test_nodes_without_the_mod_and_hostile_ones_are_left_out_and_named():
     strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=2)
     for row in strategy.ledger:
         assert set(row["left_out"]) == {12, 13}, row["left_out"]
-        assert "tensors are not those expected" in row["left_out"][13]
+        assert "it cannot read the request, which is damaged, or of another model" in row["left_out"][13]
+
+
+def test_a_server_gets_of_a_node_with_the_mod_what_its_owner_allows(said):
+    """Each try is one line in the node's log and a code at the server; the app's own error text stays there, too."""
+    limits = {"answers": "train", "most.epochs": 3, "most.bytes": 4000, "partition-id": 0}
+    trained = []
+
+    def counts(message, context, call_next):
+        trained.append(message)
+        if len(trained) > 1:
+            raise RuntimeError("a cell of anna.csv")
+        return call_next(message, context)
+
+    node = Node(someones_app([prune(net()), counts]), 10, {}, **limits)
+    grid, tensors = LoopGrid({10: node}), {n: t.detach() for n, t in net().named_parameters()}
+    tries = [
+        ({"phase": "train", "epochs": 10**9}, "it would cost more than the node's owner lets a request cost: epochs 3"),
+        ({"phase": "explore"}, "the node's owner lets it answer no request of this kind: explore"),
+        ({"epochs": 1}, "the node's owner lets it answer no request of this kind: explore"),
+        (
+            {"phase": "train", "x": "y" * 5000},
+            "it would cost more than the node's owner lets a request cost: bytes 4000",
+        ),
+        ({"phase": "train", "epochs": "many"}, "its code raised ValueError; the node's own log says more"),
+        ({"phase": "train"}, None),
+        ({"phase": "train"}, "its code raised RuntimeError; the node's own log says more"),
+    ]
+    for scalars, reason in tries:
+        content = RecordDict({"arrays": ArrayRecord(net().state_dict()), "config": ConfigRecord({"lr": 0.1})})
+        payload = encode(Sparse(tensors, None, scalars))
+        before = len(said())
+        (ask,) = grid.push_messages([Message(messages.with_payload(content, payload), 10, "train")])
+        (reply,) = grid.pull_messages([ask])
+        assert (reply.error.reason if reply.has_error() else None) == reason
+        assert len(said()) - before == (reason is not None)
+    assert len(trained) == 2
+    assert "a cell of anna.csv" in said()[-1]  # in the node's own log
+
+
+def test_what_a_node_says_to_pruned_is_short_and_printable(said):
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    nodes = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(3)}
+    flood = "A\x1b[2J\n[/red]" * 10**5
+    answers = {11: lambda m: Message(Error(2, flood), reply_to=m)}
+
+    def names(message):
+        reply = Node.answer(nodes[12], message)
+        if message.metadata.message_type != "train":
+            return reply
+        payload = encode(Sparse({flood[:60_000]: torch.zeros(1)}, None, {flood[:200]: 1.0}), context=1)
+        reply.content = messages.with_payload(reply.content, payload)
+        return reply
+
+    nodes[11].answer = answers[11]
+    nodes[12].answer = names
+    strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=1)
+    for reason in strategy.ledger[0]["left_out"].values():
+        assert reason.isprintable()
+        assert len(reason) < 600
+    assert set(strategy.ledger[0]["left_out"]) == {11, 12}
 
 
 def test_a_result_to_which_no_node_has_led_is_an_error():
@@ -758,6 +835,8 @@ from pathlib import Path
 import secateur.flower
 from secateur.federation import gathering, prepare
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
 serve = gathering.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1])))).participant

@@ -11,10 +11,12 @@ from flwr.app import Context, RecordDict
 
 from helpers import model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
-from secateur.errors import ConfigError, NobodyTrainedError
+from secateur.errors import NobodyTrainedError
 from secateur.federation import prepare
 from secateur.flower import apps, bases, client_app
 from secateur.flower import node as node_of
+from secateur.flower.codes import RefusedError
+from secateur.flower.site import site_of
 from secateur.wire.known import digest
 from test_sent_base import apart, base_of
 
@@ -103,11 +105,12 @@ def test_an_owner_may_take_nothing(settings, file, tmp_path, caplog):
     assert set(summary["left_out"]) <= {"0", "1"}
     reasons = {o["reason"] for row in rows_of(tmp_path / "flower") for o in row["left_out"]}
     assert all("give both sides the same model.name, pretrained file and torch" in reason for reason in reasons)
+    assert all(digest(base_of(file)) in reason for reason in reasons)
     assert reasons
-    with pytest.raises(NobodyTrainedError, match=f"frozen tensors {digest(base_of(file))}, the model here has"):
+    with pytest.raises(NobodyTrainedError, match=rf"frozen tensors \([0-9a-f]{{32}}, not {digest(base_of(file))}\)"):
         apps.serve(grid_of(settings, file, base=lambda _: "own"), {**settings, "out": str(tmp_path / "none")})
-    with pytest.raises(ConfigError, match="base = 'mine' in --node-config: taken or own is expected"):
-        bases.kept(Context(1, 1, {"base": "mine"}, RecordDict(), {}))
+    with pytest.raises(RefusedError, match="base = 'mine': input should be 'taken' or 'own'"):
+        site_of({"base": "mine"})
 
 
 def test_a_context_keeps_the_last_one():

@@ -148,10 +148,13 @@ def test_a_run_that_goes_on_has_the_schema_that_it_began_with(sites, tmp_path, m
     assert same(model_of(tmp_path / "run"), model_of(tmp_path / "whole"))
 
 
-def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
+@pytest.mark.parametrize("nodes", [3, 2])
+def test_one_node_without_a_table_costs_itself_alone_and_one_of_two_ends_the_run(nodes, sites, tmp_path, said):
     del sites
     settings = {**SETTINGS, "out": str(tmp_path / "run")}
     grid = grid_of(tmp_path, settings)
+    for node in list(grid.nodes)[nodes:]:
+        del grid.nodes[node]
     answer = grid.nodes[11].answer
 
     def other(message):
@@ -163,17 +166,24 @@ def test_nodes_with_tables_and_others_are_not_mixed(sites, tmp_path, said):
             "kind": "tabular",
             "scale": 1.0,
             "task": "regression",
-            "model": "m",
+            "model": "0" * 16,
             "classes": "",
         }
-        reply.content = messages.pack({**about, **facts, "table": False})
+        if message.metadata.message_type != messages.SERVE:
+            reply.content = messages.pack({**{k: v for k, v in about.items() if k != "holds"}, **facts})
         return reply
 
     grid.nodes[11].answer = other
-    with pytest.raises(EngineError, match="some nodes have tables of their own"):
-        apps.serve(grid, settings)
-    assert not (tmp_path / "run" / "rounds.jsonl").exists()
-    assert said()
+    if nodes == 2:
+        with pytest.raises(
+            EngineError, match=r"nodes disagree on what their data is.* a table \(client 0\), or rows of"
+        ):
+            apps.serve(grid, settings)
+        assert not (tmp_path / "run" / "rounds.jsonl").exists()
+        return
+    apps.serve(grid, settings)
+    assert any("node 11 (client 1) cannot take part: its data is rows of its own, a table is exp" in x for x in said())
+    assert {entry["client"] for row in rows_of(tmp_path / "run")[4:] for entry in row["left_out"]} == {1}
 
 
 def test_nodes_whose_classes_have_other_names_are_not_mixed(tmp_path, said):

@@ -100,6 +100,27 @@ def test_buffers_are_measured_apart():
     assert judged.tensors["w"].tolist() == pytest.approx([1.5, 2.0])
 
 
+def test_what_is_many_times_the_median_is_set_aside():
+    """Norm 5 against a median of 0.5: ten times; with far = 9 it counts as if its client had not trained."""
+    bound = {"update": 0.5 / math.sqrt(2), "rows": 10.0}
+    aside = Norms(times=1.0, far=9.0).arriving(reply([13.0, 14.0]), sent([10.0, 10.0]), seen(bound))
+    assert (aside.tensors["w"].tolist(), aside.rows, aside.bounded) == ([10.0, 10.0], 0, {"update": 0.0, "rows": 0.0})
+    assert aside.facts["update"] == 2 * bound["update"]
+    clipped = Norms(times=1.0, far=11.0).arriving(reply([13.0, 14.0]), sent([10.0, 10.0]), seen(bound))
+    assert clipped.tensors["w"].tolist() == pytest.approx([10.3, 10.4])
+
+
+def test_a_cohort_whose_updates_all_grow_is_followed():
+    """A rate a hundred times as high from some round on: all are set aside until the median has caught up."""
+    medians_, guard = {"update": 1.0, "rows": 10.0}, Norms(far=30.0)
+    taken = []
+    for _ in range(4):
+        judged = [guard.arriving(reply([100.0, 100.0]), sent(), seen(medians_)) for _ in range(3)]
+        taken.append(judged[0].rows)
+        medians_ = medians(one.facts for one in judged)
+    assert taken == [0, 0, 10, 10]
+
+
 def test_rows_count_up_to_a_multiple_of_the_median():
     """Median of 10, 20, 30 and 1000 is 25: at most 75 rows count."""
     assert Norms(rows=3.0).counted([10, 20, 30, 1000, 0]) == [10, 20, 30, 75, 0]
@@ -140,6 +161,7 @@ def test_only_what_training_changed_is_bounded():
 
 @pytest.mark.parametrize(("setting", "words"), [
     ("guards.norms.times=0", "norms.times = 0.0 must be above 0"),
+    ("guards.norms.far=1", "norms.far = 1.0 must be norms.times .2. or more"),
     ("guards.norms.rows=0.5", "norms.rows = 0.5 must be at least 1"),
     ("guards.norms.tims=2", "did you mean.*times"),
     ("guards.norms.on=maybe", "guards.norms.on = 'maybe': write true or false"),
@@ -200,6 +222,14 @@ def test_neither_workers_nor_relays_change_a_bit(runtime, tmp_path, shards):
     assert same(model_of(tmp_path / "one"), model_of(tmp_path / "more"))
 
 
+def test_stacks_are_judged_one_by_one(tmp_path, shards):
+    study = small("fedavg", *GUARDED, "compute.together=2")
+    play(study, tmp_path / "one", shards)
+    play(study, tmp_path / "two", shards, runtime=Runtime(workers=2))
+    assert same(model_of(tmp_path / "one"), model_of(tmp_path / "two"))
+    assert any(row.get("bounded") for row in rows_of(tmp_path / "one"))
+
+
 def test_computed_bytes_change_no_bit(tmp_path, shards):
     play(small("fedavg", *GUARDED, "wire.packing=none"), tmp_path / "written", shards)
     play(small("fedavg", *GUARDED, "wire.packing=none", "wire.count=computed"), tmp_path / "not", shards)
@@ -227,17 +257,17 @@ def test_a_resumed_run_knows_the_medians(tmp_path, shards):
 # ---- one client of four lies within every range
 
 
-def lying(study, folder, shards, *, since=1, **lie):
-    """Return an engine whose client 1 scales its update, or fills it, or says something else of itself."""
-    specs = Run(study, Runtime(workers=0), folder, shards).setting.specs
+def lying(study, folder, shards, *, rounds=range(1, 99), **lie):
+    """Return an engine whose client 1 changes its update, or says something else of itself, in some exchanges."""
+    specs, lie_in = Run(study, Runtime(workers=0), folder, shards).setting.specs, set(rounds) & set(range(5))
 
     class Lies(Wrapped):
-        """Client 1 lies in every round from some one on."""
+        """Client 1 lies in these exchanges."""
 
         def exchange(self, requests, deadline=None):
             self.count, asked = getattr(self, "count", 0) + 1, {}
             for client, answer in self.inner.exchange(noted(requests, asked), deadline):
-                if client != 1 or isinstance(answer, Failure) or not since <= self.count <= study.rounds:
+                if client != 1 or isinstance(answer, Failure) or self.count not in lie_in:
                     yield client, answer
                 elif "scalars" in lie:
                     yield client, edited(**lie["scalars"])(answer)

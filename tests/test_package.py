@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import importlib.metadata
+import re
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,14 @@ def test_public_names_are_sorted_and_exist():
         _ = secateur.nothing
 
 
+def test_what_editors_are_told_is_what_there_is():
+    stub = Path(secateur.__file__).with_suffix(".pyi").read_text()
+    told = {name: home for home, name in re.findall(r"from secateur\.(\S+) import (\w+) as", stub)}
+    assert told == secateur._HOME
+    assert set(dir(secateur)) == {*secateur.__all__, "__version__"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", secateur.__version__)
+
+
 MODULES = [
     "errors",
     "federation.records",
@@ -49,7 +58,7 @@ def test_examples_in_docstrings(name):
 
 def test_every_error_is_a_secateur_error():
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(found) == 13
+    assert len(found) == 14
     assert all(issubclass(e, errors.SecateurError) for e in found)
 
 

@@ -13,6 +13,7 @@ from secateur.data.shards import open_shards
 from secateur.errors import ConfigError, EngineError
 from secateur.flower import apps, client_app, messages, policy
 from secateur.flower import engine as engine_of
+from secateur.flower.greeting import Greeting, Rows
 from secateur.flower.settings import settings_of
 from secateur.study.options import choices, flatten
 from secateur.study.study import parse_study
@@ -111,6 +112,9 @@ NAMES = [
     {"set": "guards.trap_package.method.norm=1"},
     {"guards.trap_module.norm": 1},
     {"guards.os.path.norm": 1},
+    {"attack": "trap_module"},
+    {"attack": " trap_package.method :0.5,scale=2"},
+    {"set": "attack=os.path:0.3"},
 ]
 
 
@@ -124,12 +128,13 @@ def test_what_the_owner_did_not_name_is_refused_before_anything_happens(named, o
     before, modules = everything(tmp_path), set(sys.modules)
     for kind, payload in ((messages.HELLO, None), (messages.SERVE, b"x")):
         told = greeted({**SETTINGS, **named}, kind, payload, **config)
-        assert list(told) == ["error"]
-        assert told["error"].startswith("not allowed by the node's owner: '")
-        assert len(told["error"]) <= 300
+        assert set(told) == {"error", "detail"}
+        assert told["error"] == "allow"
+        assert 0 < len(told["detail"]) <= 80
     assert everything(tmp_path) == before
     assert not {m for m in set(sys.modules) - modules if m.startswith("trap_")}
-    assert any("not allowed here: " in line and "--node-config 'allow=" in line for line in said())
+    assert len(said()) == 2  # one line for each try
+    assert all("not allowed here: " in line and "--node-config 'allow=" in line for line in said())
 
 
 def test_a_loader_that_deletes_finds_nothing_to_delete(tmp_path):
@@ -137,7 +142,7 @@ def test_a_loader_that_deletes_finds_nothing_to_delete(tmp_path):
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "patients.csv").write_text("1,2\n")
     told = greeted({**SETTINGS, "data.source": "shutil:rmtree"}, data=str(tmp_path / "rows"))
-    assert told["error"] == "not allowed by the node's owner: 'data.source=shutil:rmtree'"
+    assert told == {"error": "allow", "detail": "data.source=shutil:rmtree"}
     assert (tmp_path / "rows" / "patients.csv").read_text() == "1,2\n"
 
 
@@ -148,7 +153,7 @@ def test_a_file_of_the_server_is_not_opened_beside_a_folder_of_the_nodes_own(tmp
     secret = tmp_path / "secret.csv"
     secret.write_text("1,2,3\n" * 50)
     told = greeted({**SETTINGS, "data.source": f"table:{secret}#1#2"}, data=str(tmp_path / "rows"))
-    assert told["error"].startswith("not allowed by the node's owner")
+    assert told["error"] == "allow"
 
 
 @pytest.mark.parametrize("where", ["node", "environment"])
@@ -169,9 +174,9 @@ def test_what_the_owner_names_works_and_only_where_it_was_named(where, trap, tmp
     assert summary["left_out"] == {}
     assert (trap / "called").exists()
     swapped = {**settings, "model.name": "trap_module:read"}  # a loader's name is no model's
-    assert greeted(swapped, **config)["error"] == "not allowed by the node's owner: 'model.name=trap_module:read'"
+    assert greeted(swapped, **config) == {"error": "allow", "detail": "model.name=trap_module:read"}
     folder = {**settings, "data.source": "trap_module:read:/etc"}  # nor is a folder named with it
-    assert greeted(folder, **config)["error"].startswith("not allowed by the node's owner: 'data.source=trap")
+    assert greeted(folder, **config) == {"error": "allow", "detail": "data.source=trap_module:read:/etc"}
 
 
 def test_a_place_that_the_owner_names_may_be_opened_by_a_node_without_data(tmp_path):
@@ -179,7 +184,7 @@ def test_a_place_that_the_owner_names_may_be_opened_by_a_node_without_data(tmp_p
     text.write_text("\n\n".join(f"ROLE {k}:\n{'to be or not to be ' * 20}" for k in range(4)))
     settings = {**SETTINGS, "data.source": f"text:{text}", "model.name": "charlstm"}
     del settings["model.options.hidden"]
-    assert greeted(settings)["error"].startswith("not allowed")
+    assert greeted(settings)["error"] == "allow"
     assert greeted(settings, allow=f"'data.source=text:{text}'")["kind"] == "tokens"
 
 
@@ -189,8 +194,10 @@ def test_all_that_is_the_packages_own_is_allowed():
         assert policy.refused({"method": name, "options": options}, (), own=False) == []
     for name in models.names():
         assert policy.refused({"model": {"name": name}}, (), own=False) == []
+    asks_a_network = {"hub"}
     for name in data.names():
-        assert policy.refused({"data": {"source": name}}, (), own=True) == []
+        wrong = policy.refused({"data": {"source": name}}, (), own=True)
+        assert wrong == ([("data.source", name)] if name in asks_a_network else [])
     assert policy.refused({}, (), own=False) == []
     from secateur.aggregation import Aggregator
 
@@ -207,31 +214,36 @@ def test_the_policy_sees_what_the_study_would_use():
 
 def test_a_long_or_broken_name_costs_a_short_line(said):
     long = "x" * 10_000 + "\nsecateur: forged:f"
-    assert len(greeted({**SETTINGS, "data.source": long})["error"]) < 200
-    assert len(greeted({**SETTINGS, long: "a:b"})["error"]) < 200
-    assert len(greeted({**SETTINGS, "set": f"{long}=a:b"})["error"]) <= 300
-    assert len(greeted({**SETTINGS, f"training.{long}": 1})["error"]) <= 300
-    assert len(said()) >= 4
+    tries = [{"data.source": long}, {long: "a:b"}, {"set": f"{long}=a:b"}, {f"training.{long}": 1}]
+    for named in tries:
+        told = greeted({**SETTINGS, **named})
+        assert told["error"] in {"allow", "settings"}
+        assert len(told["detail"]) <= 80
+    assert len(said()) == len(tries)
     assert all(len(line) < 2100 and "\n" not in line for line in said())
 
 
 @pytest.mark.parametrize(
     ("text", "match"), [("data.source", "write it as path=value"), ("'a=b", "No closing quotation")]
 )
-def test_an_owners_text_that_is_no_setting_is_said_so(text, match):
+def test_an_owners_text_that_is_no_setting_is_said_so(text, match, said):
     with pytest.raises(ConfigError, match=match):
         policy.allowed(text)
-    assert match in greeted(SETTINGS, allow=text)["error"]
+    assert greeted(SETTINGS, allow=text) == {"error": "policy", "detail": ""}
+    assert match in said()[0]
 
 
 def test_a_server_imports_no_task_that_a_node_names(trap):
     """Rows of the nodes' own say what is learnt of them; a server takes this package's tasks, or its study's."""
-    about = {"own": True, "inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
-    about |= {"classes": ""}
+    rows = {"inputs": [4], "outputs": 3, "kind": "tabular", "scale": 1.0, "task": "trap_module:Slot"}
+    rows |= {"classes": "", "model": "0" * 16}
     made = parse_study({"data": {"clients": 2}, "model": {"name": "mlp"}})
 
-    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, {0: about}):
+    def said(**more):
+        return {0: Greeting(client=0, own=True, rows=Rows(**rows | more))}
+
+    with pytest.raises(EngineError, match="if you trust it, set data.task to it"), apps._rows(made, said()):
         pass
     assert not (trap / "imported").exists()
-    with apps._rows(made, {0: about | {"task": "regression"}}) as folder:
+    with apps._rows(made, said(task="regression")) as folder:
         assert open_shards(folder).task == "regression"

@@ -1,6 +1,8 @@
 """Rows that are kept, by what files hold; and a node's own, which are kept nowhere."""
 
 import os
+import tempfile
+import time
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ import pytest
 from helpers import small
 from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
-from secateur.errors import ConfigError, DataError
-from secateur.federation import prepare
+from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.federation import checkpoint, prepare
 from secateur.study.study import parse_study
 
 
@@ -158,3 +160,19 @@ def test_natural_clients_that_are_left_out_are_named_where_there_is_no_table(tmp
     with prepare.federation(parse_study({"method": "fedavg", "data": section})) as folder:
         (told,) = open_shards(folder).meta.remarks
     assert told == "data.clients = 7 leaves out the smallest sites: 0, 1, 2"
+
+
+def test_rows_that_a_killed_command_left_are_deleted_by_the_next_and_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    places = {name: tmp_path / f"secateur-rows-{name}" for name in ("left", "held", "fresh")}
+    for place in places.values():
+        place.mkdir()
+        (place / "x_train.npy").write_bytes(b"rows")
+    with checkpoint.alone(places["held"]):
+        for name in ("left", "held"):
+            os.utime(places[name], (time.time() - 3600,) * 2)
+        with prepare.federation(small(data={"source": "digits", "clients": 5, "partition": "iid"})) as folder:
+            assert folder.name.startswith("secateur-rows-")
+            with pytest.raises(CheckpointError), checkpoint.alone(folder):
+                pass
+            assert set(tmp_path.iterdir()) == {places["held"], places["fresh"], folder}

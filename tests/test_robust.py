@@ -1,5 +1,6 @@
 """Robust rules: the hand-computed set of five updates, breakdown, holders, refusals, and whole runs."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from helpers import INLINE, Wrapped, lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.aggregation.centered_clip import CenteredClip
 from secateur.aggregation.clip import Clip
+from secateur.aggregation.deepsa import Deepsa, reliability
 from secateur.aggregation.dnc import Dnc, outlying
 from secateur.aggregation.fltrust import Fltrust
 from secateur.aggregation.krum import Krum
@@ -32,11 +34,12 @@ from secateur.methods.kit.consensus import Majority
 from secateur.pruning.structure import Layout
 from secateur.study.options import build, flatten
 from secateur.study.runtime import Runtime
+from secateur.study.study import parse_study
 from secateur.wire.message import Expected, Message, Spec
 
 # Five updates, the last hostile; every figure below was computed by hand.
 A = [(1.0, 0.0), (1.2, 0.1), (0.9, -0.1), (1.1, 0.05), (-10.0, 8.0)]
-PLAIN = [Median(), Trimmed(), Krum(), Multikrum(), Clip(weights="equal"), CenteredClip(), Dnc(), Lasa()]
+PLAIN = [Median(), Trimmed(), Krum(), Multikrum(), Clip(weights="equal"), CenteredClip(), Dnc(), Lasa(), Deepsa()]
 IDS = [rule.name for rule in PLAIN]
 
 
@@ -406,7 +409,7 @@ def test_a_stop_after_every_exchange_changes_nothing(method, rule, tmp_path, sha
 
 
 RULES = [
-    *(("fedavg", rule) for rule in ("median", "trimmed", "krum", "multikrum", "clip", "lasa")),
+    *(("fedavg", rule) for rule in ("median", "trimmed", "krum", "multikrum", "clip", "lasa", "deepsa")),
     ("fedsparsify_local", "multikrum"), ("autoflip", "trimmed"),
 ]  # fmt: skip
 
@@ -566,10 +569,118 @@ def test_votes_of_unlike_masks_do_not_count(tmp_path):
 
 
 def test_records_name_suspects_apart_from_those_left_out(tmp_path, shards):
-    play(eight("fedavg", "multikrum", rounds=1), tmp_path, shards)
+    summary = play(eight("fedavg", "multikrum", rounds=1), tmp_path, shards)
     (row,) = rows_of(tmp_path)
     assert row["left_out"] == []
+    assert summary["suspected"] == {str(entry["client"]): 1 for entry in row["suspected"]}
+    assert "; suspected 2 clients (" in (tmp_path / "run.log").read_text()
     assert len(row["suspected"]) == 2
     for entry in row["suspected"]:
         assert set(entry) == {"client", "reason"}
         assert entry["reason"].startswith("multikrum: its score is ")
+
+
+# ---- slices and personal masks
+
+
+@pytest.mark.parametrize(("method", "rule"), [("heterofl", "median"), ("subfedavg", "multikrum")])
+def test_rules_serve_slices_and_personal_masks(method, rule, tmp_path, shards):
+    """Nothing is lost where too few hold a weight: it has its first value, or one that some clients trained."""
+    summary = play(eight(method, rule, training={"epochs": 2, "batch_size": 8, "lr": 0.2}), tmp_path, shards)
+    assert summary["final"]["loss"] < 1.1
+    assert all(bool(t.isfinite().all()) for t in model_of(tmp_path).values())
+
+
+def test_the_median_of_slices_is_that_of_their_holders(tmp_path, shards):
+    """HeteroFL, one round: at each weight numpy's median over the clients whose slice has it, or the first value."""
+    study = eight("heterofl", "median", rounds=1)
+    play(study, tmp_path, shards)
+    (state, view), method = lab(shards, study), study.build_method()
+    ask = method.plan(state)
+    replies = []
+    for k in range(8):
+        tensors, mask = ask.request(k)
+        replies.append(method.respond(replace(ask, message=Message(tensors, mask), slices=None), view(k)))
+    for name, tensor in model_of(tmp_path).items():
+        first = state.weights[name].numpy()
+        trained = np.stack([r.tensors[name].numpy() for r in replies])
+        held = np.stack([np.broadcast_to(r.mask.get(name, np.True_), first.shape) for r in replies])
+        for place in np.ndindex(first.shape):
+            own = trained[(slice(None), *place)][held[(slice(None), *place)]]
+            expected = np.median(own) if len(own) >= 3 else first[place]
+            assert tensor.numpy()[place] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (("heterofl", "krum"), "aggregator krum does not go with HeteroFL, where clients are sent different parts"),
+        (("heterofl", "dnc"), "clients with different parts differ most by their parts; median"),
+        (("subfedavg", "fltrust"), "aggregator Fltrust trains at the server before each round, and SubFedAvg does not"),
+        (
+            ("ist", "median"),
+            "aggregator Median moves what 3 clients hold, and of 8 clients 1 hold a unit .*: set parts = 2 or fewer",
+        ),
+        (
+            ("frl", "median"),
+            "frl has no aggregator: it merges replies in a way of its own; autoflip, .*fedavg, .*have one",
+        ),
+    ],
+)
+def test_what_does_not_merge_parts_is_refused(given, says, tmp_path, shards):
+    with pytest.raises(ConfigError, match=says):
+        play(eight(*given), tmp_path, shards)
+
+
+def test_the_new_slot_does_not_rename_runs_of_before():
+    """The hashes of studies as they were before the methods had the slot."""
+    before = {"heterofl": "eaa899fa", "subfedavg": "3609d785", "fjord": "3eeea9b6", "ist": "4160f17e"}
+    assert {name: parse_study({"method": name}).hash() for name in before} == before
+    assert parse_study({"method": "ist", "options": {"aggregator": "median"}}).hash() != before["ist"]
+    changed = {"method": "ist", "options": {"aggregator": "mean", "aggregator.pruned": "shadow"}}
+    assert parse_study(changed).hash() != before["ist"]
+
+
+# ---- DeepSA
+
+
+def test_reliable_and_corrupted_uploads_are_told_apart():
+    """Ten alike, and one of each corruption: negated, ten times and a hundredth as long; the ten weigh most."""
+    ratios = torch.tensor([1.0] * 10 + [1.0, 10.0, 0.01], dtype=torch.float64)
+    likeness = torch.tensor([0.8] * 10 + [-0.8, 0.8, 0.8], dtype=torch.float64)
+    found = reliability(ratios, likeness).tolist()
+    assert min(found[:10]) > 0.5
+    assert max(found[10:]) < 0.5
+    assert len({round(share, 12) for share in found[:10]}) == 1
+
+
+def test_reliability_against_another_fit():
+    """The model's loss is at its least: a step of any coefficient, either way, raises it; written with numpy."""
+    draw = np.random.default_rng(0)
+    ratios, likeness = np.exp(draw.normal(0, 0.2, 8)), draw.uniform(0.2, 0.9, 8)
+    found = reliability(torch.tensor(ratios), torch.tensor(likeness)).numpy()
+    logit = np.log(found / (1 - found))
+    features = np.stack([np.ones(8), np.abs(np.log(ratios)), likeness], axis=1)
+    coefficients = np.linalg.lstsq(features, logit, rcond=None)[0]
+    half = math.sqrt(0.5)
+    bad = [(ratios, -likeness), (ratios * 10, likeness), (ratios * 0.01, likeness), (ratios / half, likeness * half)]
+    rows = np.concatenate([features, *[np.stack([np.ones(8), np.abs(np.log(r)), c], axis=1) for r, c in bad]])
+    labels = np.array([1.0] * 8 + [0.0] * 32)
+    shares = np.where(labels > 0, 0.5 / 8, 0.5 / 32)
+
+    def loss(beta):
+        logits = rows @ beta
+        return (shares * (np.logaddexp(0, logits) - labels * logits)).sum() + 0.5 * 1e-2 * (beta**2).sum()
+
+    least = loss(coefficients)
+    assert np.abs(np.log(ratios)).max() < np.log(10)  # none is cut at a hundred, once it is ten times as long
+    for place, step in itertools.product(range(3), (-0.05, 0.05)):
+        assert loss(coefficients + step * np.eye(3)[place]) > least
+
+
+def test_deepsa_weighs_liars_down():
+    honest = cohort(20, clients=8)
+    found = combined(Deepsa(), np.concatenate([honest, -honest[:2]]))
+    assert set(found.suspected) == {8, 9}
+    away = np.linalg.norm(found["w"].numpy() - honest.mean(axis=0))
+    assert away < 0.2 * np.linalg.norm(honest.mean(axis=0))

@@ -222,8 +222,8 @@ def test_an_export_as_large_as_the_dense_model_says_so(folder, tmp_path):
         play(small("fedsparsify", *settings, model=CNN), tmp_path / name, folder)
         export(tmp_path / name, "safetensors")
         text = (tmp_path / name / "export" / "card.md").read_text()
-        assert ("is as large as the dense model" in text) == ("granularity=channel" in text) == (name == "single")
-        assert ("is the physically slim model" in text) == (name == "channels")
+        assert ("it is as large as the dense model" in text) == ("granularity=channel" in text) == (name == "single")
+        assert ("this is the physically slim model" in text) == (name == "channels")
 
 
 def test_units_by_torch_pruning_lead_to_the_same_run(folder, tmp_path):

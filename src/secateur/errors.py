@@ -135,6 +135,21 @@ def near(name: str, choices: Iterable[str]) -> str:
     return f": did you mean {found[0]!r}?" if found else ""
 
 
+def plain(text: str, most: int) -> str:
+    r"""Return somebody else's text as one printable line of at most ``most`` characters, and dots where it is cut.
+
+    White space becomes single spaces; whatever else is not printable, such as what moves a terminal's cursor or turns
+    the direction of writing, is written as an escape.
+
+    >>> plain("a  b" + chr(27) + "[2J", 40)
+    'a b\\x1b[2J'
+    """
+    line = " ".join(text[: 4 * most].split())
+    escaped = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in line[: most + 1])
+    whole = len(escaped) <= most and len(text) <= 4 * most
+    return escaped if whole else f"{escaped[:most]}..."
+
+
 def install(extra: str, *, upgrade: bool = False) -> str:
     """Return what to type to have an extra of this package, in a clone and from a release.
 

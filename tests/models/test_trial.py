@@ -31,7 +31,7 @@ class Plain(nn.Module):
 
 def built(prepare=lambda model: None, between=lambda model, h: h, init="xavier_normal"):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "_find", lambda name: lambda shape, outputs: Plain(outputs, prepare, between))
+        patch.setattr(models, "find", lambda name: lambda shape, outputs: Plain(outputs, prepare, between))
         return models.build("mine:net", input_shape=(4,), outputs=2, init=init)
 
 
@@ -307,7 +307,7 @@ class Squeezed(Plain):
     ],
 )
 def test_outputs_and_code_that_cannot_be_used_are_refused_with_what_to_do(monkeypatch, make, says):
-    monkeypatch.setattr("secateur.models._find", lambda _: lambda shape, outputs: make(outputs))
+    monkeypatch.setattr("secateur.models.find", lambda _: lambda shape, outputs: make(outputs))
     with pytest.raises(ModelError, match=says):
         models.build("their:net", input_shape=(4,), outputs=3)
 

@@ -46,6 +46,15 @@ class Aggregator(ABC):
         """
         return Mean(holders=masks_of if self.coverage and masked else None)
 
+    @property
+    def fewest(self) -> int:
+        """Return how many clients must hold a coordinate for it to move."""
+        return 1
+
+    def over_holders(self) -> Reduction:
+        """Return the reduction where clients hold different parts of the model; a weight that nobody holds stays."""
+        return Mean(holders=masks_of, fallback="state")
+
     def ballot(self, votes: Mapping[str, Reduction]) -> Mapping[str, Reduction]:
         """Return the reductions of clients' own masks, by name; here those that the consensus wants, of everybody's."""
         return votes

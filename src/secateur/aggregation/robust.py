@@ -94,6 +94,15 @@ class Robust(Aggregator):
         del masked
         return Judged(rule=self)
 
+    @property
+    def fewest(self) -> int:
+        """Return how many clients must hold a coordinate for it to move."""
+        return FEWEST
+
+    def over_holders(self) -> Reduction:
+        """Return the same reduction, which is over holders in any case."""
+        return self.reduction(masked=True)
+
     def check(self, setting: Setting, holding: Holding, method: str) -> None:
         """Refuse a federation that the rule cannot serve.
 

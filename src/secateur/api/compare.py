@@ -18,11 +18,12 @@ from secateur.api.progress import of_many
 from secateur.api.result import Result, Shown, framed, written
 from secateur.comparison import grid
 from secateur.comparison.grid import cell_name, folder_of
-from secateur.comparison.suite import Cell, Control, Suite, named, parse
+from secateur.comparison.suite import Cell, Control, Suite, names, parse
+from secateur.comparison.words import named
 from secateur.errors import ConfigError, NoResultError
 from secateur.federation.opening import forking
 from secateur.report import tables
-from secateur.report.gather import comparison_lines
+from secateur.report.gather import RESULT, comparison_lines
 from secateur.report.gather import failed as failure_of
 from secateur.report.terminal import compared
 from secateur.report.verdicts import DENSE, Line
@@ -157,7 +158,7 @@ def compare(
     frame = Frame(**{one.name: more.pop(one.name) for one in fields(Frame) if one.name in more})
     objects = given(model, clients, test, data)
     suite = _suite(methods, objects, {**(settings or {}), **more}, frame)
-    folder = _new(suite) if out is None else Path(out)
+    folder = _new(suite) if out is None else _same(suite, Path(out))
     executor = None
     if objects.model is not None:
         start = forking()
@@ -176,6 +177,8 @@ def _suite(methods: Any, objects: Given, shared: Mapping[str, Any], frame: Frame
     partitions = [frame.partition] if isinstance(frame.partition, str) else list(frame.partition)
     variants: dict[str, dict[str, Any]] = {}
     for label, method, own in _variants(methods):
+        if method in names():
+            raise ConfigError(f"{method!r} is a suite, with rows of its own: play it with: secateur compare {method}")
         try:
             paths = written_out(shared, method, objects.more)
             given_ = written_out(own, method, objects.more)
@@ -191,9 +194,10 @@ def _suite(methods: Any, objects: Given, shared: Mapping[str, Any], frame: Frame
         raise ConfigError("methods is empty: name some, as ['fedsparsify', 'prunefl']")
     if not partitions:
         partitions = [usual or objects.study(next(iter(variants.values()))["method"], {}).data.partition]
-    names = ", ".join(dict.fromkeys(one["method"] for one in variants.values()))
+    compared = ", ".join(dict.fromkeys(one["method"] for one in variants.values()))
     values = {
-        "title": frame.title or f"{names} on {source}", "source": source, "partitions": partitions, "common": common,
+        "title": frame.title or f"{compared} on {'rows in memory' if objects.rows.held else source}",
+        "source": source, "partitions": partitions, "common": common,
         "seeds": list(range(frame.seeds)) if isinstance(frame.seeds, int) else list(frame.seeds), "variants": variants,
         "controls": list(frame.controls),
     }  # fmt: skip
@@ -221,6 +225,27 @@ def _text(value: Any) -> Any:
     """Return a setting as a suite's file has it."""
     value = value.item() if hasattr(value, "item") else value
     return json.dumps(value) if isinstance(value, bool | list | tuple) else value
+
+
+def _same(suite: Suite, out: Path) -> Path:
+    """Return a folder that holds no comparison of other rows, or of another model.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if not (out / RESULT).exists():
+        return out
+    earlier = parse(json.loads((out / RESULT).read_text("utf-8"))["suite"], str(out / RESULT))
+    for what, before, now in (
+        ("rows are", earlier.source, suite.source),
+        ("the model is", earlier.common.get("model.name"), suite.common.get("model.name")),
+    ):
+        if before != now:
+            raise ConfigError(
+                f"out = {str(out)!r} holds a comparison in which {what} {before!r}, now {now!r}: give another folder, "
+                "or the same objects (seed a model's weights before it is made)"
+            )
+    return out
 
 
 def _new(suite: Suite) -> Path:

@@ -11,10 +11,15 @@ import torch
 from torch import nn
 
 from secateur.api.objects import Rows, rows_of
+from secateur.data.held import HeldArrays
+from secateur.data.sources import options_of
 from secateur.errors import ConfigError
 from secateur.models.held import HeldModel, hold
+from secateur.study.sections import DataSection
 from secateur.study.shorthand import written_out
 from secateur.study.study import Study, put
+
+_IMAGES = 4  # dimensions of rows that are images
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,9 @@ class Given:
 
     @property
     def more(self) -> tuple[str, ...]:
-        """Return the paths of settings that there are beside a study's own."""
-        return self.rows.more
+        """Return the paths of settings that there are beside a study's own: the options of its rows."""
+        own = options_of(str(self.settings.get("data.source", ""))) - DataSection.model_fields.keys()
+        return tuple(f"data.options.{name}" for name in sorted(own))
 
     def study(self, method: object, settings: Mapping[str, Any]) -> Study:
         """Return the study of a method, with settings by full or by short path.
@@ -55,18 +61,20 @@ def given(model: object, clients: object, test: object, data: object) -> Given:
 
     Args:
         model: a module, which starts from a copy of its own weights; a class or a function that makes one, whose
-            weights each seed draws anew; a name; None: the study's default.
+            weights each seed draws anew; a name; None: the study's default, and ``mlp`` for rows that are no images.
         clients, test, data: see ``rows_of``.
 
     Raises:
         ConfigError, DataError, ModelError: they cannot be used.
     """
     rows = rows_of(clients, test, data)
+    if model is None and isinstance(rows.held, HeldArrays) and rows.held.rows.ndim < _IMAGES:
+        model = "mlp"
     if model is None or isinstance(model, str):
         return Given({**rows.settings, **({} if model is None else {"model.name": model})}, rows)
     held = hold(model)
     settings = {**rows.settings, "model.name": held.name, "model.init": "torch"}
-    if rows.held is not None and _reads_tokens(model, rows.held.rows):
+    if isinstance(rows.held, HeldArrays) and _reads_tokens(model, rows.held.rows):
         settings["data.options.kind"] = "tokens"
     return Given(settings, rows, held)
 

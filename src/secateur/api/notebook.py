@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import io
+import math
 import re
 import sys
 import time
@@ -18,7 +19,7 @@ from secateur.learning.metrics import metric_of
 from secateur.report.formatting import size
 
 _EVERY = 0.2  # seconds between two looks of a bar
-_WIDTH, _HEIGHT, _LEFT, _BELOW = 460, 220, 52, 34
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _BELOW = 560, 220, 84, 150, 34
 _INKS = ("#1b6ca8", "#c0571b", "#2f7d4f", "#8a3ffc", "#a2195b", "#6b6b6b")
 _PRE = '<pre style="line-height:1.2;font-family:monospace;white-space:pre;overflow-x:auto">{code}</pre>'
 
@@ -86,14 +87,16 @@ def _facts(row: Mapping[str, Any], sent: int) -> str:
 def as_text(*shown: RenderableType) -> str:
     """Return tables of rich as text, as wide as the terminal."""
     text = io.StringIO()
-    Console(file=text, width=Console().width, force_jupyter=False).print(*shown, sep="\n")
+    Console(file=text, width=Console().width, force_jupyter=False).print(
+        *shown, sep="\n", highlight=False, markup=False
+    )
     return text.getvalue().rstrip()
 
 
 def as_html(*shown: RenderableType) -> str:
     """Return tables of rich as HTML."""
     console = Console(file=io.StringIO(), record=True, width=120, force_jupyter=False)
-    console.print(*shown, sep="\n")
+    console.print(*shown, sep="\n", highlight=False, markup=False)
     return console.export_html(inline_styles=True, code_format=_PRE)
 
 
@@ -104,14 +107,16 @@ def figure(curves: Mapping[str, Points], across: str, up: str) -> str:
         curves: points (x, y) by name.
         across, up: what x and y are.
     """
+    curves = {name: [point for point in curve if all(map(math.isfinite, point))] for name, curve in curves.items()}
     points = [point for curve in curves.values() for point in curve]
     if not points:
         return ""
+    tall = max(_HEIGHT, 16 * len(curves) + _BELOW + 20)
     (left, right), (low, high) = (_range([point[axis] for point in points]) for axis in (0, 1))
 
     def place(point: tuple[float, float]) -> str:
-        x = _LEFT + (point[0] - left) / (right - left) * (_WIDTH - _LEFT - 130)
-        y = 10 + (high - point[1]) / (high - low) * (_HEIGHT - _BELOW - 20)
+        x = _LEFT + (point[0] - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT - 10)
+        y = 10 + (high - point[1]) / (high - low) * (tall - _BELOW - 20)
         return f"{x:.1f},{y:.1f}"
 
     drawn = []
@@ -119,15 +124,15 @@ def figure(curves: Mapping[str, Points], across: str, up: str) -> str:
         ink, path = _INKS[number % len(_INKS)], " ".join(map(place, curve))
         drawn.append(f'<polyline points="{path}" fill="none" stroke="{ink}" stroke-width="2"/>')
         drawn += [f'<circle cx="{x}" cy="{y}" r="3" fill="{ink}"/>' for x, y in (p.split(",") for p in path.split())]
-        drawn.append(_label(_WIDTH - 124, 18 + 16 * number, name, f'fill="{ink}"'))
-    base = _HEIGHT - _BELOW
-    drawn.append(f'<path d="M{_LEFT - 4},6 V{base} H{_WIDTH - 126}" fill="none" stroke="currentColor"/>')
+        drawn.append(_label(_WIDTH - _RIGHT + 8, 18 + 16 * number, name, f'fill="{ink}"'))
+    base = tall - _BELOW
+    drawn.append(f'<path d="M{_LEFT - 4},6 V{base} H{_WIDTH - _RIGHT}" fill="none" stroke="currentColor"/>')
     drawn += [_label(2, 16, f"{high:.3g}"), _label(2, base, f"{low:.3g}"), _label(2, base / 2 + 12, up)]
-    drawn += [_label(_LEFT, base + 14, f"{left:.4g}"), _label(_WIDTH - 160, base + 14, f"{right:.4g}")]
-    drawn.append(_label((_WIDTH - 100) / 2, base + 28, across))
+    drawn += [_label(_LEFT, base + 14, f"{left:.4g}"), _label(_WIDTH - _RIGHT - 40, base + 14, f"{right:.4g}")]
+    drawn.append(_label((_WIDTH - _RIGHT) / 2, base + 28, across))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{html.escape(f"{up} by {across}")}" '
-        f'viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" font-size="12">{"".join(drawn)}</svg>'
+        f'viewBox="0 0 {_WIDTH} {tall}" width="{_WIDTH}" height="{tall}" font-size="12">{"".join(drawn)}</svg>'
     )
 
 

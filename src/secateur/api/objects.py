@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 import torch
 
-from secateur.data.formats.arrays import ArrayOptions
-from secateur.data.held import HeldArrays
+from secateur.data.held import Held, HeldArrays, HeldTables
 from secateur.errors import ConfigError, DataError
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -28,12 +27,10 @@ class Rows:
     Attributes:
         settings: the study's settings that follow from them, by path.
         held: the rows themselves; None where the study names a data source.
-        more: paths of settings that such rows take beside a study's own.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
-    held: HeldArrays | None = None
-    more: tuple[str, ...] = ()
+    held: Held | None = None
 
 
 def rows_of(clients: object, test: object, data: object) -> Rows:
@@ -42,7 +39,8 @@ def rows_of(clients: object, test: object, data: object) -> Rows:
     Args:
         clients: the rows of each client, in a list or by the names of sites; or how many clients share ``data``.
         test: the server's test rows; None: a seeded fifth of all rows, drawn evenly from the classes.
-        data: rows that are divided between clients, or the name of a data source; None: digits, or ``clients``.
+        data: rows that are divided between clients, or the name of a data source; None: digits, or ``clients``. Rows
+            may be data frames of pandas too, whose column to learn is ``data.target``.
 
     Raises:
         ConfigError: they are given in two ways, or in none that is known.
@@ -60,6 +58,8 @@ def rows_of(clients: object, test: object, data: object) -> Rows:
         return Rows({"data.source": data, **number})
     if data is not None and isinstance(clients, Iterable):
         raise ConfigError(f"rows are given twice, as data and as clients: {_HOW}")
+    if _is_frame(data) or (data is None and any(map(_is_frame, _values(clients)))):
+        return _tables(clients, test, data, number)
     if data is not None:
         pairs, remarks = [pair(data, "data")], tuple[str, ...]()
         settings: dict[str, Any] = {"data.partition": "iid", **number}
@@ -67,8 +67,33 @@ def rows_of(clients: object, test: object, data: object) -> Rows:
         pairs, remarks = _of_clients(cast("Iterable[object]", clients))
         settings = {"data.partition": "natural", "data.clients": len(pairs)}
     held = HeldArrays(_together(pairs, test, natural=data is None), remarks)
-    more = tuple(f"data.options.{one.name}" for one in fields(ArrayOptions) if one.name != "task")
-    return Rows({"data.source": held.source, **settings}, held, more)
+    return Rows({"data.source": held.source, **settings}, held)
+
+
+def _tables(clients: object, test: object, data: object, number: Mapping[str, Any]) -> Rows:
+    """Return data frames as rows: their columns become inputs by a schema on which the sites agree."""
+    if test is not None:
+        raise ConfigError("test goes with arrays: of data frames each site holds out test rows of its own")
+    names = list(map(str, clients)) if isinstance(clients, Mapping) else [f"{k}" for k in range(len(_values(clients)))]
+    frames = {"data": data} if data is not None else dict(zip(names, _values(clients), strict=True))
+    for name, frame in frames.items():
+        if not _is_frame(frame):
+            raise DataError(f"client {name} is {_described(frame)}, others are data frames: give all in one form")
+    held = HeldTables(frames)
+    settings = {"data.partition": "iid", **number} if number else {"data.partition": "natural"}
+    settings |= {"data.clients": len(frames)} if data is None else {}
+    return Rows({"data.source": held.source, **settings}, held)
+
+
+def _is_frame(given: object) -> bool:
+    """Return whether something is a table of pandas."""
+    return type(given).__module__.partition(".")[0] == "pandas" and hasattr(given, "columns")
+
+
+def _values(clients: object) -> list[Any]:
+    if _is_frame(clients) or not isinstance(clients, Iterable):
+        return []
+    return list(clients.values()) if isinstance(clients, Mapping) else list(clients)
 
 
 def pair(given: object, where: str) -> Pair:
@@ -124,7 +149,7 @@ def array(given: object, where: str) -> np.ndarray:
 def _of_clients(clients: Iterable[object]) -> tuple[list[Pair], tuple[str, ...]]:
     """Return each client's rows, and a remark on which client is which site."""
     named = isinstance(clients, Mapping)
-    entries = list(clients.values()) if isinstance(clients, Mapping) else list(clients)
+    entries = _values(clients)
     if not entries:
         raise DataError(f"clients is empty: {_HOW}")
     names = [str(name) for name in clients] if named else [str(number) for number in range(len(entries))]

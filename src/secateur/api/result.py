@@ -14,6 +14,7 @@ from torch import nn
 from secateur.api import notebook
 from secateur.errors import CheckpointError
 from secateur.export.export import export, load, read
+from secateur.export.predict import Predictions, predict
 from secateur.federation.folder import read_records, read_study, read_summary
 from secateur.federation.records import Row
 from secateur.learning.metrics import metric_of
@@ -21,7 +22,7 @@ from secateur.models.held import HeldModel
 from secateur.models.trial import take_shapes
 from secateur.report import page
 from secateur.report.formatting import size
-from secateur.report.gather import gather
+from secateur.report.gather import attacks, gather
 from secateur.report.outcomes import outcome
 from secateur.report.terminal import comparison
 from secateur.study.study import Study
@@ -150,6 +151,10 @@ class Result:
         place = self.folder / "export" if out is None else Path(out)
         return place / export(self.folder, to, place).file
 
+    def predict(self, data: str | Path) -> Predictions:
+        """Predict for the rows of a file, as ``secateur predict`` does; see ``secateur.export.predict.predict``."""
+        return predict(self.folder, Path(data))
+
     def _dense(self) -> Row | None:
         return read_summary(self.folder / _DENSE)
 
@@ -178,7 +183,7 @@ def framed(rows: Sequence[Row]) -> Any:
 def written(folders: Sequence[Path], out: Path, *, browse: bool) -> Path:
     """Write the page of some folders; return its index.html, which a browser shows if it is asked for."""
     title, lines, subjects, _ = gather(folders)
-    index = page.write(title, lines, subjects, out)
+    index = page.write(title, lines, subjects, out, attacks=attacks(folders))
     if browse:
         webbrowser.open(index.absolute().as_uri())
     return index

@@ -47,12 +47,13 @@ def run(
         method: a name of ``secateur list``, or the dotted path of your own.
         model: a ``torch.nn.Module``, whose weights are what training begins with, for every seed; a class or a function
             that makes one, without arguments or as ``make(input_shape, outputs)``, whose weights each seed draws anew;
-            or a name of ``secateur list``. ``init="xavier_normal"`` draws the weights of either anew.
+            or a name of ``secateur list``; None: a small default. ``init="xavier_normal"`` draws the weights of either
+            anew.
         clients: the rows of each client, ``[(x, y), ...]`` or ``{"site": (x, y), ...}``, as arrays, tensors, lists or
-            data sets of torch; or how many clients share ``data``.
+            data sets of torch, or as data frames (with ``target="column"``); or how many clients share ``data``.
         test: ``(x, y)`` of the server's test set; None: a seeded fifth of all rows.
-        data: ``(x, y)`` to be divided between clients (``partition="dirichlet:0.5"``; default iid), or the name of a
-            data source, such as ``"digits"`` or ``"table:file.csv"``.
+        data: ``(x, y)`` to be divided between clients (``partition="dirichlet:0.5"``; default iid); a data frame, with
+            ``site="column"``; or the name of a data source, such as ``"digits"`` or ``"table:file.csv"``.
         out: the run's folder; default: runs/METHOD-HASH, with a number if that exists. A folder with a run of the same
             study and objects is gone on with, and the result of a finished one returned.
         settings: settings by path, as ``{"schedule.sparsity": 0.9}``.

@@ -10,7 +10,7 @@ import typer
 import secateur
 from secateur.cli.compare import compare
 from secateur.cli.flower import init, wrap
-from secateur.cli.models import export, list_
+from secateur.cli.models import export, list_, predict
 from secateur.cli.report import budget, log, report
 from secateur.cli.runs import resume, run
 from secateur.engines.stopping import Stopped, stoppable
@@ -36,7 +36,7 @@ def _whole(version: Version = False) -> None:  # noqa: FBT002 -- as typer calls 
     del version
 
 
-for command in (run, resume, compare, report, log, budget, export, init, wrap):
+for command in (run, resume, compare, report, log, budget, export, predict, init, wrap):
     app.command()(command)
 app.command(name="list")(list_)
 

@@ -38,9 +38,10 @@ def compare(flags: CompareFlags) -> None:
     from secateur.comparison import grid  # noqa: PLC0415
     from secateur.comparison.grid import cell_name, folder_of  # noqa: PLC0415
     from secateur.comparison.known import shadowed  # noqa: PLC0415
-    from secateur.comparison.suite import chosen  # noqa: PLC0415
-    from secateur.report import tables  # noqa: PLC0415
-    from secateur.report.gather import RESULT, comparison_lines  # noqa: PLC0415
+    from secateur.comparison.words import chosen  # noqa: PLC0415
+    from secateur.report import hostile, tables  # noqa: PLC0415
+    from secateur.report.fitted import Fitted  # noqa: PLC0415
+    from secateur.report.gather import RESULT, attacks, comparison_lines  # noqa: PLC0415
     from secateur.report.gather import failed as failure_of  # noqa: PLC0415
     from secateur.report.terminal import Runs, compared  # noqa: PLC0415
 
@@ -53,7 +54,11 @@ def compare(flags: CompareFlags) -> None:
         cells = grid.run_suite(wanted, out, data=place, jobs=flags.jobs, report=display.report)
     lines = comparison_lines(wanted, cells, out, wanted.bandwidth)
     tables.write(wanted, cells, lines, out)
-    for place, here in tables.by_place(lines).items():
+    if found := attacks([out]):
+        for title, _, rows in hostile.sections(found):
+            console.print(Fitted(title, rows))
+        console.print("\n".join(hostile.sentences(found)), highlight=False)
+    for place, here in () if found else tables.by_place(lines).items():
         console.print(compared(place, here, len(wanted.seeds)))
         console.print(tables.note(here), highlight=False)
     text = f"Written: {out / RESULT}, table.md, table.tex (with every control on a line of its own)"

@@ -92,10 +92,10 @@ def draw(folders: list[Path], out: Path, *, browse: bool, live: bool = False, li
 
     from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import page  # noqa: PLC0415
-    from secateur.report.gather import gather  # noqa: PLC0415
+    from secateur.report.gather import attacks, gather  # noqa: PLC0415
 
     title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
-    index = page.write(title, lines, subjects, out, live=live and not ended)
+    index = page.write(title, lines, subjects, out, attacks=attacks(folders), live=live and not ended)
     console = new_console()
     _say_failed(subjects)
     _say_unchecked(subjects)

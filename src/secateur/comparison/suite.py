@@ -6,7 +6,7 @@ import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources, util
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,8 @@ from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
 from secateur.study.own import located, reached
-from secateur.study.study import ModelSection, Study, assign, parse_study, read_toml, split_setting
+from secateur.study.sections import ModelSection
+from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
 
@@ -143,8 +144,14 @@ def load(name: str) -> Suite:
     Raises:
         ConfigError: there is no such suite, or one of its settings is wrong.
     """
+    beside = Path(f"{name}.toml")
     if name.endswith(".toml"):
         values = read_toml(Path(name))
+    elif name in names() and beside.is_file():
+        raise ConfigError(
+            f"{name!r} is a suite of secateur, and {beside} a file here: write {beside} for the file, or compare from "
+            "another folder for the suite"
+        )
     elif name in names():
         values = tomllib.loads(
             (resources.files("secateur.comparison.suites") / f"{name}.toml").read_text(encoding="utf-8")
@@ -165,51 +172,6 @@ def parse(values: Mapping[str, Any], name: str) -> Suite:
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
-
-
-def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
-    """Return the suite that a command line asks for, and the folder or file of its data.
-
-    Args:
-        words: the name or file of one suite; or methods, each as ``METHOD`` or ``METHOD:PATH=VALUE,PATH=VALUE``.
-        data: for a suite the folder or file of its source; for methods a data source, as for ``secateur run``.
-
-    Raises:
-        ConfigError: there is no such suite or method, or a variant is given twice.
-    """
-    if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
-        return load(words[0]), data
-    source = data or Study().data.source
-    known = Study.model_validate({"data": {"source": source}})
-    variants: dict[str, dict[str, Any]] = {}
-    for word in words:
-        method, _, rest = word.partition(":")
-        if method.endswith(".toml") or method in names():
-            raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
-        method = str(located({"method": method})["method"])
-        if "." not in method and method not in methods.names() and util.find_spec(method) is None:
-            raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
-        settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
-        name = named(method, settings)
-        if name in variants:
-            raise ConfigError(f"{name!r} is compared twice: {word}")
-        variants[name] = {"method": word.partition(":")[0], **settings}
-    title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
-    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants).located(), None
-
-
-def named(method: str, settings: Mapping[str, Any]) -> str:
-    """Return a variant's name, with its sparsity in per cent at the end, where tables by sparsity look for it."""
-    words, end = [method.rpartition(".")[2]], ""
-    for path, value in settings.items():
-        last = path.rpartition(".")[2]
-        try:
-            share = f"{100 * float(value):.4g} %" if last in {"sparsity", "target"} else ""
-        except ValueError:
-            share = ""
-        words += [] if share else [f"{last}={value}"]
-        end = share or end
-    return " ".join([", ".join(words), end]).strip()
 
 
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:

@@ -77,7 +77,7 @@ class Kept:
 
     Attributes:
         least, most: the fewest and the most entries that it keeps, of all its tensors together.
-        same: a mask may also keep as many as the one that was sent.
+        same: a mask may also keep as many as the one that was sent; everything, if none was.
     """
 
     least: int
@@ -92,7 +92,8 @@ class Kept:
     def wrong(self, message: Message, known: Mask | None) -> str:
         """Return how many entries the mask keeps, if they are too many or too few."""
         count = _count(message.mask)
-        if self.least <= count <= self.most or (self.same and known is not None and count == _count(known)):
+        held = sum(kept.numel() for kept in (message.mask or {}).values()) if known is None else _count(known)
+        if self.least <= count <= self.most or (self.same and count == held):
             return ""
         wanted = f"{self.least}" if self.least == self.most else f"{self.least} to {self.most}"
         return f"its mask keeps {count} entries; {wanted} are expected"

@@ -45,9 +45,11 @@ class Method(ABC):
         recommended: fields of ``Training``, by name, for methods that learn something other than weights: scores, signs
             and thresholds need their own optimiser and rate. They are used unless a study or a suite's variant says
             otherwise. Methods that learn weights leave it empty, so that they are compared under one training.
+        later: options that came after a method's first runs had names; at their defaults they change none.
     """
 
     recommended: ClassVar[Mapping[str, str | float]] = {}
+    later: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def regrows(self) -> bool:

@@ -24,22 +24,31 @@ def read_parquet(path: Path, options: TableOptions) -> Cells:
         found = parquet.read_table(path, partitioning=None)
     except (OSError, arrow.ArrowException) as broken:
         raise DataError(f"cannot read the table {path}: {' '.join(str(broken).split())[:200]}") from broken
+    return cells_of(found, str(path), options)
+
+
+def cells_of(found: Any, file: str, options: TableOptions) -> Cells:
+    """Return the columns of a table of Arrow; ``file`` is what it is called in messages.
+
+    Raises:
+        DataError: it has no rows, two columns of one name, or one that holds neither numbers nor text.
+    """
     names = found.column_names
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise DataError(f"{path}: two columns are named {double!r}; rename one")
+        raise DataError(f"{file}: two columns are named {double!r}; rename one")
     if not found.num_rows:
-        raise DataError(f"{path} has no rows: a table has a row for each person or thing")
+        raise DataError(f"{file} has no rows: a table has a row for each person or thing")
     columns = {
-        name: _plain(path, name, found.column(name).combine_chunks())
+        name: _plain(file, name, found.column(name).combine_chunks())
         for name in names
         if name not in options.drop and name != "__index_level_0__"
     }
     rows = np.arange(1, found.num_rows + 1)
-    return Cells(str(path), columns, rows, rows, dropped=frozenset(options.drop) & frozenset(names))
+    return Cells(file, columns, rows, rows, dropped=frozenset(options.drop) & frozenset(names))
 
 
-def _plain(path: Path, name: str, column: Any) -> Any:
+def _plain(path: str, name: str, column: Any) -> Any:
     """Return a column as float64 with nulls, or as text with "" where there is none."""
     arrow, compute = need("pyarrow", extra="tables"), need("pyarrow.compute", extra="tables")
     kind = arrow.types

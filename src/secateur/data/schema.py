@@ -138,7 +138,7 @@ class Schema:
         if wrong:
             raise DataError(wrong)
         columns = {column.name: column for column in table.features}
-        made = [_values(columns[f.name], f.categories) for f in self.features]
+        made = [codes_of(columns[f.name], f.categories) for f in self.features]
         return np.stack(made, axis=1) if made else np.zeros((len(table.ids), 0))
 
     def rows(self, raw: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -315,7 +315,13 @@ def _order(label: str) -> tuple[float, str]:
         return float("inf"), label
 
 
-def _values(column: Column, categories: Sequence[str]) -> NDArray[np.float64]:
+def codes_of(column: Column, categories: Sequence[str]) -> NDArray[np.float64]:
+    """Return a column as a model takes it: numbers; or places among categories, -1 for other words; NaN if missing.
+
+    Args:
+        column: the column.
+        categories: the agreed ones; empty for numbers.
+    """
     if not categories:
         return np.full(len(column.values), np.nan) if column.missing.all() else column.values.astype(np.float64)
     place = {word: float(at) for at, word in enumerate(categories)}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -21,7 +21,9 @@ from secateur.data.source import DataInfo, Kind, Source
 from secateur.data.validate import checked
 from secateur.errors import DataError, SecateurError, unknown
 
-__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "recommended"]
+__all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names", "read_options", "recommended"]
+
+Options = TypeVar("Options")
 
 
 _IDX = "idx:FOLDER with its four files (train-images-idx3-ubyte ...) in FOLDER, or hub:{}"
@@ -58,7 +60,9 @@ def embedded() -> frozenset[str]:
 
 def recommended(spec: str) -> Mapping[str, Mapping[str, Any]]:
     """Return the settings, by section, that a format recommends where a study does not set them itself."""
-    name = spec.partition(":")[0]
+    name, _, argument = spec.partition(":")
+    if name == held.NAME:
+        return held.recommended(argument)
     if name not in {module.name for module in pkgutil.iter_modules(formats.__path__)}:
         return {}
     return getattr(importlib.import_module(f"{formats.__name__}.{name}"), "RECOMMENDED", {})
@@ -119,38 +123,61 @@ def _call(
     Raises:
         DataError: it takes no such option, or not such a value.
     """
-    kind = _taken(loader)
+    kind = _kind(loader)
     if kind is None:
         if options:
             raise DataError(
                 f"data option {next(iter(options))!r}: data {name!r} takes no options, nor names of columns"
             )
         return loader(argument, seed)
+    if task in {"classification", "regression"} and "task" in get_type_hints(kind):
+        options = {"task": task, **options}
+    return loader(argument, seed, read_options(kind, options, name))
+
+
+def read_options(kind: type[Options], options: Mapping[str, object], name: str) -> Options:
+    """Return a loader's options of what a study says of its data.
+
+    Args:
+        kind: the dataclass of the options.
+        options: values by field, numbers also as text.
+        name: of the data, for messages.
+
+    Raises:
+        DataError: there is no such option, or it takes no such value.
+    """
     hints = get_type_hints(kind)
     strange = next((option for option in options if option not in hints), None)
     if strange is not None:
         raise unknown(f"option of data {name}", strange, hints, error=DataError)
-    if task in {"classification", "regression"} and "task" in hints:
-        options = {"task": task, **options}
     given = {option: _as(hints[option], value) for option, value in options.items()}
     try:
-        made: Any = TypeAdapter(kind).validate_python(given)
+        return TypeAdapter(kind).validate_python(given)
     except ValidationError as broken:
         first = broken.errors()[0]
         path, wrong = ".".join(map(str, first["loc"])), first["msg"]
         raise DataError(f"data option {path} = {first['input']!r}: {wrong[0].lower()}{wrong[1:]}") from broken
-    return loader(argument, seed, made)
 
 
-def options_of(name: str) -> type | None:
-    """Return the dataclass of the options that a format of this package takes; None: it takes none."""
-    return _taken(_format(name))
-
-
-def _taken(loader: Callable[..., Source]) -> type | None:
+def _kind(loader: Callable[..., Source]) -> type[Any] | None:
+    """Return the dataclass of the options that a loader takes; None: it takes none."""
     third = list(inspect.signature(loader).parameters)[2:3]
     kind = get_type_hints(loader).get(third[0]) if third else None
     return kind if isinstance(kind, type) and is_dataclass(kind) else None
+
+
+def options_of(spec: str) -> frozenset[str]:
+    """Return the names of the options that a format of this package, or rows that are held here, take."""
+    name, _, argument = spec.partition(":")
+    if name != held.NAME and name not in names():
+        return frozenset()
+    kind = _kind(held.find(argument).load if name == held.NAME else _format(name))
+    return frozenset(get_type_hints(kind)) if kind else frozenset()
+
+
+def options_type(name: str) -> type[Any] | None:
+    """Return the dataclass of the options that a format of this package takes; None: it takes none."""
+    return _kind(_format(name))
 
 
 def _as(hint: object, value: object) -> object:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import fx, nn
 
 from secateur.data.schema import Schema
 from secateur.data.shards import Shape
-from secateur.errors import need
 from secateur.learning.task import Data
 
 
@@ -99,11 +97,3 @@ def undone(schema: Schema | None, shape: Shape, rows: Data) -> Data:
     raw = torch.from_numpy(schema.undone(rows.x.numpy()))
     y = rows.y if schema.classes else rows.y * schema.target_scale + schema.target_mean
     return Data(raw, y, rows.kind, rows.scale, rows.task.in_units(1.0, schema.unit))
-
-
-def describe(path: Path, schema: Schema) -> None:
-    """Write a schema, which names the columns, into an ONNX file, as its metadata ``secateur.schema``."""
-    onnx = need("onnx", extra="export")
-    model = onnx.load(path)
-    onnx.helper.set_model_props(model, {"secateur.schema": schema.to_json()})
-    onnx.save(model, path)

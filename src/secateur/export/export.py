@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import json
 import logging
 import math
 import re
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,12 @@ from torch import nn
 from secateur import cost
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, open_shards
+from secateur.data.sources import read_options
+from secateur.data.table_options import TableOptions
 from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, SecateurError, need, unknown
-from secateur.export.deployed import deployed, describe, undone
+from secateur.export.asked import answer_of, inputs_of, taken
+from secateur.export.by_column import OUTPUT, READING_KEY, SCHEMA_KEY, SHAPE_KEY, by_column, cells_of, describe, reading
+from secateur.export.deployed import deployed, undone
 from secateur.federation import checkpoint, client, prepare, seals
 from secateur.federation.folder import PLAN, SUMMARY, read_study
 from secateur.federation.records import METRIC
@@ -162,6 +167,7 @@ def _export(shipped: Shipped, to: str, place: Path, rows: Data, origin: str) -> 
     card = Card(
         f"{shipped.study.method} on {shipped.study.data.source}, study {shipped.summary['study']}",
         path.name, to, checked, layers, _figures(shipped, _inner(shipped, example), files, times),
+        inputs_of(shipped.schema), taken(shipped.schema, shipped.shape, to), answer_of(shipped.schema),
     )  # fmt: skip
     if shipped.schema is not None:
         checkpoint.write(place / SCHEMA, shipped.schema.to_json().encode())
@@ -179,16 +185,15 @@ def _write(to: str, shipped: Shipped, model: nn.Module, example: torch.Tensor, p
     """Write a model as a file; return the function that predicts with that file."""
     if to == "safetensors":
         return _safetensors(shipped, model, path)
-    write = {"onnx": _onnx, "torch": _torch, "executorch": _executorch}[to]
+    writers: dict[str, Callable[[nn.Module, torch.Tensor, Path], Predict]]
+    writers = {"onnx": functools.partial(_onnx, shipped), "torch": _torch, "executorch": _executorch}
     try:
         with _quiet():
-            predict = write(deployed(shipped.schema, shipped.shape, model), example, path)
+            predict = writers[to](deployed(shipped.schema, shipped.shape, model), example, path)
     except SecateurError:
         raise
     except Exception as broken:
         raise ModelError(f"this model cannot be exported to {to}: {_reason(broken)}; {_INSTEAD}") from broken
-    if to == "onnx" and shipped.schema is not None:
-        describe(path, shipped.schema)
     return predict
 
 
@@ -200,7 +205,7 @@ def _reason(broken: BaseException) -> str:
     return f"{type(broken).__name__}: {next(filter(None, lines), 'no reason given')}"
 
 
-def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
+def _onnx(shipped: Shipped, model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     for module in ("onnx", "onnxscript"):
         need(module, extra="export")
     runtime = need("onnxruntime", extra="export")
@@ -212,10 +217,27 @@ def _onnx(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:
     if program is None:
         raise ModelError("torch wrote no ONNX program")
     program.save(path)
+    schema = shipped.schema
+    if schema is None:
+        describe(path, {SHAPE_KEY: json.dumps(asdict(shipped.shape))})
+    else:
+        by_column(path, schema, table_options(shipped.study.data.reading))
+        describe(path, {SCHEMA_KEY: schema.to_json(), READING_KEY: reading(shipped.study.data.reading)})
     options = runtime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return lambda x: torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
+
+    def predict(x: torch.Tensor) -> torch.Tensor:
+        cells = {"input": x.numpy()} if schema is None else cells_of(schema, x.numpy())
+        return torch.from_numpy(session.run([OUTPUT], cells)[0])
+
+    return predict
+
+
+def table_options(said: Mapping[str, object]) -> TableOptions:
+    """Return how a study's tables are to be read; as usual where its data is none."""
+    known = {name: value for name, value in said.items() if name in TableOptions.__dataclass_fields__}
+    return read_options(TableOptions, known, "table")
 
 
 def _torch(model: nn.Module, example: torch.Tensor, path: Path) -> Predict:

@@ -93,11 +93,11 @@ class Archive(MutableMapping[str, Tensors]):
     def revert(self) -> None:
         """Put back the entries of the last commit."""
         for key, digest in self._before.items():
-            if digest is not None:
-                self.digests[key] = digest
-            elif key in self.digests:
+            if key in self.digests and self.digests[key] != digest:
                 self._files.drop(_name(key, self.digests[key]))
                 del self.digests[key]
+            if digest is not None:
+                self.digests[key] = digest
         self._before = {}
 
     def commit(self) -> None:

@@ -30,6 +30,21 @@ NAME = "base"
 _COMING = "coming-"
 
 
+class FrozenError(ModelError):
+    """A request is for a model with other frozen tensors than the one here.
+
+    Attributes:
+        wanted, made: the digests of these in the request, and here; empty: none.
+    """
+
+    def __init__(self, client: int, wanted: str, made: str) -> None:
+        super().__init__(
+            f"client {client}: the request is for a model with frozen tensors {wanted or 'none'}, the model here has "
+            f"{made or 'none'}: give both sides the same model.name, pretrained file and torch"
+        )
+        self.wanted, self.made = wanted, made
+
+
 class Kept(Protocol):
     """What is kept of bases that came, by their digests."""
 
@@ -153,10 +168,7 @@ class Base:
                 self._use(self.made, resident.base_of(self._make()))
             return True
         if given is None or kept is None or not self.made:
-            raise ModelError(
-                f"client {client}: the request is for a model with frozen tensors {wanted or 'none'}, the model here "
-                f"has {self.made or 'none'}: give both sides the same model.name, pretrained file and torch"
-            )
+            raise FrozenError(client, wanted, self.made)
         if given.carried:
             self._take(client, request, given, kept)
             return True

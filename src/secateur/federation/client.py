@@ -120,6 +120,9 @@ class Participant:
         kept: where frozen and constant tensors that come are kept; None: none but those made here are taken. It may be
             replaced between calls.
         hostile: whether the study's attackers attack, as they do in simulations alone.
+
+    Attributes:
+        alone: does the jobs of a client that is served alone; it may be replaced between calls.
     """
 
     def __init__(self, study: Study, shards: Shards, kept: Kept | None = None, *, hostile: bool = False) -> None:
@@ -136,7 +139,7 @@ class Participant:
         self.accepts = self.method.accepts(self.setting)
         self.attackers = Attackers.of(study, self.setting) if hostile else Attackers.nobody(study, self.setting)
         self.batched = Batched(study.compute)
-        self.alone = partial(alone, compute=study.compute)
+        self.alone: Worker = partial(alone, compute=study.compute)
         self._last: tuple[bytes, Mask | None, Message, float] | None = None
 
     def __call__(self, client: int, request: bytes, state: bytes | None) -> tuple[bytes, bytes | None]:

@@ -31,7 +31,7 @@ def train_macs(ask: Ask, exchange: Exchange, macs_of: Callable[[Mask | None], tu
     shared, whole = None if ask.dense else ask.message.mask, macs_of(None)[0]
     surviving = physical = 0
     for who, rows in trained.items():
-        kept, cut = exchange.macs[who] if ask.slices else macs_of(shared)
+        kept, cut = exchange.macs[who] if ask.slices and not ask.dense else macs_of(shared)
         surviving += 3 * rows * kept + measured[who] * (2 * kept + whole)
         physical += 3 * rows * cut + 3 * measured[who] * whole
     return {"train_macs": surviving, "train_macs_physical": physical}

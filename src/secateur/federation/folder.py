@@ -123,6 +123,17 @@ def read_summary(folder: Path) -> Row | None:
     return seals.document(folder, SUMMARY) if (folder / SUMMARY).exists() else None
 
 
+def finished(folder: Path) -> Row | None:
+    """Return the summary of a finished run, whose files are all undamaged; None if the run has not ended.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    if (summary := read_summary(folder)) is not None:
+        seals.check_all(folder)
+    return summary
+
+
 def read_failure(folder: Path) -> Row | None:
     """Return the summary of a run that ended without a result, and has not been gone on with; None: it is no such.
 

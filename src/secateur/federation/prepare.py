@@ -7,8 +7,10 @@ import functools
 import hashlib
 import importlib.util
 import json
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,11 +24,15 @@ from secateur.data.partition import partition
 from secateur.data.schema import Schema
 from secateur.data.shards import LAYOUT, Shape, Shards, make_shards
 from secateur.data.targets import standardised
-from secateur.errors import ConfigError, DataError
-from secateur.federation import tables
+from secateur.errors import CheckpointError, ConfigError, DataError
+from secateur.federation import checkpoint, tables
 from secateur.learning.task import find
 from secateur.streams import stream
-from secateur.study.study import DataSection, Study
+from secateur.study.sections import DataSection
+from secateur.study.study import Study
+
+_ROWS = "secateur-rows-"
+_SETTLED = 600.0  # seconds after which a folder that nobody holds is one that was left
 
 _SHOWN = 8  # sites that a remark names
 
@@ -40,12 +46,25 @@ def federation(study: Study) -> Iterator[Path]:
     Raises:
         DataError: the data cannot be read, or the partition leaves clients empty.
     """
-    folder = Path(tempfile.mkdtemp(prefix="secateur-"))
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_ROWS))
     try:
-        _write(lambda: _simulated(study, folder), folder)
-        yield folder
+        with contextlib.ExitStack() as held:
+            _write(lambda: held.enter_context(checkpoint.alone(folder)), folder)
+            _write(lambda: _simulated(study, folder), folder)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    """Delete rows that commands of this user left behind when they were killed: nobody holds their lock any more."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_ROWS}*"):
+        with contextlib.suppress(OSError, CheckpointError):  # somebody else's, at work, or gone meanwhile
+            facts = left.stat()
+            if facts.st_uid == os.getuid() and time.time() - facts.st_mtime > _SETTLED:
+                with checkpoint.alone(left):
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def simulated(study: Study, cache: Path) -> Path:
@@ -94,6 +113,7 @@ def alone(study: Study, client: int, rows: np.ndarray) -> list[np.ndarray]:
 
 def _found(client: int, folder: str) -> tuple[Path, Marks]:
     place = Path(folder).expanduser()
+    _check_within(place)
     found = marks(place) if place.is_dir() else ()
     if not found:
         state = "is empty" if place.is_dir() else "does not exist"
@@ -118,6 +138,21 @@ def _own(text: str, client: int, place: Path, found: Marks, schema: str) -> Shar
         source, alone(study, client, np.arange(len(source.y_train))), test_fraction=study.data.test_fraction,
         seed=study.seed, folder=None, validation_fraction=study.data.validation_fraction,
     )  # fmt: skip
+
+
+def _check_within(folder: Path) -> None:
+    """Refuse a data folder with a link that leads out of it, to what its owner has not named.
+
+    Raises:
+        DataError: there is such a link.
+    """
+    root = folder.resolve()
+    for path in folder.rglob("*"):
+        if path.is_symlink() and not path.resolve().is_relative_to(root):
+            raise DataError(
+                f"{path} is a link that leads out of the data folder, to {path.resolve()}: put the file itself there, "
+                "or name the folder that it leads to as data"
+            )
 
 
 def bare(study: Study, shape: Shape, folder: Path) -> Path:

@@ -93,7 +93,7 @@ class Attempts:
         if ask.in_turn or enough:
             self.count, self._why, self._asked = 0, [], 0
             return True
-        if exchange.blameless and exchange.reply_scalars:
+        if exchange.blameless and (exchange.reply_scalars or ask.round > 1):
             self._unusable = unusable(len(ask.clients), len(exchange.blameless), ask.phase, ask.round)
         self._asked += len(ask.clients)
         self._why += [*exchange.left_out, *exchange.blameless]

@@ -13,11 +13,12 @@ from secateur.contract.ask import GUARDED
 from secateur.contract.method import Method
 from secateur.contract.state import Setting, State
 from secateur.data.shards import Shards
+from secateur.errors import NoResultError, SecateurError
 from secateur.federation import checkpoint, client, client_scores
 from secateur.federation.exchange import Exchange
-from secateur.federation.folder import PLAN
+from secateur.federation.folder import LOG, PLAN
 from secateur.federation.quorum import check_learnt
-from secateur.federation.records import EMPTIED, METRIC, VALIDATION, Row
+from secateur.federation.records import EMPTIED, METRIC, VALIDATION, Row, short
 from secateur.federation.removal import sizes_after
 from secateur.learning import resident
 from secateur.learning import task as tasks
@@ -85,10 +86,22 @@ class Scoring:
         return row
 
     def _score(self, tensors: Tensors, rows: tuple[torch.Tensor, torch.Tensor]) -> Score:
-        """Return the score of a model on some of the server's rows."""
+        """Return the score of a model on some of the server's rows.
+
+        Raises:
+            NoResultError: the model's own code raises on them; what it raised is the cause.
+        """
         self.local.load(tensors)
-        with global_streams(self.study.seed, "score"):
-            return evaluate(self.model, client.wrap(self.shards, *rows))
+        try:
+            with global_streams(self.study.seed, "score"):
+                return evaluate(self.model, client.wrap(self.shards, *rows))
+        except SecateurError:
+            raise
+        except Exception as broken:
+            line = short(f"{type(broken).__name__}: {broken}")
+            raise NoResultError(
+                f"the model cannot be scored on the server's rows: {line}; its traceback is in {LOG}"
+            ) from broken
 
     def whole(self, tensors: Tensors) -> dict[str, torch.Tensor]:
         """Return the exchanged tensors together with those that never travel."""

@@ -27,7 +27,7 @@ from secateur.contract.state import Setting, State
 from secateur.data.shards import SCHEMA, Shape, Shards, open_shards
 from secateur.engines import Engine
 from secateur.errors import ConfigError, EngineError, NoResultError
-from secateur.federation import base, checkpoint, client, client_scores, gathering, seals, tables, trial
+from secateur.federation import base, checkpoint, client, client_scores, gathering, tables, trial
 from secateur.federation.books import Books
 from secateur.federation.claims import unknown
 from secateur.federation.costs import train_macs
@@ -38,11 +38,11 @@ from secateur.federation.folder import (
     ROUNDS,
     STUDY,
     SUMMARY,
+    finished,
     new_folder,
     open_log,
     read_records,
     read_study,
-    read_summary,
     reserve,
 )
 from secateur.federation.intake import SECONDS
@@ -356,8 +356,7 @@ def resume(
     Raises:
         CheckpointError: the folder holds no run, one that cannot go on, or a file that is damaged.
     """
-    if (summary := read_summary(folder)) is not None:
-        seals.check_all(folder)
+    if (summary := finished(folder)) is not None:
         return summary
     with checkpoint.alone(folder), kept_globals():
         return _resume(

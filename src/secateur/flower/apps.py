@@ -18,25 +18,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import secateur
-from secateur.data.shards import Shape, open_shards
+from secateur.data.shards import open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
 from secateur.federation import checkpoint, prepare, records, server
 from secateur.federation.client import Participant
 from secateur.federation.folder import STUDY, new_folder, read_study, reserve
-from secateur.flower import tables
+from secateur.flower import keys, tables
 from secateur.flower.engine import FlowerEngine
+from secateur.flower.greeting import Greeting, Rows, facts_of, most_say, unlike
 from secateur.flower.memory import cache
-from secateur.flower.messages import LOG, About, Context, Grid, ServerApp
-from secateur.flower.node import facts_of
+from secateur.flower.messages import LOG, Context, Grid, ServerApp
 from secateur.flower.settings import study_of
 from secateur.learning.task import TASKS
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
-from secateur.wire import head
 
 _RUN_ID = "flower-run"
-_LONGEST = 300  # characters of an error
 
 
 def server_app() -> ServerApp:
@@ -69,20 +66,30 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"compute.together = {study.compute.together}: nodes train each by itself; set it to 1")
     folder = _folder(study, own.get("out"))
     runtime = Runtime(workers=0, deadline=float(own["deadline"]) if "deadline" in own else None)
-    engine = FlowerEngine(grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)))
+    engine = FlowerEngine(
+        grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)),
+        owners=keys.Owners(folder / keys.KEYS),
+    )  # fmt: skip
     LOG.info("study %s (%s) into %s", study.hash(), study.method, folder)
     _wait_for_folder(folder, engine.wait)
     tables.recall(engine, folder)
-    engine.members.check(_versions)
     engine.meet(engine.clients())
-    rows = tables.agree(engine, study, folder) if tables.any_in(engine) else _rows(study, engine.members.about)
-    with rows as shards:
-        ours = facts_of(Participant(study, open_shards(shards)))
-        engine.members.check(lambda about: _versions(about) or _unlike(about, ours, bool(engine.members.schema[0])))
+    data = most_say({client: said.data for client, said in engine.members.about.items()}, "what their data is")
+    engine.members.check(lambda said: _other(said, data))
+    with tables.agree(engine, study, folder) if data == "a table" else _rows(study, engine.members.about) as shards:
+        if data != "a table":
+            ours = Rows.model_validate(facts_of(Participant(study, open_shards(shards))))
+            engine.members.check(lambda said: _other(said, data) or unlike(said.rows, ours))
+        engine.hear()  # whoever claimed a number that one of these had taken
         if not engine.members.nodes:
             raise EngineError(f"no node is left that can take part{engine.members.why()}")
+        engine.members.settle()
         reserve(folder, study)
         return server.resume(folder, runtime, shards=shards, watch=_log, open_engine=lambda *_: engine)
+
+
+def _other(said: Greeting, data: str) -> str | None:
+    return None if said.data == data else f"its data is {said.data}, {data} is expected (data.source, or data= there)"
 
 
 def _folder(study: Study, out: object) -> Path:
@@ -116,58 +123,18 @@ def _run_id(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _rows(study: Study, members: Mapping[int, About]) -> Iterator[Path]:
+def _rows(study: Study, members: Mapping[int, Greeting]) -> Iterator[Path]:
     """Yield the server's shards: those of the simulated federation, or empty ones if nodes have data of their own."""
-    own = {bool(about["own"]) for about in members.values()}
-    if len(own) > 1:
-        raise EngineError("some nodes have data of their own (data= in their node configuration), others have not")
-    if own == {False}:
+    if not any(said.own for said in members.values()):
         yield prepare.simulated(study, cache())
         return
-    first = members[min(members)]
-    if first["task"] not in {*TASKS, study.data.task}:  # a node must not name code that this server imports
-        raise EngineError(f"the nodes' rows are of task {first['task']!r}: if you trust it, set data.task to it")
-    inputs = tuple(int(size) for size in first["inputs"])
-    shape = Shape(inputs, **{name: first[name] for name in ("outputs", "kind", "scale", "task", "classes")})
+    said = {client: rows.told for client, member in members.items() if (rows := member.rows) is not None}
+    told = most_say(said, "the shape of their rows")
+    rows = next(m.rows for m in members.values() if m.rows is not None and m.rows.told == told)
+    if rows.task not in {*TASKS, study.data.task}:  # a node must not name code that this server imports
+        raise EngineError(f"the nodes' rows are of task {rows.task!r}: if you trust it, set data.task to it")
     with tempfile.TemporaryDirectory(prefix="secateur-") as folder:
-        yield prepare.bare(study, shape, Path(folder))
-
-
-# What a node says of itself: facts that must be there before any of them is used, with their types.
-_FACTS: Mapping[str, type | tuple[type, ...]] = {
-    "own": bool, "inputs": list, "outputs": int, "kind": str, "scale": (int, float), "task": str, "model": str,
-    "classes": str,
-}  # fmt: skip
-_LARGEST_SIZE, _MOST_SIZES = 2**20, 9
-
-
-def _versions(about: About) -> str | None:
-    if about.get("wire") != head.VERSION:
-        return (
-            f"it has secateur {about.get('secateur')} (wire version {about.get('wire')}), this server "
-            f"{secateur.__version__} ({head.VERSION}): install the same on both"
-        )
-    if about.get("table") is True:  # what such a node holds is agreed on later
-        return None if isinstance(about.get(tables.HOLDS), bool) else "its introduction is of another type"
-    wrong = [name for name, kind in _FACTS.items() if not isinstance(about.get(name), kind)]
-    if wrong:
-        return f"its introduction lacks {wrong[0]!r}, or it is of another type"
-    sizes = [*about["inputs"], about["outputs"]]
-    if not all(isinstance(size, int) and 1 <= size <= _LARGEST_SIZE for size in sizes) or len(sizes) > _MOST_SIZES:
-        return f"its rows cannot have the shape {str(about['inputs'])[:_LONGEST]} and {about['outputs']} outputs"
-    return None
-
-
-def _unlike(about: About, ours: About, table: bool) -> str | None:  # noqa: FBT001 -- private
-    if table or about.get("table"):
-        kinds = {True: "a table", False: "no table"}
-        own = bool(about.get("table"))
-        return None if own == table else f"its data is {kinds[own]}, {kinds[table]} is expected (data.source)"
-    differs = [name for name in _FACTS if name != "own" and about[name] != ours[name]]
-    if not differs:
-        return None
-    what = "digest of the names of classes" if differs[0] == "classes" else differs[0]
-    return f"its {what} is {about[differs[0]]}, {ours[differs[0]]} is expected (another model or other data)"
+        yield prepare.bare(study, rows.shape, Path(folder))
 
 
 def _log(row: records.Row) -> None:

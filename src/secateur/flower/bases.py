@@ -1,19 +1,15 @@
 """A node keeps frozen and constant tensors that a server sent it, so that they come once.
 
 They lie in the folder ``state`` of the node's configuration, for all its runs, or in Flower's Context, which ends with
-the Flower run. With ``base="own"`` in its configuration a node takes none but those that its own model makes.
+the Flower run. With ``base = "own"`` in its configuration a node takes none but those that its own model makes.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from secateur.errors import ConfigError
 from secateur.federation.base import NAME, Kept, KeptInFolder
 from secateur.flower.messages import Array, ArrayRecord, Context
+from secateur.flower.site import Site
 
-SETTING = "base"
-_TAKEN, _OWN = "taken", "own"
 _KEY, _STYPE = "secateur-base", "secateur.base"
 
 
@@ -47,15 +43,8 @@ class KeptInContext:
         self._records[self._key] = ArrayRecord({digest: Array("uint8", (len(data),), self._stype, bytes(data))})
 
 
-def kept(context: Context) -> Kept | None:
-    """Return where a node keeps what comes; None: its owner takes nothing.
-
-    Raises:
-        ConfigError: the owner's setting is none of the two.
-    """
-    setting, place = context.node_config.get(SETTING, _TAKEN), context.node_config.get("state")
-    if setting not in {_TAKEN, _OWN}:
-        raise ConfigError(f"{SETTING} = {setting!r} in --node-config: {_TAKEN} or {_OWN} is expected")
-    if setting == _OWN:
+def kept(context: Context, site: Site) -> Kept | None:
+    """Return where a node keeps what comes; None: its owner takes nothing."""
+    if site.base == "own":
         return None
-    return KeptInContext(context) if place is None else KeptInFolder(Path(str(place)).expanduser() / NAME, own=True)
+    return KeptInContext(context) if site.folder is None else KeptInFolder(site.folder / NAME, own=True)

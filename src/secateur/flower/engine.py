@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from secateur.engines import Closing, Failure
 from secateur.errors import EngineError
+from secateur.flower import codes
+from secateur.flower.keys import Owners
 from secateur.flower.members import Members, Versions
 from secateur.flower.messages import LOG, SERVE, Grid, Message, pack, reason_of, unpack
 from secateur.flower.pulls import Pulls
 
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
 _LONGEST_NAME = 64  # of what a client keeps; it is stored and sent back
+_NAME = re.compile(rf"[0-9A-Za-z]{{0,{_LONGEST_NAME}}}")
 
 
 class FlowerEngine(Closing):
@@ -23,14 +27,17 @@ class FlowerEngine(Closing):
         clients: the largest number of clients.
         run: the name of the run, under which nodes find the states that they keep of it.
         wait: seconds to wait for nodes at the start, and whenever no client of a cohort is connected.
+        owners: the keys of clients; None: none is known yet, and they are kept in memory.
     """
 
-    def __init__(self, grid: Grid, *, clients: int, run: str, wait: float = 120.0) -> None:
+    def __init__(
+        self, grid: Grid, *, clients: int, run: str, wait: float = 120.0, owners: Owners | None = None
+    ) -> None:  # fmt: skip
         self.grid = grid
         self.run = run
         self.wait = wait
         self.states = Versions()
-        self.members = Members(grid, clients, lambda _about: None, states=self.states)
+        self.members = Members(grid, clients, lambda _said: None, owners or Owners(), states=self.states)
 
     def clients(self) -> Sequence[int]:
         """Return 0..K-1, connected or not."""
@@ -45,7 +52,9 @@ class FlowerEngine(Closing):
         wanted, end = set(enough), time.monotonic() + self.wait
         self.members.look()
         while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
-            if len(wanted - self.members.nodes.keys()) <= len(self.members.refused):  # nobody else is to come
+            # who is refused must not keep the others from being waited for
+            refused = len(self.members.refused) >= len(wanted) and not self.members.expects()
+            if refused and not self.members.nodes:
                 break
             time.sleep(_PULL_EVERY)
             self.members.look()
@@ -57,6 +66,13 @@ class FlowerEngine(Closing):
                 f"no node was connected within {self.wait:g} s: start SuperNodes with --node-config 'partition-id=0' "
                 "and so on, or raise wait"
             )
+
+    def hear(self) -> None:
+        """Wait for nodes that are still to say who they are, if a client is missing, at most ``wait`` seconds."""
+        members, end = self.members, time.monotonic() + self.wait
+        while len(members.nodes) < members.clients and members.expects() and time.monotonic() < end:
+            members.look()
+            time.sleep(_PULL_EVERY)
 
     def exchange(
         self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
@@ -110,7 +126,7 @@ class _Exchange:
     def _catch_up(self) -> Iterator[tuple[int, Failure]]:
         """Send the requests whose nodes have come by now; without a node that may still come, the others fail."""
         self.late = {client: request for client, request in self.late.items() if not self._send(client, request)}
-        if self.late and not self.members.expects():
+        if self.late and not self.members.expects_soon():
             missing, self.late = list(self.late), {}
             yield from ((k, Failure(k, "no node of this client is connected", sent=False)) for k in missing)
 
@@ -141,18 +157,19 @@ class _Exchange:
         if reply.has_error():
             return Failure(client, reason_of(reply))
         about, payload = unpack(reply.content)
-        if about.get("lacks"):
+        if about.get("lacks") is True:
             self.members.greet_again(client)
             return Failure(client, "it no longer had the schema of its table, and is sent it again")
-        if "error" in about or payload is None:
-            return Failure(client, str(about.get("error", "its reply holds no payload")))
-        if about.get("lost"):
+        failed = codes.heard(about)
+        if failed or payload is None:
+            return Failure(client, failed or "its reply holds no payload")
+        kept = about.get("kept", "")
+        if not isinstance(kept, str) or not _NAME.fullmatch(kept):
+            return Failure(client, f"the name of its state is not one of at most {_LONGEST_NAME} letters and digits")
+        if about.get("lost") is True:
             LOG.warning("client %d no longer has what it kept; it went on without", client)
             self.engine.states.missed.append(client)
-        kept = about.get("kept")
-        if isinstance(kept, str):
-            if len(kept) > _LONGEST_NAME:
-                return Failure(client, f"the name of its state has {len(kept)} characters; {_LONGEST_NAME} at most")
+        if kept:
             self.engine.states.held[client] = kept
         return payload
 

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
-from secateur.errors import ConfigError
 from secateur.federation import checkpoint
+from secateur.flower.codes import RefusedError
 from secateur.flower.messages import Array, ArrayRecord, Context
+from secateur.flower.site import Site
+
+_LONGEST, _RUNS = 64, 16
 
 
 class Memory:
     """The states of a client in a run, by name: in the folder ``state`` of the node configuration, or in the Context.
 
-    Two states are kept, the one before a request and the one after it, in case the reply gets lost.
+    Two states are kept, the one before a request and the one after it, in case the reply gets lost; in the folder, of
+    the 16 newest runs, so that no server can fill a node's disk with runs.
     """
 
-    def __init__(self, context: Context, run: str, client: int) -> None:
-        place = context.node_config.get("state")
-        self._folder = None if place is None else Path(str(place)).expanduser() / f"{_plain(run)}-{client}"
+    def __init__(self, context: Context, site: Site, run: str, client: int) -> None:
+        self._folder = None if site.folder is None else site.folder / f"{_plain(run)}-{client}"
         self._records = context.state
         self._key = f"secateur-{run}"
 
@@ -44,7 +48,9 @@ class Memory:
         """Keep a state beside the one before it, and return its name."""
         name = self._name(data)
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True)
+                _drop_oldest(self._folder.parent)
             checkpoint.write(self._folder / name, data)
             for path in self._folder.iterdir():
                 if path.name not in {name, after}:
@@ -60,9 +66,16 @@ class Memory:
 
 def _plain(name: str) -> str:
     """Return a name that came over the wire, if it is safe as a file name."""
-    if not name.isalnum() or not name.isascii():
-        raise ConfigError(f"{name[:40]!r} does not name a run or a state")
+    if not name.isalnum() or not name.isascii() or len(name) > _LONGEST:
+        raise RefusedError("request", f"{name[:40]!r} does not name a run or a state")
     return name
+
+
+def _drop_oldest(state: Path) -> None:
+    """Delete the states of all but the newest runs."""
+    runs = [path for path in state.iterdir() if path.is_dir() and path.name.rpartition("-")[2].isdigit()]
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime_ns)[:-_RUNS]:
+        shutil.rmtree(path)
 
 
 def cache() -> Path:

@@ -12,10 +12,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from secateur.errors import ConfigError, MissingExtraError, install
+from secateur.errors import ConfigError, MissingExtraError, install, plain
 
 try:
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import Result, Strategy
@@ -23,9 +23,9 @@ except ImportError as missing:
     raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
-    "HELLO", "LOG", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Grid", "Message",
-    "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "pack", "payload_of", "reason_of", "unpack",
-    "with_arrays", "with_payload",
+    "HELLO", "LOG", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
+    "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "pack", "payload_of", "reason_of",
+    "unpack", "with_arrays", "with_payload",
 ]  # fmt: skip
 
 
@@ -42,6 +42,7 @@ About = dict[str, Any]
 
 _ABOUT, _PAYLOAD = "about", "payload"
 _STYPE = "secateur.wire"
+_LONGEST_REASON = 300
 _PART = 2**16  # bytes of a payload in one array
 
 
@@ -104,5 +105,5 @@ def with_payload(content: RecordDict, payload: bytes) -> RecordDict:
 
 
 def reason_of(reply: Message) -> str:
-    """Return an error reply's reason in one line."""
-    return " ".join(str(reply.error.reason or f"error {reply.error.code}").split())
+    """Return an error reply's reason as one printable line; its text is the node's, or its Flower's."""
+    return plain(str(reply.error.reason or f"error {reply.error.code}"), _LONGEST_REASON)

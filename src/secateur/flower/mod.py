@@ -11,7 +11,9 @@ from torch import nn
 
 from secateur.contract.ask import TRAIN
 from secateur.errors import ConfigError, MaskNotHeldError
-from secateur.flower.messages import Array, ArrayRecord, Context, Message, payload_of, with_arrays, with_payload
+from secateur.flower import codes, limits
+from secateur.flower.messages import Array, ArrayRecord, Context, Error, Message, payload_of, with_arrays, with_payload
+from secateur.flower.site import Site
 from secateur.flower.strategy import EPOCHS, PHASE
 from secateur.flower.ties import Held
 from secateur.pruning.discovery import layout
@@ -24,6 +26,7 @@ from secateur.wire.message import Message as Sparse
 
 CallNext = Callable[[Message, Context], Message]
 _HELD = "secateur-held"
+_ERROR = 2  # Flower's code of an exception in a ClientApp
 _mask: contextvars.ContextVar[Masks | None] = contextvars.ContextVar("mask", default=None)
 
 
@@ -49,21 +52,30 @@ class Prune:
     trained: tuple[str, ...]
 
     def __call__(self, message: Message, context: Context, call_next: CallNext) -> Message:
-        """Decode the message, let the app train, and encode its reply.
+        """Decode the message, let the app train within what the node's owner allows (``site``), and encode its reply.
 
-        Raises:
-            WireError: the message is not for this model.
-            ConfigError: the app's reply has no ArrayRecord, or several.
+        Whatever goes wrong is one line in the node's log; the reply is an error with a reason of ``codes`` then.
         """
         _, request = payload_of(message.content) if message.has_content() else ("", None)
         if request is None:
             return call_next(message, context)
+        try:
+            return limits.limited(
+                context.node_config, lambda site: self._reply(message, request, context, call_next, site)
+            )
+        except (Exception, SystemExit) as broken:  # noqa: BLE001 -- Flower would send its text to the server
+            return Message(Error(_ERROR, codes.heard(codes.refused(broken))), reply_to=message)
+
+    def _reply(self, message: Message, request: bytes, context: Context, call_next: CallNext, site: Site) -> Message:
+        limits.check_most("bytes", len(request), site.most.bytes)
         try:
             held, specs = _held(context, self.model.specs), self.model.specs
             expected = Expected(specs, mask="optional", known=held, infinite=self.model.infinite)
             sparse = decode(request, expected)
         except MaskNotHeldError:
             return Message(with_payload(message.content, lost(request)), reply_to=message)
+        site.answering(str(sparse.scalars.get(PHASE)))
+        limits.check_most("epochs", int(sparse.scalars.get(EPOCHS, 1)), site.most.epochs)
         if sparse.mask is not None:
             _hold(context, sparse.mask)
         token = _mask.set(sparse.mask)
@@ -80,7 +92,7 @@ class Prune:
     def _answer(self, request: Sparse, reply: Message) -> Sparse:
         key, _ = payload_of(reply.content)
         tensors = self.model.once(reply.content.array_records[key].to_torch_state_dict())
-        if request.scalars[PHASE] == TRAIN:
+        if request.scalars.get(PHASE) == TRAIN:
             return Sparse(apply(tensors, request.mask), request.mask)
         return Sparse({n: (request.tensors[n] - tensors[n]).square() for n in self.trained})
 

@@ -1,31 +1,38 @@
-"""The client's side of secateur's app on Flower: what a node says of itself, and how it serves requests."""
+"""The client's side of secateur's app on Flower: what a node says of itself, and how it serves requests.
+
+What the node's owner says (``site``) is looked at before anything of a run is imported, opened or computed. Whatever
+goes wrong is one line in the node's own log; the server is told a code (``codes``).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
-import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
-import secateur
 from secateur.data import Source
-from secateur.data.shards import Shape, Shards, open_shards
-from secateur.errors import ConfigError, SecateurError
-from secateur.federation import prepare, trial
+from secateur.data.shards import Shards, open_shards
+from secateur.errors import ConfigError, DataError
+from secateur.federation import agreement, prepare, trial
 from secateur.federation.client import Participant
-from secateur.flower import bases, policy, tables
+from secateur.flower import bases, codes, keys, limits, policy, tables
+from secateur.flower.codes import RefusedError
+from secateur.flower.greeting import about_this, facts_of
+from secateur.flower.limits import Meter
 from secateur.flower.memory import Memory, cache
-from secateur.flower.messages import HELLO, LOG, SERVE, About, ClientApp, Context, Message, pack, unpack
+from secateur.flower.messages import HELLO, LOG, SERVE, About, ClientApp, Context, Message, RecordDict, pack, unpack
 from secateur.flower.settings import settings_of
+from secateur.flower.site import Most, Site
+from secateur.learning.work import alone
 from secateur.streams import kept_globals
 from secateur.study.study import Study, parse_study
-from secateur.wire import head
+from secateur.wire.codec import scalars_in
 
-_LONGEST, _SHORT = 300, 80  # characters of an error, of a setting in it
-_SHOWN = 8  # settings that the node's log names
+_SHOWN = 8  # settings that a refusal names
+_LONGEST = 300  # characters of a setting in it
 
 
 def client_app() -> ClientApp:
@@ -34,117 +41,121 @@ def client_app() -> ClientApp:
 
     @app.query(HELLO.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
     def hello(message: Message, context: Context) -> Message:
-        wanted = str(unpack(message.content)[0].get("schema", ""))
-        return _answered(message, lambda: pack(_introduce(context, wanted)))
+        asked, _ = unpack(message.content)
+        return _answered(message, context, lambda site: pack(_introduce(context, site, asked)))
 
     @app.train(SERVE.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
     def train(message: Message, context: Context) -> Message:
-        return _answered(message, lambda: _serve(message, context))
+        return _answered(message, context, lambda site: _serve(message, context, site))
 
     return app
 
 
-def _answered(message: Message, make: Any) -> Message:
+def _answered(message: Message, context: Context, make: Callable[[Site], RecordDict]) -> Message:
+    """Return the reply to a message, made within what the node's owner lets it cost; of a failure it says a code."""
     try:
-        content = make()
-    except Exception as broken:  # noqa: BLE001 -- logged here and sent to the server, which leaves this client out
-        line = " ".join(str(broken).split())
-        line = line if isinstance(broken, SecateurError) else f"{type(broken).__name__}: {line}"
-        LOG.error("%s", line[: tables.LOGGED])
-        content = pack({"error": line[:_LONGEST]})
+        content = limits.limited(context.node_config, make)
+    except (Exception, SystemExit) as broken:  # noqa: BLE001 -- logged here; the server leaves this client out
+        _participant.cache_clear()  # its model may have been left anywhere
+        content = pack(codes.refused(broken))
     return Message(content, reply_to=message)
 
 
-def _introduce(context: Context, wanted: str = "") -> About:
+def _introduce(context: Context, site: Site, asked: About) -> About:
     """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``.
 
     A node with a table tries them when it is sent the schema, by which its rows are made.
     """
-    client, study, source = _place(context)
+    client, study, source = _place(context, site)
+    said = {"client": client, "own": site.data is not None, **about_this()}
+    if site.folder is not None:
+        said |= keys.proof(site.folder, str(asked.get("challenge", ""))[:64], context.node_id, client)
     if source is not None and source.table is not None:
-        return {"client": client, "own": True, **tables.about(context, wanted)}
-    rows = _shards(context, client, study)
+        return {**said, tables.HOLDS: tables.holds(context, site, str(asked.get("schema", "")))}
+    rows = _shards(site, client, study)
     for remark in rows.meta.remarks:
         LOG.info("%s", remark)
-    participant = _participant(study.model_dump_json(), rows)
+    participant = _participant(study.model_dump_json(), rows, client, site.most)
     trial.check(participant, (client,))
-    return {"client": client, "own": "data" in context.node_config, **facts_of(participant)}
+    return {**said, **facts_of(participant)}
 
 
-def facts_of(participant: Participant) -> About:
-    """Return the facts that must agree on all nodes; ``model`` is a hash of tensors' names, shapes and dtypes."""
-    shape, specs = Shape.of(participant.shards), participant.setting.specs
-    text = ";".join(f"{name} {specs[name].shape} {specs[name].dtype}" for name in sorted(specs))
-    return {
-        "secateur": secateur.__version__, "wire": head.VERSION,
-        "inputs": list(shape.input_shape), "outputs": shape.outputs, "kind": shape.kind, "scale": shape.scale,
-        "task": shape.task, "model": hashlib.sha256(text.encode()).hexdigest()[:16], "classes": shape.classes,
-    }  # fmt: skip
-
-
-def _place(context: Context) -> tuple[int, Study, Source | None]:
+def _place(context: Context, site: Site) -> tuple[int, Study, Source | None]:
     """Return the number of this node's client, its study, and its own data, if it has any."""
-    study = _permitted(context)
+    study = _permitted(context, site)
     number = context.node_config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
-        raise ConfigError(
-            f"partition-id = {number!r}: start this SuperNode with --node-config 'partition-id=K', "
-            f"K from 0 to {study.data.clients - 1}"
-        )
-    data = context.node_config.get("data")
-    with tables.unsaid(number):
-        return number, study, None if data is None else prepare.own_source(study, number, str(data))
+        told = f"partition-id = {str(number)[:20]}"
+        raise RefusedError("client", f"{told}, and clients are 0 to {study.data.clients - 1}", told)
+    if site.data is None:
+        return number, study, None
+    with _unsaid(number):
+        return number, study, prepare.own_source(study, number, site.data)
 
 
-def _shards(context: Context, client: int, study: Study) -> Shards:
+@contextlib.contextmanager
+def _unsaid(client: int) -> Iterator[None]:
+    """Keep what is wrong with a node's own data to its own log: it may say what a cell holds, or where it lies."""
+    try:
+        yield
+    except (DataError, ConfigError) as broken:
+        raise RefusedError("data", f"client {client}: {broken}") from broken
+
+
+def _shards(site: Site, client: int, study: Study) -> Shards:
     """Return the rows of a node that are not made by a schema."""
-    data = context.node_config.get("data")
-    if data is None:
+    if site.data is None:
         return _opened(prepare.simulated(study, cache()))
-    with tables.unsaid(client):
-        return prepare.own(study, client, str(data))
+    with _unsaid(client):
+        return prepare.own(study, client, site.data)
 
 
-def _permitted(context: Context) -> Study:
+def _permitted(context: Context, site: Site) -> Study:
     """Return the study of a run, after checking that it names nothing that the node's owner has not allowed.
 
     Raises:
-        ConfigError: it names such a thing, or its settings are wrong. The error names the first such setting; the
-            node's log names all, and says how its owner would allow them.
+        RefusedError: it names such a thing, or its settings are too long.
+        ConfigError: they are wrong.
     """
-    values, node = settings_of(context.run_config), context.node_config
-    owners = policy.allowed(str(node.get(policy.ALLOW, ""))) | policy.allowed(os.environ.get(policy.ENVIRONMENT, ""))
-    refused = policy.refused(values, owners, own="data" in node)
-    names = [f"{path}={value}" for path, value in refused]
-    for name in names[:_SHOWN]:
-        LOG.error(
-            "not allowed here: %r. Of itself a node takes what is secateur's own, and opens its own data folder only; "
-            "name what else you trust in --node-config '%s=\"PATH=VALUE ...\"', or in the environment's %s",
-            name[:_LONGEST], policy.ALLOW, policy.ENVIRONMENT,
-        )  # fmt: skip
+    limits.check_settings(context.run_config)
+    values = settings_of(context.run_config)
+    wrong = policy.refused(values, site.owners, own=site.data is not None, only=site.only)
+    names = [f"{path}={value}"[:_LONGEST] for path, value in wrong]
     if names:
-        raise ConfigError(f"not allowed by the node's owner: {names[0][:_SHORT]!r}")
+        shown = ", ".join(map(repr, names[:_SHOWN]))
+        raise RefusedError(
+            "allow",
+            f"not allowed here: {shown}. Of itself a node takes what is secateur's own and its owner has not left out, "
+            "and opens its own data folder only; name what else you trust in --node-config "
+            f"'allow=\"PATH=VALUE ...\"', in {policy.FILE}, or in the environment's {policy.ENVIRONMENT}",
+            names[0],
+        )
     return parse_study(values)
 
 
-def _serve(message: Message, context: Context) -> Any:
-    client, study, source = _place(context)
+def _serve(message: Message, context: Context, site: Site) -> RecordDict:
     about, request = unpack(message.content)
+    limits.check_most("bytes", len(request or b""), site.most.bytes)
+    client, study, source = _place(context, site)
     if request is None or about.get("client") != client:
-        raise ConfigError(f"a request for client {about.get('client')} came to client {client}")
+        raise RefusedError("request", f"a request for client {str(about.get('client'))[:20]} came to client {client}")
     if source is None or source.table is None:
-        rows = _shards(context, client, study)
+        rows = _shards(site, client, study)
     elif not about.get("schema"):
-        return pack({"lost": False}, tables.answer(context, study, client, request))
-    elif (made := tables.rows(context, study, client, str(about["schema"]))) is not None:
+        site.answering(agreement.PHASE)
+        with _unsaid(client):
+            return pack({"lost": False}, tables.answer(context, site, study, client, request))
+    elif (made := tables.rows(context, site, study, client, str(about["schema"]))) is not None:
         rows = made
     else:
         return pack({tables.LACKS: True})
-    memory = Memory(context, str(about["run"]), client)
-    wanted = str(about["kept"])
+    site.answering(str(scalars_in(request).get("phase")))
+    memory = Memory(context, site, str(about.get("run")), client)
+    wanted = str(about.get("kept", ""))
     state = memory.get(wanted)
-    participant = _participant(study.model_dump_json(), rows)
-    participant.kept = bases.kept(context)
+    participant = _participant(study.model_dump_json(), rows, client, site.most)
+    participant.kept = bases.kept(context, site)
+    participant.alone = Meter(site.most, functools.partial(alone, compute=study.compute))
     with kept_globals():
         reply, kept = participant(client, request, state)
     answer: About = {"lost": bool(wanted) and state is None}
@@ -154,10 +165,10 @@ def _serve(message: Message, context: Context) -> Any:
 
 
 @functools.lru_cache(maxsize=1)
-def _participant(study: str, rows: Shards) -> Participant:
+def _participant(study: str, rows: Shards, client: int, most: Most) -> Participant:
     # one torch thread: the split of a reduction over threads would change its last bits
     torch.set_num_threads(1)
-    return Participant(Study.model_validate_json(study), rows)
+    return limits.participant(Study.model_validate_json(study), rows, client, most)
 
 
 @functools.lru_cache(maxsize=1)

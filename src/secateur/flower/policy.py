@@ -2,23 +2,24 @@
 
 Whoever starts a run writes its configuration. By default a node accepts the methods, slot values, guards, models and
 data formats of this package, and opens only its own ``data`` folder; one without it accepts only data without files.
-Its owner can allow more settings, written as in a run's ``set``, by ``allow`` in the node configuration or by
-``SECATEUR_ALLOW`` in the environment, such as ``data.source=my_package.loaders:read model.name=my_models:net``.
+Its owner can list fewer of them, and can allow more settings, written as in a run's ``set``, such as
+``data.source=my_package.loaders:read model.name=my_models:net``; see ``site``.
 """
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from secateur import data, guards, methods, models
+from secateur import attacks, data, guards, methods, models
 from secateur.data.sources import embedded
 from secateur.errors import ConfigError
 from secateur.learning.task import TASKS
 from secateur.study.study import assign, by_guard, split_setting
 
-ALLOW = "allow"
+ALLOW, FILE = "allow", "secateur.toml"
 ENVIRONMENT = "SECATEUR_ALLOW"
 Named = tuple[str, str]
 
@@ -42,16 +43,22 @@ def allowed(text: str) -> frozenset[Named]:
     return frozenset(found)
 
 
-def refused(values: Mapping[str, Any], owners: Collection[Named], *, own: bool) -> list[Named]:
+def refused(
+    values: Mapping[str, Any], owners: Collection[Named], *, own: bool,
+    only: Mapping[str, Collection[str]] = MappingProxyType({}),
+) -> list[Named]:  # fmt: skip
     """Return the settings that are refused: they are neither of this package nor allowed by the owner.
 
     Args:
         values: a study's settings, as ``study.assign`` enters them.
         owners: the settings that the owner allows, see ``allowed``.
         own: whether the node has data of its own.
+        only: the only values of this package's that a setting may have, by the setting.
     """
     return [
-        (path, value) for path, value in _named(values) if not _ours(path, value, own) and (path, value) not in owners
+        (path, value)
+        for path, value in _named(values)
+        if (path, value) not in owners and not (_ours(path, value, own) and value in only.get(path, {value}))
     ]
 
 
@@ -63,25 +70,27 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
         held = values.get(section)
         if isinstance(held, Mapping) and name in held:
             yield f"{section}.{name}", str(held[name])
-    if values.get("attack"):  # attacks are played in simulations alone
-        yield "attack", str(values["attack"])
     guarded = values.get("guards")
     if isinstance(guarded, Mapping):
         yield from (("guards", name) for name in by_guard({str(path): value for path, value in guarded.items()}))
+    if values.get("attack"):
+        yield "attack", str(values["attack"]).partition(",")[0].partition(":")[0].strip()
     options = values.get("options")
     if isinstance(options, Mapping):
         yield from ((str(path), str(value)) for path, value in options.items())
 
 
+def _readable() -> frozenset[str]:
+    """Return the formats that read a folder or a file, and those that read none; not those that ask a network."""
+    local = (name for name, info in data.names().items() if "FOLDER" in info.name or "FILE" in info.name)
+    return embedded() | frozenset(local)
+
+
 def _ours(path: str, value: str, own: bool) -> bool:  # noqa: FBT001 -- private
-    if path == "method":
-        return value in methods.names()
-    if path == "model.name":
-        return value in models.names()
     if path == "data.source":
-        return value in (data.names() if own else embedded())
-    if path == "guards":
-        return value in guards.names()
+        return value in (_readable() if own else embedded())
     if path == "data.task":
         return not value or value in TASKS
-    return path != "attack" and ":" not in value  # a slot's class of anyone's own is module:Class
+    rooms = {"method": methods.names, "model.name": models.names, "guards": guards.names, "attack": attacks.names}
+    # a slot's class of anyone's own is module:Class
+    return value in rooms[path]() if path in rooms else ":" not in value

@@ -9,6 +9,7 @@ from typing import Any
 from secateur.errors import ConfigError
 from secateur.study.study import Study, assign, parse_study, where_nobody_is_known
 
+_LONGEST = 300  # characters of a text in an error
 _SERVERS = ("out", "deadline", "wait")
 
 
@@ -30,6 +31,11 @@ def settings_of(run_config: Mapping[str, Any]) -> dict[str, Any]:
     for path, value in run_config.items():
         if path not in {*_SERVERS, "set"}:
             assign(values, f"{path}={value}")
-    for setting in shlex.split(str(run_config.get("set", ""))):
+    more = str(run_config.get("set", ""))
+    try:
+        settings = shlex.split(more)
+    except ValueError as broken:
+        raise ConfigError(f"set = {more[:_LONGEST]!r}: {broken}; write settings with spaces between them") from broken
+    for setting in settings:
         assign(values, setting)
     return where_nobody_is_known(values)

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from secateur.aggregation.robust import Robust
 from secateur.aggregation.steps import Mean
 from secateur.contract.ask import TRAIN, Ask
 from secateur.contract.reducer import Reduced, reduce
 from secateur.contract.state import Setting, State
 from secateur.errors import ConfigError, WireError
 from secateur.federation.held_masks import HeldMasks
-from secateur.federation.records import check_any
+from secateur.federation.records import check_any, short
 from secateur.flower.messages import (
     LOG,
     ArrayRecord,
@@ -96,8 +97,8 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             nodes that were left out and why.
 
     Raises:
-        ConfigError: the method is no composition, lets clients vote, measures something at the server, or asks clients
-            for more than their training.
+        ConfigError: the method is no composition, lets clients vote, measures something at the server, asks clients for
+            more than their training, or brings a robust rule of its own.
         ModelError: the model has no units of the kind that the method removes; the text says why.
     """
 
@@ -110,6 +111,11 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             raise ConfigError(
                 f"{type(method).__name__}, as it is set here, needs code of its own on clients: run it with "
                 "secateur.flower.server_app and client_app; Pruned takes methods whose masks are made on the server"
+            )
+        if isinstance(method.aggregator, Robust):
+            raise ConfigError(
+                f"aggregator {method.aggregator.name} would be dropped: the wrapped strategy merges; wrap one of "
+                "Flower's, such as FedMedian, FedTrimmedAvg or MultiKrum"
             )
         shadow = method.aggregator.pruned != "zero"
         self.strategy = strategy
@@ -270,7 +276,7 @@ class Pruned(Strategy):  # type: ignore[misc, unused-ignore]
             expects = replace(turn.ask.expects, infinite=self.model.infinite, scalars=None)
             message = decode(payload, replace(expects, context=context_of(turn.sent[node])))
         except WireError as broken:
-            turn.left_out[node] = str(broken)
+            turn.left_out[node] = short(str(broken))
             return None
         turn.up.update(part_sizes(payload, checked=True))
         turn.answered[node] = True

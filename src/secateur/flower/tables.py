@@ -14,43 +14,40 @@ from pathlib import Path
 
 import numpy as np
 
-import secateur
 from secateur.data.schema import Schema
 from secateur.data.shards import SCHEMA, Shape, Shards
-from secateur.errors import DataError, EngineError
+from secateur.errors import DataError
 from secateur.federation import agreement, checkpoint, prepare, seals, tables, trial
-from secateur.federation.agreement import Site
 from secateur.federation.base import Kept, KeptInFolder
-from secateur.federation.client import Participant
 from secateur.federation.records import Row
+from secateur.flower import limits
 from secateur.flower.bases import KeptInContext
 from secateur.flower.engine import FlowerEngine
-from secateur.flower.messages import LOG, About, Context
+from secateur.flower.messages import Context
+from secateur.flower.site import Site
 from secateur.study.study import Study
-from secateur.wire import head
 
 HOLDS, LACKS = "holds", "lacks"
 """What a node says of the schema that it is asked for: whether it holds it; in a reply, that it lacks it."""
 
-LOGGED = 2000  # characters of an error in the node's log
 _KEY, _STYPE = "secateur-schema", "secateur.schema"
+_LONGEST = 64  # characters of a digest
 
 
-def about(context: Context, wanted: str) -> About:
-    """Return what a node with a table says when it is greeted, before or after its federation has a schema."""
-    version, holds = secateur.__version__, _schema(context, wanted) is not None
-    return {"secateur": version, "wire": head.VERSION, "table": True, HOLDS: holds}
+def holds(context: Context, site: Site, wanted: str) -> bool:
+    """Return whether a node holds the schema that it is asked for."""
+    return _schema(context, site, wanted) is not None
 
 
-def rows(context: Context, study: Study, client: int, digest: str) -> Shards | None:
+def rows(context: Context, site: Site, study: Study, client: int, digest: str) -> Shards | None:
     """Return a node's rows, made by the schema of this digest; None if it no longer has the schema."""
-    schema = _schema(context, digest)
-    return None if schema is None else prepare.own(study, client, str(context.node_config["data"]), schema)
+    schema = _schema(context, site, digest)
+    return None if schema is None else prepare.own(study, client, str(site.data), schema)
 
 
-def answer(context: Context, study: Study, client: int, request: bytes) -> bytes:
+def answer(context: Context, site: Site, study: Study, client: int, request: bytes) -> bytes:
     """Return a node's reply to an ask of the agreement."""
-    folder = str(context.node_config["data"])
+    folder = str(site.data)
     table = prepare.own_source(study, client, folder).table
     if table is None:
         raise DataError(f"client {client}: it was asked about a table, and its data is none")
@@ -59,36 +56,25 @@ def answer(context: Context, study: Study, client: int, request: bytes) -> bytes
 
     def take(schema: Schema) -> str:
         rows = prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
-        trial.check(Participant(study, rows), (client,))
-        _kept(context).put(schema.digest, schema.to_json().encode())
+        trial.check(limits.participant(study, rows, client, site.most), (client,))
+        _kept(context, site).put(schema.digest, schema.to_json().encode())
         return ""
 
-    return Site(table.take(train), table, take).answer(request)
+    return agreement.Site(table.take(train), table, take).answer(request)
 
 
-def _schema(context: Context, digest: str) -> Schema | None:
+def _schema(context: Context, site: Site, digest: str) -> Schema | None:
     """Return the schema that a node keeps; None if it has none of this digest, or it is damaged."""
-    data = _kept(context).get(digest) if digest.isalnum() else None
+    data = _kept(context, site).get(digest) if digest.isalnum() and len(digest) <= _LONGEST else None
     if data is None or hashlib.sha256(data).hexdigest()[: len(digest)] != digest:
         return None
     return Schema.from_json(data.decode())
 
 
-def _kept(context: Context) -> Kept:
-    place = context.node_config.get("state")
-    if place is None:
+def _kept(context: Context, site: Site) -> Kept:
+    if site.folder is None:
         return KeptInContext(context, _KEY, _STYPE)
-    return KeptInFolder(Path(str(place)).expanduser() / "schema", own=True)
-
-
-@contextlib.contextmanager
-def unsaid(client: int) -> Iterator[None]:
-    """Keep what is wrong with a node's own data to its own log: it may say what a cell holds."""
-    try:
-        yield
-    except DataError as broken:
-        LOG.error("%s", str(broken)[:LOGGED])
-        raise DataError(f"client {client}: its own data cannot be used; the node's own log says why") from None
+    return KeptInFolder(site.folder / "schema", own=True)
 
 
 def recall(engine: FlowerEngine, run: Path) -> None:
@@ -102,11 +88,6 @@ def recall(engine: FlowerEngine, run: Path) -> None:
         engine.members.teach(schema.digest, agreement.last_request(schema))
 
 
-def any_in(engine: FlowerEngine) -> bool:
-    """Return whether a node has a table of its own."""
-    return any(about.get("table") for about in engine.members.about.values())
-
-
 @contextlib.contextmanager
 def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
     """Let nodes agree on a schema, or read the one of a run that goes on; yield shards without rows by it.
@@ -114,8 +95,6 @@ def agree(engine: FlowerEngine, study: Study, run: Path) -> Iterator[Path]:
     Raises:
         SecateurError: they do not agree, or too few answered.
     """
-    if not all(about.get("table") for about in engine.members.about.values()):
-        raise EngineError("some nodes have tables of their own (data.source = table), others have not")
     if engine.members.schema[0]:
         schema, records = Schema.from_json(seals.checked(run, SCHEMA).decode()), list[Row]()
     else:

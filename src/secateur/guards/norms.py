@@ -1,13 +1,16 @@
 """Norms: what one client can change in a round is bounded by what the clients of the round before changed.
 
 The update of a client (its reply less what it was sent) is scaled down to a multiple of the median norm, and the rows
-by which it counts are cut to a multiple of the median number of rows. A reply is never refused for its size.
+by which it counts are cut to a multiple of the median number of rows. What is a thousand times as large as the
+median is no update of a client that trained, and is set aside. Nobody is refused for either.
 
     u_k <- u_k min(1, c m / |u_k|)      |u_k|: the root mean square over the coordinates that client k holds
     n_k <- min(n_k, floor(r q))         m, q: the medians of |u_k| and n_k over the last cohort
+    u_k <- 0, n_k <- 0                  where |u_k| > f m
 
 The norms that make the next median are at most ``_GROWTH`` m, so a lie enters it at most as a doubled median, and even
-a majority cannot raise it faster. The first cohort is compared with its own medians.
+a majority cannot raise it faster; where all updates have really grown, the median catches up by doubling. The first
+cohort is compared with its own medians.
 
 Reference: norm clipping, Sun et al., arXiv 1911.07963; the median as its bound: as in LASA, arXiv 2409.01435. The root
 mean square instead of the norm, so that clients with masks or slices of different size are compared, is ours.
@@ -44,15 +47,18 @@ class Norms(Guard):
     Attributes:
         times: c, the largest update of a client as a multiple of the median one.
         rows: r, the most rows by which a client counts as a multiple of the median number.
+        far: f, the multiple of the median update beyond which a client counts as if it had not trained.
     """
 
     compares: ClassVar[bool] = True
 
-    times: float = 1.5
-    rows: float = 3.0
+    times: float = 2.0
+    rows: float = 5.0
+    far: float = 1000.0
 
     def __post_init__(self) -> None:
         check(self.times > 0, name="norms.times", value=self.times, must="be above 0; norms.on = false: no bound")
+        check(self.far >= self.times, name="norms.far", value=self.far, must=f"be norms.times ({self.times:g}) or more")
         check(self.rows >= 1, name="norms.rows", value=self.rows, must="be at least 1")
 
     def wants(self, ask: Ask) -> frozenset[str]:
@@ -69,16 +75,19 @@ class Norms(Guard):
         if not reply.rows:
             return reply
         medians = passage.medians or {}
+        aside = False
         facts, bounded, scaled = {ROWS: float(reply.rows)}, dict[str, float](), dict[str, torch.Tensor]()
         for group, names in _groups(sent, passage):
             norm = _norm(reply, sent, names)
             before = medians.get(group, math.inf)
             facts[group] = min(norm, _GROWTH * before)
-            limit = self.times * medians.get(group, 0.0)
-            if passage.medians is not None and norm > limit:
-                bounded[group] = factor = limit / norm
+            median = medians.get(group, 0.0)
+            if passage.medians is not None and norm > self.times * median:
+                aside = aside or 0 < self.far * median < norm
+                bounded[group] = factor = 0.0 if aside else self.times * median / norm
                 scaled |= {name: _scaled(reply, sent, name, factor) for name in names}
         rows = reply.rows if passage.medians is None else self._counted(reply.rows, medians.get(ROWS, math.inf))
+        rows = 0 if aside else rows
         if rows < reply.rows:
             bounded[ROWS] = float(rows)
         tensors = {**reply.tensors, **scaled} if scaled else reply.tensors

@@ -7,6 +7,7 @@ configuration, the node's own policy (``flower.policy``) has allowed it.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 from secateur.contract.method import Method
@@ -35,3 +36,18 @@ def find(name: str) -> type[Method]:
             "now, and the ask says what its replies are reduced to; docs/migration.md shows the change"
         )
     return found
+
+
+def check_aggregator(name: str) -> None:
+    """Refuse a method that does not let a study choose how replies are merged.
+
+    Raises:
+        ConfigError: it does not; the text names those that do.
+    """
+    if not _has_aggregator(name):
+        able = ", ".join(other for other in names() if _has_aggregator(other))
+        raise ConfigError(f"{name} has no aggregator: it merges replies in a way of its own; {able} have one")
+
+
+def _has_aggregator(name: str) -> bool:
+    return any(option.name == "aggregator" for option in dataclasses.fields(find(name)))  # type: ignore[arg-type]

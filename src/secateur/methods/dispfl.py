@@ -28,7 +28,6 @@ import torch
 
 from secateur.aggregation.weighted import WeightedMean
 from secateur.contract.ask import Ask
-from secateur.contract.checks import KeptByTensor
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -38,7 +37,7 @@ from secateur.contract.state import Archive, Setting, State
 from secateur.errors import check
 from secateur.methods.kit.personal import LazyTensors, load_own, store_own
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
-from secateur.methods.kit.submodels import slice_ask
+from secateur.methods.kit.submodels import own_masks, slice_ask
 from secateur.pruning import mask as masks
 from secateur.pruning.allocation import ERK
 from secateur.pruning.mask import Mask, Tensors
@@ -96,11 +95,10 @@ class DisPFL(Method):
             return train_ask(state, round_, None) if round_ <= setting.rounds else None
         cohort, names = setting.cohort(round_), frozenset(setting.layout.names("weight"))
         ask = slice_ask(state, round_, LazyTensors(cohort, lambda i: self.mask(state, i)))
-        checks = (*ask.expects.checks, KeptByTensor())
-        expects = replace(ask.expects, mask="required", maskable=names, within=False, checks=checks)
-        single = {"weights": Keep(), "mask": Keep(masks_of)}
-        ask = replace(ask, reduce={MEAN: Mean(holders=trained_of, fallback="state"), **single})
-        return replace(ask, own=LazyTensors(cohort, lambda i: self.mixture(state, i, round_)), expects=expects)
+        expects = own_masks(ask, names, same=True)
+        reduce = {MEAN: Mean(holders=trained_of, fallback="state"), "weights": Keep(), "mask": Keep(masks_of)}
+        own = LazyTensors(cohort, lambda i: self.mixture(state, i, round_))
+        return replace(ask, own=own, expects=expects, reduce=reduce)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Train under the client's mask, then adjust the mask."""

@@ -36,12 +36,12 @@ from secateur.contract.state import Setting, State
 from secateur.errors import check
 from secateur.learning.optimiser import Training
 from secateur.methods.kit.learned_resize import ServerResizing
-from secateur.methods.kit.submodels import Sliced
+from secateur.methods.kit.submodels import Parts
 from secateur.pruning.structure import Plan, plan
 
 
 @dataclass(frozen=True)
-class FedConv(Sliced):
+class FedConv(Parts):
     """Trains sub-models of several widths, which the server makes by learnt convolutions.
 
     Attributes:

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from secateur.contract.state import Setting
-from secateur.errors import check
+from secateur.errors import ConfigError, check
 from secateur.methods.kit.submodels import Sliced
 from secateur.streams import stream
 
@@ -44,6 +44,21 @@ class IndependentSubnetworks(Sliced):
 
     def __post_init__(self) -> None:
         check(self.parts >= 0, name="parts", value=self.parts, must="be 0 or more")
+
+    def check(self, setting: Setting) -> None:
+        """Refuse a robust rule where too few clients hold a unit for it to move.
+
+        Raises:
+            ConfigError: the text says how many do.
+        """
+        super().check(setting)
+        cohort, least = len(setting.cohort(1)), self.aggregator.fewest
+        hands = min(self.parts or cohort, cohort)
+        if cohort // hands < least:
+            raise ConfigError(
+                f"aggregator {type(self.aggregator).__name__} moves what {least} clients hold, and of {cohort} clients "
+                f"{cohort // hands} hold a unit dealt to {hands} hands: set parts = {max(1, cohort // least)} or fewer"
+            )
 
     def units_by_client(self, setting: Setting, round_: int) -> Mapping[int, Mapping[str, torch.Tensor]]:
         """Return the units of each layer that each client of the cohort is dealt."""

@@ -1,7 +1,6 @@
 """Allocation: which entries are kept, from their scores and a target sparsity.
 
-All rules keep exact counts, ties included: among equal scores the entry that comes first (tensor order, then
-row-major index) is kept.
+Counts are exact, ties included: among equal scores the first entry (tensor order, then row-major index) is kept.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +34,8 @@ class Allocation(ABC):
     Your own allocation derives from this class and writes ``keep``.
     """
 
+    exact: ClassVar[bool] = False  # whether exactly N - floor(s N) of N entries stay, whatever the scores
+
     @abstractmethod
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return a boolean mask of the shape of each tensor of scores; True: kept."""
@@ -58,6 +59,10 @@ class Allocation(ABC):
         """Return the allocation that follows from outputs of the model with changed ``weights``."""
         del scores, weights, trial
         return self
+
+
+class _Exact(Allocation):
+    exact = True
 
 
 def pruned_count(sparsity: float, total: int) -> int:
@@ -85,8 +90,7 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
     threshold = kth(scores, count)
     below = scores < threshold
     tied = (scores == threshold).nonzero().squeeze(1)
-    missing = count - int(below.sum())
-    below[tied[len(tied) - missing :]] = True
+    below[tied[len(tied) - count + int(below.sum()) :]] = True
     return below
 
 
@@ -104,7 +108,7 @@ _ROOM = 20
 
 
 @dataclass(frozen=True)
-class Global(Allocation):
+class Global(_Exact):
     """Prunes the lowest floor(s N) scores of all tensors together; the count is exact.
 
     Attributes:
@@ -135,7 +139,7 @@ class Global(Allocation):
 
 
 @dataclass(frozen=True)
-class _OnModel(Allocation):
+class _OnModel(_Exact):
     tokens: frozenset[str]
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
@@ -187,7 +191,7 @@ class Uniform(Allocation):
 
 
 @dataclass(frozen=True)
-class ERK(Allocation):
+class ERK(_Exact):
     """Prunes the lowest scores of each tensor, with densities by ERK: small tensors stay denser than large ones.
 
     A tensor's density is proportional to the sum of its dimensions over their product (Erdos-Renyi kernel); tensors
@@ -236,7 +240,7 @@ def shared(left: int, parts: Mapping[str, float], sizes: Mapping[str, int]) -> d
 
 
 @dataclass(frozen=True)
-class LAMP(Allocation):
+class LAMP(_Exact):
     """Prunes the lowest LAMP scores of all tensors together: a score relative to the larger ones of its own tensor.
 
     LAMP(u) = s_u^2 / sum of s_v^2 over v of the same tensor with s_v >= s_u. The largest weight of every tensor scores
@@ -299,10 +303,8 @@ class Given(Allocation):
     kept: str = ""
 
     def __post_init__(self) -> None:
-        parts = self.kept.split(",") if self.kept else []
-        check(
-            all(part.strip().isdecimal() for part in parts), name="allocation.kept", value=self.kept, must="be counts"
-        )
+        counts = all(part.strip().isdecimal() for part in self.kept.split(",") if self.kept)
+        check(counts, name="allocation.kept", value=self.kept, must="be counts")
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask with the given counts, whatever the sparsity.
@@ -329,8 +331,7 @@ class UniformPlus(Allocation):
 
     def keep(self, scores: Tensors, sparsity: float) -> dict[str, torch.Tensor]:
         """Return the mask that keeps exactly N - floor(s N) entries."""
-        kept = uniform_plus({name: tuple(s.shape) for name, s in scores.items()}, sparsity)
-        return by_count(scores, kept)
+        return by_count(scores, uniform_plus({name: tuple(s.shape) for name, s in scores.items()}, sparsity))
 
 
 def uniform_plus(shapes: Mapping[str, tuple[int, ...]], sparsity: float) -> dict[str, int]:

@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 
 from secateur.pruning.allocation import lowest
-from secateur.pruning.mask import Tensors
+from secateur.pruning.mask import Mask, Tensors
 
 Rule = Literal["majority", "half", "union", "intersection"]
+
+
+def floored(
+    mask: Mask, votes: Tensors, magnitude: Tensors, before: Mask | None, share: float
+) -> dict[str, torch.Tensor]:
+    """Return the mask with a least share of each tensor, so that no vote empties a layer.
+
+    Entries that come back are those with the most votes, among equals those of the largest magnitude.
+
+    Args:
+        mask: what was voted for, by name.
+        votes: the number of clients that kept each entry.
+        magnitude: |mean w|, by name.
+        before: the mask before the vote, within which entries come back; None: nothing was pruned.
+        share: of the entries of a tensor that were there before, rounded up.
+    """
+    kept = {}
+    for name, chosen in mask.items():
+        held = torch.ones_like(chosen) if before is None or name not in before else before[name]
+        least = math.ceil(share * int(held.sum()) - 1e-9)
+        inside = chosen & held
+        if int(inside.sum()) >= least:
+            kept[name] = chosen
+            continue
+        # votes first: ranks of magnitudes lie in [0, 1), so that they decide among equal votes alone
+        size = magnitude[name].reshape(-1).double()
+        order = torch.arange(len(size), dtype=size.dtype) / len(size)
+        ranks = torch.empty_like(size).scatter_(0, size.argsort(stable=True), order)
+        score = torch.where(held.reshape(-1), votes[name].reshape(-1).double() + ranks, -1.0)
+        kept[name] = chosen | ~lowest(score, len(score) - least).reshape(chosen.shape)
+    return kept
 
 
 def vote(rule: Rule, votes: Tensors, voters: int, magnitude: Tensors, budget: int) -> dict[str, torch.Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from secateur.learning.metrics import metric_of
@@ -19,6 +19,24 @@ class Layer:
     kept: int
     units: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """A column that the model of a table takes.
+
+    Attributes:
+        name: of the column; its unit is what the name says.
+        categories: the words that it holds; empty: numbers.
+        mean, scale: what is taken from a number, and what it is divided by then; 0 and 1 of categories.
+        marked: whether an input of its own says that the cell is missing.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    mean: float
+    scale: float
+    marked: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,9 @@ class Card:
             how many predictions differ, and the exported file's own score.
         layers: the layers, see ``Layer``.
         figures: of the dense, the masked and the slim model.
+        inputs: the columns of a table, in order; none of other data.
+        takes: what the file is given and returns, in a sentence.
+        answer: what the model of a table answers: ``target``, ``classes``, ``unit``, ``mean`` and ``scale``.
     """
 
     title: str
@@ -68,26 +89,21 @@ class Card:
     checked: dict[str, Any]
     layers: tuple[Layer, ...]
     figures: tuple[Figures, ...]
+    inputs: tuple[Input, ...] = ()
+    takes: str = ""
+    answer: dict[str, Any] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """Return the card as Markdown."""
         checked = self.checked
         metric = metric_of(checked)
-        whole = len({figure.parameters for figure in self.figures}) == 1
-        what = (
-            "is as large as the dense model: pruning removed single weights and no whole unit. Train with "
-            "granularity=channel for a model that is physically smaller"
-            if whole
-            else "is the physically slim model"
-        )
         intro = (
-            f"`{self.file}` ({self.format}) {what}. It was compared with the masked model of the "
+            f"`{self.file}` ({self.format}): {self._cut()} It was compared with the masked model of the "
             f"run on {checked['count']} rows ({checked['rows']}): outputs differ by at most "
             f"{checked['deviation']:.1e} of the largest one, {checked['differ']} predictions differ, "
-            f"{metric.name} {checked[metric.name]:.4f}."
+            f"{metric.shown} {metric.text(checked[metric.name])}."
         )
-        inputs = "Inputs: batch first; images as float32 divided by the data's scale, tokens as int64."
-        lines = [f"# {self.title}", "", intro, "", inputs, ""]
+        lines = [f"# {self.title}", "", intro, "", self.takes, "", *self._columns()]
         lines += [_row("", *(f.name for f in self.figures)), "|---|" + "---|" * len(self.figures)]
         lines += [_row(label, *(shown(f) for f in self.figures)) for label, shown in _ROWS]
         lines += ["", "Latency: one row, one thread, median of 30 after 5.", ""]
@@ -96,6 +112,42 @@ class Card:
             kept = layer.reason or f"{layer.kept} {layer.kind}{'' if layer.kept == 1 else 's'}"
             lines.append(_row(f"`{layer.name}`", kept, str(layer.units or "")))
         return "\n".join(lines) + "\n"
+
+    def _cut(self) -> str:
+        """Return in a sentence what pruning cut out of the model."""
+        by_name = {figure.name: figure for figure in self.figures}
+        dense, masked, slim = by_name["dense"], by_name["masked"], by_name["slim"]
+        if slim.parameters < dense.parameters:
+            left = f"{slim.parameters:,} of {dense.parameters:,} parameters are left"
+            return f"this is the physically slim model: whole units were cut out, {left}."
+        zeros = dense.parameters - masked.nonzero
+        return (
+            f"nothing was cut out, it is as large as the dense model. Pruning set {zeros:,} of {dense.parameters:,} "
+            "single weights to zero and removed no whole unit; train with granularity=channel for a model that is "
+            "physically smaller."
+        )
+
+    def _columns(self) -> list[str]:
+        """Return the table of what a model of a table takes and answers."""
+        if not self.inputs:
+            return []
+        lines = [_row("column", "holds", "mean", "scale", "a missing cell"), "|---|---|---|---|---|"]
+        for one in self.inputs:
+            missing = "marked" if one.marked else "none in training"
+            if one.categories:
+                lines.append(_row(_code(one.name), ", ".join(map(_code, one.categories)), "", "", missing))
+            else:
+                lines.append(_row(_code(one.name), "a number", f"{one.mean:.6g}", f"{one.scale:.6g}", missing))
+        unit = f" in {self.answer['unit']}" if self.answer["unit"] else ""
+        what = (
+            f"one of {', '.join(map(_code, self.answer['classes']))}" if self.answer["classes"] else f"a number{unit}"
+        )
+        return [*lines, "", f"It answers {_code(self.answer['target'])}: {what}.", ""]
+
+
+def _code(text: str) -> str:
+    """Return a name of a table's as code in a cell of Markdown."""
+    return "`" + text.replace("|", "\\|").replace("`", "'").replace("\n", " ") + "`"
 
 
 def _row(*cells: str) -> str:

@@ -13,6 +13,7 @@ from secateur.comparison.suite import Cell, Suite, dense_name, differences, pers
 from secateur.errors import CheckpointError
 from secateur.federation import seals
 from secateur.federation.folder import FAILED, FAILURE, ROUNDS, STUDY, SUMMARY, read_failure, read_study
+from secateur.report import hostile
 from secateur.report.outcomes import outcome
 from secateur.report.verdicts import DENSE, Group, Line, compare_groups
 from secateur.study.study import Study
@@ -68,7 +69,8 @@ def gather(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> Gathe
         suite, cells = read_comparison(out)
         lines = comparison_lines(suite, cells, out, bandwidth or suite.bandwidth)
         dense = {(c.partition, c.variant, c.seed): folder_of(out, c.study) for c in cells if c.control == DENSE}
-        first = [c for c in cells if not c.control and c.seed == suite.seeds[0]]
+        honest = [name for name in suite.variants if hostile.is_honest(suite.places.get(name, {}))]
+        first = [c for c in cells if not c.control and c.seed == suite.seeds[0] and c.variant in honest]
         known = {folder_of(out, c.study) for c in first}
         others = {place: c for c in cells if failed(place := folder_of(out, c.study)) and place not in known}
         subjects = [
@@ -86,6 +88,14 @@ def gather(folders: Sequence[Path], bandwidth: Bandwidth | None = None) -> Gathe
     ended = all((place / SUMMARY).exists() or (place / FAILURE).exists() for place in places)
     title = folders[0].name if len(folders) == 1 else f"{len(folders)} runs"
     return Gathered(title, lines, subjects, ended)
+
+
+def attacks(folders: Sequence[Path]) -> list[hostile.Standing]:
+    """Return what a comparison of rules under attacks came to; empty for any other folders."""
+    if len(folders) != 1 or not (folders[0] / RESULT).exists():
+        return []
+    suite, cells = read_comparison(folders[0])
+    return hostile.standings(suite, cells, folders[0]) if hostile.shows(suite) else []
 
 
 def failed(folder: Path) -> str:

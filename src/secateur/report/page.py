@@ -16,11 +16,12 @@ from secateur.federation import checkpoint, seals
 from secateur.federation.folder import ROUNDS, STUDY, SUMMARY, read_failure, read_records, read_summary
 from secateur.federation.records import by_reason, listing
 from secateur.learning.metrics import metric_of
-from secateur.report import comparison_figures, run_figures
+from secateur.report import comparison_figures, hostile, run_figures
 from secateur.report.figure_lines import figure_line
 from secateur.report.formatting import latex, markdown
 from secateur.report.gather import Subject
 from secateur.report.headline import headline
+from secateur.report.hostile import Standing
 from secateur.report.tables import FURTHER, Table, by_place, tables
 from secateur.report.verdicts import DENSE, Line
 
@@ -30,7 +31,10 @@ _DATA, _RUNS = "data.js", "runs"
 _MOST_UNITS, _MOST_INPUTS = 64, 600  # size of the part of a mask that is drawn
 
 
-def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *, live: bool = False) -> Path:
+def write(
+    title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: Path, *,
+    attacks: Sequence[Standing] = (), live: bool = False,
+) -> Path:  # fmt: skip
     """Write the page into ``out`` and return its index.html.
 
     Args:
@@ -38,6 +42,7 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
         lines: the lines of the comparison's tables and figures.
         subjects: the runs that are shown one by one.
         out: the page's folder, made if it is missing; an older page in it is replaced.
+        attacks: what a comparison of rules under attacks came to, which is shown instead of the lines.
         live: the page reloads itself every few seconds.
 
     Raises:
@@ -60,6 +65,7 @@ def write(title: str, lines: Sequence[Line], subjects: Iterable[Subject], out: P
     for older in {path.name for path in (out / _RUNS).iterdir()} - set(names):
         (out / _RUNS / older).unlink()
     facts = contents(title, lines, names.values(), live=live)
+    facts |= {"parts": [attack_data(attacks)]} if attacks else {}
     _put(out / _DATA, "window.SECATEUR", facts | {"failed": list(failed.items())})
     return out / "index.html"
 
@@ -93,6 +99,16 @@ def contents(title: str, lines: Sequence[Line], names: Iterable[str], *, live: b
         for place, here in by_place(lines).items()
     ]
     return {"title": title, "live": live, "parts": places, "runs": [{"name": name} for name in names]}
+
+
+def attack_data(found: Sequence[Standing]) -> Facts:
+    """Return the part of a page that shows rules under attacks."""
+    made = [Table(title, note, rows, []) for title, note, rows in hostile.sections(found)]
+    return {
+        "name": "rules and attacks", "seeds": max(len(one.quality) + len(one.ended) for one in found),
+        "tables": [_table_data(one) for one in made],
+        "headline": {"sentences": hostile.sentences(found), "figure": {}}, "figures": [hostile.heat(found)],
+    }  # fmt: skip
 
 
 def _table_data(one: Table) -> Facts:

@@ -81,7 +81,7 @@ def details(name: str) -> list[Detail]:
         attack = attacks.find(name)
         found.append(Detail("attacks", _attack(name), _options(attack), {}))
     if name in data.names():
-        info, kind = data.names()[name], sources.options_of(name)
+        info, kind = data.names()[name], sources.options_type(name)
         usual = dotted(sources.recommended(name))
         options = [] if kind is None else _options(kind, "data.options.")
         found.append(Detail("data", Entry(info.name, info.summary, info.reference), options, usual))
@@ -106,7 +106,7 @@ def entry(name: str, thing: object) -> Entry:
     return Entry(name, text.partition("\n")[0], " ".join(reference.split()))
 
 
-def _slots() -> dict[str, dict[str, type]]:
+def _slots() -> dict[str, Mapping[str, type]]:
     hints = typing.get_type_hints(Composition)
     return {slot.name: choices(hints[slot.name]) for slot in fields(Composition)}
 
@@ -154,7 +154,7 @@ def attributes(text: str) -> dict[str, str]:
 
 def _arguments(name: str) -> list[Setting]:
     """Return the keyword arguments of a model's factory."""
-    factory: Callable[..., Any] = models.factory(name)
+    factory: Callable[..., Any] = models.find(name)
     told = attributes(factory.__doc__ or "") | attributes(factory.__init__.__doc__ or "")
     whole = (factory.__init__.__doc__ or "").partition("\n")[0]
     given = list(inspect.signature(factory).parameters.values())[2:]

@@ -9,15 +9,12 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import tomli_w
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     ValidationError,
@@ -30,15 +27,16 @@ from secateur import guards, methods
 from secateur.contract.guard import Guard, check_together
 from secateur.contract.method import Method
 from secateur.data import partition, sources
-from secateur.errors import ConfigError, check, unknown
+from secateur.errors import ConfigError, check
 from secateur.learning.compute import Compute
 from secateur.learning.optimiser import Training
 from secateur.learning.task import find as find_task
-from secateur.pruning.discovery import How
 from secateur.study.attack import Hostile
+from secateur.study.faults import config_error
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
 from secateur.study.own import relative
-from secateur.study.usual import METHOD, SOURCE
+from secateur.study.sections import DataSection, ModelSection, Section
+from secateur.study.usual import METHOD
 from secateur.wire.settings import Wire
 
 _BOUNDS, _NORMS, _ON = "bounds", "norms", "on"
@@ -49,81 +47,7 @@ _LATER_COMPUTE, _LATER_WIRE = ("precision", "tf32"), ("packing", "count", "sampl
 """Settings that came later than the first runs; where they have their defaults they do not rename a run."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataSection(_Section):
-    """The data, and how it is split between clients.
-
-    Attributes:
-        source: ``digits``, ``idx:FOLDER``, ``cifar10:FOLDER``, ``text:FILE`` or ``hub:NAME``; see ``secateur list``.
-        clients: K, the number of clients; 0, the default of ``natural``: as many as there are natural ids.
-        partition: ``iid``, ``dirichlet:ALPHA``, ``pathological:CLASSES`` or ``natural``.
-        test_fraction: share of each client's rows held out as its local test split.
-        validation_fraction: share of each client's rows held out for choosing a setting, an epoch or a round; reported
-            figures are of test rows. 0: none.
-        public: number of training rows that only the server has, drawn before the partition; for methods whose server
-            trains.
-        task: what is learnt, where that is not what the data says of itself: ``classification``, ``regression``, or
-            ``module:Class`` of your own (``learning.task``).
-        target: the column of a table that is learnt, where ``source`` does not name it.
-        site: the column of a table that says which site a row is of.
-        options: how the source is to be read, as its format takes it: ``delimiter`` or ``drop`` of a table, ``size`` of
-            images.
-    """
-
-    source: str = SOURCE
-    clients: int = Field(default=20, ge=0, le=1_000_000)
-    partition: str = "pathological:2"
-    test_fraction: float = Field(default=0.2, ge=0, lt=1)
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    public: int = Field(default=0, ge=0)
-    task: str = ""
-    target: str = ""
-    site: str = ""
-    options: dict[str, Option | tuple[str, ...]] = Field(default_factory=dict)
-
-    @property
-    def reading(self) -> dict[str, Option | tuple[str, ...]]:
-        """Return what the source's loader is told: the options, and the names of columns that are given."""
-        named = {name: value for name, value in (("target", self.target), ("site", self.site)) if value}
-        return {**self.options, **named}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _all_sites(cls, values: Any) -> Any:
-        """Let there be as many clients as natural ids if the study does not say how many."""
-        natural = isinstance(values, Mapping) and values.get("partition") == "natural"
-        return {"clients": 0, **values} if natural else values
-
-    @model_validator(mode="after")
-    def _some_clients(self) -> Self:
-        """Refuse no clients where nothing else says how many there are."""
-        if not self.clients and self.partition != "natural":
-            raise ValueError("data.clients = 0 must be at least 1, unless data.partition = natural")
-        return self
-
-
-class ModelSection(_Section):
-    """The model.
-
-    Attributes:
-        name: a name of ``secateur list``, or ``module:factory``.
-        init: the distribution of initial weights; see ``models.initialise``.
-        structure: how removable units are found: ``trace`` follows what the model calls, ``torch_pruning`` uses that
-            package's dependency graph (an extra that every client needs), ``both`` the graph where the trace finds
-            none; ``none`` finds no units.
-        options: keyword arguments of the factory.
-    """
-
-    name: str = "smallcnn"
-    init: Literal["xavier_normal", "xavier_uniform", "kaiming_normal", "torch"] = "xavier_normal"
-    structure: How = "trace"
-    options: dict[str, Option | tuple[int, ...]] = Field(default_factory=dict)
-
-
-class Study(_Section):
+class Study(Section):
     """Every setting that defines a run's result; two runs of equal studies give equal bits.
 
     Attributes:
@@ -158,7 +82,7 @@ class Study(_Section):
     training: Training = Training()
     wire: Wire = Wire()
     compute: Compute = Compute()
-    guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}
+    guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}  # noqa: RUF012 -- a field of pydantic, which copies it
     attack: str = ""
     options: dict[str, Option] = Field(default_factory=dict)
     code: tuple[str, ...] = ()
@@ -170,7 +94,7 @@ class Study(_Section):
         try:
             made = handler(values)
         except ValidationError as broken:
-            raise _config_error(broken) from broken
+            raise config_error(broken, cls) from broken
         partition.parse(made.data.partition)
         if made.data.task:
             find_task(made.data.task)
@@ -247,6 +171,8 @@ class Study(_Section):
         Raises:
             ConfigError: unknown method, option or slot value; a value of the wrong type or out of bounds.
         """
+        if any(path.split(".")[0] == "aggregator" for path in self.options):
+            methods.check_aggregator(self.method)
         return build(methods.find(self.method), self.options, _elsewhere())
 
     def complete(self) -> Study:
@@ -270,8 +196,15 @@ class Study(_Section):
         ):
             later[section] = {name for name in names if getattr(given, name) == getattr(kind, name)}
         values = self.complete().model_dump(mode="json", exclude=later)
-        text = json.dumps({**values, "options": naming(values["options"])}, sort_keys=True)
+        text = json.dumps({**values, "options": naming(self._named(values["options"]))}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+    def _named(self, options: dict[str, Option]) -> dict[str, Option]:
+        """Return a method's options without those of its ``later`` ones that have their defaults."""
+        method = methods.find(self.method)
+        usual = flatten(method()) if method.later else {}
+        changed = {path.split(".")[0] for path, value in options.items() if usual.get(path) != value}
+        return {p: v for p, v in options.items() if p.split(".")[0] not in method.later - changed}
 
     def dense(self) -> Study:
         """Return the study's dense twin: FedAvg with the same aggregator, all else equal.
@@ -377,18 +310,31 @@ def assign(values: dict[str, Any], setting: str) -> None:
 
 
 def put(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value of one path in a nested mapping of a study's settings; see ``assign``."""
+    """Set the value of one path in a nested mapping of a study's settings; see ``assign``.
+
+    Raises:
+        ConfigError: the path leads into a setting that is a single value already.
+    """
     head, _, rest = path.partition(".")
     fields = Study.model_fields
-    if head == "model" and rest and rest not in ModelSection.model_fields:
-        values.setdefault("model", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
-    elif head == "data" and rest.startswith("options."):
-        values.setdefault("data", {}).setdefault("options", {})[rest.removeprefix("options.")] = value
+    inner = head == "model" and rest and rest not in ModelSection.model_fields
+    if inner or (head == "data" and rest.startswith("options.")):
+        _at(values, head, "options")[rest.removeprefix("options.")] = value
     elif head in fields and head != "options":
-        section = values.setdefault(head, {}) if rest else values
+        section = _at(values, head) if rest else values
         section[rest or head] = value
     else:
-        values.setdefault("options", {})[path.removeprefix("options.")] = value
+        _at(values, "options")[path.removeprefix("options.")] = value
+
+
+def _at(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Return the mapping under some names of a nested mapping, made where there is none."""
+    for depth, name in enumerate(names, start=1):
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            where = ".".join(names[:depth])
+            raise ConfigError(f"{where} = {str(values)[:80]!r} is a single value, and settings below it are given too")
+    return values
 
 
 def _elsewhere() -> list[str]:
@@ -405,16 +351,3 @@ def _literal(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return tuple(value) if isinstance(value, list) else value
-
-
-def _config_error(broken: ValidationError) -> ConfigError:
-    """Return the first fault that pydantic found as an error of one line."""
-    first = broken.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
-    if first["type"] in {"extra_forbidden", "unexpected_keyword_argument"}:
-        section: Any = Study
-        for part in first["loc"][:-1]:
-            section = section.model_fields[str(part)].annotation
-        known = section.model_fields if hasattr(section, "model_fields") else section.__dataclass_fields__
-        return typing.cast("ConfigError", unknown("setting", str(first["loc"][-1]), known))
-    return ConfigError(f"{path} = {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}")

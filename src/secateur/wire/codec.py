@@ -40,7 +40,7 @@ from secateur.wire.head import (
     seal,
 )
 from secateur.wire.known import Known
-from secateur.wire.message import Expected, Masks, Message, Spec, specs_of
+from secateur.wire.message import Expected, Masks, Message, Scalar, Spec, specs_of
 from secateur.wire.reader import Reader
 from secateur.wire.values import FORMATS, Values
 from secateur.wire.written import Written, check_message
@@ -138,6 +138,17 @@ def known_in(data: bytes) -> Known | None:
     """
     reader = Reader(data)
     return past_known(reader, opened(reader, verify=False))
+
+
+def scalars_in(data: bytes) -> dict[str, Scalar]:
+    """Return the scalars of a payload, before anything else of it is read. No checksum is looked at.
+
+    Raises:
+        WireError: the payload is none of this version, or ends within the scalars.
+    """
+    reader = Reader(data)
+    past_known(reader, opened(reader, verify=False))
+    return scalars.read(reader, _MOST_SCALARS)
 
 
 def with_scalar(data: bytes, name: str, value: float) -> bytes:

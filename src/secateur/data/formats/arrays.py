@@ -50,7 +50,7 @@ def load(argument: str, seed: int, options: ArrayOptions) -> Source:
     Reference: none
     """
     path = _file(Path(argument).expanduser())
-    return made(_arrays(path), str(path), f"arrays:{path.name}", seed, options)
+    return made(read_arrays(path), str(path), f"arrays:{path.name}", seed, options)
 
 
 def made(
@@ -138,7 +138,12 @@ def _file(path: Path) -> Path:
     return found[0]
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by name.
+
+    Raises:
+        DataError: it is none, or holds objects of Python.
+    """
     try:
         with path.open("rb") as file:
             held = np.load(file, allow_pickle=False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from secateur.data.source import Source, named
 from secateur.data.sources import folder_of
 from secateur.errors import DataError, need
 
-_ENDINGS = {".png", ".jpg", ".jpeg"}
+IMAGES = {".png", ".jpg", ".jpeg"}
 Named = list[tuple[Path, int]]
 
 
@@ -45,6 +47,7 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     places = parts if all(part.is_dir() for part in parts) else [folder]
     there = sorted({name for place in places for name in _classes(place)})
     classes = list(options.classes) or there
+    _check_plain(classes)
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"data.options.classes names {twice!r} twice")
@@ -72,6 +75,17 @@ def load(argument: str, seed: int, options: ImageOptions) -> Source:
     )
 
 
+def _check_plain(classes: Sequence[str]) -> None:
+    """Refuse names of classes that lead out of the folder.
+
+    Raises:
+        DataError: one does.
+    """
+    strange = next((name for name in classes if name in {"", ".", ".."} or "/" in name or os.sep in name), None)
+    if strange is not None:
+        raise DataError(f"data.options.classes holds {strange!r}: a class is the name of a folder, without a path")
+
+
 def _classes(place: Path) -> list[str]:
     return [folder.name for folder in place.iterdir() if folder.is_dir() and not folder.name.startswith(".")]
 
@@ -82,7 +96,7 @@ def _files(place: Path, classes: list[str]) -> Named:
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((place / name).glob("*"))
-        if path.suffix.lower() in _ENDINGS and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGES and not path.name.startswith(".")
     ]
 
 
@@ -95,7 +109,7 @@ def _left_out(folder: Path, places: list[Path], classes: list[str], files: list[
     count = sum(map(len, files))
     if not count:
         raise DataError(
-            f"{folder} holds no {', '.join(sorted(_ENDINGS))} in a folder of a class: put them into {folder}/CLASS, or "
+            f"{folder} holds no {', '.join(sorted(IMAGES))} in a folder of a class: put them into {folder}/CLASS, or "
             f"into {folder}/train/CLASS and {folder}/test/CLASS"
         )
     there = sum(path.is_file() for place in places for name in classes for path in (place / name).glob("*"))
@@ -129,6 +143,21 @@ def _pixels(name: str, files: list[Path], size: tuple[int, int] | None) -> np.nd
                 f"{other} is {_times(dict(zip(files, heads, strict=True))[other][1])} pixels, {files[0]} is "
                 f"{_times(first)}: set data.options.size={_times(first)} to resize all"
             )
+    return pixels_of(files, mode, size)
+
+
+def pixels_of(files: list[Path], mode: str, size: tuple[int, int] | None) -> np.ndarray:
+    """Return images (n, channels, height, width), uint8.
+
+    Args:
+        files: the files.
+        mode: Pillow's name of grey, colour or colour with transparency.
+        size: width and height that each is resized to; None: all have one size.
+
+    Raises:
+        DataError: a file is no image.
+        MissingExtraError: there is no Pillow.
+    """
     made = need("PIL.Image", extra="images")
 
     def pixels(image: Any) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ from secateur.data.columns import as_text, number_column, text_column
 from secateur.data.delimited import Cells, read_delimited
 from secateur.data.parquet import read_parquet
 from secateur.data.raw_table import Column, RawTable
-from secateur.data.sources import Source
+from secateur.data.source import Source
 from secateur.data.table_options import TableOptions
 from secateur.errors import DataError, need
 
 _ENDINGS = (".csv", ".data", ".tsv", ".tab", ".txt", ".parquet")
 
 
-RECOMMENDED = {"data": {"partition": "natural"}, "model": {"name": "mlp"}, "training": {"lr": 0.03, "clip": 1.0}}
+RECOMMENDED: dict[str, dict[str, Any]] = {
+    "data": {"partition": "natural"},
+    "model": {"name": "mlp"},
+    "training": {"lr": 0.03, "clip": 1.0},
+}
 """Settings for tables where a study does not say: a client for each site, and steps that suit few rows and outliers."""
 
 
@@ -50,6 +55,24 @@ def read(argument: str, options: TableOptions) -> RawTable:
     tables = [
         read_parquet(file, options) if file.suffix == ".parquet" else read_delimited(file, options) for file in files
     ]
+    return assembled(tables, options, [file.name for file in files], _others(path, files), str(path))
+
+
+def assembled(
+    tables: list[Cells], options: TableOptions, names: Sequence[str], told: Sequence[str], path: str
+) -> RawTable:
+    """Return the columns of several sites as one table.
+
+    Args:
+        tables: a site's each, or all rows where the options name a column of sites.
+        options: which columns are what.
+        names: the sites', where no column says them.
+        told: the first remarks.
+        path: where they are from, for messages.
+
+    Raises:
+        DataError: the text names file, row and column.
+    """
     name, above, limit = _target(options.target, tables[0])
     used = _used(tables, name, options)
     ends = np.cumsum([len(table.rows) for table in tables])
@@ -59,7 +82,7 @@ def read(argument: str, options: TableOptions) -> RawTable:
         return tables[number].where(row - (int(ends[number - 1]) if number else 0))
 
     columns, remarks = _columns(tables, used, where, options)
-    remarks = [*_others(path, files), *(remark for table in tables for remark in table.remarks), *remarks]
+    remarks = [*told, *(remark for table in tables for remark in table.remarks), *remarks]
     absent = [name for name in options.drop if not any(name in table.dropped for table in tables)]
     if absent:
         remarks.append(
@@ -74,8 +97,8 @@ def read(argument: str, options: TableOptions) -> RawTable:
     if options.site:
         sites, ids = _by_column(tables, options.site, where)
     else:
-        sites = tuple(file.name for file in files)
-        ids = np.repeat(np.arange(len(files)), np.diff(ends, prepend=0))
+        sites = tuple(names)
+        ids = np.repeat(np.arange(len(tables)), np.diff(ends, prepend=0))
     return RawTable(tuple(columns.values()), target, sites, ids.astype(np.int64), tuple(remarks))
 
 

@@ -17,6 +17,7 @@ import torch
 from secateur.aggregation import Aggregator
 from secateur.aggregation.steps import Mean as PlainMean
 from secateur.contract.ask import GUARDED, TRAIN, Ask
+from secateur.contract.checks import Kept
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method, check_prunable
 from secateur.contract.reducer import Reduced
@@ -168,6 +169,10 @@ class Composition(Method):
             **(self.aggregator.ballot(self.consensus.ballot) if votes else {}),
         }
         ask = train_ask(state, round_, mask, votes=votes, reduce=reduce)
+        if votes and (size := self._vote_size(replace(state, round=round_))) is not None:
+            # a client that has no statistic votes for the mask that it was sent
+            sized = Kept(size, size, same=True)
+            ask = replace(ask, expects=replace(ask.expects, checks=(*ask.expects.checks, sized)))
         if not loose:
             return ask
         if votes is None:
@@ -228,6 +233,14 @@ class Composition(Method):
     def _votes(self, setting: Setting, round_: int) -> bool:
         """Return whether clients send their own masks in a round; the server and the clients both ask it."""
         return bool(self.consensus.ballot) and self.schedule.due(round_, setting.rounds)
+
+    def _vote_size(self, state: State) -> int | None:
+        """Return how many entries the vote of a client keeps at this event; None: it depends on the client's scores."""
+        level = self._level(state)
+        if not (level and self.allocation.exact and self.granularity.single):
+            return None
+        total = sum(state.setting.specs[name].size for name in self.granularity.prunable(state.setting.layout))
+        return total - pruned_count(level, total)
 
     def _statistic_ask(self, state: State) -> Ask | None:
         due = self._due(state) and not self.consensus.ballot

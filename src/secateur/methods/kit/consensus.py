@@ -9,8 +9,8 @@ from typing import Protocol
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Reduction, Sum, masks_of
 from secateur.contract.state import State
-from secateur.errors import ConfigError
-from secateur.pruning.consensus import Rule, vote
+from secateur.errors import ConfigError, check
+from secateur.pruning.consensus import Rule, floored, vote
 from secateur.pruning.mask import Mask
 
 _VOTES = "votes"
@@ -124,6 +124,8 @@ class Majority(Consensus):
             the schedule's budget has room. ``half`` keeps v >= max(1, floor(K/2)); the published code lacks the
             maximum, so that there a single voter keeps everything, whatever it pruned. ``union`` keeps v >= 1,
             ``intersection`` v = K.
+        floor: the share of each tensor's entries that a vote leaves at least, those with the most votes; without it,
+            voters who agree can empty a layer. 0: none.
 
     Guarantees:
         No rule keeps an entry that no voter kept, so masks are nested if the voters' masks are.
@@ -132,6 +134,10 @@ class Majority(Consensus):
     """
 
     rule: Rule = "majority"
+    floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(0 <= self.floor < 1, name="consensus.floor", value=self.floor, must="be in [0, 1)")
 
     @property
     def ballot(self) -> Mapping[str, Reduction]:
@@ -142,4 +148,5 @@ class Majority(Consensus):
         """Return the mask of the vote."""
         votes = reduced[_VOTES]
         magnitude = {name: state.weights[name].abs() for name in votes}
-        return vote(self.rule, votes, len(reduced.counted(_VOTES)), magnitude, budget)
+        mask = vote(self.rule, votes, len(reduced.counted(_VOTES)), magnitude, budget)
+        return floored(mask, votes, magnitude, state.mask, self.floor) if self.floor else mask

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 
+from secateur.aggregation import Aggregator
+from secateur.aggregation.steps import Mean
 from secateur.contract.ask import Ask
+from secateur.contract.checks import KeptByTensor
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Keep, masks_of
-from secateur.contract.state import State
+from secateur.contract.state import Setting, State
 from secateur.errors import check
-from secateur.methods.kit.rounds import merged, train_ask
-from secateur.methods.kit.submodels import slice_ask
+from secateur.methods.kit.rounds import MEAN, merged, train_ask
+from secateur.methods.kit.submodels import check_merge, own_masks, slice_ask
 from secateur.pruning.allocation import lowest, pruned_count
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
@@ -65,10 +69,14 @@ class Personal(Method):
     Attributes:
         target: the fraction of its weights that a client prunes in the end; 0 is FedAvg.
         share: p, the share of each tensor's kept weights that is pruned in one step.
+        aggregator: what becomes of the replies, each weight over those who keep it; by default their mean by rows.
     """
+
+    later: ClassVar[frozenset[str]] = frozenset({"aggregator"})
 
     target: float = 0.5
     share: float = 0.1
+    aggregator: Aggregator = field(default_factory=Mean)
 
     def __post_init__(self) -> None:
         check(0 <= self.target < 1, name="target", value=self.target, must="be in [0, 1)")
@@ -79,22 +87,34 @@ class Personal(Method):
         """Return whether clients have their own masks; not if ``target`` is 0."""
         return self.target > 0
 
+    def check(self, setting: Setting) -> None:
+        """Refuse a rule that cannot merge personal masks.
+
+        Raises:
+            ConfigError: the text says why.
+        """
+        name = type(self).__name__
+        check_merge(self.aggregator, setting, "own" if self.personal_masks else "shared", name)
+
     def plan(self, state: State) -> Ask | None:
         """Return the ask that sends each client of the next cohort its own part of the model."""
         round_ = state.round + 1
         if round_ > state.setting.rounds:
             return None
         if not self.personal_masks:
-            return train_ask(state, round_, None)
+            return train_ask(state, round_, None, reduce={MEAN: self.aggregator.reduction(masked=False)})
         names = frozenset(state.setting.layout.names("weight"))
         ask = slice_ask(state, round_, self.parts(state, state.setting.cohort(round_)))
-        expects = replace(ask.expects, mask="required", maskable=names, within=not self.regrows)
-        return replace(ask, expects=expects, reduce={**(ask.reduce or {}), _MASK: Keep(masks_of)})
+        sizes = {name: state.setting.specs[name].size for name in sorted(names)}
+        counts = tuple((name, size - pruned_count(self.target, size), size) for name, size in sizes.items())
+        expects = own_masks(ask, names, within=not self.regrows)
+        expects = replace(expects, checks=(*expects.checks, KeptByTensor(counts)))
+        return replace(ask, expects=expects, reduce={MEAN: self.aggregator.over_holders(), _MASK: Keep(masks_of)})
 
     def absorb(self, state: State, reduced: Reduced) -> State:
-        """Average each weight over the clients that kept it, and store each client's mask."""
+        """Merge each weight over the clients that kept it, and store each client's mask."""
         store_own(state, _MASK, reduced.get(_MASK, {}).items())
-        return merged(state, reduced)
+        return merged(state, reduced, self.aggregator)
 
     def examine(self, state: State) -> Ask:
         """Return the ask by which each client scores its own part of the model."""

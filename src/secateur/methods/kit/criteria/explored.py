@@ -14,7 +14,8 @@ from secateur.contract.reducer import Reduced
 from secateur.contract.state import State
 from secateur.methods.kit import exploration
 from secateur.methods.kit.criteria import Criterion
-from secateur.pruning.criteria import Exploration, Scope, guidance
+from secateur.methods.kit.merging import Merge, merged
+from secateur.pruning.criteria import Exploration, Scope, guidance, min_max
 from secateur.pruning.mask import Mask, Tensors
 from secateur.wire.message import Message
 
@@ -30,6 +31,8 @@ class Deviation(Criterion):
         explore: the settings of the exploration.
         normalise: scale ``after`` the mean over explorers (the published code), or ``before`` it, client by client
             (FedLEx's figure; a client with huge deviations then counts no more than another).
+        merge: what becomes of explorers' deviations, their ``mean``, ``median`` or ``trimmed`` mean; see
+            ``methods.kit.merging``.
         scope: take minimum and maximum of each ``tensor``, or of the whole model (``global``).
 
     Reference: AutoFLIP, arXiv 2405.10271, the pruning guidance matrix; reconstructed, the full text was not
@@ -39,11 +42,17 @@ class Deviation(Criterion):
     explore: Exploration = field(default_factory=Exploration)
     normalise: Literal["after", "before"] = "after"
     scope: Scope = "tensor"
+    merge: Merge = "mean"
 
     def scores(self, weights: Tensors, statistics: Iterable[Tensors], *, seed: int) -> dict[str, torch.Tensor]:
         """Return G in float64; weights without a statistic (buffers) have no score."""
         del weights, seed
-        return guidance(statistics, before=self.normalise == "before", scope=self.scope)
+        before = self.normalise == "before"
+        if self.merge == "mean":
+            return guidance(statistics, before=before, scope=self.scope)
+        parts = (min_max(part, self.scope) if before else part for part in statistics)
+        found = merged(parts, self.merge)
+        return found if before else min_max(found, self.scope)
 
     def ask(self, state: State, *, due: bool) -> Ask | None:
         """Ask the explorers for their deviations before round 1."""

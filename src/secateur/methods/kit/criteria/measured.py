@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +14,9 @@ from secateur.contract.client import Client, report
 from secateur.contract.reducer import Reduced
 from secateur.contract.reduction import Mean, Reduction
 from secateur.contract.state import State
+from secateur.errors import check
 from secateur.methods.kit.criteria import Criterion
+from secateur.methods.kit.merging import Merge, reduction
 from secateur.methods.kit.rounds import score_ask
 from secateur.pruning.criteria import Form, Gradients
 from secateur.pruning.mask import Mask, Tensors
@@ -48,6 +51,11 @@ class Statistic(Criterion):
         return False
 
     @property
+    def least(self) -> float:
+        """Return the least value that a statistic can have; a reply with a smaller one is refused. By default any."""
+        return -math.inf
+
+    @property
     def reduction(self) -> Reduction:
         """Return the reduction of the clients' statistics to tensors by name; by default their mean by rows."""
         return Mean()
@@ -64,7 +72,7 @@ class Statistic(Criterion):
             return None
         asked = range(state.setting.clients) if self.everybody else state.setting.cohort(state.round + 1)
         reduce = {_STATISTIC: self.reduction}
-        return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce)
+        return score_ask(state, state.round, asked, "weight", "bias", "norm", reduce=reduce, least=self.least)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Measure the statistic."""
@@ -105,9 +113,25 @@ def _at(state: State) -> str:
 
 @dataclass(frozen=True)
 class Measured(Statistic):
-    """Base of criteria with a statistic of gradients; the server uses the mean over clients."""
+    """Base of criteria with a statistic of gradients; the server uses the mean over clients.
+
+    Attributes:
+        measure: the number of batches, and which clients are asked.
+        merge: what becomes of the clients' statistics; see ``methods.kit.merging``.
+    """
 
     measure: Gradients = field(default_factory=Gradients)
+    merge: Merge = "mean"
+
+    @property
+    def reduction(self) -> Reduction:
+        """Return the reduction by ``merge``."""
+        return reduction(self.merge)
+
+    @property
+    def least(self) -> float:
+        """Return 0 for what cannot be negative."""
+        return 0.0 if self.form in {"square", "saliency", "flow"} else -math.inf
 
     @property
     @abstractmethod
@@ -134,7 +158,7 @@ class SNIP(Measured):
     """Connection sensitivity |w g|: the change of the loss, to first order, when a weight is removed.
 
     Attributes:
-        measure: the number of batches, and which clients are asked.
+        measure, merge: see ``Measured``.
         each: take the absolute value before the mean over clients, mean_k |w g_k|; else after it, |w mean_k g_k|.
 
     Reference: Lee et al., arXiv 1810.02340; averaged over clients it is SalientGrads, arXiv 2304.07488.
@@ -218,6 +242,9 @@ class Synflow(Measured):
     Reference: Tanaka et al., arXiv 2006.05467; *read*: ganguli-lab/Synaptic-Flow (Pruners/pruners.py, prune.py), where
     float64 is commented out: deep networks overflow there.
     """
+
+    def __post_init__(self) -> None:
+        check(self.merge == "mean", name="criterion.merge", value=self.merge, must="be mean: no client is asked")
 
     @property
     def form(self) -> Form:
