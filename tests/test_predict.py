@@ -209,6 +209,8 @@ def test_sources_that_are_none_are_one_clear_line(illness, tmp_path):
         predict(illness, tmp_path / "no.csv")
     with pytest.raises(ConfigError, match="neither the folder of a run nor an .onnx file"):
         predict(tmp_path / "new.csv", tmp_path / "new.csv")
+    with pytest.raises(ConfigError, match="--out .*p.csv: No such file or directory: nothing was written"):
+        predict(illness, tmp_path / "new.csv").write(tmp_path / "none" / "p.csv")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read as ONNX"):
         predict(tmp_path / "broken.onnx", tmp_path / "new.csv")
