@@ -354,7 +354,7 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
         sparsity = float(final.get("local_sparsity", 0.0))
         options = {"random": ("random", _at_once(sparsity))} if sparsity else {}
     elif mask and not all(bool(kept.all()) for kept in mask.values()):
-        network = network(made.model.model_dump_json(), Shape.of(shards))
+        sized = network(made.model.model_dump_json(), Shape.of(shards))
         counts = [int(mask[name].sum()) if name in mask else size for name, size in sized.weights.items()]
         sparsity = 1 - sum(counts) / sum(sized.weights.values())
         given = {"allocation": "given", "allocation.kept": ",".join(map(str, counts))}
