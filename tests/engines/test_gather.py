@@ -119,6 +119,7 @@ def test_what_cannot_be_gathered_costs_its_task():
 
 def test_the_deadline_names_who_was_under_way_and_who_was_not_asked():
     with engine(1) as running:
+        gathered(running, tasks(1), {})
         begun = time.monotonic()
         made, failed = gathered(running, tasks(1, 2, 2), {"slow": 2}, deadline=3)
         assert time.monotonic() - begun < 30
