@@ -26,9 +26,10 @@ format: .venv/tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The generated pages of docs/: the listing of methods, slot values, data and models.
-docs: .venv/installed
+# The documentation as a site in site/, its listing of methods, slot values, data and models made anew.
+docs: .venv/documented
 	$(BIN)/secateur list --markdown > docs/catalogue.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,5 +40,9 @@ docs: .venv/installed
 	$(PIP) --editable '.[hub,dev]'
 	touch $@
 
+.venv/documented: .venv/installed
+	$(PIP) --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

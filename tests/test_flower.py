@@ -21,7 +21,7 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, Metadata, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import LocalDpMod, arrays_size_mod, message_size_mod
 from flwr.common.config import flatten_dict
@@ -55,6 +55,8 @@ from secateur.pruning.granularity import Channel
 from secateur.streams import stream
 from secateur.study.options import flatten
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 
 # Flower hands out arrays that must not be written to; the copy that load_state_dict makes may be
 pytestmark = [
@@ -712,6 +714,66 @@ def test_nodes_without_the_mod_and_hostile_ones_are_left_out_and_named():
         assert "it cannot read the request, which is damaged, or of another model" in row["left_out"][13]
 
 
+def test_a_server_gets_of_a_node_with_the_mod_what_its_owner_allows(said):
+    """Each try is one line in the node's log and a code at the server; the app's own error text stays there, too."""
+    limits = {"answers": "train", "most.epochs": 3, "most.bytes": 4000, "partition-id": 0}
+    trained = []
+
+    def counts(message, context, call_next):
+        trained.append(message)
+        if len(trained) > 1:
+            raise RuntimeError("a cell of anna.csv")
+        return call_next(message, context)
+
+    node = Node(someones_app([prune(net()), counts]), 10, {}, **limits)
+    grid, tensors = LoopGrid({10: node}), {n: t.detach() for n, t in net().named_parameters()}
+    tries = [
+        ({"phase": "train", "epochs": 10**9}, "it would cost more than the node's owner lets a request cost: epochs 3"),
+        ({"phase": "explore"}, "the node's owner lets it answer no request of this kind: explore"),
+        ({"epochs": 1}, "the node's owner lets it answer no request of this kind: explore"),
+        (
+            {"phase": "train", "x": "y" * 5000},
+            "it would cost more than the node's owner lets a request cost: bytes 4000",
+        ),
+        ({"phase": "train", "epochs": "many"}, "its code raised ValueError; the node's own log says more"),
+        ({"phase": "train"}, None),
+        ({"phase": "train"}, "its code raised RuntimeError; the node's own log says more"),
+    ]
+    for scalars, reason in tries:
+        content = RecordDict({"arrays": ArrayRecord(net().state_dict()), "config": ConfigRecord({"lr": 0.1})})
+        payload = encode(Sparse(tensors, None, scalars))
+        before = len(said())
+        (ask,) = grid.push_messages([Message(messages.with_payload(content, payload), 10, "train")])
+        (reply,) = grid.pull_messages([ask])
+        assert (reply.error.reason if reply.has_error() else None) == reason
+        assert len(said()) - before == (reason is not None)
+    assert len(trained) == 2
+    assert "a cell of anna.csv" in said()[-1]  # in the node's own log
+
+
+def test_what_a_node_says_to_pruned_is_short_and_printable(said):
+    strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
+    nodes = {10 + k: Node(someones_app([prune(net())]), 10 + k, {}, **{"partition-id": k}) for k in range(3)}
+    flood = "A\x1b[2J\n[/red]" * 10**5
+    answers = {11: lambda m: Message(Error(2, flood), reply_to=m)}
+
+    def names(message):
+        reply = Node.answer(nodes[12], message)
+        if message.metadata.message_type != "train":
+            return reply
+        payload = encode(Sparse({flood[:60_000]: torch.zeros(1)}, None, {flood[:200]: 1.0}), context=1)
+        reply.content = messages.with_payload(reply.content, payload)
+        return reply
+
+    nodes[11].answer = answers[11]
+    nodes[12].answer = names
+    strategy.start(LoopGrid(nodes), ArrayRecord(net().state_dict()), num_rounds=1)
+    for reason in strategy.ledger[0]["left_out"].values():
+        assert reason.isprintable()
+        assert len(reason) < 600
+    assert set(strategy.ledger[0]["left_out"]) == {11, 12}
+
+
 def test_a_result_to_which_no_node_has_led_is_an_error():
     strategy = Pruned(FedAvg(), FedSparsify(schedule=Cubic(sparsity=0.5)), net())
     reason = "phase 'train'.* 10 of 10 requests failed because: .*secateur.wire"  # which the bare app cannot read
@@ -773,6 +835,8 @@ from pathlib import Path
 import secateur.flower
 from secateur.federation import gathering, prepare
 from secateur.study.study import parse_study
+from secateur.wire.codec import encode
+from secateur.wire.message import Message as Sparse
 from secateur.contract.client import Client
 made = parse_study({"data": {"clients": 4}})
 serve = gathering.build(made.model_dump_json(), str(prepare.simulated(made, Path(sys.argv[1])))).participant

@@ -69,9 +69,8 @@ def test_a_suite_in_a_file_is_crossed(tmp_path):
     (tmp_path / "own.toml").write_text(tomli_w.dumps(TINY))
     assert load(str(tmp_path / "own.toml")) == tiny()
     box = load("hostile")
-    assert {"FedAvg", "FedSparsify 90 %", "FedSparsify-Local 90 %", "AutoFLIP", "FRL"} == {
-        place["variant"] for place in box.places.values()
-    }
+    of = {place["variant"] for place in box.places.values()}
+    assert {"FedAvg", "FedSparsify 90 %", "FedSparsify-Local 90 %", "AutoFLIP", "FRL"} < of
     assert hostile.shows(box)
     assert not hostile.shows(load("quick"))
     assert cells(box, data="/somewhere")  # every study of it is a right one

@@ -161,7 +161,7 @@ def test_only_what_training_changed_is_bounded():
 
 @pytest.mark.parametrize(("setting", "words"), [
     ("guards.norms.times=0", "norms.times = 0.0 must be above 0"),
-    ("guards.norms.far=1", "norms.far = 1.0 must be norms.times .1.5. or more"),
+    ("guards.norms.far=1", "norms.far = 1.0 must be norms.times .2. or more"),
     ("guards.norms.rows=0.5", "norms.rows = 0.5 must be at least 1"),
     ("guards.norms.tims=2", "did you mean.*times"),
     ("guards.norms.on=maybe", "guards.norms.on = 'maybe': write true or false"),

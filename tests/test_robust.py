@@ -1,5 +1,6 @@
 """Robust rules: the hand-computed set of five updates, breakdown, holders, refusals, and whole runs."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,6 +11,7 @@ import torch
 from helpers import INLINE, Wrapped, lab, model_of, play, rows_of, same, small, tiny_shards
 from secateur.aggregation.centered_clip import CenteredClip
 from secateur.aggregation.clip import Clip
+from secateur.aggregation.deepsa import Deepsa, reliability
 from secateur.aggregation.dnc import Dnc, outlying
 from secateur.aggregation.fltrust import Fltrust
 from secateur.aggregation.krum import Krum
@@ -37,7 +39,7 @@ from secateur.wire.message import Expected, Message, Spec
 
 # Five updates, the last hostile; every figure below was computed by hand.
 A = [(1.0, 0.0), (1.2, 0.1), (0.9, -0.1), (1.1, 0.05), (-10.0, 8.0)]
-PLAIN = [Median(), Trimmed(), Krum(), Multikrum(), Clip(weights="equal"), CenteredClip(), Dnc(), Lasa()]
+PLAIN = [Median(), Trimmed(), Krum(), Multikrum(), Clip(weights="equal"), CenteredClip(), Dnc(), Lasa(), Deepsa()]
 IDS = [rule.name for rule in PLAIN]
 
 
@@ -407,7 +409,7 @@ def test_a_stop_after_every_exchange_changes_nothing(method, rule, tmp_path, sha
 
 
 RULES = [
-    *(("fedavg", rule) for rule in ("median", "trimmed", "krum", "multikrum", "clip", "lasa")),
+    *(("fedavg", rule) for rule in ("median", "trimmed", "krum", "multikrum", "clip", "lasa", "deepsa")),
     ("fedsparsify_local", "multikrum"), ("autoflip", "trimmed"),
 ]  # fmt: skip
 
@@ -635,3 +637,48 @@ def test_the_new_slot_does_not_rename_runs_of_before():
     assert parse_study({"method": "ist", "options": {"aggregator": "median"}}).hash() != before["ist"]
     changed = {"method": "ist", "options": {"aggregator": "mean", "aggregator.pruned": "shadow"}}
     assert parse_study(changed).hash() != before["ist"]
+
+
+# ---- DeepSA
+
+
+def test_reliable_and_corrupted_uploads_are_told_apart():
+    """Ten alike, and one of each corruption: negated, ten times and a hundredth as long; the ten weigh most."""
+    ratios = torch.tensor([1.0] * 10 + [1.0, 10.0, 0.01], dtype=torch.float64)
+    likeness = torch.tensor([0.8] * 10 + [-0.8, 0.8, 0.8], dtype=torch.float64)
+    found = reliability(ratios, likeness).tolist()
+    assert min(found[:10]) > 0.5
+    assert max(found[10:]) < 0.5
+    assert len({round(share, 12) for share in found[:10]}) == 1
+
+
+def test_reliability_against_another_fit():
+    """The model's loss is at its least: a step of any coefficient, either way, raises it; written with numpy."""
+    draw = np.random.default_rng(0)
+    ratios, likeness = np.exp(draw.normal(0, 0.2, 8)), draw.uniform(0.2, 0.9, 8)
+    found = reliability(torch.tensor(ratios), torch.tensor(likeness)).numpy()
+    logit = np.log(found / (1 - found))
+    features = np.stack([np.ones(8), np.abs(np.log(ratios)), likeness], axis=1)
+    coefficients = np.linalg.lstsq(features, logit, rcond=None)[0]
+    half = math.sqrt(0.5)
+    bad = [(ratios, -likeness), (ratios * 10, likeness), (ratios * 0.01, likeness), (ratios / half, likeness * half)]
+    rows = np.concatenate([features, *[np.stack([np.ones(8), np.abs(np.log(r)), c], axis=1) for r, c in bad]])
+    labels = np.array([1.0] * 8 + [0.0] * 32)
+    shares = np.where(labels > 0, 0.5 / 8, 0.5 / 32)
+
+    def loss(beta):
+        logits = rows @ beta
+        return (shares * (np.logaddexp(0, logits) - labels * logits)).sum() + 0.5 * 1e-2 * (beta**2).sum()
+
+    least = loss(coefficients)
+    assert np.abs(np.log(ratios)).max() < np.log(10)  # none is cut at a hundred, once it is ten times as long
+    for place, step in itertools.product(range(3), (-0.05, 0.05)):
+        assert loss(coefficients + step * np.eye(3)[place]) > least
+
+
+def test_deepsa_weighs_liars_down():
+    honest = cohort(20, clients=8)
+    found = combined(Deepsa(), np.concatenate([honest, -honest[:2]]))
+    assert set(found.suspected) == {8, 9}
+    away = np.linalg.norm(found["w"].numpy() - honest.mean(axis=0))
+    assert away < 0.2 * np.linalg.norm(honest.mean(axis=0))

@@ -1,6 +1,7 @@
 """What replies must be: each check by hand, and every method's asks with replies that lie within a tensor's dtype."""
 
 import itertools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -129,6 +130,7 @@ FREE = {
     "fedmef": "gradients have either sign; how many are sent is declared",
     "fedpub": "an embedding's length is divided out, so that no value weighs more than another",
     "fedcompress": "values of codebooks are bounded by guards.norms, as weights are",
+    "rffl": "the server cuts each update to one norm (option norm) before it counts",
     "spafl": "thresholds are bounded by guards.norms, as weights are",
 }
 
@@ -227,3 +229,17 @@ def test_one_scorer_weighs_no_more_than_three_others():
     exchange.guards = [Bounds()]
     assert client_scores.scores(exchange, [ACCURACY], central=False)["accuracy"] > 0.99
     assert client_scores.bounds([ACCURACY, AUROC])["auroc"] == (0.0, 1.0)
+
+
+def test_a_holder_without_rows_does_not_turn_a_weight_into_0(shards):
+    """Before: with slices, a client that said samples = 0 and was the only holder set its weights to 0."""
+    study = small("heterofl", participation=1.0)
+    state, _ = lab(shards, study)
+    ask = study.build_method().plan(state)
+    alone = replace(ask, clients=ask.clients[:1])
+    _, mask = ask.request(ask.clients[0])
+    lie = Message({name: torch.zeros(spec.shape) for name, spec in state.setting.specs.items()}, mask, {"samples": 0})
+    mean = reduce(alone, state, [(ask.clients[0], lie)])["mean"]
+    assert not mean or all(torch.equal(mean[name], state.weights[name]) for name in mean)
+    after = study.build_method().absorb(state, reduce(alone, state, [(ask.clients[0], lie)]))
+    assert all(torch.equal(after.weights[name], tensor) for name, tensor in state.weights.items())

@@ -28,6 +28,7 @@ CUT = {"explore.epochs": 5, "every": 3, "candidates": 3}
 NEEDS = {
     "fedconv": {"data.public": 100, "epochs": 1},
     "fedcompress": {"epochs": 1},
+    "bristle": {"data.public": 100},
     "ist": {"parts": 2},
 }
 

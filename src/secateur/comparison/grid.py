@@ -6,7 +6,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.context import BaseContext
@@ -27,6 +28,7 @@ from secateur.study.study import Study
 
 RUNS, _DATA = "runs", "data"
 _LOOK_EVERY, _PATIENCE = 0.5, 20.0  # seconds
+_AHEAD = 64  # runs that are given to the processes at a time: the folder of each is looked into again and again
 
 
 Report = Callable[[int, int, int, int], None]
@@ -131,20 +133,15 @@ class _Pool:
 
     def finish(self, todo: Iterable[Cell]) -> None:
         """Make the run of each cell that has none yet."""
+        ahead = deque(self._new(todo))
         waiting: dict[Future[None], tuple[Path, str]] = {}
-        for cell in todo:
-            folder = folder_of(self.out, cell.study)
-            if folder in self.known:
-                continue
-            self.known[folder] = cell.study.rounds
-            if finished(folder) is not None:
-                self.done.add(folder)
-                continue
-            shards = prepare.simulated(cell.study, self.out / _DATA)
-            study = cell.study.model_dump_json()
-            with spared(study):
-                waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, cell_name(cell)
-        while waiting:
+        while ahead or waiting:
+            while ahead and len(waiting) < _AHEAD:
+                folder, cell = ahead.popleft()
+                shards = prepare.simulated(cell.study, self.out / _DATA)
+                study = cell.study.model_dump_json()
+                with spared(study):
+                    waiting[self.executor.submit(_make_run, study, folder, shards)] = folder, cell_name(cell)
             over, _ = wait(waiting, _LOOK_EVERY, FIRST_COMPLETED)
             for future in over:
                 folder, name = waiting.pop(future)
@@ -160,6 +157,18 @@ class _Pool:
                     ) from broken
                 self.done.add(folder)
             self._tell(folder for folder, _ in waiting.values())
+
+    def _new(self, todo: Iterable[Cell]) -> Iterator[tuple[Path, Cell]]:
+        """Yield the cells whose runs are to be made, each with its folder, and note them and those that are there."""
+        for cell in todo:
+            folder = folder_of(self.out, cell.study)
+            if folder in self.known:
+                continue
+            self.known[folder] = cell.study.rounds
+            if finished(folder) is None:
+                yield folder, cell
+            else:
+                self.done.add(folder)
 
     def _tell(self, waiting: Iterable[Path]) -> None:
         rounds = sum(self.known[folder] for folder in self.done) + sum(_rounds(folder) for folder in waiting)

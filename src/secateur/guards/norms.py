@@ -52,8 +52,8 @@ class Norms(Guard):
 
     compares: ClassVar[bool] = True
 
-    times: float = 1.5
-    rows: float = 3.0
+    times: float = 2.0
+    rows: float = 5.0
     far: float = 1000.0
 
     def __post_init__(self) -> None:

@@ -20,9 +20,7 @@ not run.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -30,19 +28,23 @@ from secateur.contract.ask import REPORT, TRAIN, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
-from secateur.contract.reduction import Keep
 from secateur.contract.state import Archive, Setting, State
-from secateur.contract.suspects import Sifted
-from secateur.contract.weighted import Accumulator
 from secateur.errors import check
 from secateur.methods.kit.personal import LazyTensors
+from secateur.methods.kit.reputation import (
+    REPUTABLE,
+    REPUTATION,
+    STANDING,
+    Standing,
+    largest,
+    scaled,
+    shortening,
+)
 from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
-from secateur.pruning.allocation import lowest
-from secateur.pruning.mask import Mask, Tensors
+from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
 
-_AGGREGATE, _STANDING, _REPUTATION, _REPUTABLE = "aggregate", "standing", "reputation", "reputable"
-_FIRST_REMOVAL = 11
+_AGGREGATE = "aggregate"
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class RFFL(Method):
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state: equal reputations."""
         alike = torch.full((setting.clients,), 1 / setting.clients, dtype=torch.float64)
-        standing = {_REPUTATION: alike, _REPUTABLE: torch.ones(setting.clients, dtype=torch.bool)}
-        return State(setting, 0, weights, memory={_STANDING: standing} if self.strength else {}, archive=archive)
+        standing = {REPUTATION: alike, REPUTABLE: torch.ones(setting.clients, dtype=torch.bool)}
+        return State(setting, 0, weights, memory={STANDING: standing} if self.strength else {}, archive=archive)
 
     def accepts(self, setting: Setting) -> Expected:
         """Accept the model, or the part of an aggregate that is a client's reward."""
@@ -118,9 +120,9 @@ class RFFL(Method):
         found = dict(reduced[MEAN])
         if not found:
             return replace(state, round=reduced.ask.round)
-        standing = {name: found.pop(name) for name in (_REPUTATION, _REPUTABLE)}
+        standing = {name: found.pop(name) for name in (REPUTATION, REPUTABLE)}
         weights = {name: w + found[name] if name in found else w for name, w in state.weights.items()}
-        memory = {**state.memory, _STANDING: standing, _AGGREGATE: found}
+        memory = {**state.memory, STANDING: standing, _AGGREGATE: found}
         return replace(state, round=reduced.ask.round, weights=weights, memory=memory)
 
     def examine(self, state: State) -> Ask:
@@ -137,106 +139,10 @@ class RFFL(Method):
         aggregate = state.memory.get(_AGGREGATE)
         if aggregate is None:
             return ask
-        shares = state.memory[_STANDING][_REPUTATION].clamp(min=0.0)
+        shares = state.memory[STANDING][REPUTATION].clamp(min=0.0)
         shares = (shares / shares.max().clamp(min=1e-300)) ** self.strength
         slices = LazyTensors(ask.clients, lambda client: largest(aggregate, float(shares[client])))
         return replace(ask, message=replace(ask.message, tensors=aggregate), slices=slices)
-
-
-@dataclass(frozen=True)
-class Standing(Keep):
-    """The aggregate of updates by reputation, the new reputations, and under suspicion who is removed for their sake.
-
-    Attributes:
-        norm, alpha, threshold: see ``RFFL``.
-    """
-
-    norm: float = field(kw_only=True)
-    alpha: float = field(kw_only=True)
-    threshold: float = field(kw_only=True)
-
-    def finish(self, accumulator: Accumulator, state: State) -> Sifted:  # type: ignore[override]
-        """Return the aggregate by name, ``reputation`` and ``reputable``; nothing without replies."""
-        kept = super().finish(accumulator, state)
-        if not kept:
-            return Sifted({})
-        before, members = state.memory[_STANDING][_REPUTATION], state.memory[_STANDING][_REPUTABLE]
-        factors = {client: shortening(kept[client], self.norm) for client in kept}
-        total: dict[str, torch.Tensor] = {}
-        for client, factor in factors.items():
-            for name, change in kept[client].items():
-                part = change.double() * factor * before[client]
-                total[name] = total[name] + part if name in total else part
-        likeness = {client: cosine(kept[client], total) for client in kept}
-        after = reputations(before, likeness, members, self.alpha)
-        out: dict[int, str] = {}
-        if state.round + 1 >= _FIRST_REMOVAL:
-            least = self.threshold / max(1, int(members.sum()))
-            low = [client for client in likeness if bool(members[client]) and float(after[client]) < least]
-            out = {who: f"rffl: its reputation fell to {float(after[who]):.3g}, below {least:.3g}" for who in low}
-            members = members.clone()
-            members[low] = False
-            after = normalised(torch.where(members, after, torch.zeros(()).double()), after)
-        aggregate = {name: part.float() for name, part in total.items()}
-        return Sifted({**aggregate, _REPUTATION: after, _REPUTABLE: members}, out)
-
-
-def reputations(
-    before: torch.Tensor, likeness: Mapping[int, float], members: torch.Tensor, alpha: float
-) -> torch.Tensor:
-    """Return the reputations after a round, which add up to 1.
-
-    Args:
-        before: r, shape (clients,).
-        likeness: the cosine of each client of the round with the aggregate.
-        members: who is reputable; others have none.
-        alpha: the weight of the past.
-    """
-    after = before.clone()
-    for client, one in likeness.items():
-        after[client] = alpha * before[client] + (1 - alpha) * one
-    return normalised(torch.where(members, after, torch.zeros(()).double()), before)
-
-
-def normalised(reputation: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """Return reputations divided by their sum; those of before if that is not above 0."""
-    total = float(reputation.sum())
-    return reputation / total if total > 0 else before
-
-
-def cosine(one: Tensors, other: Tensors) -> float:
-    """Return the cosine of two updates; 0 if one of them is 0."""
-    inner = sum(float((change.double() * other[name].double()).sum()) for name, change in one.items())
-    lengths = _length(one) * _length(other)
-    return inner / lengths if lengths > 0 else 0.0
-
-
-def shortening(update: Tensors, norm: float) -> float:
-    """Return the factor by which an update is made as long as ``norm``; 1 if it is no longer."""
-    length = _length(update)
-    return norm / length if length > norm else 1.0
-
-
-def scaled(update: Tensors, factor: float) -> dict[str, torch.Tensor]:
-    """Return an update times a factor."""
-    return {name: change * factor for name, change in update.items()}
-
-
-def largest(update: Tensors, share: float) -> Mask:
-    """Return the mask of the ceil(share n) largest of each tensor's n entries, by magnitude.
-
-    >>> largest({"w": torch.tensor([0.1, -3.0, 2.0])}, 0.5)["w"].tolist()
-    [False, True, True]
-    """
-    found = {}
-    for name, change in update.items():
-        gone = change.numel() - math.ceil(share * change.numel() - 1e-9)
-        found[name] = ~lowest(change.abs().reshape(-1), gone).reshape(change.shape)
-    return found
-
-
-def _length(update: Tensors) -> float:
-    return math.sqrt(sum(float(change.double().square().sum()) for change in update.values()))
 
 
 def _shared(setting: Setting) -> list[str]:

@@ -7,6 +7,7 @@ class by name, and longer paths set the fields of that class.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -31,7 +32,8 @@ def snake(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def choices(slot: type) -> dict[str, type]:
+@functools.cache  # rooms are listed once; a comparison asks for each of its studies
+def choices(slot: type) -> Mapping[str, type]:
     """Return the classes that a slot's type allows, by option value: those of its module with its verbs, or the type.
 
     Where a slot's type stands at the head of a room, as ``Aggregator`` does, those of all files of the room.
@@ -112,7 +114,7 @@ def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
     if path[0] not in names:
         prefix = full.removesuffix(".".join(path))
         raise unknown(f"option of {type(owner).__name__}", prefix + path[0], [prefix + name for name in names])
-    hint = typing.get_type_hints(type(owner))[path[0]]
+    hint = _hints(owner.__class__)[path[0]]
     current = getattr(owner, path[0])
     if len(path) > 1:
         if not dataclasses.is_dataclass(current):
@@ -139,6 +141,12 @@ def _construct(cls: type, values: Mapping[str, Any], full: str) -> Any:
         raise ConfigError(f"{full}: {cls.__name__} cannot be made: {broken}") from broken
 
 
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of a dataclass's fields, by name."""
+    return typing.get_type_hints(cls)
+
+
 def _values(owner: Any) -> dict[str, Any]:
     return {f.name: getattr(owner, f.name) for f in dataclasses.fields(owner)}
 
@@ -163,7 +171,7 @@ def _slot_class(slot: type, name: str, full: str) -> type:
 def flatten(owner: Any, prefix: str = "") -> dict[str, Option]:
     """Return every option of a method by path, classes of slots included; the inverse of ``build``."""
     options: dict[str, Option] = {}
-    hints = typing.get_type_hints(type(owner))
+    hints = _hints(owner.__class__)
     for name, value in _values(owner).items():
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             cls = type(value)
