@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -200,15 +200,20 @@ def trials(runs: Runs, target: Target, each: int, seed: int) -> Iterator[tuple[s
             yield way, verdict, why
 
 
-def measure(runs: Runs, each: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Return what came of the trials, counted by file and way; tell of those that came to no good."""
+def measure(
+    runs: Runs, each: int, seed: int, tell: Callable[[str], None], *, show: Callable[[str], None] = print,
+    only: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Return what came of the trials, by file and way; tell of those that came to no good, and show the counts."""
     counts: dict[str, dict[str, Counter[str]]] = {}
-    for target in TARGETS:
+    for target in (target for target in TARGETS if not only or target.name in only):
         ways = counts.setdefault(target.name, {way: Counter() for way in WAYS})
         for way, verdict, why in trials(runs, target, each, seed):
             ways[way][verdict] += 1
             if verdict not in {"refused", "the same"}:
                 tell(f"{target.name}, {way}: {verdict}\n{why}")
+        for way, verdicts in ways.items():
+            show(f"{target.name:26} {way:11} {dict(verdicts)}")
     return {"each": each, "seed": seed, "found": counts}
 
 
@@ -217,19 +222,21 @@ def bad(found: Mapping[str, Mapping[str, Mapping[str, int]]]) -> int:
     return sum(ways[way].get(what, 0) for ways in found.values() for way in ways for what in ("traceback", "differs"))
 
 
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
 def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--each", type=int, default=1000, help="trials for each file and each way")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=(), choices=[target.name for target in TARGETS])
     parser.add_argument("--json", type=Path, help="where the counts are written")
     given, begun = parser.parse_args(), time.perf_counter()
     with prepare.federation(study()) as shards, tempfile.TemporaryDirectory() as folder:
         runs = make(shards, Path(folder))
-        result = measure(runs, given.each, given.seed, lambda text: print(text, flush=True))
-    for name, ways in result["found"].items():
-        for way, verdicts in ways.items():
-            print(f"{name:26} {way:11} {dict(verdicts)}")
+        result = measure(runs, given.each, given.seed, _say, show=_say, only=given.only)
     print(f"{time.perf_counter() - begun:.0f} s")
     if given.json:
         given.json.write_text(json.dumps(result, indent=1))

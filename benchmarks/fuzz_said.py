@@ -195,16 +195,20 @@ def fuzz(count: int, seed: int, guard: Callable[[], Any] = lambda: None) -> coll
     """
     found: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        readers: tuple[Callable[[random.Random], str], ...] = (
-            greeting, failure, lambda draw: owners(draw, Path(name)), settings,
-        )  # fmt: skip
-        names = ("greeting", "failure", "policy", "settings")
+        readers: dict[str, Callable[[random.Random], str]] = {
+            "greeting": greeting, "failure": failure, "policy": lambda draw: owners(draw, Path(name)),
+            "settings": settings,
+        }  # fmt: skip
+        turns = ["greeting", "failure"] * 4 + ["policy", "settings"]  # what a stranger says is read most often
         for n in range(count):
             guard()
+            kind = turns[n % len(turns)]
             try:
-                outcome = readers[n % len(readers)](random.Random(f"{seed}/{n}"))
+                outcome = readers[kind](random.Random(f"{seed}/{n}"))
             except Exception as wrong:
-                print(f"word {n} of seed {seed}: {wrong!r}", file=sys.stderr)
+                print(f"{kind} {n} of seed {seed}: {wrong!r}", file=sys.stderr)
                 raise SystemExit(1) from wrong
-            found[f"{names[n % len(readers)]} {outcome}"] += 1
+            found[f"{kind} {outcome}"] += 1
+            if (n + 1) % 10_000 == 0:
+                print(f"{n + 1} words, {dict(found)}", flush=True)
     return found

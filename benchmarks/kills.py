@@ -2,9 +2,9 @@
 
     python benchmarks/kills.py --trials 20
 
-Each trial starts ``secateur resume`` and, at a random moment, kills the command or one of its workers, or asks the
-command to end (SIGTERM). After SIGTERM nothing may be left: no process, nothing in the temporary folder, no spool.
-What goes wrong is printed, and ends the program with 1.
+Each trial starts ``secateur resume`` and, at a random moment after its first record (every fifth: before it), kills the
+command or one of its processes, or asks the command to end (SIGTERM). After SIGTERM nothing may be left: no process,
+nothing in the temporary folder, no spool. What goes wrong is printed, and ends the program with 1.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from collections import Counter
 from pathlib import Path
 
 from secateur.federation import checkpoint, prepare, server
-from secateur.federation.folder import SUMMARY, reserve
+from secateur.federation.folder import ROUNDS, SUMMARY, reserve
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study, parse_study
 
-WAYS = ("the command, SIGKILL", "a worker, SIGKILL", "the command, SIGTERM")
+WAYS = ("the command, SIGKILL", "one of its processes, SIGKILL", "the command, SIGTERM")
 
 
 def study(rounds: int) -> Study:
@@ -54,14 +54,29 @@ def begun(folder: Path, place: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+def moment(running: subprocess.Popen[str], folder: Path, draw: random.Random, *, early: bool) -> None:
+    """Wait for the moment of a trial."""
+    if not early:
+        length, end = _length(folder), time.monotonic() + 120
+        while running.poll() is None and _length(folder) <= length and time.monotonic() < end:
+            time.sleep(0.01)
+    time.sleep(draw.uniform(0, 4))
+
+
+def _length(folder: Path) -> int:
+    path = folder / ROUNDS
+    return path.stat().st_size if path.exists() else 0
+
+
 def ended(running: subprocess.Popen[str], way: str, draw: random.Random) -> list[int]:
     """End a command in one way; return the processes that it had."""
     below = descendants(running.pid)
-    if way == "a worker, SIGKILL":
+    if way == WAYS[1]:
         for pid in draw.sample(below, min(1, len(below))):
             os.kill(pid, signal.SIGKILL)
-        return []
-    running.send_signal(signal.SIGTERM if way.endswith("SIGTERM") else signal.SIGKILL)
+        time.sleep(draw.uniform(0, 2))
+        below = descendants(running.pid)
+    running.send_signal(signal.SIGKILL if way == WAYS[0] else signal.SIGTERM)
     return below
 
 
@@ -78,8 +93,7 @@ def main() -> int:
     """Run from the command line; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--seconds", type=float, default=12.0, help="the latest moment of a trial")
+    parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     draw, counts, wrong = random.Random(given.seed), Counter[str](), list[str]()
@@ -94,14 +108,11 @@ def main() -> int:
             place = Path(top) / f"tmp{trial}"
             place.mkdir()
             with begun(folder, place) as running:
-                try:
-                    running.wait(draw.uniform(0.5, given.seconds))
-                    below = []
-                except subprocess.TimeoutExpired:
-                    below = ended(running, way, draw)
-                    counts[way] += 1
+                moment(running, folder, draw, early=trial % 5 == 0)
+                below = ended(running, way, draw) if running.poll() is None else []
+                counts[way] += 1
                 said = running.communicate()[1]
-            if way.endswith("SIGTERM") and below:
+            if way != WAYS[0] and below:
                 wrong += [f"trial {trial}: left {what}" for what in left(below, folder, place)]
                 if running.returncode != 128 + signal.SIGTERM:
                     wrong.append(f"trial {trial}: exit code {running.returncode}")

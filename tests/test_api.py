@@ -18,6 +18,7 @@ import secateur
 from helpers import model_of, rows_of, same
 from secateur.errors import ConfigError, DataError, ModelError, NoResultError, SecateurError
 from secateur.federation import opening
+from secateur.models.fingerprint import digest
 
 ROOT = Path(__file__).parents[1]
 X, Y = load_digits(return_X_y=True)
@@ -200,6 +201,9 @@ def test_the_bits_are_those_of_a_named_model_and_a_file_for_any_number_of_proces
     assert held.bytes == sum(row["bytes_down"] + row["bytes_up"] for row in rows_of(held.folder))
     assert len(held.records) == len(rows_of(held.folder))
     assert held.export("safetensors").exists()
+    np.savez(tmp_path / "new.npz", x=X[:50].astype(np.float32))
+    classes = model(torch.tensor(X[:50]).float()).argmax(1)
+    assert held.predict(tmp_path / "new.npz").values.tolist() == classes.tolist()
 
 
 def test_a_process_that_has_used_its_threads_can_be_forked(tmp_path):
@@ -598,6 +602,58 @@ def test_a_name_that_is_a_suite_and_a_file_is_not_guessed_at(tmp_path, monkeypat
     ):
         suite.load("quick")
     assert list(suite.load("quick.toml").variants) == ["mine"]
+
+
+def made(forward, attribute=0.5, bias=True, seed=0):
+    """Return a model with a forward pass of its own."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.scale = nn.Linear(4, 2, bias=bias), attribute
+
+    Own.forward = forward
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Own()
+
+
+def helper(x):
+    return x + 1
+
+
+def other_helper(x):
+    return x + 2
+
+
+def plain(self, x):
+    return self.layer(x) * self.scale
+
+
+def helped(self, x):
+    return self.layer(helper(x))
+
+
+def test_a_model_s_digest_changes_with_what_it_computes_and_with_nothing_else(monkeypatch):
+    first = digest(made(plain))
+    assert digest(made(plain)) == first
+    used = made(plain)
+    used.forward(torch.ones(3, 4)).sum().backward()
+    assert digest(used.eval()) == first
+    others = [
+        made(plain, seed=1), made(plain, attribute=0.25), made(plain, bias=False), made(helped),
+        made(lambda self, x: self.layer(x) - self.scale), made(lambda self, x: self.layer(x) * 2 * self.scale),
+    ]  # fmt: skip
+    frozen = made(plain)
+    frozen.layer.weight.requires_grad_(False)
+    found = [first, *map(digest, [*others, frozen])]
+    assert len(set(found)) == len(found)
+    before = digest(made(helped)), digest(lambda: made(helped))
+    monkeypatch.setitem(globals(), "helper", other_helper)  # what forward calls is another function
+    assert digest(made(helped)) != before[0]
+    assert digest(lambda: made(helped)) != before[1]
+    width = 3
+    assert digest(lambda: nn.Linear(width, 2)) != digest(lambda: nn.Linear(4, 2))
 
 
 def test_a_model_that_nobody_holds_is_said_so():

@@ -290,16 +290,17 @@ def test_a_value_beyond_the_format_is_the_largest_that_it_carries():
 
 
 @pytest.mark.parametrize(
-    ("method", "wire"),
+    ("method", "given"),
     [
-        ("fedavg", {}), ("fedavg", {"values": "fp16", "replies": "updates"}), ("fedsparsify", {"replies": "topk"}),
-        ("heterofl", {"values": "int8"}),
+        ("fedavg", {"compute": {"together": 4}}), ("fedavg", {"wire": {"values": "fp16", "replies": "updates"}}),
+        ("fedsparsify", {"wire": {"replies": "topk"}}), ("heterofl", {"wire": {"values": "int8"}}),
+        ("fedsparsify_local", {"guards": {"norms.times": 1.5}}),
     ],
 )  # fmt: skip
-def test_attackers_that_change_nothing_change_nothing(tmp_path, shards, method, wire):
+def test_attackers_that_change_nothing_change_nothing(tmp_path, shards, method, given):
     """Replies that are carried one by one, read by attackers and written again are those reduced in workers."""
     own_attack.Watching.SEEN.clear()
-    given = {"wire": wire, "rounds": 3}
+    given = {**given, "rounds": 3}
     play(hostile(method, "", **given), tmp_path / "honest", shards)
     play(hostile(method, "own_attack:0.25", **given), tmp_path / "watched", shards)
     assert same(model_of(tmp_path / "honest"), model_of(tmp_path / "watched"))

@@ -32,7 +32,7 @@ def deploy():
 
 @pytest.fixture(scope="module")
 def here(deploy, tmp_path_factory):
-    """Start a SuperLink, three registered nodes, and two that must not get in."""
+    """Start a SuperLink, three registered nodes, two that must not get in, and three that are in and hostile."""
     folder = tmp_path_factory.mktemp("deployment")
     with deploy.Deployment(folder) as running:
         for k in range(3):
@@ -40,7 +40,51 @@ def here(deploy, tmp_path_factory):
         running.start_node("unregistered", "partition-id=0", register=False)
         other = deploy.authority(folder / "another authority")
         running.start_node("deceived", "partition-id=1", ca=other)
+        for name in HOSTILE:
+            running.start_node(name, f'partition-id=0 hostile="{name}"')
         yield running
+
+
+# the digits app, in which a node may be told to be hostile; it is greeted as every other one
+APP = """
+from flwr.app import Error, Message
+from flwr.clientapp import ClientApp
+
+from secateur.flower import client_app, messages, server_app
+from secateur.flower.greeting import about_this
+
+FLOOD = "A" + chr(27) + "[2J" + chr(10) + "[/red]" * 10**6
+FACTS = {"client": 0, "own": False, "outputs": 10, "kind": "image", "scale": 16.0, "task": "classification"}
+FACTS |= {"model": "0" * 16, "classes": "", **about_this()}
+SAID = {
+    "impostor": {**FACTS, "inputs": [1, 8, 8]},
+    "width": {**FACTS, "client": 1, "inputs": [10**9]},
+    "flood": {"error": FLOOD, "detail": FLOOD},
+}
+
+
+class App(ClientApp):
+    honest = client_app()
+
+    def __call__(self, message, context):
+        how = context.node_config.get("hostile")
+        if how is None:
+            return self.honest(message, context)
+        return Message(messages.pack(SAID[how]), reply_to=message)
+
+
+server = server_app()
+client = App()
+"""
+HOSTILE = ("impostor", "width", "flood")
+
+
+@pytest.fixture(scope="module")
+def hostile_app(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    (folder / "digits_app.py").write_text(APP)
+    (folder / "pyproject.toml").write_text((EXAMPLES / "digits" / "pyproject.toml").read_text())
+    return folder
 
 
 def locally(settings, folder):
@@ -68,15 +112,24 @@ def local(tmp_path_factory):
     return folder
 
 
-def test_a_deployment_gives_the_local_engines_bits_and_strangers_get_in_nowhere(here, local):
+def test_a_deployment_gives_the_local_engines_bits_beside_hostile_nodes_and_strangers(here, hostile_app, local):
+    """Hostile nodes have keys of their own: one has a client's number first, one a width, one floods the server."""
     out = here.folder / "run"
-    run = here.submit(EXAMPLES / "digits", out=str(out), set=SMALL)
+    run = here.submit(hostile_app, out=str(out), set=SMALL)
     finished(here, run, out)
+    log = here.flwr("log", run, "here", "--show")
+    refused = [line for line in log.splitlines() if "cannot take part" in line]
+    for why in ("its model is 0000000000000000", "its introduction lacks 'inputs.0'", "it says A", "which node"):
+        assert any(why in line for line in refused), why
+    assert max(map(len, log.splitlines())) < 2_000
+    for name in HOSTILE:
+        here.stop(name)
     assert same(model_of(out), model_of(local))
     assert ledger(out) == ledger(local)
     nodes = json.loads(here.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
     # the deceived node's key is known, but it never connects; the unregistered one is not even listed
-    assert sorted(node["status"] for node in nodes) == ["online"] * 3 + ["registered"]
+    honest = [node["status"] for node in nodes if str(node["node-id"]) not in {here.nodes[name] for name in HOSTILE}]
+    assert sorted(honest) == ["online"] * 3 + ["registered"]
     for stranger in ("unregistered", "deceived"):
         assert "retrying" in here.log(stranger).read_text()
         here.stop(stranger)

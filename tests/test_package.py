@@ -49,7 +49,7 @@ def test_examples_in_docstrings(name):
 
 def test_every_error_is_a_secateur_error():
     found = [e for e in vars(errors).values() if isinstance(e, type) and issubclass(e, Exception)]
-    assert len(found) == 13
+    assert len(found) == 14
     assert all(issubclass(e, errors.SecateurError) for e in found)
 
 

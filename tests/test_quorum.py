@@ -143,7 +143,8 @@ def test_three_times_in_a_row_end_the_run_and_a_resume_asks_further_clients(tmp_
     sys.modules.pop("their_shy")
     (tmp_path / "their_shy.py").write_text(text)
     shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
-    summary = server.resume(tmp_path / "run", INLINE, shards=eight)
+    summary = server.resume(tmp_path / "run", INLINE, shards=eight, accept=True)
+    assert "from round 2 on the code of their_shy changed, and was accepted" in summary["remarks"]
     assert summary["final"]["accuracy"] > 0
     assert read_failure(tmp_path / "run") is None
 

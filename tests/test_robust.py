@@ -569,9 +569,11 @@ def test_votes_of_unlike_masks_do_not_count(tmp_path):
 
 
 def test_records_name_suspects_apart_from_those_left_out(tmp_path, shards):
-    play(eight("fedavg", "multikrum", rounds=1), tmp_path, shards)
+    summary = play(eight("fedavg", "multikrum", rounds=1), tmp_path, shards)
     (row,) = rows_of(tmp_path)
     assert row["left_out"] == []
+    assert summary["suspected"] == {str(entry["client"]): 1 for entry in row["suspected"]}
+    assert "; suspected 2 clients (" in (tmp_path / "run.log").read_text()
     assert len(row["suspected"]) == 2
     for entry in row["suspected"]:
         assert set(entry) == {"client", "reason"}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,14 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
+from flwr.app import Context, RecordDict
+
 from secateur import models
 from secateur.errors import DataError
 from secateur.federation import prepare
 from secateur.flower import codes, limits
 from secateur.flower.codes import CODES, RefusedError
+from secateur.flower.memory import Memory
 from secateur.flower.site import Most, Site, site_of
 from secateur.learning.loop import Effort
 from secateur.learning.optimiser import Training
@@ -158,6 +162,31 @@ def test_a_link_out_of_the_data_folder_is_refused_and_one_within_it_is_not(tmp_p
         with pytest.raises(DataError, match="leads out of the data folder"):
             prepare.own(study, 0, str(tmp_path / "own"))
         link.unlink()
+
+
+def test_the_policy_of_the_documentation_is_one_and_names_the_defaults(tmp_path):
+    text = (ROOT / "docs" / "flower.md").read_text()
+    (shown,) = [part for part in text.split("```toml\n")[1:] if "[most]" in part]
+    path = tmp_path / "policy.toml"
+    path.write_text(shown.partition("```")[0])
+    site = site_of({"policy": str(path)}, {})
+    assert site.most == Most()
+    assert set(tomllib.loads(path.read_text())) == set(Site.model_fields) - {"data"}
+    rows = {line.split("|")[1].strip() for line in text.partition("| code |")[2].splitlines()[2:] if "|" in line}
+    told = {code.strip("`") for row in rows for code in row.split(", ")}
+    assert set(CODES) <= told
+
+
+def test_a_node_keeps_the_states_of_its_newest_runs(tmp_path):
+    site, context = Site(state=str(tmp_path)), Context(1, 1, {}, RecordDict(), {})
+    (tmp_path / "base").mkdir()
+    (tmp_path / "key-0").write_bytes(b"k")
+    for number in range(20):
+        name = Memory(context, site, f"run{number}", 0).put(b"state %d" % number, after="")
+        os.utime(tmp_path / f"run{number}-0", (number, number))
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "key-0", *(f"run{n}-0" for n in range(4, 20))}
+    assert Memory(context, site, "run19", 0).get(name) == b"state 19"
+    assert Memory(context, site, "run0", 0).get(name) is None
 
 
 # ---- the limits

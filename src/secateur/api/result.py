@@ -14,6 +14,7 @@ from torch import nn
 from secateur.api import notebook
 from secateur.errors import CheckpointError
 from secateur.export.export import export, load, read
+from secateur.export.predict import Predictions, predict
 from secateur.federation.folder import read_records, read_study, read_summary
 from secateur.federation.records import Row
 from secateur.learning.metrics import metric_of
@@ -149,6 +150,10 @@ class Result:
         """
         place = self.folder / "export" if out is None else Path(out)
         return place / export(self.folder, to, place).file
+
+    def predict(self, data: str | Path) -> Predictions:
+        """Predict for the rows of a file, as ``secateur predict`` does; see ``secateur.export.predict.predict``."""
+        return predict(self.folder, Path(data))
 
     def _dense(self) -> Row | None:
         return read_summary(self.folder / _DENSE)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from secateur.contract.suspects import SUSPECTED
 from secateur.errors import NobodyTrainedError, plain
 from secateur.learning.metrics import Metric, metric_of
 from secateur.study.study import Study
@@ -54,7 +55,8 @@ def told_of_bytes(count: str) -> list[str]:
 def summarise(study: Study, rows: Sequence[Row], final: Row) -> Row:
     """Return the summary of a run: its records summed by phase, and who was left out, by client and by reason.
 
-    Where there are relays, what they carried is summed under ``relayed``.
+    Where there are relays, what they carried is summed under ``relayed``; whom robust rules left out, and how often,
+    stands under ``suspected``.
     """
     summed = ("bytes_down", "bytes_up", "client_seconds", "seconds", "train_macs", "train_macs_physical")
     server = ("server_seconds", "server_macs")
@@ -75,6 +77,8 @@ def summarise(study: Study, rows: Sequence[Row], final: Row) -> Row:
     whole = {"study": study.hash(), "method": study.method, "seed": study.seed, COUNT: study.wire.count}
     cut = Counter(int(client) for row in rows for client, _ in row.get(BOUNDED, ()))
     whole |= {BOUNDED: {str(client): cut[client] for client in sorted(cut)}} if cut else {}
+    doubted = Counter(int(entry["client"]) for row in rows for entry in row.get(SUSPECTED, ()))
+    whole |= {SUSPECTED: {str(client): doubted[client] for client in sorted(doubted)}} if doubted else {}
     relayed = {name: sum(row.get("relayed", {}).get(name, 0) for row in rows) for name in _RELAYED}
     tiers = {"relayed": relayed} if relayed["down"] else {}
     return {**whole, "phases": phases, **tiers, "left_out": named, "reasons": by_reason(entries), "final": final}
@@ -192,5 +196,6 @@ def line(row: Row) -> str:
     text += "".join(f"; client {k} had lost what it kept and went on without" for k in row.get("lost_state", []))
     text += "".join(f"; left out client {o['client']}: {short(o['reason'])}" for o in row["left_out"])
     text += f"; bounded {listing([k for k, _ in row[BOUNDED]])}" if row.get(BOUNDED) else ""
+    text += f"; suspected {listing([o['client'] for o in row[SUSPECTED]])}" if row.get(SUSPECTED) else ""
     text += f"; {row[UNSOUND]}" if UNSOUND in row else ""
     return text + (f"; fewer replies than {row[BELOW]}: nothing is learnt from it" if BELOW in row else "")

@@ -53,7 +53,7 @@ class FlowerEngine(Closing):
         self.members.look()
         while not wanted <= self.members.nodes.keys() and time.monotonic() < end:
             # who is refused must not keep the others from being waited for
-            refused = len(self.members.refused) >= len(wanted) and not (self.members.expects() or self.members.unasked)
+            refused = len(self.members.refused) >= len(wanted) and not self.members.expects()
             if refused and not self.members.nodes:
                 break
             time.sleep(_PULL_EVERY)
@@ -68,13 +68,11 @@ class FlowerEngine(Closing):
             )
 
     def hear(self) -> None:
-        """Ask nodes that are still to be asked who they are, and wait a moment for their answers."""
-        if not self.members.unasked:
-            return
-        self.members.look()
-        while self.members.expects():
+        """Wait for nodes that are still to say who they are, if a client is missing, at most ``wait`` seconds."""
+        members, end = self.members, time.monotonic() + self.wait
+        while len(members.nodes) < members.clients and members.expects() and time.monotonic() < end:
+            members.look()
             time.sleep(_PULL_EVERY)
-            self.members.look()
 
     def exchange(
         self, requests: Iterable[tuple[int, bytes]], deadline: float | None = None
@@ -128,7 +126,7 @@ class _Exchange:
     def _catch_up(self) -> Iterator[tuple[int, Failure]]:
         """Send the requests whose nodes have come by now; without a node that may still come, the others fail."""
         self.late = {client: request for client, request in self.late.items() if not self._send(client, request)}
-        if self.late and not self.members.expects():
+        if self.late and not self.members.expects_soon():
             missing, self.late = list(self.late), {}
             yield from ((k, Failure(k, "no node of this client is connected", sent=False)) for k in missing)
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from secateur.data.shards import Shape
-from secateur.errors import EngineError, plain
+from secateur.errors import EngineError, SecateurError, plain
 from secateur.federation.client import Participant
 from secateur.federation.records import listing
 from secateur.flower.messages import About
@@ -86,7 +86,7 @@ class Greeting(BaseModel):
         return "a table" if self.rows is None else "rows of its own" if self.own else "simulated"
 
 
-class GreetingError(Exception):
+class GreetingError(SecateurError):
     """A greeting is of another form; its text says how, in one bounded line."""
 
 

@@ -112,10 +112,9 @@ class Members:
             elif ask in self._taught:
                 self._admit_taught(*self._taught.pop(ask), reply)
 
-    @property
-    def unasked(self) -> bool:
-        """Return whether a connected node is still to be asked who it is."""
-        return bool(self.connected - self._greeted)
+    def expects(self) -> bool:
+        """Return whether a connected node is still to say who it is."""
+        return bool(self._hellos or self._taught or self.connected - self._greeted)
 
     def _enter(self, node: int, asked: str, reply: Message) -> None:
         try:
@@ -160,7 +159,7 @@ class Members:
         self.states.sent_again[said.client] = len(self.schema[1]), len(payload)
         self._admit(node, said)
 
-    def expects(self) -> bool:
+    def expects_soon(self) -> bool:
         """Return whether a node was asked a moment ago who it is and may answer yet."""
         return bool(self._hellos or self._taught) and time.monotonic() < self._last + _GREETING
 

@@ -70,8 +70,6 @@ def _named(values: Mapping[str, Any]) -> Iterator[Named]:
         held = values.get(section)
         if isinstance(held, Mapping) and name in held:
             yield f"{section}.{name}", str(held[name])
-    if values.get("attack"):  # attacks are played in simulations alone
-        yield "attack", str(values["attack"])
     guarded = values.get("guards")
     if isinstance(guarded, Mapping):
         yield from (("guards", name) for name in by_guard({str(path): value for path, value in guarded.items()}))

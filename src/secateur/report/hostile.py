@@ -23,6 +23,7 @@ NONE = "none"
 """The value of the axis ``attack`` where all clients are honest."""
 
 _LEFT_OUT, _SUSPECTED = "left_out", "suspected"
+_GUARD, _OF_MAGNITUDE = "guard", frozenset({"scale", "huge", "NaN", "inflated"})
 
 
 @dataclass
@@ -53,14 +54,14 @@ class Standing:
     Attributes:
         place: the value of each axis.
         quality: the accuracy by seed, of runs with a result.
-        ended: the runs that ended without a result.
-        missing: the runs that have not been made.
+        ended: the seeds of runs that ended without a result.
+        missing: the number of runs that have not been made.
         hostile, honest: who was named.
     """
 
     place: Mapping[str, str]
     quality: dict[int, float] = field(default_factory=dict)
-    ended: int = 0
+    ended: set[int] = field(default_factory=set)
     missing: int = 0
     hostile: Named = field(default_factory=Named)
     honest: Named = field(default_factory=Named)
@@ -68,7 +69,7 @@ class Standing:
     def words(self) -> str:
         """Return the accuracy in per cent with its spread; ``ended`` where runs had no result."""
         if self.ended:
-            return f"ended, {self.ended} of {self.ended + len(self.quality) + self.missing}"
+            return f"ended, {len(self.ended)} of {len(self.ended) + len(self.quality)}"
         return spread(interval(list(self.quality.values())), percent) if self.quality else "not run"
 
 
@@ -103,7 +104,7 @@ def _read(standing: Standing, cell: Cell, folder: Path) -> None:
         standing.missing += 1
         return
     if summary is None:
-        standing.ended += 1
+        standing.ended.add(cell.seed)
     else:
         standing.quality[cell.seed] = float(summary["final"][metric_of(summary["final"]).name])
     for row in read_records(folder) if (folder / ROUNDS).exists() else ():
@@ -183,15 +184,11 @@ def by_rule(found: Sequence[Standing]) -> list[dict[str, str]]:
 
 
 def lost(one: Standing, clean: Standing) -> float | None:
-    """Return the points of accuracy that a variant is below another, seed by seed; None: not all seeds are there.
+    """Return the points of accuracy that a variant is below another, over the seeds that both have; None without one.
 
     A federation that ended without a result has lost all of it.
     """
-    if one.missing or clean.missing or not clean.quality:
-        return None
-    if one.ended:
-        return 100 * sum(clean.quality.values()) / len(clean.quality)
-    difference = paired(clean.quality, one.quality)
+    difference = paired(clean.quality, {**one.quality, **dict.fromkeys(one.ended, 0.0)})
     return None if difference is None else 100 * difference.mean
 
 
@@ -231,21 +228,9 @@ def heat(found: Sequence[Standing]) -> Figure:
 
 
 def sentences(found: Sequence[Standing]) -> list[str]:
-    """Return what survives, in words: the rule with the least worst case, and the worst case of each larger share."""
-    points, said = losses(found), []
-    for variant in _values(found, VARIANT):
-        for share in dict.fromkeys(split(one.place[ATTACK])[0] for one in found if one.place[ATTACK] != NONE):
-            worst: dict[str, tuple[float, str]] = {}
-            for (of, rule, attack), value in points.items():
-                if of == variant and split(attack)[0] == share:
-                    worst[rule] = max(worst.get(rule, (value, split(attack)[1])), (value, split(attack)[1]))
-            if worst:
-                best = min(worst, key=lambda rule: worst[rule])
-                value, attack = worst[best]
-                said.append(
-                    f"{variant}, {share} attackers: under {best} the worst attack ({attack}) costs {value:.1f} points, "
-                    f"the least worst case of {len(worst)} rules."
-                )
+    """Return in words which rule has the least worst case, what magnitude costs behind a guard, and who was named."""
+    points = losses(found)
+    said = [*_best(found, points), *_magnitude(points)]
     honest = Named()
     for one in found:
         honest.add(one.honest)
@@ -253,8 +238,43 @@ def sentences(found: Sequence[Standing]) -> list[str]:
         f"Honest clients were refused in {honest.refused} of {honest.asked} requests, and suspected by a rule in "
         f"{honest.suspected} of them ({_share(honest.suspected, honest.asked)} %)."
     )
-    gone = sum(one.missing for one in found)
-    return said + ([f"{gone} runs have not been made; what needs them is not shown."] if gone else [])
+    made, gone = sum(len(one.quality) + len(one.ended) for one in found), sum(one.missing for one in found)
+    return said + ([f"{made} of {made + gone} runs have been made; the others are not shown."] if gone else [])
+
+
+def _magnitude(points: Mapping[tuple[str, str, str], float]) -> list[str]:
+    """Return what the worst attack of magnitude costs each variant whose rule is a guard."""
+    said = []
+    for variant, rule in dict.fromkeys((of, rule) for of, rule, _ in points if _GUARD in rule):
+        worst = [
+            (value, attack) for (of, by, attack), value in points.items()
+            if (of, by) == (variant, rule) and split(attack)[1] in _OF_MAGNITUDE
+        ]  # fmt: skip
+        if worst:
+            value, attack = max(worst)
+            said.append(f"{variant}, {rule}: the worst attack of magnitude ({attack}) costs {value:.1f} points.")
+    return said
+
+
+def _best(found: Sequence[Standing], points: Mapping[tuple[str, str, str], float]) -> list[str]:
+    """Return the rule with the least worst case, for each variant and share of attackers."""
+    said = []
+    for variant in _values(found, VARIANT):
+        for share in dict.fromkeys(split(one.place[ATTACK])[0] for one in found if one.place[ATTACK] != NONE):
+            under: dict[str, dict[str, float]] = {}
+            for (of, rule, attack), value in points.items():
+                if of == variant and split(attack)[0] == share:
+                    under.setdefault(rule, {})[split(attack)[1]] = value
+            common = set.intersection(*map(set, under.values())) if len(under) > 1 else set[str]()
+            if common:  # a rule that fewer attacks were tried on is not better for that
+                worst = {rule: max((tried[attack], attack) for attack in common) for rule, tried in under.items()}
+                best = min(worst, key=lambda rule: worst[rule])
+                value, attack = worst[best]
+                said.append(
+                    f"{variant}, {share} attackers: of {len(worst)} rules {best} has the least worst case over "
+                    f"{len(common)} attacks: {attack} costs {value:.1f} points."
+                )
+    return said
 
 
 def text(found: Sequence[Standing]) -> str:
