@@ -6,7 +6,7 @@ import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
 from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
+from secateur.study.own import located, reached
 from secateur.study.sections import ModelSection
 from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
@@ -100,13 +101,18 @@ class Suite(BaseModel):
             check(value is None or value >= 1, name=name, value=value, must="be at least 1")
         more = range(max(self.seeds) + 1, max(self.seeds) + 1 + (seeds or 0))
         common = dict(self.common) if rounds is None else {**self.common, "rounds": rounds}
-        return self.model_copy(
-            update={
-                "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
-                "partitions": list(partitions or self.partitions),
-                "common": common | dict(split_setting(setting) for setting in settings),
-            }
-        )
+        changes = {
+            "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
+            "partitions": list(partitions or self.partitions),
+            "common": common | dict(split_setting(setting) for setting in settings),
+        }
+        return self.model_copy(update=changes).located()
+
+    def located(self) -> Suite:
+        """Return the suite with the modules of files of one's own that it names; see ``study.own``."""
+        where = located({**self.common, "data.source": self.source})
+        changes = {"source": where.pop("data.source"), "common": where}
+        return self.model_copy(update={**changes, "variants": {k: located(v) for k, v in self.variants.items()}})
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def parse(values: Mapping[str, Any], name: str) -> Suite:
         ConfigError: one of its settings is wrong.
     """
     try:
-        return Suite.model_validate(crossed(values))
+        return Suite.model_validate(crossed(values)).located()
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
@@ -187,15 +193,16 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         method, _, rest = word.partition(":")
         if method.endswith(".toml") or method in names():
             raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
-        if "." not in method and method not in methods.names():
+        method = str(located({"method": method})["method"])
+        if "." not in method and method not in methods.names() and util.find_spec(method) is None:
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
         name = named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
-        variants[name] = {"method": method, **settings}
+        variants[name] = {"method": word.partition(":")[0], **settings}
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
-    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
+    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants).located(), None
 
 
 def named(method: str, settings: Mapping[str, Any]) -> str:
@@ -267,7 +274,7 @@ def _study(settings: Mapping[str, Any]) -> Study:
     values: dict[str, Any] = {}
     for path, value in settings.items():
         assign(values, f"{path}={value}")
-    return parse_study(values)
+    return parse_study(reached(values))
 
 
 def personal(made: Study) -> bool:
@@ -299,7 +306,7 @@ def dense_name(suite: Suite, dense: Study) -> str:
     'FedAvg, lr 0.2'
     """
     where = {"data.source": dense.data.source, "data.partition": dense.data.partition, "seed": dense.seed}
-    heads = Study.model_fields.keys() - {"method", "options"}
+    heads = Study.model_fields.keys() - {"method", "options", "code"}
     common = {path: value for path, value in suite.common.items() if path.split(".")[0] in heads}
     plain = _study({**common, **where, "method": "fedavg"})
     return ", ".join(["FedAvg", *differences(dense, [plain])])
