@@ -24,8 +24,7 @@ from helpers import model_of
 from secateur import cli, methods
 from secateur.bandwidth import Bandwidth, Link, bytes_per_client, predict_seconds
 from secateur.comparison import grid
-from secateur.comparison.suite import Suite, cells, load, names
-from secateur.comparison.words import chosen
+from secateur.comparison.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError, NoResultError
 from secateur.federation import checkpoint
 from secateur.federation.folder import ROUNDS, SUMMARY

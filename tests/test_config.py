@@ -60,6 +60,14 @@ def test_assign_sorts_paths_into_study_model_and_method():
     assert made.complete().options["aggregator"] == "mean"
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000, "{", "nan"])
+def test_an_option_that_is_no_literal_is_text(text):
+    """Found by fuzzing a run's settings: brackets without end were a RecursionError."""
+    values = {}
+    assign(values, f"model.hidden={text}")
+    assert values["model"]["options"]["hidden"] == text
+
+
 @pytest.mark.parametrize("path", ["data", "training", "model", "options", "data.options"])
 def test_a_section_that_is_a_single_value_too_is_refused(path):
     """Found by fuzzing a run's settings: it was a TypeError."""

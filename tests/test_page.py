@@ -15,7 +15,7 @@ from secateur.errors import CheckpointError
 from secateur.federation.folder import ROUNDS, SUMMARY, read_study
 from secateur.report import figure_lines, page, tables
 from secateur.report.gather import comparison_lines, gather
-from test_comparison_figures import contrast, crowd
+from test_comparison_figures import contrast, crowd, line
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
@@ -265,6 +265,16 @@ def crowded(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory):
+    """FedAvg, and eleven methods that cost and reach nearly the same."""
+    lines = [line("FedAvg", 0.95, control="dense", bytes_=10_000_000)]
+    lines += [line(f"Method {n} 90 %", 0.8 + 0.003 * n, 0.9, bytes_=1_000_000 + 20_000 * n) for n in range(11)]
+    out = tmp_path_factory.mktemp("clustered")
+    page.write("A cluster", lines, [], out)
+    return out
+
+
 @contextmanager
 def opened(browser, folder, size="desktop"):
     context = browser.new_context(**SIZES[size])
@@ -273,7 +283,7 @@ def opened(browser, folder, size="desktop"):
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.goto((folder / "index.html").as_uri())
-    tab.wait_for_selector("#compared-differences .main-svg")
+    tab.wait_for_selector("#compared figure:last-child .main-svg")
     yield tab
     assert said == []
     context.close()
@@ -301,7 +311,7 @@ def test_boxes_that_share_an_area_overlap():
 
 @needs_browser
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("which", ["compared", "crowded"])
+@pytest.mark.parametrize("which", ["compared", "clustered"])
 def test_names_beside_points_do_not_overlap_in_any_size(browser, request, which, size):
     folder = request.getfixturevalue(which)
     figure = next(f for f in page.read(folder / "data.js")["parts"][0]["figures"] if f["id"] == "pareto")

@@ -129,6 +129,17 @@ def test_the_onnx_file_takes_raw_columns_and_answers_as_predict(illness, hospita
     assert np.abs(logits - network(illness, ROWS)[0].numpy()).max() <= 1e-5
 
 
+def test_the_lines_of_the_docs_take_a_new_patients_file(illness, hospital, tmp_path):
+    pandas = pytest.importorskip("pandas", reason="the docs read the file with pandas, which is not installed")
+    (tmp_path / "new.csv").write_text(PATIENTS)
+    text = (Path(__file__).parents[1] / "docs" / "data.md").read_text()
+    (code,) = [part for part in text.split("```python\n") if part.startswith("session = onnxruntime")]
+    code = code.partition("```")[0].replace("runs/heart/export", str(hospital))
+    scope = {"onnxruntime": runtime, "pandas": pandas}
+    exec(code.replace("new-patients.csv", str(tmp_path / "new.csv")), scope)
+    assert scope["label"].tolist() == predict(illness, tmp_path / "new.csv").answers
+
+
 def test_an_onnx_file_of_numbers_answers_in_the_targets_unit(ages, tmp_path):
     (tmp_path / "new.csv").write_text(PATIENTS)
     export(ages, "onnx", tmp_path)
@@ -198,6 +209,8 @@ def test_sources_that_are_none_are_one_clear_line(illness, tmp_path):
         predict(illness, tmp_path / "no.csv")
     with pytest.raises(ConfigError, match="neither the folder of a run nor an .onnx file"):
         predict(tmp_path / "new.csv", tmp_path / "new.csv")
+    with pytest.raises(ConfigError, match="--out .*p.csv: No such file or directory: nothing was written"):
+        predict(illness, tmp_path / "new.csv").write(tmp_path / "none" / "p.csv")
     (tmp_path / "broken.onnx").write_bytes(b"nothing")
     with pytest.raises(ConfigError, match="cannot be read as ONNX"):
         predict(tmp_path / "broken.onnx", tmp_path / "new.csv")

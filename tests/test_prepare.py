@@ -134,6 +134,22 @@ def test_rows_in_memory_and_on_disk_are_the_same(tmp_path):
     assert len({held.fingerprint(), other.fingerprint(), changed.fingerprint()}) == 3
 
 
+def test_rows_that_a_killed_command_left_are_deleted_by_the_next_and_nobody_elses(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    places = {name: tmp_path / f"secateur-rows-{name}" for name in ("left", "held", "fresh")}
+    for place in places.values():
+        place.mkdir()
+        (place / "x_train.npy").write_bytes(b"rows")
+    with checkpoint.alone(places["held"]):
+        for name in ("left", "held"):
+            os.utime(places[name], (time.time() - 3600,) * 2)
+        with prepare.federation(small(data={"source": "digits", "clients": 5, "partition": "iid"})) as folder:
+            assert folder.name.startswith("secateur-rows-")
+            with pytest.raises(CheckpointError), checkpoint.alone(folder):
+                pass
+            assert set(tmp_path.iterdir()) == {places["held"], places["fresh"], folder}
+
+
 def test_sites_that_a_number_of_clients_leaves_out_are_named(tmp_path):
     """Hospitals a, b, c, d with 9, 5, 7 and 6 rows: three clients are a, c and d; unset, all four take part."""
     lines = ["age,site,sick"]
@@ -160,19 +176,3 @@ def test_natural_clients_that_are_left_out_are_named_where_there_is_no_table(tmp
     with prepare.federation(parse_study({"method": "fedavg", "data": section})) as folder:
         (told,) = open_shards(folder).meta.remarks
     assert told == "data.clients = 7 leaves out the smallest sites: 0, 1, 2"
-
-
-def test_rows_that_a_killed_command_left_are_deleted_by_the_next_and_nobody_elses(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    places = {name: tmp_path / f"secateur-rows-{name}" for name in ("left", "held", "fresh")}
-    for place in places.values():
-        place.mkdir()
-        (place / "x_train.npy").write_bytes(b"rows")
-    with checkpoint.alone(places["held"]):
-        for name in ("left", "held"):
-            os.utime(places[name], (time.time() - 3600,) * 2)
-        with prepare.federation(small(data={"source": "digits", "clients": 5, "partition": "iid"})) as folder:
-            assert folder.name.startswith("secateur-rows-")
-            with pytest.raises(CheckpointError), checkpoint.alone(folder):
-                pass
-            assert set(tmp_path.iterdir()) == {places["held"], places["fresh"], folder}

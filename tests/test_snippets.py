@@ -13,7 +13,6 @@ from typer.main import get_command
 from secateur import cli
 from secateur.cli.runs import RunFlags, _study
 from secateur.comparison import suite as suites
-from secateur.comparison.words import chosen as chosen_by
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -92,7 +91,7 @@ def test_a_command_is_understood_with_its_settings(page, line):
         _study(RunFlags(**given))
     if words[0] == "compare" and not OWN & set(given["what"]):
         what = [str(ROOT / word) if word.endswith(".toml") else word for word in given["what"]]
-        chosen, place = chosen_by(what, given["data"])
+        chosen, place = suites.chosen(what, given["data"])
         wanted = chosen.adjusted(given["seeds"], given["rounds"], given["partition"] or [], given["settings"] or [])
         assert suites.cells(wanted, place)
 

@@ -380,7 +380,7 @@ def test_means_are_over_training_rows_alone_and_the_test_rows_are_the_clients(tm
 
 
 def test_methods_are_compared_on_a_tables_own_partition():
-    from secateur.comparison.words import chosen
+    from secateur.comparison.suite import chosen
 
     assert chosen(["fedavg"], "table:x.csv#y#site")[0].partitions == ["natural"]
     assert chosen(["fedavg"], "digits")[0].partitions == ["pathological:2"]

@@ -18,8 +18,7 @@ from secateur.api.progress import of_many
 from secateur.api.result import Result, Shown, framed, written
 from secateur.comparison import grid
 from secateur.comparison.grid import cell_name, folder_of
-from secateur.comparison.suite import Cell, Control, Suite, names, parse
-from secateur.comparison.words import named
+from secateur.comparison.suite import Cell, Control, Suite, named, names, parse
 from secateur.errors import ConfigError, NoResultError
 from secateur.federation.opening import forking
 from secateur.report import tables

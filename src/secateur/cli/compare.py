@@ -38,7 +38,7 @@ def compare(flags: CompareFlags) -> None:
     from secateur.comparison import grid  # noqa: PLC0415
     from secateur.comparison.grid import cell_name, folder_of  # noqa: PLC0415
     from secateur.comparison.known import shadowed  # noqa: PLC0415
-    from secateur.comparison.words import chosen  # noqa: PLC0415
+    from secateur.comparison.suite import chosen  # noqa: PLC0415
     from secateur.report import hostile, tables  # noqa: PLC0415
     from secateur.report.fitted import Fitted  # noqa: PLC0415
     from secateur.report.gather import RESULT, attacks, comparison_lines  # noqa: PLC0415

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from secateur import cost, methods
+from secateur import methods
 from secateur.bandwidth import Bandwidth
 from secateur.comparison.crossing import crossed
+from secateur.comparison.networks import network
 from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
-from secateur.federation.client import example, make_model, make_setting
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.personal import Personal
-from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
-from secateur.pruning.roles import stored
-from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
 from secateur.study.own import located, reached
-from secateur.study.sections import ModelSection
 from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
@@ -174,6 +169,51 @@ def parse(values: Mapping[str, Any], name: str) -> Suite:
         raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
 
 
+def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | None]:
+    """Return the suite that a command line asks for, and the folder or file of its data.
+
+    Args:
+        words: the name or file of one suite; or methods, each as ``METHOD`` or ``METHOD:PATH=VALUE,PATH=VALUE``.
+        data: for a suite the folder or file of its source; for methods a data source, as for ``secateur run``.
+
+    Raises:
+        ConfigError: there is no such suite or method, or a variant is given twice.
+    """
+    if len(words) == 1 and (words[0].endswith(".toml") or words[0] in names()):
+        return load(words[0]), data
+    source = data or Study().data.source
+    known = Study.model_validate({"data": {"source": source}})
+    variants: dict[str, dict[str, Any]] = {}
+    for word in words:
+        method, _, rest = word.partition(":")
+        if method.endswith(".toml") or method in names():
+            raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
+        method = str(located({"method": method})["method"])
+        if "." not in method and method not in methods.names() and util.find_spec(method) is None:
+            raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
+        settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
+        name = named(method, settings)
+        if name in variants:
+            raise ConfigError(f"{name!r} is compared twice: {word}")
+        variants[name] = {"method": word.partition(":")[0], **settings}
+    title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
+    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants).located(), None
+
+
+def named(method: str, settings: Mapping[str, Any]) -> str:
+    """Return a variant's name, with its sparsity in per cent at the end, where tables by sparsity look for it."""
+    words, end = [method.rpartition(".")[2]], ""
+    for path, value in settings.items():
+        last = path.rpartition(".")[2]
+        try:
+            share = f"{100 * float(value):.4g} %" if last in {"sparsity", "target"} else ""
+        except ValueError:
+            share = ""
+        words += [] if share else [f"{last}={value}"]
+        end = share or end
+    return " ".join([", ".join(words), end]).strip()
+
+
 def cells(suite: Suite, data: str | None = None) -> list[Cell]:
     """Return the cells of a suite's variants and of their dense baselines; every study is checked.
 
@@ -314,15 +354,15 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
         sparsity = float(final.get("local_sparsity", 0.0))
         options = {"random": ("random", _at_once(sparsity))} if sparsity else {}
     elif mask and not all(bool(kept.all()) for kept in mask.values()):
-        network = _network(made.model.model_dump_json(), Shape.of(shards))
-        counts = [int(mask[name].sum()) if name in mask else size for name, size in network.weights.items()]
-        sparsity = 1 - sum(counts) / sum(network.weights.values())
+        sized = network(made.model.model_dump_json(), Shape.of(shards))
+        counts = [int(mask[name].sum()) if name in mask else size for name, size in sized.weights.items()]
+        sparsity = 1 - sum(counts) / sum(sized.weights.values())
         given = {"allocation": "given", "allocation.kept": ",".join(map(str, counts))}
         options = {"random": ("random", _at_once(sparsity)), "shuffled": ("random", {**_at_once(sparsity), **given})}
         if ramp := _ramp(made, sparsity):
             options["ramped"] = ("random", ramp)
-        if network.macs:
-            width = min(network.macs, key=lambda width: abs(network.macs[width] - float(final["macs"])))
+        if sized.macs:
+            width = min(sized.macs, key=lambda width: abs(sized.macs[width] - float(final["macs"])))
             options["narrow"] = ("narrow", {"width": width})
     return [
         Cell(cell.partition, cell.variant, cell.seed, _changed(base, options[name], shared), name)
@@ -354,29 +394,3 @@ def _changed(base: Study, what: tuple[str, dict[str, Any]], shared: Mapping[str,
     method, options = what
     given = options if method == "narrow" else {**options, **shared}
     return base.model_copy(update={"method": method, "options": given}).complete()
-
-
-@dataclass(frozen=True)
-class _Network:
-    """The size of each prunable weight, and the MACs at each width in 64ths (empty if no units can be removed)."""
-
-    weights: Mapping[str, int]
-    macs: Mapping[float, int]
-
-
-@functools.lru_cache
-def _network(section: str, shape: Shape) -> _Network:
-    """Return the sizes and MACs that controls need of a model; cached, as tracing takes a second."""
-    made = Study(model=ModelSection.model_validate_json(section))
-    model, inputs = make_model(made, shape), example(shape)
-    setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored(model).items()}
-
-    def macs(width: float) -> int:
-        narrow = Narrow(width)
-        mask = narrow.mask(setting, narrow.leading(setting, width))
-        return cost.physical(uses, sizes(shapes, plan(mask, setting.layout.groups)))
-
-    steps = [step / 64 for step in range(1, 65)] if setting.layout.layers else []
-    weights = {name: setting.specs[name].size for name in setting.layout.names("weight")}
-    return _Network(weights, {width: macs(width) for width in steps})

@@ -175,7 +175,7 @@ def options_of(spec: str) -> frozenset[str]:
     return frozenset(get_type_hints(kind)) if kind else frozenset()
 
 
-def options_type(name: str) -> type[Any] | None:
+def options_kind(name: str) -> type[Any] | None:
     """Return the dataclass of the options that a format of this package takes; None: it takes none."""
     return _kind(_format(name))
 

@@ -279,7 +279,7 @@ class Worker:
         return self.channel.hear()
 
     def _next_room(self) -> Room:
-        """Return where the process has written its next large result, or would have."""
+        """Return where the process has written its next result, if it is large."""
         self._turn += 1
         return self._rooms[(self._turn - 1) % 2]
 

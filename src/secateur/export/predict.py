@@ -18,7 +18,7 @@ from secateur.data.new_rows import NewRows, read_new_rows
 from secateur.data.schema import Schema
 from secateur.data.shards import Shape
 from secateur.data.table_options import TableOptions
-from secateur.errors import ConfigError, DataError, ModelError, need
+from secateur.errors import CheckpointError, ConfigError, DataError, ModelError, need
 from secateur.export.by_column import OUTPUT, READING_KEY, SCHEMA_KEY, SHAPE_KEY, cells_of
 from secateur.export.deployed import deployed
 from secateur.export.export import read, table_options
@@ -81,8 +81,9 @@ class Predictions:
         """
         try:
             checkpoint.write(path, self.csv().encode())
-        except OSError as broken:
-            raise ConfigError(f"--out {path}: {broken.strerror}") from broken
+        except CheckpointError as broken:
+            reason = getattr(broken.__cause__, "strerror", None) or "it cannot be written"
+            raise ConfigError(f"--out {path}: {reason}: nothing was written") from broken
 
 
 @dataclass(frozen=True)

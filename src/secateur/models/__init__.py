@@ -71,12 +71,12 @@ def build(
         ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
             be trained and exchanged; see ``trial``.
     """
-    factory = find(name)
+    made_by = find(name)
     options = dict(options or {})
-    _check_options(name, factory, options)
+    _check_options(name, made_by, options)
     with global_streams(seed, "init"):
         try:
-            model = _module(name, factory(input_shape, outputs, **options))
+            model = _module(name, made_by(input_shape, outputs, **options))
             trial.check_eager(model)
             trial.take_shapes(model, input_shape, tokens=tokens)
             trial.check_parameters(model)
@@ -127,10 +127,10 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
 
 def find(name: str) -> Factory:
-    """Return the factory of a name of ``names``, or of anyone's own ``module:factory``.
+    """Return what makes a model, of a name of ``names`` or of anyone's own ``module:factory``.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such model, or its module cannot be imported.
     """
     if ":" not in name:
         if name not in _factories():

@@ -81,7 +81,7 @@ def details(name: str) -> list[Detail]:
         attack = attacks.find(name)
         found.append(Detail("attacks", _attack(name), _options(attack), {}))
     if name in data.names():
-        info, kind = data.names()[name], sources.options_type(name)
+        info, kind = data.names()[name], sources.options_kind(name)
         usual = dotted(sources.recommended(name))
         options = [] if kind is None else _options(kind, "data.options.")
         found.append(Detail("data", Entry(info.name, info.summary, info.reference), options, usual))
@@ -106,9 +106,9 @@ def entry(name: str, thing: object) -> Entry:
     return Entry(name, text.partition("\n")[0], " ".join(reference.split()))
 
 
-def _slots() -> dict[str, Mapping[str, type]]:
+def _slots() -> dict[str, dict[str, type]]:
     hints = typing.get_type_hints(Composition)
-    return {slot.name: choices(hints[slot.name]) for slot in fields(Composition)}
+    return {slot.name: dict(choices(hints[slot.name])) for slot in fields(Composition)}
 
 
 def _method(name: str) -> Entry:

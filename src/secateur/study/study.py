@@ -348,6 +348,6 @@ def _literal(text: str) -> Any:
     """Return an option's text as a number, boolean or list if it is one, else as text."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, more digits than Python reads, or brackets without end
         return text
     return tuple(value) if isinstance(value, list) else value

@@ -84,6 +84,7 @@
   const TURNS = [[1, 0], [-1, 0], [0, -1], [0, 1], [0.7, -0.7], [-0.7, -0.7], [0.7, 0.7], [-0.7, 0.7],
     [0.92, -0.38], [0.92, 0.38], [-0.92, -0.38], [-0.92, 0.38]];
   const REACH = [10, 20, 34, 52, 74, 100]; // pixels between a point and its name
+  const FAR = 34; // a name that must stand further from its point is hard to follow: then all have numbers
   const GAP = 2; // pixels between two names
 
   function apart(a, b) {
@@ -115,7 +116,7 @@
     const markers = spots.map(({ x, y }) => ({ x, y, w: 12, h: 12 })), room = { w: xaxis._length, h: yaxis._length };
     const names = points.map(({ trace }) => trace.name), numbers = points.map((_, n) => String(n + 1));
     let texts = names, boxes = room.w >= ROOM ? spread(points, names, markers, room) : [null];
-    if (boxes.includes(null)) [texts, boxes] = [numbers, spread(points, numbers, markers, room)];
+    if (boxes.some((box) => !box || box.reach > FAR)) [texts, boxes] = [numbers, spread(points, numbers, markers, room)];
     const style = getComputedStyle(document.documentElement);
     const faint = style.getPropertyValue("--faint").trim(), paper = style.getPropertyValue("--paper").trim();
     const annotations = points.flatMap(({ trace, x, y }, n) => (boxes[n] ? [{
