@@ -15,7 +15,13 @@ from secateur.cli.runs import RunFlags, _study
 from secateur.comparison import suite as suites
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted(p for p in DOCS.rglob("*.md") if p.parent.name != "tutorials"),
+]
+# docs/tutorials are run whole, by test_tutorials.
 
 # What the first word of a line in a block of commands is, and how the line is checked.
 HOW = {
@@ -57,8 +63,8 @@ def test_every_line_and_every_kind_of_block_is_known():
     lines = list(commands())
     assert len(lines) > 40
     assert {line.split()[0] for _, line in lines} == set(HOW)
-    # hex: golden bytes of the wire, read by wire/test_golden; diff: below
-    assert {language for _, language, _ in blocks()} == {"", "python", "toml", "diff", "hex"}
+    # hex: golden bytes of the wire, read by wire/test_golden; diff: below; text: code of before, or none
+    assert {language for _, language, _ in blocks()} == {"", "python", "toml", "diff", "hex", "text"}
 
 
 def braces(word):
