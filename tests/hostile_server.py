@@ -50,6 +50,7 @@ def prepare(folder):
     for place, count in (("data", 300), ("secret", 50)):
         (folder / place).mkdir(parents=True)
         np.savez(folder / place / "rows.npz", x=rng.normal(size=(count, 5)), y=rng.integers(0, 2, count))
+    (folder / "data" / "a").mkdir()  # a class, of images
     (folder / "data" / "secateur.toml").write_text(POLICY)
     (folder / "secret" / "key.txt").write_text("a secret\n")
     (folder / "traps" / "trap_package").mkdir(parents=True)
@@ -75,7 +76,7 @@ def tries(folder):
         ("limit", "training.epochs", 10**9), ("limit", "training.epochs", 3), ("limit", "set", "x" * 10**6),
         ("limit", "model.options.hidden", "[100000, 100000]"), ("limit", "model.options.hidden", f"[{hidden}]"),
         ("settings", "compute.together", 8), ("settings", "set", "'unclosed"), ("settings", "training.lrr", 1),
-        ("data", "data.options.classes", "../secret"), ("model", "model.options.hidden", "[-1]"),
+        ("data", "data.options.classes", '["a", "../secret"]'), ("model", "model.options.hidden", "[-1]"),
     ):  # fmt: skip
         images = {"data.source": "images"} if "classes" in path else {}
         yield code, f"{path}={str(value)[:40]}", {path: value, **images}, {}, None

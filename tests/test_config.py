@@ -25,6 +25,7 @@ LATER = {
     "data": {"task", "target", "site", "options"},
     "wire": {"packing", "count", "sample"},
     "quorum": True,
+    "code": True,
     "attack": True,
 }  # came after the first runs
 
@@ -57,6 +58,14 @@ def test_assign_sorts_paths_into_study_model_and_method():
     method = made.build_method()
     assert (method.criterion.explore.epochs, method.granularity.rho) == (9, 0.25)
     assert made.complete().options["aggregator"] == "mean"
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5_000, "{", "nan"])
+def test_an_option_that_is_no_literal_is_text(text):
+    """Found by fuzzing a run's settings: brackets without end were a RecursionError."""
+    values = {}
+    assign(values, f"model.hidden={text}")
+    assert values["model"]["options"]["hidden"] == text
 
 
 @pytest.mark.parametrize("path", ["data", "training", "model", "options", "data.options"])

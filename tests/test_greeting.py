@@ -2,6 +2,7 @@
 
 import json
 import stat
+import time
 
 import numpy as np
 import pytest
@@ -212,6 +213,26 @@ def test_a_run_with_hostile_nodes_ends_as_without_them(tmp_path, said):
     assert sum("cannot take part" in line for line in lines) >= len(lies)
     assert all(line.isprintable() and len(line) < 1_000 for line in lines)
     assert len((tmp_path / "run" / "run.log").read_bytes()) < 20_000
+
+
+def test_who_was_kept_from_its_number_is_waited_for_once_the_liar_is_gone(tmp_path, monkeypatch):
+    """Its second answer takes longer than an exchange waits for somebody who was just asked."""
+    monkeypatch.setattr("secateur.flower.members._GREETING", 0.01)
+    settings = {**SETTINGS, "wait": 60, "out": str(tmp_path / "run")}
+    grid = grid_of(settings)
+    grid.nodes[1] = Liar(1, lambda _: messages.pack({**SAID, "client": 2}))
+    pull, greeted, since = grid.pull_messages, [], []
+
+    def slow(asks):
+        if grid.nodes[12].asked == 2 and not since:
+            since.append(time.monotonic())
+            greeted.extend(ask for ask in grid.replies if grid.replies[ask].metadata.src_node_id == 12)
+        late = set(greeted) if since and time.monotonic() < since[0] + 1 else set()
+        return pull([ask for ask in asks if ask not in late])
+
+    grid.pull_messages = slow
+    summary = apps.serve(grid, settings)
+    assert summary["left_out"] == {}
 
 
 def test_one_node_that_lies_about_its_rows_costs_itself_alone(tmp_path, said):
