@@ -343,19 +343,20 @@ def test_relays_add_up_what_attackers_send_alone_and_are_refused_where_they_coll
 
 
 def test_an_attacker_sends_what_the_attack_makes_of_its_honest_reply(tmp_path, shards):
-    """One round, equal rows: with two of eight turned round, the mean change is half of the honest mean's own."""
-    once = {"rounds": 1, "training": {"epochs": 1, "batch_size": 16, "lr": 0.1}}
+    """The mean is linear in the factor on attackers' changes: that at -1 follows from those at 1 (honest) and 0."""
+    once = {"rounds": 1}
     changes = {}
-    for name, attack in (("honest", ""), ("turned", "sign_flip:1"), ("hostile", "sign_flip:0.25")):
-        reserve(tmp_path / name, hostile("fedavg", attack, **once))
-        run = Run(hostile("fedavg", attack, **once), Runtime(workers=0), tmp_path / name, shards)
+    for name, attack in (("honest", ""), ("nothing", "scale:0.25,factor=0"), ("turned", "sign_flip:0.25")):
+        study = hostile("fedavg", attack, **once)
+        reserve(tmp_path / name, study)
+        run = Run(study, Runtime(workers=0), tmp_path / name, shards)
         before = {n: t.clone() for n, t in run.scoring.initial.items()}
         run.books.close()
         resume(tmp_path / name, Runtime(workers=0), shards=shards)
         changes[name] = {n: t - before[n] for n, t in model_of(tmp_path / name).items()}
     for name, change in changes["honest"].items():
-        assert torch.allclose(changes["turned"][name], -change, atol=1e-6)
-        assert not torch.allclose(changes["hostile"][name], change, atol=1e-4)
+        assert torch.allclose(changes["turned"][name], 2 * changes["nothing"][name] - change, atol=1e-6)
+        assert not torch.allclose(changes["turned"][name], change, atol=1e-4)
 
 
 def test_who_attacks_is_named_and_a_provable_lie_costs_only_its_sender(tmp_path, shards):

@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+import secateur as secateur_package
 from helpers import model_of, same
 from secateur import cli
+from secateur.comparison.known import shadowed
 from secateur.engines.stopping import Stopped, going_on, stoppable
 from secateur.federation.folder import read_records
+from secateur.study import usual
+from secateur.study.study import Study
 
 QUICK = [
     "--clients", "4", "--rounds", "3", "--partition", "iid", "--workers", "1", "--model", "mlp",
@@ -134,6 +139,167 @@ def test_list(tmp_path, monkeypatch, capsys):
         assert "fedsparsify_local" in out
         assert "2405.10271" in out
         assert "server_momentum" in out
+
+
+def test_the_first_line_comes_before_torch_is_imported(tmp_path):
+    """Once the line is out, the rest is stopped: torch must not have been looked for by then."""
+    code = (
+        "import sys\n"
+        "class Told(Exception): ...\n"
+        "class Out:\n"
+        "    def write(self, text): self.text = text\n"
+        "    def flush(self): raise Told(self.text)\n"
+        "    def isatty(self): return False\n"
+        "real, sys.stdout = sys.stdout, Out()\n"
+        "sys.argv = ['secateur', 'run', 'fedsparsify', '--clients', '7']\n"
+        "from secateur import cli\n"
+        "try: cli.app(standalone_mode=False)\n"
+        "except Told as told:\n"
+        "    sys.stdout = real\n"
+        "    print(told, {'torch', 'numpy', 'pydantic'} & set(sys.modules))\n"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == f"secateur {secateur_package.__version__}: fedsparsify on digits, 7 clients\n set()\n"
+
+
+def test_what_the_first_line_takes_for_granted_is_what_a_study_does():
+    assert (Study().method, Study().data.source) == (usual.METHOD, usual.SOURCE)
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["resume"], ["compare"], ["report"], ["export"], ["list"]])
+def test_minus_h_is_help(command):
+    told = CliRunner().invoke(cli.app, [*command, "-h"])
+    assert told.exit_code == 0
+    assert "Usage" in told.output
+
+
+def test_version_and_completion():
+    assert CliRunner().invoke(cli.app, ["--version"]).output == f"secateur {secateur_package.__version__}\n"
+    assert "--install-completion" in CliRunner().invoke(cli.app, ["-h"], env={"COLUMNS": "160"}).output
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur"], check=True, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COMP_WORDS": "secateur res", "COMP_CWORD": "1",
+             "_PYTHON _M SECATEUR_COMPLETE": "complete_bash", "_PYTHON_M_SECATEUR_COMPLETE": "complete_bash"},
+    )  # fmt: skip
+    assert "resume" in done.stdout
+
+
+OWN_MODEL = """
+from torch import nn
+
+def net(shape, outputs):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, outputs))
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Return a folder with a method, a model and a loader of one's own, and a folder inside it."""
+    home = tmp_path / "home"
+    (home / "inside").mkdir(parents=True)
+    (home / "theirs.py").write_text((Path(__file__).parent / "toy_method.py").read_text())
+    (home / "nets_of_mine.py").write_text(OWN_MODEL)
+    (home / "rows_of_mine.py").write_text(
+        "from secateur.data import load\n\ndef read(folder, seed):\n    return load('digits', seed=seed)\n"
+    )
+    return home
+
+
+SMALL = ["--clients", "4", "--rounds", "1", "--partition", "iid", "--set", "training.epochs=1", "-q"]
+
+
+def test_files_of_ones_own_are_found_by_workers_by_resume_and_by_export(own, tmp_path):
+    files = ["../theirs.py", "--model", "../nets_of_mine.py:net", "--data", "../rows_of_mine.py:read:x"]
+    out = secateur("run", *files, *SMALL, "--workers", "2", "--no-dense", "--out", "run", cwd=own / "inside").stdout
+    assert out.startswith("theirs: accuracy ")
+    assert out.count("\n") == 1  # quiet: the last line only
+    folder = own / "inside" / "run"
+    told = (folder / "study.toml").read_text()
+    assert 'code = [\n    "../..",\n]' in told
+    assert str(tmp_path) not in told
+    named = ["theirs", "--model", "nets_of_mine:net", "--data", "rows_of_mine:read:x"]
+    secateur("run", *named, *SMALL, "--workers", "0", "--no-dense", "--out", "named", cwd=own)
+    assert same(model_of(folder), model_of(own / "named"))
+    (folder / "summary.json").unlink()
+    moved = tmp_path / "moved"
+    own.rename(moved)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    folder = moved / "inside" / "run"
+    secateur("resume", folder, "-q", "--workers", "1", cwd=elsewhere)
+    again = ["run", "--config", folder / "study.toml", "-q", "--workers", "0", "--no-dense", "--out", "again"]
+    secateur(*again, cwd=elsewhere)
+    assert same(model_of(folder), model_of(elsewhere / "again"))
+    secateur("export", folder, "--to", "torch", cwd=elsewhere)
+    (moved / "theirs.py").unlink()
+    assert f"no module 'theirs' in {moved} any more" in refused("resume", folder, "-q", cwd=elsewhere)
+
+
+def test_compare_takes_files_and_names_of_ones_own(own):
+    common = ["--seeds", "1", "--rounds", "1", "--set", "data.clients=4", "--partition", "iid", "--no-open", "-q"]
+    common += ["--set", "model.name=../nets_of_mine.py:net", "--set", "training.epochs=1", "--jobs", "1"]
+    out = secateur("compare", "../theirs.py:sparsity=0.25", "fedavg", *common, "--out", "it", cwd=own / "inside").stdout
+    assert out == "Page: it/page/index.html\n"
+    assert "theirs 25 %" in (own / "inside" / "it" / "table.md").read_text()
+    assert secateur("report", own / "inside" / "it", "--no-open", cwd=own.parent).stdout.startswith("Page: ")
+    assert "compare it with" not in refused("compare", "theirz", "--out", "it2", cwd=own)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "./their.py"], "method = './their.py': there is no file their.py: did you mean 'theirs.py'?"),
+        (["run", "./random.py"], "a module 'random' is found before it"),
+        (["run", "my-method.py"], "'my-method' is no name that Python can import"),
+        (["run", "broken_file"], "importing it failed: SyntaxError"),
+        (["run", "fedavg", "--model", "broken_file:net"], "importing broken_file failed: SyntaxError"),
+        (["run", "fedavg", "--data", "broken_file:read:."], "importing broken_file failed: SyntaxError"),
+        (["run", "fedavg", "--set", "aggregator=broken_file:Mean"], "aggregator = 'broken_file:Mean': SyntaxError"),
+        (["run", "fedavg", "--set", "code=nowhere"], "code = 'nowhere': there is no folder"),
+        (["run", "fedsparsify", "--set", "sparsity=0.5"], "'sparsity': did you mean schedule.sparsity?"),
+        (["run", "fedavg", "--set", "lr=0.1"], "'lr': did you mean training.lr?"),
+        (["run", "--data", "fashion-mnist"], "write idx:FOLDER"),
+        (["run", "runs"], "secateur resume runs/one"),
+        (["run", "runs/one"], "secateur resume runs/one"),
+        (["resume", "runs"], "it holds runs, name one of them: runs/one, runs/two"),
+        (["resume", "runs/on"], "there is no such folder: did you mean 'one'?"),
+        (["resume", "comparison"], "it holds a comparison"),
+        (["export", "runs"], "it holds runs, name one of them: runs/one, runs/two"),
+        (["report", "runs", "--no-open"], "it holds runs, name one of them: runs/one, runs/two"),
+    ],
+)
+def test_slips_are_answered_with_the_nearest_right_thing(arguments, says, own, monkeypatch, capsys):
+    (own / "broken_file.py").write_text("x = (")
+    for name in ("random", "my-method"):
+        (own / f"{name}.py").write_text("")
+    for folder in ("runs/one", "runs/two", "comparison/runs/one"):
+        (own / folder).mkdir(parents=True)
+        (own / folder / "study.toml").write_text("")
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(sys, "argv", ["secateur", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = sorted(own.rglob("*"))
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert says in error
+    assert error.count("\n") == 1
+    assert [path for path in sorted(own.rglob("*")) if "__pycache__" not in path.parts] == before
+
+
+def test_a_name_that_is_a_suite_and_a_file_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("quick.toml", "fedavg.py"):
+        (tmp_path / name).write_text("")
+    assert shadowed(["quick"]) == ["quick is the suite of the package; for the file that lies here write ./quick.toml"]
+    assert shadowed(["fedavg:lr=1", "prunefl"]) == [
+        "fedavg is the method of the package; for the file that lies here write ./fedavg.py"
+    ]
 
 
 def test_a_run_that_learns_nothing_ends_with_one_line_and_is_told_again_by_resume(tmp_path):

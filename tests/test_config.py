@@ -25,6 +25,7 @@ LATER = {
     "data": {"task", "target", "site", "options"},
     "wire": {"packing", "count", "sample"},
     "quorum": True,
+    "code": True,
     "attack": True,
 }  # came after the first runs
 

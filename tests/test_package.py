@@ -2,11 +2,20 @@
 
 import doctest
 import importlib
+import importlib.metadata
 import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import secateur
 from secateur import errors, streams
@@ -73,3 +82,58 @@ def test_streams_are_told_apart_by_every_part_of_the_label():
     assert streams.derive(0, "a") != streams.derive(1, "a")
     draws = [torch.rand(3, generator=streams.stream(0, "x")) for _ in range(2)]
     assert torch.equal(*draws)
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_constraints_name_a_version_of_everything_that_is_installed_for_the_tests():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    extras = {name: asked for name, asked in project["optional-dependencies"].items() if name != "executorch"}
+    for asked in (project["dependencies"], *extras.values()):
+        for requirement in map(Requirement, asked):
+            name = canonicalize_name(requirement.name)
+            assert name in pinned, f"{name} has no version in constraints.txt"
+            assert requirement.specifier.contains(pinned[name]), (
+                f"{requirement}, and constraints.txt has {pinned[name]}"
+            )
+    for name in pinned:
+        for text in importlib.metadata.requires(name) or [] if installed(name) else []:
+            needed = Requirement(text)
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(needed.name) in pinned, f"{needed.name}, which {name} needs, has no version"
+
+
+def installed(name):
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def test_a_source_archive_is_complete_and_a_wheel_has_its_data(tmp_path):
+    """What git knows is in the archive: tests, docs, examples, benchmarks; what is read at run time is in the wheel."""
+    pytest.importorskip("build", reason="build is not installed: pip install '.[dev]' in a clone of secateur")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("this is no clone with git, which knows the files")
+    names = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    for name in names:
+        (tmp_path / "clone" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "clone" / name)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(tmp_path / "clone")]
+    done = subprocess.run(build, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (archive,), (wheel,) = tmp_path.glob("secateur_fl-*.tar.gz"), tmp_path.glob("secateur_fl-*.whl")
+    with tarfile.open(archive) as opened:
+        inside = {name.partition("/")[2] for name in opened.getnames()}
+    assert set(names) - inside <= {".gitignore"}
+    with zipfile.ZipFile(wheel) as opened:
+        packed = set(opened.namelist())
+        metadata = opened.read(next(name for name in packed if name.endswith("METADATA"))).decode()
+    assert {name.removeprefix("src/") for name in names if name.startswith("src/secateur/")} <= packed
+    assert f"Name: secateur-fl\nVersion: {secateur.__version__}\n" in metadata

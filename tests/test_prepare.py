@@ -12,6 +12,7 @@ from secateur.data.shards import make_shards, open_shards
 from secateur.data.sources import Source
 from secateur.errors import CheckpointError, ConfigError, DataError
 from secateur.federation import checkpoint, prepare
+from secateur.study.study import parse_study
 
 
 def write(path, bmi=20):
@@ -147,3 +148,31 @@ def test_rows_that_a_killed_command_left_are_deleted_by_the_next_and_nobody_else
             with pytest.raises(CheckpointError), checkpoint.alone(folder):
                 pass
             assert set(tmp_path.iterdir()) == {places["held"], places["fresh"], folder}
+
+
+def test_sites_that_a_number_of_clients_leaves_out_are_named(tmp_path):
+    """Hospitals a, b, c, d with 9, 5, 7 and 6 rows: three clients are a, c and d; unset, all four take part."""
+    lines = ["age,site,sick"]
+    for name, count in (("a", 9), ("b", 5), ("c", 7), ("d", 6)):
+        lines += [f"{30 + row},{name},{'yes' if row % 2 else 'no'}" for row in range(count)]
+    (tmp_path / "data.csv").write_text("\n".join(lines))
+    given = {"source": f"table:{tmp_path / 'data.csv'}", "target": "sick", "site": "site", "partition": "natural"}
+
+    def remarks(**more):
+        values = {"method": "fedavg", "data": {**given, **more}}
+        with prepare.federation(parse_study(values)) as folder:
+            return [one for one in open_shards(folder).meta.remarks if one.startswith("data.clients")]
+
+    assert remarks(clients=3) == ["data.clients = 3 leaves out the smallest sites: b"]
+    assert remarks() == remarks(clients=4) == []
+
+
+def test_natural_clients_that_are_left_out_are_named_where_there_is_no_table(tmp_path):
+    """Rows of ten clients, 0 to 9, client k with 4 + k rows: seven clients leave out 0, 1 and 2."""
+    ids = np.repeat(np.arange(10), np.arange(4, 14))
+    x = np.arange(2 * len(ids), dtype=np.float32).reshape(-1, 2)
+    np.savez(tmp_path / "rows.npz", x_train=x, y_train=ids % 2, ids=ids, x_test=x, y_test=ids % 2)
+    section = {"source": f"arrays:{tmp_path / 'rows.npz'}", "partition": "natural", "clients": 7}
+    with prepare.federation(parse_study({"method": "fedavg", "data": section})) as folder:
+        (told,) = open_shards(folder).meta.remarks
+    assert told == "data.clients = 7 leaves out the smallest sites: 0, 1, 2"

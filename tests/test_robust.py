@@ -453,6 +453,11 @@ def test_the_servers_step_stays_when_a_rule_is_chosen():
         build(FedAvg, {"aggregator": "median", "aggregator.then": "krum"})
 
 
+def test_clipping_goes_with_the_largest_changes_alone(tmp_path, shards):
+    study = eight("fedavg", "clip", "wire.replies=topk", rounds=6, training={"epochs": 3, "batch_size": 8, "lr": 0.2})
+    assert play(study, tmp_path, shards)["final"]["loss"] < 1.1
+
+
 def test_momentum_goes_on_from_the_robust_update():
     """W = 10, sent and trained to 0, 4 and 9: the median update is -6; v = .1 * 6 and W = 9.4."""
     rule = Median(then=ServerMomentum(beta=0.9))
@@ -488,6 +493,10 @@ REFUSED = {
         r"assume fewer of them to be hostile \(aggregator\.hostile\)"
     ),
     ("fedavg", "median", "participation=0.25"): "aggregator median needs 3 replies, and a round asks 2 clients",
+    ("fedsparsify", "median", "wire.replies=topk"): (
+        "wire.replies = topk: what does not come would be a vote for no change in a rule that compares .*; use "
+        "updates, or aggregator = clip"
+    ),
     ("fedavg", "dnc", "aggregator.remove=4"): "aggregator dnc needs 9 replies, and a round asks 8 clients",
 }
 

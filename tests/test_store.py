@@ -380,7 +380,7 @@ def test_a_run_whose_store_or_checkpoint_is_gone_is_refused(tmp_path, shards):
         with pytest.raises(Stop):
             server.resume(tmp_path / "run", INLINE, shards=shards, watch=stop)
     (tmp_path / "run" / checkpoint.NAME).rename(tmp_path / "away")
-    with pytest.raises(CheckpointError, match="is missing, though 2 exchanges were complete"):
+    with pytest.raises(CheckpointError, match="is missing, though 2 exchanges of the run are recorded"):
         server.resume(tmp_path / "run", INLINE, shards=shards)
     assert len(rows_of(tmp_path / "run")) == 2
     (tmp_path / "away").rename(tmp_path / "run" / checkpoint.NAME)

@@ -122,9 +122,17 @@ def unknown(kind: str, name: str, choices: Iterable[str], *, error: type[Secateu
     "unknown model 'twocn': did you mean 'twocnn'? (known: mlp, twocnn)"
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f": did you mean {near[0]!r}?" if near else ":"
-    return error(f"unknown {kind} {name!r}{hint} (known: {', '.join(known)})")
+    return error(f"unknown {kind} {name!r}{near(name, known) or ':'} (known: {', '.join(known)})")
+
+
+def near(name: str, choices: Iterable[str]) -> str:
+    """Return the nearest of some names as the end of a sentence; empty: none is near.
+
+    >>> near("twocn", ["mlp", "twocnn"])
+    ": did you mean 'twocnn'?"
+    """
+    found = difflib.get_close_matches(name, list(choices), n=1)
+    return f": did you mean {found[0]!r}?" if found else ""
 
 
 def plain(text: str, most: int) -> str:
@@ -143,12 +151,13 @@ def plain(text: str, most: int) -> str:
 
 
 def install(extra: str, *, upgrade: bool = False) -> str:
-    """Return what to type to have an extra of this package: from a clone, since its name on PyPI is another project's.
+    """Return what to type to have an extra of this package, in a clone and from a release.
 
     >>> install("hub")
-    "pip install '.[hub]' in a clone of secateur"
+    "pip install '.[hub]' in a clone of secateur; from a release: pip install 'secateur-fl[hub]'"
     """
-    return f"pip install {'--upgrade ' if upgrade else ''}'.[{extra}]' in a clone of secateur"
+    pip = "pip install --upgrade" if upgrade else "pip install"
+    return f"{pip} '.[{extra}]' in a clone of secateur; from a release: {pip} 'secateur-fl[{extra}]'"
 
 
 def need(module: str, *, extra: str = "", package: str = "") -> ModuleType:

@@ -30,7 +30,7 @@ class Adder:
             if job.get("raises") == client:
                 raise ValueError("two\nlines")
             said.append([client, request.decode(), count])
-        large = np.full(job.get("size", 4), first, np.uint8)
+        large = np.full(job.get("sizes", {}).get(first, job.get("size", 4)), first, np.uint8)
         return [json.dumps([first, said]).encode(), memoryview(large)], [b"%d" % s[2] for s in said]
 
 
@@ -80,6 +80,17 @@ def test_every_task_is_made_once_and_states_are_kept(workers, size):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+def test_small_and_large_results_take_turns_in_any_order(workers):
+    """Large ones lie in one of two rooms by turns, whether those between them were large or small."""
+    sizes = {first: 3_000_000 if first in {1, 2, 4, 7, 8, 10} else 5 for first in range(12)}
+    with engine(workers) as running:
+        for _ in range(2):
+            made, failed = gathered(running, tasks(*[1] * 12), {"sizes": sizes})
+            assert not failed
+            assert {first: large for first, (_, large) in made.items()} == {k: bytes([k]) * n for k, n in sizes.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
 def test_a_worker_that_dies_costs_its_unfinished_task_which_is_done_again_one_by_one(workers):
     with engine(workers) as running:
         gathered(running, tasks(8), {})
@@ -108,6 +119,7 @@ def test_what_cannot_be_gathered_costs_its_task():
 
 def test_the_deadline_names_who_was_under_way_and_who_was_not_asked():
     with engine(1) as running:
+        gathered(running, tasks(1), {})
         begun = time.monotonic()
         made, failed = gathered(running, tasks(1, 2, 2), {"slow": 2}, deadline=3)
         assert time.monotonic() - begun < 30

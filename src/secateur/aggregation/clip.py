@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from secateur.aggregation.robust import Combined, Robust, Weights, client_weights
 from secateur.aggregation.updates import Updates
@@ -24,6 +25,8 @@ class Clip(Robust):
     as its threshold: Xu et al., "Byzantine-robust Federated Learning through Collaborative Malicious Gradient
     Filtering" (SignGuard), arXiv 2109.05872.
     """
+
+    compares: ClassVar[bool] = False
 
     weights: Weights = "rows"
 

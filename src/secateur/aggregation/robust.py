@@ -51,11 +51,13 @@ class Robust(Aggregator):
 
     Attributes:
         serves: how clients may hold the model for the rule to make sense.
+        compares: whether it compares updates entry by entry, so that all of an update must come.
         then: the server's step from the combined update, as it is from the mean: ``mean`` adds it to the weights. A
             study that chooses a rule keeps the step that its method has, unless it says otherwise.
     """
 
     serves: ClassVar[frozenset[Holding]] = frozenset({"shared", "own", "slices"})
+    compares: ClassVar[bool] = True
 
     then: Aggregator = field(default_factory=Mean)
 
@@ -149,6 +151,11 @@ class Judged(Single):
     """
 
     rule: Robust = field(kw_only=True)
+
+    @property
+    def whole(self) -> bool:
+        """Return whether all of an update must come for the rule."""
+        return self.rule.compares
 
     def needs(self, replies: int) -> int:
         """Return how many of so many replies the rule needs at least."""

@@ -22,9 +22,9 @@ from secateur.comparison.suite import Cell, Control, Suite, named, names, parse
 from secateur.errors import ConfigError, NoResultError
 from secateur.federation.opening import forking
 from secateur.report import tables
-from secateur.report.formatting import show
 from secateur.report.gather import RESULT, comparison_lines
 from secateur.report.gather import failed as failure_of
+from secateur.report.terminal import compared
 from secateur.report.verdicts import DENSE, Line
 from secateur.study.shorthand import is_option, written_out
 from secateur.study.study import split_setting
@@ -74,8 +74,7 @@ class Comparison:
         """Return quality and costs of each method, with its differences to its controls."""
         shown = list[RenderableType]()
         for place, here in tables.by_place(self.lines).items():
-            rows = tables.brief(here, here[0].partition, rows=here[0].rows)
-            shown += [show(f"{place}, {len(self.suite.seeds)} seeds", rows), tables.note(here)]
+            shown += [compared(place, here, len(self.suite.seeds)), tables.note(here)]
         missing = [f"No result, and in no figure: {name}: {why}" for name, why in self.failed.items()]
         return Shown(*shown, *missing)
 

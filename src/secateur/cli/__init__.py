@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+import secateur
 from secateur.cli.compare import compare
+from secateur.cli.flower import init, wrap
 from secateur.cli.models import export, list_, predict
 from secateur.cli.report import budget, log, report
 from secateur.cli.runs import resume, run
@@ -15,9 +18,25 @@ from secateur.errors import SecateurError
 
 app = typer.Typer(
     help="Prune neural networks while they train across a federation, and measure what it saves.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-for command in (run, resume, compare, report, log, budget, export, predict):
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 -- as typer calls it
+    if asked:
+        sys.stdout.write(f"secateur {secateur.__version__}\n")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")]
+
+
+@app.callback()
+def _whole(version: Version = False) -> None:  # noqa: FBT002 -- as typer calls it
+    del version
+
+
+for command in (run, resume, compare, report, log, budget, export, predict, init, wrap):
     app.command()(command)
 app.command(name="list")(list_)
 

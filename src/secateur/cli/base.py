@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+
+import typer
+
+import secateur
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Flags = TypeVar("Flags")
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the last line and errors only.")]
 
 
 def bundled(command: Callable[[Flags], None]) -> Callable[..., None]:
@@ -41,8 +47,15 @@ def warm(workers: int | None = None) -> None:
         warm()
 
 
-def new_console() -> Console:
-    """Return a console on standard output."""
+def new_console(*, quiet: bool = False) -> Console:
+    """Return a console on standard output; a quiet one prints nothing."""
     from rich.console import Console  # noqa: PLC0415
 
-    return Console()
+    return Console(quiet=quiet)
+
+
+def begin(what: str, *, quiet: bool) -> None:
+    """Say at once which version does what, before the imports that take a second or more."""
+    if not quiet:
+        sys.stdout.write(f"secateur {secateur.__version__}: {what}\n")
+        sys.stdout.flush()

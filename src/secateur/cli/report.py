@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
-    out: Annotated[Optional[Path], typer.Option(help="The page's folder; default: page in the first folder")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option(help="The page's folder; default: page in the first folder")] = None,
     images: Annotated[bool, typer.Option(help="Write every figure as SVG and PNG too.")] = False,  # noqa: FBT002
-    markdown: Annotated[Optional[Path], typer.Option(help="Write comparisons' tables here as NAME.md instead")] = None,  # noqa: UP045
-    link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
+    markdown: Annotated[Path | None, typer.Option(help="Write comparisons' tables here as NAME.md instead")] = None,
+    link: Annotated[str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,
     watch: Annotated[float, typer.Option(help="Seconds between new pages, until all runs have ended; 0: once.")] = 0.0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page.")] = True,  # noqa: FBT002
 ) -> None:
@@ -66,12 +66,12 @@ def log(
 def budget(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
     megabytes: Annotated[float, typer.Option(help="What one client may carry, both ways, in 10^6 bytes")],
-    link: Annotated[Optional[str], typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,  # noqa: UP045
+    link: Annotated[str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,
 ) -> None:
     """Say which of these runs keep every client within a budget of bytes, the best first."""
     from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import tables  # noqa: PLC0415
-    from secateur.report.formatting import show  # noqa: PLC0415
+    from secateur.report.fitted import Fitted  # noqa: PLC0415
     from secateur.report.gather import (  # noqa: PLC0415
         gather,
     )
@@ -81,7 +81,7 @@ def budget(
     _say_unchecked(subjects)
     fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
-        new_console().print(show(f"within {megabytes:g} MB a client", tables.budget_table(fits)))
+        new_console().print(Fitted(f"within {megabytes:g} MB a client", tables.budget_table(fits), drop=("partition",)))
     names = ", ".join(f"{line.name} ({line.partition})" for line in over)
     new_console().print(f"Over {megabytes:g} MB: {names or 'none'}", highlight=False, soft_wrap=True)
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import functools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
+from importlib import resources, util
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from secateur import cost, methods
+from secateur import methods
 from secateur.bandwidth import Bandwidth
 from secateur.comparison.crossing import crossed
+from secateur.comparison.networks import network
 from secateur.data import sources
 from secateur.data.shards import Shape, Shards
 from secateur.errors import ConfigError, check, unknown
-from secateur.federation.client import example, make_model, make_setting
 from secateur.methods.kit.composition import Composition
 from secateur.methods.kit.personal import Personal
-from secateur.methods.narrow import Narrow
 from secateur.pruning.mask import Mask
-from secateur.pruning.roles import stored
-from secateur.pruning.structure import plan, sizes
 from secateur.study.options import dotted
-from secateur.study.sections import ModelSection
+from secateur.study.own import located, reached
 from secateur.study.study import Study, assign, parse_study, read_toml, split_setting
 
 Control = Literal["dense", "random", "ramped", "shuffled", "narrow"]
@@ -100,13 +96,18 @@ class Suite(BaseModel):
             check(value is None or value >= 1, name=name, value=value, must="be at least 1")
         more = range(max(self.seeds) + 1, max(self.seeds) + 1 + (seeds or 0))
         common = dict(self.common) if rounds is None else {**self.common, "rounds": rounds}
-        return self.model_copy(
-            update={
-                "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
-                "partitions": list(partitions or self.partitions),
-                "common": common | dict(split_setting(setting) for setting in settings),
-            }
-        )
+        changes = {
+            "seeds": [*self.seeds, *more][: seeds or len(self.seeds)],
+            "partitions": list(partitions or self.partitions),
+            "common": common | dict(split_setting(setting) for setting in settings),
+        }
+        return self.model_copy(update=changes).located()
+
+    def located(self) -> Suite:
+        """Return the suite with the modules of files of one's own that it names; see ``study.own``."""
+        where = located({**self.common, "data.source": self.source})
+        changes = {"source": where.pop("data.source"), "common": where}
+        return self.model_copy(update={**changes, "variants": {k: located(v) for k, v in self.variants.items()}})
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def parse(values: Mapping[str, Any], name: str) -> Suite:
         ConfigError: one of its settings is wrong.
     """
     try:
-        return Suite.model_validate(crossed(values))
+        return Suite.model_validate(crossed(values)).located()
     except ValidationError as broken:
         first = broken.errors()[0]
         raise ConfigError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}") from broken
@@ -187,15 +188,16 @@ def chosen(words: Sequence[str], data: str | None = None) -> tuple[Suite, str | 
         method, _, rest = word.partition(":")
         if method.endswith(".toml") or method in names():
             raise ConfigError(f"{word}: a suite is compared by itself; to compare several, name methods")
-        if "." not in method and method not in methods.names():
+        method = str(located({"method": method})["method"])
+        if "." not in method and method not in methods.names() and util.find_spec(method) is None:
             raise unknown("suite or method", method, [*names(), "FILE.toml", *methods.names()])
         settings = dict(split_setting(setting, word) for setting in rest.split(",") if setting)
         name = named(method, settings)
         if name in variants:
             raise ConfigError(f"{name!r} is compared twice: {word}")
-        variants[name] = {"method": method, **settings}
+        variants[name] = {"method": word.partition(":")[0], **settings}
     title = f"{', '.join(dict.fromkeys(one['method'] for one in variants.values()))} on {source}"
-    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants), None
+    return Suite(title=title, source=source, partitions=[known.data.partition], variants=variants).located(), None
 
 
 def named(method: str, settings: Mapping[str, Any]) -> str:
@@ -267,7 +269,7 @@ def _study(settings: Mapping[str, Any]) -> Study:
     values: dict[str, Any] = {}
     for path, value in settings.items():
         assign(values, f"{path}={value}")
-    return parse_study(values)
+    return parse_study(reached(values))
 
 
 def personal(made: Study) -> bool:
@@ -299,7 +301,7 @@ def dense_name(suite: Suite, dense: Study) -> str:
     'FedAvg, lr 0.2'
     """
     where = {"data.source": dense.data.source, "data.partition": dense.data.partition, "seed": dense.seed}
-    heads = Study.model_fields.keys() - {"method", "options"}
+    heads = Study.model_fields.keys() - {"method", "options", "code"}
     common = {path: value for path, value in suite.common.items() if path.split(".")[0] in heads}
     plain = _study({**common, **where, "method": "fedavg"})
     return ", ".join(["FedAvg", *differences(dense, [plain])])
@@ -352,15 +354,15 @@ def controls(suite: Suite, cell: Cell, mask: Mask | None, final: Mapping[str, An
         sparsity = float(final.get("local_sparsity", 0.0))
         options = {"random": ("random", _at_once(sparsity))} if sparsity else {}
     elif mask and not all(bool(kept.all()) for kept in mask.values()):
-        network = _network(made.model.model_dump_json(), Shape.of(shards))
-        counts = [int(mask[name].sum()) if name in mask else size for name, size in network.weights.items()]
-        sparsity = 1 - sum(counts) / sum(network.weights.values())
+        sized = network(made.model.model_dump_json(), Shape.of(shards))
+        counts = [int(mask[name].sum()) if name in mask else size for name, size in sized.weights.items()]
+        sparsity = 1 - sum(counts) / sum(sized.weights.values())
         given = {"allocation": "given", "allocation.kept": ",".join(map(str, counts))}
         options = {"random": ("random", _at_once(sparsity)), "shuffled": ("random", {**_at_once(sparsity), **given})}
         if ramp := _ramp(made, sparsity):
             options["ramped"] = ("random", ramp)
-        if network.macs:
-            width = min(network.macs, key=lambda width: abs(network.macs[width] - float(final["macs"])))
+        if sized.macs:
+            width = min(sized.macs, key=lambda width: abs(sized.macs[width] - float(final["macs"])))
             options["narrow"] = ("narrow", {"width": width})
     return [
         Cell(cell.partition, cell.variant, cell.seed, _changed(base, options[name], shared), name)
@@ -392,29 +394,3 @@ def _changed(base: Study, what: tuple[str, dict[str, Any]], shared: Mapping[str,
     method, options = what
     given = options if method == "narrow" else {**options, **shared}
     return base.model_copy(update={"method": method, "options": given}).complete()
-
-
-@dataclass(frozen=True)
-class _Network:
-    """The size of each prunable weight, and the MACs at each width in 64ths (empty if no units can be removed)."""
-
-    weights: Mapping[str, int]
-    macs: Mapping[float, int]
-
-
-@functools.lru_cache
-def _network(section: str, shape: Shape) -> _Network:
-    """Return the sizes and MACs that controls need of a model; cached, as tracing takes a second."""
-    made = Study(model=ModelSection.model_validate_json(section))
-    model, inputs = make_model(made, shape), example(shape)
-    setting, uses = make_setting(made, model, 1, inputs), cost.uses(model, inputs)
-    shapes = {name: tuple(tensor.shape) for name, tensor in stored(model).items()}
-
-    def macs(width: float) -> int:
-        narrow = Narrow(width)
-        mask = narrow.mask(setting, narrow.leading(setting, width))
-        return cost.physical(uses, sizes(shapes, plan(mask, setting.layout.groups)))
-
-    steps = [step / 64 for step in range(1, 65)] if setting.layout.layers else []
-    weights = {name: setting.specs[name].size for name in setting.layout.names("weight")}
-    return _Network(weights, {width: macs(width) for width in steps})

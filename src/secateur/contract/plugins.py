@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Iterable
 from typing import TypeVar
 
-from secateur.errors import ConfigError, unknown
+from secateur.errors import ConfigError, SecateurError, unknown
 
 Base = TypeVar("Base")
 
@@ -42,6 +42,11 @@ def find_class(kind: str, name: str, base: type[Base], *, package: str, known: l
     except ImportError as broken:
         moved = "; docs/migration.md says where it lies now" if str(broken.name).startswith("secateur") else ""
         raise ConfigError(f"{kind} {name!r} cannot be imported: {broken}{moved}") from broken
+    except SecateurError:
+        raise
+    except Exception as broken:  # importing runs anyone's code
+        text = f"{type(broken).__name__}: {' '.join(str(broken).split())}"
+        raise ConfigError(f"{kind} {name!r}: importing it failed: {text}") from broken
     classes = [
         thing
         for _, thing in inspect.getmembers(module, inspect.isclass)

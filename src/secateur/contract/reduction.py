@@ -73,6 +73,11 @@ class Reduction(ABC):
             ConfigError: the text says what does not fit, and what to do.
         """
 
+    @property
+    def whole(self) -> bool:
+        """Return whether replies are compared entry by entry, where one that did not come (``topk``) would be a lie."""
+        return False
+
     def needs(self, replies: int) -> int:
         """Return how many of so many replies the result needs at least; with fewer, the exchange is asked again."""
         del replies

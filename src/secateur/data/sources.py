@@ -26,6 +26,21 @@ __all__ = ["DataInfo", "Kind", "Source", "embedded", "folder_of", "load", "names
 Options = TypeVar("Options")
 
 
+_IDX = "idx:FOLDER with its four files (train-images-idx3-ubyte ...) in FOLDER, or hub:{}"
+_CIFAR10 = "cifar10:FOLDER with the files of its binary version in FOLDER, or hub:uoft-cs/cifar10"
+_WRITTEN = {
+    "mnist": _IDX.format("ylecun/mnist"),
+    **dict.fromkeys(("fashionmnist", "fmnist"), _IDX.format("zalando-datasets/fashion_mnist")),
+    **dict.fromkeys(("cifar", "cifar10"), _CIFAR10),
+    "cifar100": "hub:uoft-cs/cifar100",
+    "shakespeare": "text:FILE with the plays in FILE",
+    "csv": "table:FILE.csv",
+    "parquet": "table:FILE.parquet",
+    "npz": "arrays:FILE.npz",
+}
+"""What to write for data that are called by their own names: letters and figures of the name only."""
+
+
 def names() -> dict[str, DataInfo]:
     """Return the formats of this package by name, those that need no folder first."""
     infos = {}
@@ -93,6 +108,8 @@ def load(
         source = _load_with(name, *argument.partition(":")[::2], seed, options)
     elif name and Path(spec).expanduser().exists():
         raise DataError(f"data {spec!r} is a path: write what it is before it, such as table:{spec} or images:{spec}")
+    elif (usual := _WRITTEN.get("".join(filter(str.isalnum, name.lower())))) is not None:
+        raise DataError(f"data {spec!r}: write {usual}")
     else:
         raise unknown("data source", name, known, error=DataError)
     return checked(replace(source, task=task) if task else source, spec, whole=whole)
@@ -158,6 +175,11 @@ def options_of(spec: str) -> frozenset[str]:
     return frozenset(get_type_hints(kind)) if kind else frozenset()
 
 
+def options_kind(name: str) -> type[Any] | None:
+    """Return the dataclass of the options that a format of this package takes; None: it takes none."""
+    return _kind(_format(name))
+
+
 def _as(hint: object, value: object) -> object:
     """Return an option's value as text, or a tuple of texts where its type is one, for pydantic to make numbers of."""
     if get_origin(hint) is tuple:
@@ -173,17 +195,23 @@ def _load_with(module: str, function: str, folder: str, seed: int, options: Mapp
         if missing.name != module.partition(".")[0]:
             raise DataError(f"data {module}:{function}: {missing}") from missing
         raise unknown("data source", module, names(), error=DataError) from missing
+    except SecateurError:
+        raise
+    except Exception as broken:  # importing runs anyone's code
+        raise DataError(f"data {module}:{function}: importing {module} failed: {_line(broken)}") from broken
     try:
         source = _call(getattr(loaded, function), f"{module}:{function}", folder, seed, options)
     except SecateurError:
         raise
     except (Exception, SystemExit) as broken:
-        raise DataError(
-            f"data {module}:{function}: {type(broken).__name__}: {' '.join(str(broken).split())}"
-        ) from broken
+        raise DataError(f"data {module}:{function}: {_line(broken)}") from broken
     if not isinstance(source, Source):
         raise DataError(f"data {module}:{function} returned {type(source).__name__}, not a secateur.data.Source")
     return source
+
+
+def _line(broken: BaseException) -> str:
+    return f"{type(broken).__name__}: {' '.join(str(broken).split())}"
 
 
 def folder_of(argument: str, name: str) -> Path:

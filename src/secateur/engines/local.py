@@ -207,7 +207,7 @@ class _Exchange:
         self.tasks = enumerate(tasks)
         self.job = job
         self.deadline = deadline
-        self.end = None if deadline is None else time.monotonic() + deadline
+        self.end: float | None = None  # no deadline, or not begun yet
         self.hand = deque[tuple[int, Task]]()  # tasks that wait for a free worker
         self.again = deque[tuple[int, Task]]()  # and those whose worker died
         self.deaths: dict[tuple[int, ...], int] = {}
@@ -217,6 +217,8 @@ class _Exchange:
         self.exhausted = False
 
     def run(self) -> Iterator[_Answer]:
+        self._staff()  # to start the first process may take many seconds, which are no client's
+        self.end = None if self.deadline is None else time.monotonic() + self.deadline
         while True:
             self._staff()
             if not self.open and self.exhausted:

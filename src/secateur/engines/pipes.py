@@ -82,8 +82,9 @@ def _heard(room: Callable[[], Room]) -> _Steps[Heard]:
     items = yield from _items()
     if not items or items[-1][0] != MADE:
         return items, []
+    here = room()  # the next in turn, also where the result is small enough for the pipe
     where, *sizes = (number for (number,) in _PLACE.iter_unpack((yield)))
-    return items[:-1], room().read(sizes) if where < 0 else _apart(memoryview((yield)), sizes)
+    return items[:-1], here.read(sizes) if where < 0 else _apart(memoryview((yield)), sizes)
 
 
 class Channel:
@@ -93,7 +94,7 @@ class Channel:
 
     Args:
         pipe: the server's end; closed with the channel.
-        room: returns where the next large result lies.
+        room: called for each result; returns where it lies if it is large.
     """
 
     def __init__(self, pipe: Connection, room: Callable[[], Room]) -> None:

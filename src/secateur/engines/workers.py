@@ -41,6 +41,7 @@ CLIENT = ("secateur.federation.gathering",)
 """What workers that serve clients import."""
 _THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**25)}
+_OWN = {"PYTHONSAFEPATH": "1"}  # a file of the current folder is never taken for a module of Python itself
 _PATIENCE = 1.0
 Asked = tuple[int, bytes, bytes | None]
 
@@ -55,7 +56,7 @@ def for_workers() -> Iterator[None]:
     environment is put back. Python's warning of processes that are forked beside threads is silenced: those of ours
     take no lock that a thread may have held.
     """
-    wanted = {**_THREADS, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
+    wanted = {**_THREADS, **_OWN, **{name: os.environ.get(name, value) for name, value in _MEMORY.items()}}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
@@ -278,7 +279,7 @@ class Worker:
         return self.channel.hear()
 
     def _next_room(self) -> Room:
-        """Return where the process has written its next large result, or would have."""
+        """Return where the process has written its next result, if it is large."""
         self._turn += 1
         return self._rooms[(self._turn - 1) % 2]
 

@@ -30,7 +30,7 @@ from secateur.export.asked import answer_of, inputs_of, taken
 from secateur.export.by_column import OUTPUT, READING_KEY, SCHEMA_KEY, SHAPE_KEY, by_column, cells_of, describe, reading
 from secateur.export.deployed import deployed, undone
 from secateur.federation import checkpoint, client, prepare, seals
-from secateur.federation.folder import PLAN, SUMMARY
+from secateur.federation.folder import PLAN, SUMMARY, read_study
 from secateur.federation.records import METRIC
 from secateur.learning import resident
 from secateur.learning.task import Data
@@ -79,11 +79,12 @@ def read(folder: Path) -> Shipped:
     Raises:
         CheckpointError: the run is not finished, its files are damaged, or an older version made it.
     """
+    code = read_study(folder).code
     tensors, mask, about = checkpoint.shipped(folder)
     if "shape" not in about:
         raise CheckpointError(f"{folder} was made by an older version, which did not keep the shape of its data")
     try:
-        study = parse_study(tomllib.loads(about["study"]))
+        study = parse_study({**tomllib.loads(about["study"]), "code": code})
         facts = json.loads(about["shape"])
         shape = Shape(**{**facts, "input_shape": tuple(facts["input_shape"])})
         summary = seals.document(folder, SUMMARY)

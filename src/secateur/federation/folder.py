@@ -6,9 +6,10 @@ import itertools
 import logging
 from pathlib import Path
 
-from secateur.errors import CheckpointError, ConfigError
+from secateur.errors import CheckpointError, ConfigError, near
 from secateur.federation import checkpoint, ledger, seals
 from secateur.federation.records import Row
+from secateur.study.own import reached
 from secateur.study.study import Study, parse_study, read_toml
 
 STUDY = "study.toml"
@@ -17,6 +18,7 @@ PLAN = "plan.json"
 SUMMARY = "summary.json"
 FAILURE = "failure.json"
 LOG = "run.log"
+_SHOWN = 3
 
 FAILED = "failed"
 """The key, in ``failure.json``, of what ended a run without a result; all else is as in a summary."""
@@ -50,20 +52,42 @@ def reserve(folder: Path, study: Study) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as broken:
             raise ConfigError(f"cannot make the run folder {folder}: {broken.strerror}") from broken
-        checkpoint.put(folder, STUDY, study.to_toml().encode())
+        checkpoint.put(folder, STUDY, study.to_toml(folder).encode())
 
 
 def read_study(folder: Path, *, edited: bool = False) -> Study:
-    """Return the study of a run folder; ``edited``: also one that was changed since the run began.
+    """Return the study of a run folder; the code of one's own that it names can be imported then.
+
+    Args:
+        folder: of the run.
+        edited: also one that was changed since the run began.
 
     Raises:
         CheckpointError: the folder holds no run, or the study is damaged or was edited.
+        ConfigError: a setting is wrong, or code of one's own is not where it was.
     """
     if not (folder / STUDY).exists():
-        raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing")
+        raise CheckpointError(f"{folder} holds no run: {folder / STUDY} is missing{_instead(folder)}")
     if not edited:
         seals.checked(folder, STUDY)
-    return parse_study(read_toml(folder / STUDY))
+    return parse_study(reached(read_toml(folder / STUDY), folder))
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """Return the folders of runs in a folder, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{STUDY}"))
+
+
+def _instead(folder: Path) -> str:
+    """Return what to do about a folder that holds no run, as the end of a sentence."""
+    if not folder.is_dir():
+        return f"; there is no such folder{near(folder.name, (one.name for one in runs_in(folder.parent)))}"
+    if found := runs_in(folder):
+        more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+        return f"; it holds runs, name one of them: {', '.join(map(str, found[:_SHOWN]))}{more}"
+    if runs_in(folder / "runs"):
+        return f"; it holds a comparison, whose runs are in {folder / 'runs'}"
+    return ""
 
 
 def read_records(folder: Path) -> list[Row]:

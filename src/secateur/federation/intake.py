@@ -99,6 +99,11 @@ class Job:
         if trains and wire.replies == "topk":
             if expects.mask in {"optional", "required"}:
                 raise ConfigError("wire.replies = topk: this method's clients send masks of their own; use updates")
+            if any(reduction.whole for reduction in (ask.reduce or {}).values()):
+                raise ConfigError(
+                    "wire.replies = topk: what does not come would be a vote for no change in a rule that compares "
+                    "clients' updates; use updates, or aggregator = clip"
+                )
             floats = frozenset(n for n, spec in expects.tensors.items() if spec.dtype == torch.float32)
             expects = replace(expects, mask="required", maskable=floats, within=expects.mask == "same")
         known = ask.expects.known is not None or ask.slices is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 import sys
 import sysconfig
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import secateur
 from secateur.federation import seals
 from secateur.study.study import Study
 
@@ -30,7 +30,7 @@ def origin(study: Study) -> Origin:
     """Return what a run of a study is made of."""
     return {
         "study": study.hash(),
-        "version": importlib.metadata.version(PACKAGE),
+        "version": secateur.__version__,
         "code": {name: seals.digest(path.read_bytes()) for name, path in sorted(code(study).items())},
     }
 

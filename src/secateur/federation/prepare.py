@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import secateur
 from secateur.data import Source, load, names
 from secateur.data.partition import partition
 from secateur.data.schema import Schema
@@ -32,6 +33,8 @@ from secateur.study.study import Study
 
 _ROWS = "secateur-rows-"
 _SETTLED = 600.0  # seconds after which a folder that nobody holds is one that was left
+
+_SHOWN = 8  # sites that a remark names
 
 Marks = tuple[tuple[str, int, int, str], ...]
 
@@ -235,6 +238,9 @@ def _simulated(study: Study, folder: Path) -> None:
     ids = None if source.ids is None else source.ids[rest]
     drawn = partition(source.y_train[rest], ids, section.partition, clients=section.clients, seed=study.seed)
     parts = [rest[part] for part in drawn]
+    if section.partition == "natural" and ids is not None:
+        sites = source.table.sites if source.table else None
+        source = replace(source, remarks=(*source.remarks, *_dropped(ids, drawn, sites)))
     if source.table is not None:
         source, agreed = tables.simulated(study, source, source.table, parts)
         tables.write(folder, agreed.schema, agreed.rows)
@@ -246,8 +252,25 @@ def _simulated(study: Study, folder: Path) -> None:
     )  # fmt: skip
 
 
+def _dropped(ids: np.ndarray, drawn: Sequence[np.ndarray], sites: Sequence[str] | None) -> list[str]:
+    """Return a remark that names the natural clients of which a partition drops all rows, or nothing.
+
+    Args:
+        ids: the natural client of each row.
+        drawn: the rows of each client.
+        sites: the name of each natural client, by its id; None: the id is the name.
+    """
+    kept = np.unique(np.concatenate([ids[part] for part in drawn]))
+    gone = np.setdiff1d(ids, kept)
+    if not len(gone):
+        return []
+    names = [str(one) if sites is None else sites[one] for one in gone[:_SHOWN]]
+    more = f" and {len(gone) - _SHOWN} more" if len(gone) > _SHOWN else ""
+    return [f"data.clients = {len(kept)} leaves out the smallest sites: {', '.join(names)}{more}"]
+
+
 def _once(cache: Path, key: object, make: Callable[[Path], None]) -> Path:
-    name = hashlib.sha256(json.dumps([importlib.metadata.version("secateur"), LAYOUT, key]).encode()).hexdigest()[:16]
+    name = hashlib.sha256(json.dumps([secateur.__version__, LAYOUT, key]).encode()).hexdigest()[:16]
     folder = cache / name
     if folder.exists():
         return folder

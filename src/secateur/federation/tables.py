@@ -51,10 +51,6 @@ def simulated(study: Study, source: Source, table: RawTable, parts: Sequence[np.
         who = min(left)
         raise DataError(f"client {who} ({_sites(table, table.ids[parts[who]])}): {left[who]}")
     made = made_by(agreed.schema, source, table, study)
-    absent = np.setdiff1d(table.ids, np.concatenate([table.ids[rows] for rows in parts]))
-    if len(absent):
-        dropped = f"data.clients = {len(parts)} leaves out the smallest sites: {_sites(table, absent)}"
-        made = replace(made, remarks=(*made.remarks, dropped))
     test = np.concatenate(held["local"])
     return replace(made, x_test=made.x_train[test], y_test=made.y_train[test]), agreed
 

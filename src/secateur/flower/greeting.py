@@ -7,13 +7,13 @@ node: the server goes by what most of them say (``most_say``).
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+import secateur
 from secateur.data.shards import Shape
 from secateur.errors import EngineError, SecateurError, plain
 from secateur.federation.client import Participant
@@ -103,7 +103,7 @@ def read(about: Mapping[str, Any]) -> Greeting:
     if spoken != head.VERSION or isinstance(spoken, bool):
         raise GreetingError(
             f"it has secateur {_shown(version)} (wire version {_shown(spoken)}), this server "
-            f"{importlib.metadata.version('secateur')} ({head.VERSION}): install the same on both"
+            f"{secateur.__version__} ({head.VERSION}): install the same on both"
         )
     facts = {name: given.pop(name) for name in Rows.model_fields if name in given}
     if facts or "holds" not in given:
@@ -135,7 +135,7 @@ def facts_of(participant: Participant) -> About:
 
 def about_this() -> About:
     """Return what this side says of the package."""
-    return {"secateur": importlib.metadata.version("secateur"), "wire": head.VERSION}
+    return {"secateur": secateur.__version__, "wire": head.VERSION}
 
 
 def unlike(said: Rows | None, ours: Rows) -> str | None:

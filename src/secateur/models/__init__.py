@@ -71,12 +71,12 @@ def build(
         ModelError: the model is unknown, its options do not fit, it cannot take such inputs, or its parameters cannot
             be trained and exchanged; see ``trial``.
     """
-    factory = find(name)
+    made_by = find(name)
     options = dict(options or {})
-    _check_options(name, factory, options)
+    _check_options(name, made_by, options)
     with global_streams(seed, "init"):
         try:
-            model = _module(name, factory(input_shape, outputs, **options))
+            model = _module(name, made_by(input_shape, outputs, **options))
             trial.check_eager(model)
             trial.take_shapes(model, input_shape, tokens=tokens)
             trial.check_parameters(model)
@@ -127,10 +127,10 @@ def initialise(model: nn.Module, scheme: str) -> None:
 
 
 def find(name: str) -> Factory:
-    """Return the factory of a name of ``names``, or of anyone's own ``module:factory``.
+    """Return what makes a model, of a name of ``names`` or of anyone's own ``module:factory``.
 
     Raises:
-        ModelError: there is none.
+        ModelError: there is no such model, or its module cannot be imported.
     """
     if ":" not in name:
         if name not in _factories():
@@ -142,16 +142,16 @@ def find(name: str) -> Factory:
     if not attribute or not all(part.isidentifier() for part in module.split(".")):
         raise ModelError(f"model {name!r}: give your own model as module:factory, for example my_models:net")
     try:
-        factory: Factory = getattr(importlib.import_module(module), attribute)
+        found: Factory = getattr(importlib.import_module(module), attribute)
     except SecateurError:
         raise
     except (ImportError, AttributeError) as broken:
         raise ModelError(f"model {name!r}: {broken}; give it as module:factory") from broken
     except Exception as broken:  # importing runs anyone's code
         raise ModelError(f"model {name!r}: importing {module} failed: {_line(broken)}") from broken
-    if not callable(factory):
+    if not callable(found):
         raise ModelError(f"model {name!r}: {attribute} is not callable")
-    return factory
+    return found
 
 
 def _module(name: str, made: object) -> nn.Module:
@@ -160,9 +160,9 @@ def _module(name: str, made: object) -> nn.Module:
     return made
 
 
-def _check_options(name: str, factory: Factory, options: Mapping[str, Any]) -> None:
+def _check_options(name: str, made_by: Factory, options: Mapping[str, Any]) -> None:
     try:
-        accepted = inspect.signature(factory).parameters
+        accepted = inspect.signature(made_by).parameters
     except ValueError:  # a factory written in C has none; calling it will tell
         return
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from rich.table import Table
-
 from secateur.report.statistics import Interval
 
 Cells = Mapping[str, str]
@@ -52,16 +50,6 @@ def plain(value: float) -> str:
 def seconds(value: float) -> str:
     """Return seconds with three significant digits."""
     return f"{value:.3g} s"
-
-
-def show(title: str, rows: Sequence[Cells]) -> Table:
-    """Return a table for the terminal; ``rows`` all have the same columns."""
-    table = Table(title=title)
-    for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if not number else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
-    return table
 
 
 def markdown(rows: Sequence[Cells]) -> str:

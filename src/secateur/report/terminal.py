@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,14 +18,16 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
 from secateur.federation.folder import FAILED
 from secateur.federation.records import BELOW, EMPTIED, by_reason, emptied, listing
 from secateur.learning.metrics import metric_of
+from secateur.report import tables
 from secateur.report.fairness import worst_tenth
+from secateur.report.fitted import Fitted
 from secateur.report.formatting import amount, size
+from secateur.report.verdicts import Line
 
 Row = Mapping[str, Any]
 
@@ -129,26 +132,43 @@ def _facts(row: Row, sent: int) -> str:
     return f"{quality}sparsity {row['sparsity']:.2f} {size(sent)}"
 
 
-def comparison(summary: Row, dense: Row | None) -> Table:
+def comparison(summary: Row, dense: Row | None) -> Fitted:
     """Return the table at the end of a run, with a column for its dense twin where there is one."""
     said = [*emptied(summary["final"].get(EMPTIED, [])), *_left_out(summary)]
-    caption = Text("\n".join(said), justify="left") if said else None
-    table = Table(title=f"{summary['method']}, study {summary['study']}", caption=caption)
-    table.add_column("")
-    table.add_column(summary["method"], justify="right")
-    if dense is not None:
-        table.add_column("dense FedAvg", justify="right")
-        table.add_column("ratio", justify="right")
     worst = _WORST.format(metric_of(summary["final"]).name)
+    others = {} if dense is None else {name: number for name, number, _ in _lines(dense)}
+    rows = []
     for label, value, shown in _lines(summary):
-        other = {name: number for name, number, _ in _lines(dense)} if dense is not None else {}
-        cells = [label, shown(value)]
+        cells = {"": label, summary["method"]: shown(value)}
         if dense is not None:
-            twin = other.get(label)
-            cells.append("" if twin is None else shown(twin))
-            cells.append(f"{value / twin:.3f}" if twin else "")
-        table.add_row(*cells, end_section=label in {worst, *_SECTIONS})
-    return table
+            twin = others.get(label)
+            cells[_DENSE] = "" if twin is None else shown(twin)
+            cells[_RATIO] = f"{value / twin:.3f}" if twin else ""
+        rows.append(cells)
+    title = f"{summary['method']}, study {summary['study']}"
+    return Fitted(title, rows, drop=(_RATIO,), ends={worst, *_SECTIONS}, caption="\n".join(said))
+
+
+_DROP = ("client seconds", "to narrow", "to shuffled", "to ramped", "to random", "to dense")
+"""The columns of a comparison that go where a terminal has no room for all, the first first."""
+
+
+def compared(place: str, lines: Sequence[Line], seeds: int) -> Fitted:
+    """Return the table of one place of a comparison: quality, differences to controls, and costs of each variant."""
+    rows = tables.brief(lines, lines[0].partition, rows=lines[0].rows)
+    return Fitted(f"{place}, {seeds} seed{'s' if seeds > 1 else ''}", rows, drop=_DROP)
+
+
+def last_line(summary: Row, folder: Path) -> str:
+    """Return a run's result in one line: quality, sparsity, bytes both ways, and where it lies."""
+    final, metric = summary["final"], metric_of(summary["final"])
+    local = final["local"]
+    quality = final.get(metric.name, statistics.mean(local) if local else None)
+    sent = sum(costs["bytes_down"] + costs["bytes_up"] for costs in summary["phases"].values())
+    facts = [f"sparsity {final['sparsity']:.3f}", size(sent), str(folder)]
+    return f"{summary['method']}: " + ", ".join(
+        [*([] if quality is None else [f"{metric.name} {quality:.4f}"]), *facts]
+    )
 
 
 def failure(summary: Row) -> Group:
@@ -156,16 +176,12 @@ def failure(summary: Row) -> Group:
     head = Text(f"{summary['method']}, study {summary['study']}: no result: {summary[FAILED]}", style="bold")
     if not summary["phases"]:
         return Group(head)
-    table = Table()
-    table.add_column("")
-    table.add_column("", justify="right")
-    for text in _left_out(summary):
-        table.add_row(Text(text), "")
-    for label, value, shown in _costs(summary["phases"]):
-        table.add_row(label, shown(value))
-    return Group(head, table)
+    rows = [{"": text, "spent": ""} for text in _left_out(summary)]
+    rows += [{"": label, "spent": shown(value)} for label, value, shown in _costs(summary["phases"])]
+    return Group(head, Fitted("", rows))
 
 
+_DENSE, _RATIO = "dense FedAvg", "ratio"
 _WORST = "local {}, worst tenth"
 _SECTIONS = {
     "sparsity of all parameters",

@@ -14,13 +14,13 @@ import pkgutil
 import re
 import sys
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from secateur.aggregation import Aggregator
-from secateur.errors import ConfigError, check_verbs, unknown, verbs
+from secateur.errors import ConfigError, SecateurError, check_verbs, unknown, verbs
 
 Made = typing.TypeVar("Made")
 
@@ -101,10 +101,23 @@ def naming(options: Mapping[str, Option]) -> dict[str, Option]:
     return {path: value for path, value in options.items() if path.split(".")[0] != "recovery"} | earlier
 
 
-def build(cls: type[Made], options: Mapping[str, Option]) -> Made:
-    """Return ``cls()`` with its options set by path; a slot is set before the options inside it."""
+def build(cls: type[Made], options: Mapping[str, Option], elsewhere: Iterable[str] = ()) -> Made:
+    """Return ``cls()`` with its options set by path; a slot is set before the options inside it.
+
+    Args:
+        cls: a frozen dataclass.
+        options: values by path.
+        elsewhere: paths of other settings, which an unknown option may have been meant to be.
+
+    Raises:
+        ConfigError: an option is unknown, or its value is wrong.
+    """
     made: Made = _construct(cls, {}, cls.__name__)
     for path in sorted(options, key=lambda p: (p.count("."), p)):
+        if "." not in path and path not in _values(made):
+            ends = [one for one in (*flatten(made), *elsewhere) if one.rpartition(".")[2] == path]
+            if ends:
+                raise ConfigError(f"unknown option of {cls.__name__} {path!r}: did you mean {' or '.join(ends)}?")
         made = _replace(made, path.split("."), options[path], path)
     return made
 
@@ -160,8 +173,10 @@ def _slot_class(slot: type, name: str, full: str) -> type:
     module, _, attribute = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as broken:
-        raise ConfigError(f"{full} = {name!r}: {broken}") from broken
+    except SecateurError:
+        raise
+    except Exception as broken:  # importing runs anyone's code
+        raise ConfigError(f"{full} = {name!r}: {type(broken).__name__}: {' '.join(str(broken).split())}") from broken
     if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
         raise ConfigError(f"{full} = {name!r}: a slot's value must be a frozen dataclass")
     check_verbs(found, slot, name=f"{full} = {name!r}")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from secateur.pruning.discovery import How
 from secateur.study.options import Option
+from secateur.study.usual import SOURCE
 
 
 class Section(BaseModel):
@@ -37,7 +38,7 @@ class DataSection(Section):
             images.
     """
 
-    source: str = "digits"
+    source: str = SOURCE
     clients: int = Field(default=20, ge=0, le=1_000_000)
     partition: str = "pathological:2"
     test_fraction: float = Field(default=0.2, ge=0, lt=1)

@@ -34,7 +34,9 @@ from secateur.learning.task import find as find_task
 from secateur.study.attack import Hostile
 from secateur.study.faults import config_error
 from secateur.study.options import Option, build, dotted, flatten, naming, renamed
+from secateur.study.own import relative
 from secateur.study.sections import DataSection, ModelSection, Section
+from secateur.study.usual import METHOD
 from secateur.wire.settings import Wire
 
 _BOUNDS, _NORMS, _ON = "bounds", "norms", "on"
@@ -63,12 +65,13 @@ class Study(Section):
         attack: what hostile clients do, in a simulation: ``name[:share][,parameter=value...]``, such as ``alie:0.3``;
             empty: all clients are honest. The share of the clients that attack, by default 0.2, is drawn from the seed.
         options: method options by path, such as ``schedule.sparsity``; the path of a slot selects its class.
+        code: the folders in which modules of one's own are found, see ``own``; not a part of what names a result.
 
     Raises:
         ConfigError: a setting is unknown or wrong; the text names it, and the nearest known name.
     """
 
-    method: str = "autoflip"
+    method: str = METHOD
     seed: int = Field(default=0, ge=0)
     rounds: int = Field(default=60, ge=1)
     participation: float = Field(default=0.5, gt=0, le=1)
@@ -82,6 +85,7 @@ class Study(Section):
     guards: dict[str, dict[str, Option]] = {_BOUNDS: {}}  # noqa: RUF012 -- a field of pydantic, which copies it
     attack: str = ""
     options: dict[str, Option] = Field(default_factory=dict)
+    code: tuple[str, ...] = ()
 
     @model_validator(mode="wrap")
     @classmethod
@@ -169,7 +173,7 @@ class Study(Section):
         """
         if any(path.split(".")[0] == "aggregator" for path in self.options):
             methods.check_aggregator(self.method)
-        return build(methods.find(self.method), self.options)
+        return build(methods.find(self.method), self.options, _elsewhere())
 
     def complete(self) -> Study:
         """Return the study with every option of its method written out, so that defaults may change later."""
@@ -179,7 +183,7 @@ class Study(Section):
         """Return 8 hexadecimal digits that name the study's result."""
         # a setting that was added later must not change the hash of studies that leave it at its default
         usual = {name for name in _LATER_COMPUTE if getattr(self.compute, name) == getattr(Compute, name)}
-        later: dict[str, Any] = {"compute": True if self.compute == Compute() else usual}
+        later: dict[str, Any] = {"code": True, "compute": True if self.compute == Compute() else usual}
         if self.guards == {_BOUNDS: {}}:
             later["guards"] = True
         for name in ("quorum", "attack"):
@@ -215,9 +219,11 @@ class Study(Section):
             training = dataclasses.replace(training, **{name: getattr(usual, name) for name in method.recommended})
         return self.model_copy(update={"method": "fedavg", "options": aggregator, "training": training}).complete()
 
-    def to_toml(self) -> str:
-        """Return the complete study as TOML."""
-        return tomli_w.dumps(self.complete().model_dump(mode="json"))
+    def to_toml(self, folder: Path | None = None) -> str:
+        """Return the complete study as TOML; for a file in ``folder`` with ``code``, relative to it."""
+        values = self.complete().model_dump(mode="json", exclude={"code"})
+        code = {} if folder is None or not self.code else {"code": relative(self.code, folder)}
+        return tomli_w.dumps({**code, **values})
 
 
 def _on(name: str, options: Mapping[str, Any]) -> bool:
@@ -329,6 +335,13 @@ def _at(values: dict[str, Any], *names: str) -> dict[str, Any]:
             where = ".".join(names[:depth])
             raise ConfigError(f"{where} = {str(values)[:80]!r} is a single value, and settings below it are given too")
     return values
+
+
+def _elsewhere() -> list[str]:
+    """Return the paths of the settings of a study's sections, such as ``training.lr``."""
+    made = {"data": [*DataSection.model_fields], "model": [*ModelSection.model_fields]}
+    made |= {"training": [*Training.__dataclass_fields__], "wire": [*Wire.__dataclass_fields__]}
+    return [f"{section}.{name}" for section, names in made.items() for name in names]
 
 
 def _literal(text: str) -> Any:
