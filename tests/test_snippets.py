@@ -64,8 +64,8 @@ def test_every_line_and_every_kind_of_block_is_known():
     lines = list(commands())
     assert len(lines) > 40
     assert {line.split()[0] for _, line in lines} == set(HOW)
-    # hex: golden bytes of the wire, read by wire/test_golden; diff: below
-    assert {language for _, language, _ in blocks()} == {"", "python", "toml", "diff", "hex"}
+    # hex: golden bytes of the wire, read by wire/test_golden; diff: below; text: code of before, or none
+    assert {language for _, language, _ in blocks()} == {"", "python", "toml", "diff", "hex", "text"}
 
 
 def braces(word):

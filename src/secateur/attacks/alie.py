@@ -41,6 +41,6 @@ class ALIE(Attack):
     def craft(self, message: Message, cohort: Cohort, scene: Scene) -> Message:
         """Return the common vector, under the attacker's own mask."""
         del scene
-        seen = moments(cohort.seen(self.knows))
+        seen = cohort.once("moments", lambda: moments(cohort.seen(self.knows)))
         z = self.z or alie_z(len(cohort.honest) + len(cohort.own), len(cohort.own))
         return with_tensors(message, single({n: mean - z * seen.std[n] for n, mean in seen.mean.items()}))

@@ -40,5 +40,5 @@ class IPM(Attack):
 
     def craft(self, message: Message, cohort: Cohort, scene: Scene) -> Message:
         """Return the opposite of the mean change, under the attacker's own mask."""
-        mean = with_tensors(message, single(moments(cohort.seen(self.knows)).mean))
+        mean = with_tensors(message, single(cohort.once("moments", lambda: moments(cohort.seen(self.knows))).mean))
         return changed(message, {n: -self.epsilon * x for n, x in change(mean, scene).items()}, scene)

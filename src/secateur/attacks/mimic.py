@@ -35,7 +35,7 @@ class Mimic(Attack):
         """Return the honest client's tensors, with the attacker's own scalars."""
         if not cohort.honest:
             return message
-        victim = cohort.honest[outermost(cohort.honest)]
+        victim = cohort.honest[cohort.once("outermost", lambda: outermost(cohort.honest))]
         mask = victim.mask if "votes" in scene.kinds else message.mask
         return with_tensors(replace(message, mask=mask), floats(victim))
 

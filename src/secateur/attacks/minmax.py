@@ -40,11 +40,16 @@ class MinMax(Attack):
 
     def craft(self, message: Message, cohort: Cohort, scene: Scene) -> Message:
         """Return the common vector, under the attacker's own mask."""
+        if self.direction == "std":  # the others depend on what the attacker was sent
+            return with_tensors(message, cohort.once("vector", lambda: self._vector(cohort, scene)))
+        return with_tensors(message, self._vector(cohort, scene))
+
+    def _vector(self, cohort: Cohort, scene: Scene) -> Tensors:
         messages = cohort.seen(self.knows)
-        seen = moments(messages)
+        seen = cohort.once("moments", lambda: moments(messages))
         direction = self._direction(seen, scene)
         gamma = largest_gamma(vectors(messages), flat(seen.mean), flat(direction))
-        return with_tensors(message, single({n: mean + gamma * direction[n] for n, mean in seen.mean.items()}))
+        return single({name: mean + gamma * direction[name] for name, mean in seen.mean.items()})
 
     def _direction(self, seen: Moments, scene: Scene) -> dict[str, torch.Tensor]:
         if self.direction == "std":

@@ -51,7 +51,7 @@ class Sparse(Attack):
 
     def craft(self, message: Message, cohort: Cohort, scene: Scene) -> Message:
         """Return the common vector, under the attacker's own mask."""
-        seen = moments(cohort.seen(self.knows))
+        seen = cohort.once("moments", lambda: moments(cohort.seen(self.knows)))
         z = self.z or alie_z(len(cohort.honest) + len(cohort.own), len(cohort.own))
         dear = self.sensitive(seen, scene)
         shift = {name: torch.where(dear[name], self.scale, z) * std for name, std in seen.std.items()}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ Kind = Literal["weights", "scores", "ranks", "bits", "statistics", "votes"]
 or as ``bits`` and other whole numbers; ``statistics`` of another phase than training; ``votes``, masks of clients' own.
 """
 
+Made = TypeVar("Made")
 Cast = Mapping[str, torch.Tensor]
 FLOATS: frozenset[Kind] = frozenset({"weights", "scores", "statistics"})
 EVERY: frozenset[Kind] = FLOATS | {"ranks", "bits", "votes"}
@@ -67,6 +68,14 @@ class Cohort:
 
     honest: Sequence[Message]
     own: Sequence[Message]
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Made]) -> Made:
+        """Return what ``make`` returns, made once for all attackers of the exchange."""
+        if name not in self._made:
+            self._made[name] = make()
+        found: Made = self._made[name]
+        return found
 
     def seen(self, knows: Literal["all", "own"]) -> Sequence[Message]:
         """Return the messages that an attack uses.
