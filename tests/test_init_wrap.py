@@ -202,7 +202,8 @@ def test_an_app_that_was_written_runs_and_gives_the_bits_of_a_run_here(tmp_path)
     }  # fmt: skip
     try:
         done = subprocess.run(
-            ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=2", "--run-config", f'out="{out}"'],
+            ["flwr", "run", ".", "--stream", "--federation-config", "num-supernodes=2", "--run-config",
+             f'out="{out}" wait=500'],
             cwd=app, env=environment, capture_output=True, text=True, timeout=600, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
