@@ -58,8 +58,9 @@ def test_flowers_robust_strategies_see_no_zeros_of_pruned_weights(name):
     """
     noting = Noting(ROBUST[name]())
     strategy = Pruned(noting, FedSparsify(schedule=Cubic(sparsity=0.75)), net())
-    result, _ = federate(strategy, [prune(net())], rounds=8)
-    assert result.evaluate_metrics_clientapp[8]["accuracy"] > 0.8
+    rounds = 3 if name == "bulyan" else 8  # Flower's Bulyan takes seconds for a round
+    result, _ = federate(strategy, [prune(net())], rounds=rounds)
+    assert result.evaluate_metrics_clientapp[rounds]["accuracy"] > (0.6 if rounds < 8 else 0.8)
     sparse = 0
     for given, made in noting.rounds:
         for tensor in made:
@@ -69,8 +70,9 @@ def test_flowers_robust_strategies_see_no_zeros_of_pruned_weights(name):
             assert torch.allclose(made[tensor].double()[alike], values[0][alike], rtol=1e-6)
             assert bool((made[tensor].double() >= values.min(dim=0).values - 1e-6).all())
             assert bool((made[tensor].double() <= values.max(dim=0).values + 1e-6).all())
-    last = sum(int((~m).sum()) for m in strategy.state.mask.values())
-    assert sparse > last  # rounds before the last one had pruned weights too
+    prunable = sum(mask.numel() for mask in strategy.state.mask.values())
+    pruned = sum(round(row["sparsity"] * prunable) for row in strategy.ledger[:-1])  # under which the next rounds went
+    assert 0 < pruned <= sparse
 
 
 def test_a_robust_rule_is_not_dropped_in_silence():

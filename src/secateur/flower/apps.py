@@ -3,9 +3,7 @@
 The run configuration of a Flower app holds a study's settings by their paths (``method``, ``training.lr``,
 ``schedule.sparsity``). Flower overrides only settings that an app declares, so that ``set`` holds more of them in one
 text. Three settings are for the server: ``out``, ``deadline``, ``wait``. A node's own configuration has the number of
-its client as ``partition-id``, the folder of its own data as ``data``, the folder of state that outlives a restart as
-``state``, what a run may name beyond this package as ``allow`` (see ``policy``), and whether the node takes frozen
-tensors from the server as ``base`` (see ``bases``).
+its client as ``partition-id``; what else its owner says there, or in a file, is told in ``site``.
 """
 
 from __future__ import annotations

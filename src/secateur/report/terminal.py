@@ -94,7 +94,7 @@ class Display(_Live):
         done = event["round"]
         if not self.console.is_terminal and (event["phase"] != "train" or done % max(1, rounds // 10) == 0):
             place = f"round {done}/{rounds}" if event["phase"] == "train" else event["phase"]
-            self.console.print(f"{name} {place}: {facts}", highlight=False)
+            self.console.print(f"{name} {place}: {facts}", highlight=False, soft_wrap=True)
         for group in by_reason(event["left_out"]):
             text = f"{name} round {done}: {listing(group['clients'])} left out: {group['reason']}"
             self.console.print(text, style="yellow", markup=False)  # a client's own words, which may hold brackets
