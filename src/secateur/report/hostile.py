@@ -163,7 +163,10 @@ def accuracy(found: Sequence[Standing], share: str) -> list[dict[str, str]]:
     ran = {name for (_, name), one in here.items() if one.made}
     wanted = [name for name in _values(found, ATTACK) if name in ran and (name == NONE or split(name)[0] == share)]
     under = [name for name in wanted if name != NONE]
-    rules = [rule for rule in _values(found, RULE) if any((rule, n) in here and here[rule, n].made for n in under)]
+    rules = [
+        rule for rule in _values(found, RULE)
+        if any((rule, name) in here for name in under) and any(here[rule, n].made for n in wanted if (rule, n) in here)
+    ]  # fmt: skip
     return [
         {RULE: rule}
         | {split(name)[1]: here[rule, name].words() if (rule, name) in here else "" for name in wanted}
