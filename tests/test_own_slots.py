@@ -290,9 +290,9 @@ def test_a_slot_that_lacks_a_verb_is_refused_by_name():
     says = {
         "criterion": "'absorb', 'ask', 'by_training', .*'scores', 'statistics' of Criterion; derive it from "
         r"secateur\.methods\.kit\.criteria\.Criterion",
-        "allocation": "'keep'.* of Allocation",
+        "allocation": ".*'keep'.* of Allocation",
         "granularity": "'cuts', 'mask', 'prunable', 'single' of Granularity",
-        "schedule": "'due', 'level' of Schedule",
+        "schedule": "'due', 'level', 'planned' of Schedule",
         "consensus": "'ballot', .*'vote' of Consensus",
         "recovery": "'recover', 'remember' of Recovery",
         "aggregator": "'ballot', 'check', 'coverage', .*'refines', 'step' of Aggregator",

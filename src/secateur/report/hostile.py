@@ -66,10 +66,15 @@ class Standing:
     hostile: Named = field(default_factory=Named)
     honest: Named = field(default_factory=Named)
 
+    @property
+    def made(self) -> int:
+        """Return the number of runs that have been made."""
+        return len(self.quality) + len(self.ended)
+
     def words(self) -> str:
         """Return the accuracy in per cent with its spread; ``ended`` where runs had no result."""
         if self.ended:
-            return f"ended, {len(self.ended)} of {len(self.ended) + len(self.quality)}"
+            return f"ended, {len(self.ended)} of {self.made}"
         return spread(interval(list(self.quality.values())), percent) if self.quality else "not run"
 
 
@@ -137,7 +142,8 @@ def sections(found: Sequence[Standing]) -> list[tuple[str, str, list[dict[str, s
         of = [one for one in found if one.place[VARIANT] == variant]
         for share in dict.fromkeys(split(one.place[ATTACK])[0] for one in of if one.place[ATTACK] != NONE):
             note = "Accuracy in per cent, mean and 95 % interval over seeds; ended: the federation had no result."
-            made.append((f"{variant}, {share} attackers", note, accuracy(of, share)))
+            if rows := accuracy(of, share):
+                made.append((f"{variant}, {share} attackers", note, rows))
         named = by_rule(of)
         if named:
             note = (
@@ -149,10 +155,18 @@ def sections(found: Sequence[Standing]) -> list[tuple[str, str, list[dict[str, s
 
 
 def accuracy(found: Sequence[Standing], share: str) -> list[dict[str, str]]:
-    """Return a row for each rule, with the accuracy without and under each attack of a share of attackers."""
+    """Return a row for each rule, with the accuracy without and under each attack of a share of attackers.
+
+    Rules and attacks that nothing has been run of are left out.
+    """
     here = {(one.place[RULE], one.place[ATTACK]): one for one in found}
-    wanted = [name for name in _values(found, ATTACK) if name == NONE or split(name)[0] == share]
-    rules = [rule for rule in _values(found, RULE) if any((rule, name) in here for name in wanted if name != NONE)]
+    ran = {name for (_, name), one in here.items() if one.made}
+    wanted = [name for name in _values(found, ATTACK) if name in ran and (name == NONE or split(name)[0] == share)]
+    under = [name for name in wanted if name != NONE]
+    rules = [
+        rule for rule in _values(found, RULE)
+        if any((rule, name) in here for name in under) and any(here[rule, n].made for n in wanted if (rule, n) in here)
+    ]  # fmt: skip
     return [
         {RULE: rule}
         | {split(name)[1]: here[rule, name].words() if (rule, name) in here else "" for name in wanted}
@@ -238,7 +252,7 @@ def sentences(found: Sequence[Standing]) -> list[str]:
         f"Honest clients were refused in {honest.refused} of {honest.asked} requests, and suspected by a rule in "
         f"{honest.suspected} of them ({_share(honest.suspected, honest.asked)} %)."
     )
-    made, gone = sum(len(one.quality) + len(one.ended) for one in found), sum(one.missing for one in found)
+    made, gone = sum(one.made for one in found), sum(one.missing for one in found)
     return said + ([f"{made} of {made + gone} runs have been made; the others are not shown."] if gone else [])
 
 

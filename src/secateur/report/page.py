@@ -105,7 +105,7 @@ def attack_data(found: Sequence[Standing]) -> Facts:
     """Return the part of a page that shows rules under attacks."""
     made = [Table(title, note, rows, []) for title, note, rows in hostile.sections(found)]
     return {
-        "name": "rules and attacks", "seeds": max(len(one.quality) + len(one.ended) for one in found),
+        "name": "rules and attacks", "seeds": max(one.made for one in found),
         "tables": [_table_data(one) for one in made],
         "headline": {"sentences": hostile.sentences(found), "figure": {}}, "figures": [hostile.heat(found)],
     }  # fmt: skip

@@ -235,9 +235,10 @@ class Composition(Method):
         return bool(self.consensus.ballot) and self.schedule.due(round_, setting.rounds)
 
     def _vote_size(self, state: State) -> int | None:
-        """Return how many entries the vote of a client keeps at this event; None: it depends on the client's scores."""
-        level = self._level(state)
-        if not (level and self.allocation.exact and self.granularity.single):
+        """Return how many entries the vote of a client keeps at this event; None: it depends on the client."""
+        alike = self.schedule.planned and self.allocation.exact and self.granularity.single
+        level = self._level(state) if alike else 0.0
+        if not level:
             return None
         total = sum(state.setting.specs[name].size for name in self.granularity.prunable(state.setting.layout))
         return total - pruned_count(level, total)

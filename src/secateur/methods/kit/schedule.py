@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -20,6 +21,8 @@ class Schedule(ABC):
     Your own schedule derives from this class and writes ``level``, or derives from ``Planned`` if the sparsity follows
     from the round alone.
     """
+
+    planned: ClassVar[bool] = False  # whether the sparsity follows from the round alone
 
     def due(self, done: int, rounds: int) -> bool:
         """Return whether there may be an event after ``done`` of ``rounds`` rounds.
@@ -42,6 +45,8 @@ class Schedule(ABC):
 
 class Planned(Schedule):
     """Base of schedules whose sparsity follows from the round alone."""
+
+    planned = True
 
     @abstractmethod
     def after(self, done: int, rounds: int) -> float | None:
