@@ -112,8 +112,8 @@ def test_a_slot_value_of_your_own(monkeypatch, tmp_path):
         "their_slots:number": "frozen dataclass",
         "their_slots:no": "no attribute",
         "nowhere:X": "No module",
-        "their_slots:Before": "schedule = 'their_slots:Before': Before lacks 'due', 'planned' of Schedule; derive it from "
-        r"secateur\.methods\.kit\.schedule\.Schedule, and write what has no default there",
+        "their_slots:Before": "schedule = 'their_slots:Before': Before lacks 'due', 'planned' of Schedule; derive it "
+        r"from secateur\.methods\.kit\.schedule\.Schedule, and write what has no default there",
         "their_slots:Empty": "Empty lacks 'level' of Schedule",
     }.items():
         with pytest.raises(ConfigError, match=says):
