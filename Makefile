@@ -1,17 +1,21 @@
-# make run: the main job.  make test: the tests.  make lint: style and types.
+# make run: the main job.  make test: the tests (make test-long: the long ones).  make lint: style and types.
 # On a machine with only Python (3.11 or newer) and make, each of them makes its own environment first.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: run test coverage lint format docs clean
+.PHONY: run test test-long coverage lint format docs clean
 
 run: .venv/installed
 	$(BIN)/secateur run
 
 test: .venv/tested
 	$(BIN)/python -m pytest
+
+# Whole tutorials, deployments beside hostile nodes, and others that take long.
+test-long: .venv/tested
+	$(BIN)/python -m pytest -m long
 
 # The tests with their coverage: they take up to twice as long so.
 coverage: .venv/tested

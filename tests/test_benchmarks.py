@@ -89,7 +89,8 @@ def test_no_suite_is_lost():
 def test_the_suites_of_all_methods_have_all_methods(name):
     suite = load(name)
     made = {cell.study.method for cell in cells(suite.adjusted(1, partitions=suite.partitions[:1]), "PLACE")}
-    assert made | {"narrow"} == set(methods.names())  # a control, if it is no variant
+    # narrow is a control, if it is no variant; the other two answer hostile clients
+    assert made | {"narrow", "bristle", "rffl"} == set(methods.names())
     assert "narrow" in made or "narrow" in suite.controls
 
 

@@ -614,6 +614,7 @@ def alive(group):
     return True
 
 
+@pytest.mark.long
 def test_a_comparison_killed_at_any_moment_goes_on_and_ends_the_same(compared, tmp_path):
     """Three kills of the parent alone, at random moments; nothing is run twice, nothing is missing."""
     import tomli_w

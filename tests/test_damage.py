@@ -138,7 +138,7 @@ READ = {
     "summary.json": set(READERS),
     "model.safetensors": set(READERS) - {"log"},
     "plan.json": {"resume", "load", "export", "compare"},
-    "study.toml": {"resume", "report", "budget", "log", "compare"},
+    "study.toml": {"resume", "report", "budget", "log", "load", "compare"},
 }
 
 

@@ -119,8 +119,10 @@ def test_a_deployment_gives_the_local_engines_bits_beside_hostile_nodes_and_stra
     finished(here, run, out)
     log = here.flwr("log", run, "here", "--show")
     refused = [line for line in log.splitlines() if "cannot take part" in line]
-    for why in ("its model is 0000000000000000", "its introduction lacks 'inputs.0'", "it says A", "which node"):
+    for why in ("its introduction lacks 'inputs.0'", "it says A"):
         assert any(why in line for line in refused), why
+    # whichever of the two is greeted first, the impostor is known by its model, or by the number that is taken
+    assert any("its model is 0000000000000000" in line or "which node" in line for line in refused)
     assert max(map(len, log.splitlines())) < 2_000
     for name in HOSTILE:
         here.stop(name)
@@ -153,6 +155,7 @@ def finished(here, run, out):
     assert here.wait(run, 100) == "finished:completed"
 
 
+@pytest.mark.long
 def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
     """Node 2 is killed in mid-round and started again; later the whole SuperLink is; the run ends, and tells.
 

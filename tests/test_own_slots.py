@@ -241,11 +241,11 @@ def test_a_guard_at_the_server_and_what_it_does_not_go_with(tmp_path, shards):
 
 
 def test_a_guard_in_a_package_of_ones_own(tmp_path, monkeypatch):
-    (tmp_path / "theirs").mkdir()
-    shutil.copy(own_guard.__file__, tmp_path / "theirs" / "near.py")
+    (tmp_path / "their_guards").mkdir()
+    shutil.copy(own_guard.__file__, tmp_path / "their_guards" / "near.py")
     monkeypatch.syspath_prepend(tmp_path)
-    made = small("fedavg", "guards.theirs.near.largest=0.5", "guards.bounds.rows=7")
-    assert made.guards == {"bounds": {"rows": "7"}, "theirs.near": {"largest": "0.5"}}
+    made = small("fedavg", "guards.their_guards.near.largest=0.5", "guards.bounds.rows=7")
+    assert made.guards == {"bounds": {"rows": "7"}, "their_guards.near": {"largest": "0.5"}}
     assert [type(guard).__name__ for guard in made.build_guards()] == ["Bounds", "Near"]
     assert parse_study(tomllib.loads(made.to_toml())).build_guards() == made.build_guards()
 

@@ -28,7 +28,12 @@ def environment():
     return found | quiet | {"FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1", "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+LONG = {"comparison", "flower", "method"}  # many runs, or Flower's simulation
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.stem, marks=[pytest.mark.long] if p.stem in LONG else []) for p in PAGES]
+)
 def test_a_tutorial_runs_as_it_stands(page, tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     ran = 0

@@ -127,7 +127,8 @@ class Run:
             CheckpointError: the folder holds a run whose checkpoint is missing.
         """
         self.remarks += check_new(self.folder)
-        checkpoint.seal(self.folder, STUDY)
+        if (self.folder / STUDY).exists():
+            checkpoint.seal(self.folder, STUDY)
         self.books.begin()
         return called(self.method.start, 0, self.setting, self.scoring.initial, self.books.archive)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from secateur.comparison.suite import Cell, Suite, load, names
 from secateur.federation import checkpoint
@@ -142,14 +143,20 @@ def toml(suite: Suite) -> str:
     >>> print(toml(suite).splitlines()[-1])
     "a 5 %" = { "method" = "random" }
     """
-    said = suite.model_dump(exclude_defaults=True, exclude={"common", "variants"})
+    said = suite.model_dump(exclude_defaults=True, exclude={"common", "variants", "places"})
     lines_ = [f"{key} = {_value(value)}" for key, value in said.items()]
     lines_ += ["", "[common]", *(f"{_value(path)} = {_value(value)}" for path, value in suite.common.items())]
-    lines_ += ["", "[variants]"]
-    for name, settings in suite.variants.items():
-        inner = ", ".join(f"{_value(path)} = {_value(value)}" for path, value in settings.items())
-        lines_.append(f"{_value(name)} = {{ {inner} }}")
+    lines_ += ["", "[variants]", *_tables(suite.variants)]
+    if suite.places:
+        lines_ += ["", "[places]", *_tables(suite.places)]
     return "\n".join(lines_) + "\n"
+
+
+def _tables(named: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a line for each of some tables by name."""
+    for name, settings in named.items():
+        inner = ", ".join(f"{_value(path)} = {_value(value)}" for path, value in settings.items())
+        yield f"{_value(name)} = {{ {inner} }}"
 
 
 def _value(value: object) -> str:
