@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,11 +14,12 @@ from rich.console import RenderableType
 from secateur.api import notebook
 from secateur.api.given import Given, given
 from secateur.api.progress import of_many
-from secateur.api.result import Result, Shown, framed, written
+from secateur.api.result import Paged, Result, Shown, framed
 from secateur.comparison import grid
 from secateur.comparison.grid import cell_name, folder_of
 from secateur.comparison.suite import Cell, Control, Suite, named, names, parse
 from secateur.errors import ConfigError, NoResultError
+from secateur.federation.folder import fresh
 from secateur.federation.opening import forking
 from secateur.report import tables
 from secateur.report.gather import RESULT, comparison_lines
@@ -44,7 +44,7 @@ class Frame:
     title: str = ""
 
 
-class Comparison:
+class Comparison(Paged):
     """A finished comparison.
 
     Args:
@@ -98,21 +98,6 @@ class Comparison:
             f"there is no run of {variant!r}{'' if seed is None else f' with seed {seed}'}: "
             f"the comparison is of {', '.join(self.suite.variants)}, seeds {', '.join(map(str, self.suite.seeds))}"
         )
-
-    def report(self, *, open: bool = False) -> Path:  # noqa: A002 -- what is asked for
-        """Write the comparison's page and return its ``index.html``.
-
-        Args:
-            open: show it in a browser.
-
-        Raises:
-            MissingExtraError: plotly is not installed.
-        """
-        return written([self.folder], self.folder / "page", browse=open)
-
-    def page(self) -> notebook.Inline:
-        """Return the page to be shown in a notebook's cell."""
-        return notebook.Inline(self.report())
 
     def __repr__(self) -> str:
         return f"<comparison of {', '.join(self.suite.variants)}: {len(self.cells)} runs, in {self.folder}>"
@@ -250,5 +235,4 @@ def _same(suite: Suite, out: Path) -> Path:
 def _new(suite: Suite) -> Path:
     """Return a folder that is not there yet."""
     digest = hashlib.sha256(suite.model_dump_json().encode()).hexdigest()[:8]
-    base = Path("runs") / f"compare-{digest}"
-    return next(p for p in (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)) if not p.exists())
+    return fresh(Path("runs") / f"compare-{digest}")

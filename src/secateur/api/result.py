@@ -15,7 +15,7 @@ from secateur.api import notebook
 from secateur.errors import CheckpointError
 from secateur.export.export import export, load, read
 from secateur.export.predict import Predictions, predict
-from secateur.federation.folder import read_records, read_study, read_summary
+from secateur.federation.folder import DENSE, read_records, read_study, read_summary
 from secateur.federation.records import Row
 from secateur.learning.metrics import metric_of
 from secateur.models.held import HeldModel
@@ -26,8 +26,6 @@ from secateur.report.gather import attacks, gather
 from secateur.report.outcomes import outcome
 from secateur.report.terminal import comparison
 from secateur.study.study import Study
-
-_DENSE = "dense"
 
 
 class Shown:
@@ -49,7 +47,36 @@ class Shown:
         return notebook.as_html(*self._tables)
 
 
-class Result:
+class Paged:
+    """Base of results, which have a page.
+
+    Attributes:
+        folder: that of the run or comparison.
+    """
+
+    folder: Path
+
+    def report(self, *, open: bool = False) -> Path:  # noqa: A002 -- what is asked for
+        """Write the page and return its ``index.html``.
+
+        Args:
+            open: show it in a browser.
+
+        Raises:
+            MissingExtraError: plotly is not installed.
+        """
+        title, lines, subjects, _ = gather([self.folder])
+        index = page.write(title, lines, subjects, self.folder / "page", attacks=attacks([self.folder]))
+        if open:
+            webbrowser.open(index.absolute().as_uri())
+        return index
+
+    def page(self) -> notebook.Inline:
+        """Return the page to be shown in a notebook's cell."""
+        return notebook.Inline(self.report())
+
+
+class Result(Paged):
     """A finished run.
 
     Its objects, the rows and the model that it was given, are kept for as long as this is.
@@ -123,21 +150,6 @@ class Result:
         """Return quality and costs as a table, beside those of the dense run where there is one."""
         return Shown(comparison(self.summary, self._dense()))
 
-    def report(self, *, open: bool = False) -> Path:  # noqa: A002 -- what is asked for
-        """Write the run's page and return its ``index.html``.
-
-        Args:
-            open: show it in a browser.
-
-        Raises:
-            MissingExtraError: plotly is not installed.
-        """
-        return written([self.folder], self.folder / "page", browse=open)
-
-    def page(self) -> notebook.Inline:
-        """Return the page to be shown in a notebook's cell."""
-        return notebook.Inline(self.report())
-
     def export(self, to: str = "onnx", out: str | Path | None = None) -> Path:
         """Write the slim model, checked against the masked one, and its card beside it; return the model's file.
 
@@ -156,7 +168,7 @@ class Result:
         return predict(self.folder, Path(data))
 
     def _dense(self) -> Row | None:
-        return read_summary(self.folder / _DENSE)
+        return read_summary(self.folder / DENSE)
 
     def __repr__(self) -> str:
         final = self.summary["final"]
@@ -167,7 +179,7 @@ class Result:
 
     def _repr_html_(self) -> str:
         places = {self.summary["method"]: self.folder}
-        places |= {"dense fedavg": self.folder / _DENSE} if self._dense() else {}
+        places |= {"dense fedavg": self.folder / DENSE} if self._dense() else {}
         curves = {name: outcome(place).by_round for name, place in places.items()}
         metric = metric_of(self.summary["final"]).shown
         return self.table()._repr_html_() + notebook.figure(curves, "round", metric)
@@ -178,12 +190,3 @@ def framed(rows: Sequence[Row]) -> Any:
     if importlib.util.find_spec("pandas") is None:
         return list(rows)
     return importlib.import_module("pandas").DataFrame(list(rows))
-
-
-def written(folders: Sequence[Path], out: Path, *, browse: bool) -> Path:
-    """Write the page of some folders; return its index.html, which a browser shows if it is asked for."""
-    title, lines, subjects, _ = gather(folders)
-    index = page.write(title, lines, subjects, out, attacks=attacks(folders))
-    if browse:
-        webbrowser.open(index.absolute().as_uri())
-    return index

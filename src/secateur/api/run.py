@@ -13,13 +13,12 @@ from secateur.api.progress import of_runs
 from secateur.api.result import Result
 from secateur.errors import ConfigError
 from secateur.federation import prepare, server
-from secateur.federation.folder import STUDY, SUMMARY, new_folder, read_study, reserve
+from secateur.federation.folder import DENSE, STUDY, SUMMARY, new_folder, read_study, reserve
 from secateur.federation.opening import OpenEngine, forking, open_local
 from secateur.study.options import dotted
 from secateur.study.runtime import Runtime
 from secateur.study.study import Study
 
-_DENSE = "dense"
 _SHOWN = 3
 
 
@@ -78,7 +77,7 @@ def run(
     study = objects.study(method, {**(settings or {}), **named})
     folder = _folder(study, None if out is None else Path(out))
     kept = (objects.rows.held, objects.model)
-    plan = [(folder, study)] + ([(folder / _DENSE, study.dense())] if ways.dense else [])
+    plan = [(folder, study)] + ([(folder / DENSE, study.dense())] if ways.dense else [])
     if not all((place / SUMMARY).exists() for place, _ in plan):
         _play(plan, objects, ways)
     return Result(folder, *kept)

@@ -121,18 +121,19 @@ def resume(flags: ResumeFlags) -> None:
     """Go on with a run that was stopped, from its last completed round."""
     begin(f"going on with {flags.folder}", quiet=flags.quiet)
     warm(flags.workers)
-    from secateur.federation.folder import read_study  # noqa: PLC0415
+    from secateur.federation.folder import DENSE, read_study  # noqa: PLC0415
 
     study = read_study(flags.folder, edited=flags.accept_changes)
-    runtime, dense = _runtime(flags.workers, flags.deadline, flags.relays), (flags.folder / "dense").exists()
+    runtime, dense = _runtime(flags.workers, flags.deadline, flags.relays), (flags.folder / DENSE).exists()
     _run(study, runtime, flags.folder, dense=dense, quiet=flags.quiet, accept=flags.accept_changes)
 
 
 def _run(study: Study, runtime: Runtime, folder: Path, *, dense: bool, quiet: bool, accept: bool = False) -> None:
+    from secateur.federation.folder import DENSE  # noqa: PLC0415
     from secateur.report.terminal import comparison, last_line  # noqa: PLC0415
 
     console = new_console(quiet=quiet)
-    plan = [(folder, study)] + ([(folder / "dense", study.dense())] if dense else [])
+    plan = [(folder, study)] + ([(folder / DENSE, study.dense())] if dense else [])
     summaries = _summaries(plan, runtime, console, accept=accept)
     console.print(comparison(summaries[0], summaries[1] if dense else None))
     new_console().print(last_line(summaries[0], folder), highlight=False, soft_wrap=True)

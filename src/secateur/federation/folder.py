@@ -18,6 +18,9 @@ PLAN = "plan.json"
 SUMMARY = "summary.json"
 FAILURE = "failure.json"
 LOG = "run.log"
+DENSE = "dense"
+"""The folder of a run's dense twin within the run's own."""
+
 _SHOWN = 3
 
 FAILED = "failed"
@@ -34,10 +37,12 @@ def new_folder(study: Study, out: Path | None) -> Path:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ConfigError(f"--out {out} is not an empty folder: give another, or: secateur resume {out}")
         return out
-    base = Path("runs") / f"{study.method.rpartition('.')[2]}-{study.hash()}"
-    taken = itertools.takewhile(Path.exists, (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)))
-    count = sum(1 for _ in taken)
-    return base if count == 0 else Path(f"{base}-{count + 1}")
+    return fresh(Path("runs") / f"{study.method.rpartition('.')[2]}-{study.hash()}")
+
+
+def fresh(base: Path) -> Path:
+    """Return a path that is not there yet: ``base``, with a number if that exists."""
+    return next(p for p in (base if n == 1 else Path(f"{base}-{n}") for n in itertools.count(1)) if not p.exists())
 
 
 def reserve(folder: Path, study: Study) -> None:

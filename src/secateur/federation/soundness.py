@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
-
 from secateur.contract.ask import Ask
 from secateur.contract.state import State
 from secateur.errors import DivergedError
 from secateur.pruning.mask import Tensors
-from secateur.wire.values import LARGEST, Values
+from secateur.wire.values import LARGEST, Values, beyond
 
 _ROOM = 1 - 2**-7  # what error feedback adds to a message is less than the rest
 _MEND = (
@@ -32,7 +28,7 @@ def unsound(state: State, values: Values) -> str:
     groups: dict[str, tuple[Tensors, float]] = {"weights": (state.weights, LARGEST[values] * _ROOM)}
     groups |= {f"memory {name!r}": (tensors, LARGEST["fp32"]) for name, tensors in state.memory.items()}
     for group, (tensors, most) in groups.items():
-        if (name := _beyond(tensors, most)) is not None:
+        if (name := beyond(tensors, most)) is not None:
             return f"what the server made of the replies is not usable: {name!r} of its {group} is beyond {most:.3g}"
     return ""
 
@@ -43,7 +39,7 @@ def check_sendable(ask: Ask, values: Values) -> None:
     Raises:
         DivergedError: a tensor of the ask's message is not finite, or beyond the range of the format.
     """
-    if (name := _beyond(ask.message.tensors, LARGEST[values])) is not None:
+    if (name := beyond(ask.message.tensors, LARGEST[values])) is not None:
         raise DivergedError(
             f"the run diverged: {name!r} of what clients would be sent in phase {ask.phase!r} of round {ask.round} "
             f"holds NaN, or what {values} cannot say; {_MEND}"
@@ -66,11 +62,3 @@ def unusable(asked: int, not_finite: int, phase: str, round_: int) -> str:
         f"the run diverged: {not_finite} of {asked} replies in phase {phase!r} of round {round_} hold NaN or infinity, "
         f"so what the clients were sent is to blame, and no client is; {_MEND}"
     )
-
-
-def _beyond(tensors: Mapping[str, torch.Tensor], most: float) -> str | None:
-    """Return the first float tensor with NaN or a magnitude above ``most``."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= most:
-            return name
-    return None

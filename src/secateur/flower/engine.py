@@ -85,7 +85,8 @@ class FlowerEngine(Closing):
             pulls.close()
 
     def close(self) -> None:
-        """Do nothing: the grid belongs to its ServerApp."""
+        """Wait for no greeting any more; the grid belongs to its ServerApp."""
+        self.members.close()
 
 
 class _Exchange:

@@ -96,8 +96,10 @@ class Members:
         self._greeted &= self.connected
         self.refused = {node: why for node, why in self.refused.items() if node in self.connected}
         self._second = {node: client for node, client in self._second.items() if node in self.connected}
-        self._hellos = {ask: sent for ask, sent in self._hellos.items() if sent[0] in self.connected}
-        self._taught = {ask: sent for ask, sent in self._taught.items() if sent[0] in self.connected}
+        for asked_of in (self._hellos, self._taught):
+            for ask in [ask for ask, sent in asked_of.items() if sent[0] not in self.connected]:
+                del asked_of[ask]
+                self._pulls.give_up(ask)
         for node in sorted(self.connected - self._greeted):
             asked = keys.challenge()
             facts = {"schema": self.schema[0], "challenge": asked}
@@ -111,6 +113,10 @@ class Members:
                 self._enter(*self._hellos.pop(ask), reply)
             elif ask in self._taught:
                 self._admit_taught(*self._taught.pop(ask), reply)
+
+    def close(self) -> None:
+        """Wait for no greeting any more."""
+        self._pulls.close()
 
     def expects(self) -> bool:
         """Return whether a connected node is still to say who it is."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from secateur.contract.guard import Guard, Passage
 from secateur.contract.reply import Reply, Sent
 from secateur.errors import WireError, check
-from secateur.wire.values import LARGEST
+from secateur.wire.values import LARGEST, beyond
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Bounds(Guard):
         most = self.largest or LARGEST[passage.wire.values]
         if most >= LARGEST["fp32"]:  # whatever is finite is within, and decoding takes nothing else
             return reply
-        for name, tensor in reply.tensors.items():
-            if tensor.is_floating_point() and tensor.numel() and not float(tensor.abs().max()) <= most:
-                raise WireError(f"tensor {name!r} has values beyond {most:g} (bounds.largest)")
+        if (name := beyond(reply.tensors, most)) is not None:
+            raise WireError(f"tensor {name!r} has values beyond {most:g} (bounds.largest)")
         return reply

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from secateur.contract.ask import REPORT, TRAIN, Ask
+from secateur.contract.ask import REPORT, Ask
 from secateur.contract.client import Client, report
 from secateur.contract.method import Method
 from secateur.contract.reducer import Reduced
@@ -40,7 +40,7 @@ from secateur.methods.kit.reputation import (
     scaled,
     shortening,
 )
-from secateur.methods.kit.rounds import MEAN, merged, train_ask, train_reply
+from secateur.methods.kit.rounds import MEAN, merged, plain_ask, train_ask, train_reply
 from secateur.pruning.mask import Tensors
 from secateur.wire.message import Expected, Message
 
@@ -93,14 +93,12 @@ class RFFL(Method):
     def plan(self, state: State) -> Ask | None:
         """Send each client of the next cohort its reward, and ask for its update."""
         round_, setting = state.round + 1, state.setting
-        if round_ > setting.rounds:
-            return None
         if not self.strength:
-            return train_ask(state, round_, None)
+            return train_ask(state, round_, None) if round_ <= setting.rounds else None
         expects = Expected({name: setting.specs[name] for name in _shared(setting)}, scalars=REPORT)
-        cohort = setting.cohort(round_)
         reduce = {MEAN: Standing(norm=self.norm, alpha=self.alpha, threshold=self.threshold)}
-        return self._rewards(state, Ask(TRAIN, round_, cohort, Message({}), expects, reduce, dense=True, plain=True))
+        ask = plain_ask(state, Message({}), expects, reduce, dense=True)
+        return ask and self._rewards(state, ask)
 
     def respond(self, ask: Ask, client: Client) -> Message:
         """Add the reward, train, and send what training changed."""

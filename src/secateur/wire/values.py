@@ -7,7 +7,7 @@ fraction. Planes that do not shrink are sent raw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +35,17 @@ _PARAMETERS = zstandard.ZstdCompressionParameters.from_level(
 _PACKER = zstandard.ZstdCompressor(compression_params=_PARAMETERS)
 _HALVES: dict[Values, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
 _LARGEST = np.float32(127)
+
+
+def beyond(tensors: Mapping[str, torch.Tensor], most: float) -> str | None:
+    """Return the name of the first float tensor with NaN or a magnitude above ``most``; None: there is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = (float(end) for end in tensor.aminmax())
+            if not -most <= low <= high <= most:
+                return name
+    return None
+
 
 LARGEST: dict[Values, float] = {
     "fp32": float(np.finfo(np.float32).max), "fp16": 65504.0,
