@@ -81,6 +81,27 @@ def play(study_, folder, shards, *, runtime=INLINE, open_engine=server.open_loca
     return server.resume(folder, runtime, shards=shards, open_engine=open_engine, watch=watch)
 
 
+class Stop(Exception):
+    """The process of a run ends here."""
+
+
+def stop_after_each(event):
+    """Watch a run whose process ends after every exchange."""
+    if event["event"] == "row":
+        raise Stop
+
+
+def resumed(study_, folder, shards, *, watch=stop_after_each, tries=50, **more):
+    """Play a study that is stopped again and again, as new processes would find it; return its summary."""
+    reserve(folder, study_)
+    for _ in range(tries):
+        try:
+            return server.resume(folder, INLINE, shards=shards, watch=watch, **more)
+        except Stop:
+            continue
+    raise AssertionError("the run does not end")
+
+
 def lab(folder, study_):
     """Return a method's first state on some shards, and a function from a client's number to the method's view of it.
 

@@ -11,13 +11,12 @@ import pytest
 import torch
 import zstandard
 
-from helpers import INLINE, Wrapped, model_of, noted, play, rows_of, same, small, tiny_shards
+from helpers import Wrapped, model_of, noted, play, resumed, rows_of, same, small, tiny_shards
 from secateur.data.shards import open_shards
 from secateur.engines import Failure
 from secateur.errors import ConfigError
 from secateur.federation import client as clients
 from secateur.federation import exchange, server
-from secateur.federation.folder import reserve
 from secateur.study.runtime import Runtime
 from secateur.wire.codec import decode, encode, lost, part_sizes
 from secateur.wire.head import context_of
@@ -210,20 +209,7 @@ def test_every_way_to_travel_resumes_to_the_same_bits_with_any_workers(method, s
     play(study, tmp_path / "whole", shards)
     play(study, tmp_path / "workers", shards, runtime=Runtime(workers=2))
 
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event["event"] == "row":
-            raise Stop
-
-    reserve(tmp_path / "cut", study)
-    for _ in range(20):
-        try:
-            server.resume(tmp_path / "cut", INLINE, shards=shards, watch=stop)
-            break
-        except Stop:
-            continue
+    resumed(study, tmp_path / "cut", shards)
     for folder in ("workers", "cut"):
         assert same(model_of(tmp_path / folder), model_of(tmp_path / "whole"))
         strip = [{k: v for k, v in row.items() if "seconds" not in k} for row in rows_of(tmp_path / folder)]

@@ -100,7 +100,7 @@ def test_one_request_goes_to_each_relay_and_one_sum_comes_back(forty, tmp_path):
         # with each request goes what becomes of the replies; sums are of twice the width, and of each client is said
         # what it sent
         # a relay that is slow to start leaves its share to one that has the request already
-        assert down < relayed["down"] < 3 * down + 3 * 4096
+        assert any(n * down < relayed["down"] < n * down + 3 * 4096 for n in (1, 2, 3))
         assert 3 * 1.9 * up < relayed["up"] < 3 * 2 * up + 40 * 512 + 3 * 1024
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import INLINE, Wrapped, lab, model_of, play, rows_of, same, small, tiny_shards
+from helpers import Wrapped, lab, model_of, play, resumed, rows_of, same, small, tiny_shards
 from secateur.aggregation.centered_clip import CenteredClip
 from secateur.aggregation.clip import Clip
 from secateur.aggregation.deepsa import Deepsa, reliability
@@ -26,8 +26,6 @@ from secateur.contract.reducer import reduce
 from secateur.contract.state import Setting, State
 from secateur.engines import Failure
 from secateur.errors import ConfigError, NobodyTrainedError
-from secateur.federation import server
-from secateur.federation.folder import reserve
 from secateur.methods.autoflip import AutoFLIP
 from secateur.methods.fedavg import FedAvg
 from secateur.methods.kit.consensus import Majority
@@ -390,21 +388,7 @@ def test_a_stop_after_every_exchange_changes_nothing(method, rule, tmp_path, sha
     """What a rule keeps between rounds is in the checkpoint."""
     study, folder = eight(method, rule), tmp_path / "stopped"
     play(study, tmp_path / "one", shards)
-    reserve(folder, study)
-
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event["event"] == "row":
-            raise Stop
-
-    for _ in range(20):
-        try:
-            server.resume(folder, INLINE, shards=shards, watch=stop)
-            break
-        except Stop:
-            continue
+    resumed(study, folder, shards)
     assert same(model_of(tmp_path / "one"), model_of(folder))
 
 

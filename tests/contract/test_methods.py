@@ -9,7 +9,20 @@ import sys
 import pytest
 import torch
 
-from helpers import INLINE, Killing, KillingRelays, Wrapped, edited, model_of, play, rows_of, same, small, tiny_shards
+from helpers import (
+    INLINE,
+    Killing,
+    KillingRelays,
+    Wrapped,
+    edited,
+    model_of,
+    play,
+    resumed,
+    rows_of,
+    same,
+    small,
+    tiny_shards,
+)
 from secateur import methods
 from secateur.engines import Failure
 from secateur.errors import ConfigError, NobodyTrainedError
@@ -70,22 +83,8 @@ def test_switched_off_is_fedavg_bit_for_bit(name, tmp_path, shards):
 @pytest.mark.parametrize("name", METHODS)
 def test_state_survives_save_and_load(name, tmp_path, shards, reference):
     """Stop after every single exchange, as a new process would find it, and go on from disk."""
-    study, folder = small(name), tmp_path / "run"
-    reserve(folder, study)
-
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event["event"] == "row":
-            raise Stop
-
-    for _ in range(50):
-        try:
-            server.resume(folder, INLINE, shards=shards, watch=stop)
-            break
-        except Stop:
-            continue
+    folder = tmp_path / "run"
+    resumed(small(name), folder, shards)
     assert same(model_of(folder), model_of(reference(name)))
     assert without_seconds(folder) == without_seconds(reference(name))
 

@@ -8,11 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from everything import Everything
-from helpers import INLINE, Wrapped, model_of, play, rows_of, same, small, tiny_shards
+from helpers import Wrapped, model_of, play, resumed, rows_of, same, small, stop_after_each, tiny_shards
 from secateur import methods
 from secateur.export.export import read
 from secateur.federation import client, server
-from secateur.federation.folder import reserve
 from secateur.pruning.discovery import layout
 from secateur.streams import drawn_so_far
 from secateur.study.runtime import Runtime
@@ -53,26 +52,13 @@ class Apart(Wrapped):
         yield from reversed(list(self.inner.exchange(requests, deadline)))
 
 
-def resumed(study, folder, shards):
-    """Play a study whose process ends after every exchange, with a participant for each client."""
-
-    class Stop(Exception):
-        pass
-
-    def stop(event):
-        if event["event"] == "row":
-            random.seed(None)  # another process would begin elsewhere
-            np.random.seed(None)  # noqa: NPY002 -- the global one, which models draw from
-            torch.seed()
-            raise Stop
-
-    reserve(folder, study)
-    for _ in range(50):
-        try:
-            return server.resume(folder, INLINE, shards=shards, watch=stop, open_engine=Apart.open)
-        except Stop:
-            continue
-    pytest.fail("the run does not end")
+def stop_elsewhere(event):
+    """End a process after every exchange; global generators of another process would begin elsewhere."""
+    if event["event"] == "row":
+        random.seed(None)
+        np.random.seed(None)  # noqa: NPY002 -- the global one, which models draw from
+        torch.seed()
+    stop_after_each(event)
 
 
 def bare(folder):
@@ -84,7 +70,7 @@ def test_ties_frozen_parts_counters_draws_and_a_causal_mask_are_right_for_every_
     study = study_of(name)
     summary = play(study, tmp_path / "one", shards)
     assert not any(row["left_out"] for row in rows_of(tmp_path / "one"))
-    resumed(study, tmp_path / "other", shards)
+    resumed(study, tmp_path / "other", shards, watch=stop_elsewhere, open_engine=Apart.open)
     assert same(model_of(tmp_path / "one"), model_of(tmp_path / "other"))
     assert bare(tmp_path / "one") == bare(tmp_path / "other")
     check_shipped(tmp_path / "one", study, summary)
