@@ -38,8 +38,9 @@ from secateur.engines import Failure
 from secateur.errors import ConfigError, EngineError, ModelError, NobodyTrainedError
 from secateur.federation import prepare, server
 from secateur.federation.folder import reserve
-from secateur.flower import Pruned, apps, client_app, keep_pruned, messages, prune
+from secateur.flower import Pruned, apps, asked, client_app, keep_pruned, messages, prune, server_app
 from secateur.flower import node as node_of
+from secateur.flower.asked import Answer, Asked
 from secateur.flower.codes import RefusedError
 from secateur.flower.engine import FlowerEngine
 from secateur.flower.site import site_of
@@ -282,9 +283,9 @@ def test_other_versions_and_models_are_refused_with_what_to_do(tmp_path, said, m
     grid.nodes[13] = Node(client_app(), 13, other, **{"partition-id": 3})
     introduce = node_of._introduce
 
-    def older(context, *given):
-        about = introduce(context, *given)
-        return {**about, "wire": 1, "secateur": "0.0.9"} if context.node_id == 12 else about
+    def older(asked, site):
+        said = introduce(asked, site)
+        return Answer({**said.about, "wire": 1, "secateur": "0.0.9"}) if asked.node.id == 12 else said
 
     monkeypatch.setattr(node_of, "_introduce", older)
     apps.serve(grid, settings)
@@ -353,7 +354,7 @@ def test_hostile_replies_cost_the_sender_its_place_only(tmp_path):
 def test_a_server_app_ends_with_an_error_at_once_where_no_node_can_be_trained(tmp_path, said):
     settings = {**SETTINGS, "method": "fedavg", "out": str(tmp_path / "run"), "training.lr": 1e30, "wait": 3600}
     settings.pop("criterion.explore.epochs")
-    app = apps.server_app()
+    app = server_app()
     context = Context(1, 0, {}, RecordDict(), settings)
     with pytest.raises(SystemExit) as stopped:
         app(grid_of(settings), context)
@@ -433,7 +434,9 @@ def test_nodes_with_data_of_their_own(tmp_path, monkeypatch, said):
     nodes[2].context.node_config["data"] = str(tmp_path / "nowhere")
     site = site_of(nodes[2].context.node_config)
     with pytest.raises(RefusedError, match="client 1: its data folder .*nowhere does not exist"):
-        node_of._introduce(nodes[2].context, site, {})
+        node_of._introduce(
+            Asked(messages.HELLO, {}, None, asked.Node(12, 1, nodes[2].context.node_config, settings)), site
+        )
 
 
 @pytest.mark.parametrize("nodes", [4, 2])
@@ -954,7 +957,7 @@ def test_flower_still_offers_what_the_engine_is_built_on():
 
 def test_without_flower_an_error_names_the_extra(tmp_path):
     (tmp_path / "flwr.py").write_text("raise ModuleNotFoundError(\"No module named 'flwr'\", name='flwr')")
-    code = "import secateur.flower"
+    code = "from secateur.flower import client_app"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert "MissingExtraError" in done.stderr

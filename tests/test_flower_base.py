@@ -7,13 +7,13 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from flwr.app import Context, RecordDict
+from flwr.app import RecordDict
 
 from helpers import model_of, play, rows_of, same
 from loopgrid import LoopGrid, Node
 from secateur.errors import NobodyTrainedError
 from secateur.federation import prepare
-from secateur.flower import apps, bases, client_app
+from secateur.flower import apps, asked, bases, client_app
 from secateur.flower import node as node_of
 from secateur.flower.codes import RefusedError
 from secateur.flower.site import site_of
@@ -114,7 +114,7 @@ def test_an_owner_may_take_nothing(settings, file, tmp_path, caplog):
 
 
 def test_a_context_keeps_the_last_one():
-    kept = bases.KeptInContext(Context(1, 1, {}, RecordDict(), {}))
+    kept = bases.KeptInContext(asked.Node(1, 1, {}, {}))
     assert kept.own
     assert "a" not in kept
     assert kept.get("a") is None

@@ -16,12 +16,12 @@ import torch
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
-from flwr.app import Context, RecordDict
 
 from secateur import models
 from secateur.errors import DataError
 from secateur.federation import prepare
 from secateur.flower import codes, limits
+from secateur.flower.asked import Node
 from secateur.flower.codes import CODES, RefusedError
 from secateur.flower.memory import Memory
 from secateur.flower.site import Most, Site, site_of
@@ -171,22 +171,22 @@ def test_the_policy_of_the_documentation_is_one_and_names_the_defaults(tmp_path)
     path.write_text(shown.partition("```")[0])
     site = site_of({"policy": str(path)}, {})
     assert site.most == Most()
-    assert set(tomllib.loads(path.read_text())) == set(Site.model_fields) - {"data"}
+    assert set(tomllib.loads(path.read_text())) == set(Site.model_fields) - {"data", "resident"}
     rows = {line.split("|")[1].strip() for line in text.partition("| code |")[2].splitlines()[2:] if "|" in line}
     told = {code.strip("`") for row in rows for code in row.split(", ")}
     assert set(CODES) <= told
 
 
 def test_a_node_keeps_the_states_of_its_newest_runs(tmp_path):
-    site, context = Site(state=str(tmp_path)), Context(1, 1, {}, RecordDict(), {})
+    site, node = Site(state=str(tmp_path)), Node(1, 1, {}, {})
     (tmp_path / "base").mkdir()
     (tmp_path / "key-0").write_bytes(b"k")
     for number in range(20):
-        name = Memory(context, site, f"run{number}", 0).put(b"state %d" % number, after="")
+        name = Memory(node, site, f"run{number}", 0).put(b"state %d" % number, after="")
         os.utime(tmp_path / f"run{number}-0", (number, number))
     assert {path.name for path in tmp_path.iterdir()} == {"base", "key-0", *(f"run{n}-0" for n in range(4, 20))}
-    assert Memory(context, site, "run19", 0).get(name) == b"state 19"
-    assert Memory(context, site, "run0", 0).get(name) is None
+    assert Memory(node, site, "run19", 0).get(name) == b"state 19"
+    assert Memory(node, site, "run0", 0).get(name) is None
 
 
 # ---- the limits

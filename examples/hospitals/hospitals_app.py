@@ -5,12 +5,17 @@ diagnosis, 0 for none. The hospitals agree on the scale of each feature beforeha
 another's mean; what is missing becomes that mean, and a second column says so.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from secateur.data import Source
 from secateur.flower import client_app, server_app
+
+if TYPE_CHECKING:
+    from secateur.data import Source
 
 # age, sex, chest pain, blood pressure, cholesterol, blood sugar, ECG, heart rate, angina, ST depression and slope,
 # vessels, thallium
@@ -21,6 +26,8 @@ NEVER_ZERO = [3, 4]  # a pressure or cholesterol of 0 was not measured
 
 def load(folder: str, seed: int) -> Source:
     """Return the rows of all files in a hospital's folder; secateur holds a part of them out itself."""
+    from secateur.data import Source  # noqa: PLC0415 -- torch comes with it, and a message's process needs none
+
     del seed
     files = sorted(Path(folder).glob("*.data"))
     if not files:

@@ -25,7 +25,7 @@ from secateur.flower import keys, tables
 from secateur.flower.engine import FlowerEngine
 from secateur.flower.greeting import Greeting, Rows, facts_of, most_say, unlike
 from secateur.flower.memory import cache
-from secateur.flower.messages import LOG, Context, Grid, ServerApp
+from secateur.flower.messages import LOG, Context, Grid
 from secateur.flower.settings import study_of
 from secateur.learning.task import TASKS
 from secateur.study.runtime import Runtime
@@ -34,23 +34,20 @@ from secateur.study.study import Study
 _RUN_ID = "flower-run"
 
 
-def server_app() -> ServerApp:
-    """Return a ServerApp that runs the study of its run configuration into the folder ``out``.
+def main(grid: Grid, context: Context) -> None:
+    """Run the study of a run configuration into the folder ``out``.
 
     A stopped run of the same study in that folder is resumed. It has the same bits as an undisturbed one if the nodes
     still have their states.
+
+    Raises:
+        SystemExit: with 2, after one line in the log: it cannot.
     """
-    app = ServerApp()
-
-    @app.main()  # type: ignore[untyped-decorator, unused-ignore]
-    def main(grid: Grid, context: Context) -> None:
-        try:
-            serve(grid, context.run_config)
-        except SecateurError as broken:
-            LOG.error("%s", broken)
-            raise SystemExit(2) from None
-
-    return app
+    try:
+        serve(grid, context.run_config)
+    except SecateurError as broken:
+        LOG.error("%s", broken)
+        raise SystemExit(2) from None
 
 
 def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:

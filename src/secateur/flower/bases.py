@@ -7,44 +7,40 @@ the Flower run. With ``base = "own"`` in its configuration a node takes none but
 from __future__ import annotations
 
 from secateur.federation.base import NAME, Kept, KeptInFolder
-from secateur.flower.messages import Array, ArrayRecord, Context
+from secateur.flower.asked import Node
 from secateur.flower.site import Site
 
-_KEY, _STYPE = "secateur-base", "secateur.base"
+_KEY = "secateur-base"
 
 
 class KeptInContext:
     """The last that came of one kind, in Flower's Context; see ``Kept``.
 
     Args:
-        context: of the node.
+        node: which keeps it.
         key: of the record.
-        stype: what the record says of its bytes.
     """
 
     own = True
 
-    def __init__(self, context: Context, key: str = _KEY, stype: str = _STYPE) -> None:
-        self._records, self._key, self._stype = context.state, key, stype
+    def __init__(self, node: Node, key: str = _KEY) -> None:
+        self._records, self._key = node.kept, key
 
     def __contains__(self, digest: str) -> bool:
         """Return whether it is kept."""
-        held = self._records.get(self._key)
-        return isinstance(held, ArrayRecord) and digest in held
+        return digest in self._records.get(self._key, {})
 
     def get(self, digest: str) -> bytes | None:
         """Return what was kept."""
-        held = self._records.get(self._key)
-        array = held.get(digest) if isinstance(held, ArrayRecord) else None
-        return None if array is None else array.data
+        return self._records.get(self._key, {}).get(digest)
 
     def put(self, digest: str, data: bytes | memoryview) -> None:
         """Keep it in place of what was kept before."""
-        self._records[self._key] = ArrayRecord({digest: Array("uint8", (len(data),), self._stype, bytes(data))})
+        self._records[self._key] = {digest: bytes(data)}
 
 
-def kept(context: Context, site: Site) -> Kept | None:
+def kept(node: Node, site: Site) -> Kept | None:
     """Return where a node keeps what comes; None: its owner takes nothing."""
     if site.base == "own":
         return None
-    return KeptInContext(context) if site.folder is None else KeptInFolder(site.folder / NAME, own=True)
+    return KeptInContext(node) if site.folder is None else KeptInFolder(site.folder / NAME, own=True)

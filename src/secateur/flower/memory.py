@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 from secateur.federation import checkpoint
+from secateur.flower.asked import Node
 from secateur.flower.codes import RefusedError
-from secateur.flower.messages import Array, ArrayRecord, Context
 from secateur.flower.site import Site
 
 _LONGEST, _RUNS = 64, 16
@@ -22,9 +22,9 @@ class Memory:
     the 16 newest runs, so that no server can fill a node's disk with runs.
     """
 
-    def __init__(self, context: Context, site: Site, run: str, client: int) -> None:
+    def __init__(self, node: Node, site: Site, run: str, client: int) -> None:
         self._folder = None if site.folder is None else site.folder / f"{_plain(run)}-{client}"
-        self._records = context.state
+        self._records = node.kept
         self._key = f"secateur-{run}"
 
     def get(self, name: str) -> bytes | None:
@@ -36,9 +36,7 @@ class Memory:
             data = path.read_bytes() if path.exists() else None
             # a damaged state is a lost one: its name is the digest of what was written
             return data if data is not None and self._name(data) == name else None
-        held = self._records.get(self._key)
-        array = held.get(name) if isinstance(held, ArrayRecord) else None
-        return None if array is None else array.data
+        return self._records.get(self._key, {}).get(name)
 
     @staticmethod
     def _name(data: bytes) -> str:
@@ -57,10 +55,7 @@ class Memory:
                     path.unlink()
             return name
         before = self.get(after)
-        kept = {name: data} if before is None else {after: before, name: data}
-        self._records[self._key] = ArrayRecord(
-            {n: Array("uint8", (len(d),), "secateur.state", d) for n, d in kept.items()}
-        )
+        self._records[self._key] = {name: data} if before is None else {after: before, name: data}
         return name
 
 

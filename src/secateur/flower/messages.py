@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from secateur.errors import ConfigError, MissingExtraError, install, plain
+from secateur.flower.asked import About, Answer, Asked, Node
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -24,8 +25,8 @@ except ImportError as missing:
 
 __all__ = [
     "HELLO", "LOG", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
-    "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "pack", "payload_of", "reason_of",
-    "unpack", "with_arrays", "with_payload",
+    "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "asked_by", "pack", "payload_of",
+    "reason_of", "reply", "unpack", "with_arrays", "with_payload",
 ]  # fmt: skip
 
 
@@ -38,10 +39,10 @@ class _Ours(logging.LoggerAdapter[logging.Logger]):
 
 LOG = _Ours(logging.getLogger("flwr.secateur"))
 HELLO, SERVE = "query.secateur", "train.secateur"
-About = dict[str, Any]
 
 _ABOUT, _PAYLOAD = "about", "payload"
-_STYPE = "secateur.wire"
+_STYPE, _KEPT_STYPE = "secateur.wire", "secateur.kept"
+_OURS = "secateur-"  # the records of ours in a Context begin so
 _LONGEST_REASON = 300
 _PART = 2**16  # bytes of a payload in one array
 
@@ -77,6 +78,26 @@ def unpack(content: RecordDict) -> tuple[About, bytes | None]:
     about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
     facts = dict(about) if isinstance(about, ConfigRecord) else {}
     return facts, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
+
+
+def asked_by(message: Message, context: Context) -> Asked:
+    """Return what a message asks, with what Flower keeps for its node."""
+    about, payload = unpack(message.content)
+    kept = {
+        key: {name: array.data for name, array in record.items() if array.stype == _KEPT_STYPE}
+        for key, record in context.state.items()
+        if key.startswith(_OURS) and isinstance(record, ArrayRecord)
+    }
+    node = Node(context.node_id, context.run_id, context.node_config, context.run_config, kept)
+    return Asked(message.metadata.message_type, about, payload, node)
+
+
+def reply(message: Message, context: Context, asked: Asked, answer: Answer) -> Message:
+    """Return the reply to a message, and let Flower keep what its node keeps now."""
+    for key, held in asked.node.kept.items():
+        arrays = {name: Array("uint8", (len(data),), _KEPT_STYPE, data) for name, data in held.items()}
+        context.state[key] = ArrayRecord(arrays)
+    return Message(pack(answer.about, answer.payload), reply_to=message)
 
 
 def payload_of(content: RecordDict) -> tuple[str, bytes | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -19,11 +19,12 @@ from secateur.errors import ConfigError, DataError
 from secateur.federation import agreement, prepare, trial
 from secateur.federation.client import Participant
 from secateur.flower import bases, codes, keys, limits, policy, tables
+from secateur.flower.asked import About, Answer, Asked, Node
 from secateur.flower.codes import RefusedError
 from secateur.flower.greeting import about_this, facts_of
 from secateur.flower.limits import Meter
 from secateur.flower.memory import Memory, cache
-from secateur.flower.messages import HELLO, LOG, SERVE, About, ClientApp, Context, Message, RecordDict, pack, unpack
+from secateur.flower.messages import HELLO, LOG
 from secateur.flower.settings import settings_of
 from secateur.flower.site import Most, Site
 from secateur.learning.work import alone
@@ -35,55 +36,43 @@ _SHOWN = 8  # settings that a refusal names
 _LONGEST = 300  # characters of a setting in it
 
 
-def client_app() -> ClientApp:
-    """Return a ClientApp that serves the study of its run configuration."""
-    app = ClientApp()
+def answer(asked: Asked) -> Answer:
+    """Return a node's answer to a message, made within what the node's owner lets it cost; of a failure it says a code.
 
-    @app.query(HELLO.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
-    def hello(message: Message, context: Context) -> Message:
-        asked, _ = unpack(message.content)
-        return _answered(message, context, lambda site: pack(_introduce(context, site, asked)))
-
-    @app.train(SERVE.partition(".")[2])  # type: ignore[untyped-decorator, unused-ignore]
-    def train(message: Message, context: Context) -> Message:
-        return _answered(message, context, lambda site: _serve(message, context, site))
-
-    return app
-
-
-def _answered(message: Message, context: Context, make: Callable[[Site], RecordDict]) -> Message:
-    """Return the reply to a message, made within what the node's owner lets it cost; of a failure it says a code."""
+    What the node keeps is changed in ``asked.node``.
+    """
+    make = _introduce if asked.kind == HELLO else _serve
     try:
-        content = limits.limited(context.node_config, make)
+        return limits.limited(asked.node.config, lambda site: make(asked, site))
     except (Exception, SystemExit) as broken:  # noqa: BLE001 -- logged here; the server leaves this client out
         _participant.cache_clear()  # its model may have been left anywhere
-        content = pack(codes.refused(broken))
-    return Message(content, reply_to=message)
+        return Answer(codes.refused(broken))
 
 
-def _introduce(context: Context, site: Site, asked: About) -> About:
+def _introduce(asked: Asked, site: Site) -> Answer:
     """Return what a node says of itself, after a trial of its first steps; see ``federation.trial``.
 
     A node with a table tries them when it is sent the schema, by which its rows are made.
     """
-    client, study, source = _place(context, site)
-    said = {"client": client, "own": site.data is not None, **about_this()}
+    node, facts = asked.node, asked.about
+    client, study, source = _place(node, site)
+    said: About = {"client": client, "own": site.data is not None, **about_this()}
     if site.folder is not None:
-        said |= keys.proof(site.folder, str(asked.get("challenge", ""))[:64], context.node_id, client)
+        said |= keys.proof(site.folder, str(facts.get("challenge", ""))[:64], node.id, client)
     if source is not None and source.table is not None:
-        return {**said, tables.HOLDS: tables.holds(context, site, str(asked.get("schema", "")))}
+        return Answer({**said, tables.HOLDS: tables.holds(node, site, str(facts.get("schema", "")))})
     rows = _shards(site, client, study)
     for remark in rows.meta.remarks:
         LOG.info("%s", remark)
     participant = _participant(study.model_dump_json(), rows, client, site.most)
     trial.check(participant, (client,))
-    return {**said, **facts_of(participant)}
+    return Answer({**said, **facts_of(participant)})
 
 
-def _place(context: Context, site: Site) -> tuple[int, Study, Source | None]:
+def _place(node: Node, site: Site) -> tuple[int, Study, Source | None]:
     """Return the number of this node's client, its study, and its own data, if it has any."""
-    study = _permitted(context, site)
-    number = context.node_config.get("partition-id")
+    study = _permitted(node, site)
+    number = node.config.get("partition-id")
     if not isinstance(number, int) or not 0 <= number < study.data.clients:
         told = f"partition-id = {str(number)[:20]}"
         raise RefusedError("client", f"{told}, and clients are 0 to {study.data.clients - 1}", told)
@@ -110,15 +99,15 @@ def _shards(site: Site, client: int, study: Study) -> Shards:
         return prepare.own(study, client, site.data)
 
 
-def _permitted(context: Context, site: Site) -> Study:
+def _permitted(node: Node, site: Site) -> Study:
     """Return the study of a run, after checking that it names nothing that the node's owner has not allowed.
 
     Raises:
         RefusedError: it names such a thing, or its settings are too long.
         ConfigError: they are wrong.
     """
-    limits.check_settings(context.run_config)
-    values = settings_of(context.run_config)
+    limits.check_settings(node.settings)
+    values = settings_of(node.settings)
     wrong = policy.refused(values, site.owners, own=site.data is not None, only=site.only)
     names = [f"{path}={value}"[:_LONGEST] for path, value in wrong]
     if names:
@@ -133,10 +122,10 @@ def _permitted(context: Context, site: Site) -> Study:
     return parse_study(values)
 
 
-def _serve(message: Message, context: Context, site: Site) -> RecordDict:
-    about, request = unpack(message.content)
+def _serve(asked: Asked, site: Site) -> Answer:
+    node, about, request = asked.node, asked.about, asked.payload
     limits.check_most("bytes", len(request or b""), site.most.bytes)
-    client, study, source = _place(context, site)
+    client, study, source = _place(node, site)
     if request is None or about.get("client") != client:
         raise RefusedError("request", f"a request for client {str(about.get('client'))[:20]} came to client {client}")
     if source is None or source.table is None:
@@ -144,24 +133,24 @@ def _serve(message: Message, context: Context, site: Site) -> RecordDict:
     elif not about.get("schema"):
         site.answering(agreement.PHASE)
         with _unsaid(client):
-            return pack({"lost": False}, tables.answer(context, site, study, client, request))
-    elif (made := tables.rows(context, site, study, client, str(about["schema"]))) is not None:
+            return Answer({"lost": False}, tables.answer(node, site, study, client, request))
+    elif (made := tables.rows(node, site, study, client, str(about["schema"]))) is not None:
         rows = made
     else:
-        return pack({tables.LACKS: True})
+        return Answer({tables.LACKS: True})
     site.answering(str(scalars_in(request).get("phase")))
-    memory = Memory(context, site, str(about.get("run")), client)
+    memory = Memory(node, site, str(about.get("run")), client)
     wanted = str(about.get("kept", ""))
     state = memory.get(wanted)
     participant = _participant(study.model_dump_json(), rows, client, site.most)
-    participant.kept = bases.kept(context, site)
+    participant.kept = bases.kept(node, site)
     participant.alone = Meter(site.most, functools.partial(alone, compute=study.compute))
     with kept_globals():
         reply, kept = participant(client, request, state)
-    answer: About = {"lost": bool(wanted) and state is None}
+    said: About = {"lost": bool(wanted) and state is None}
     if kept is not None:
-        answer["kept"] = memory.put(kept, after=wanted)
-    return pack(answer, reply)
+        said["kept"] = memory.put(kept, after=wanted)
+    return Answer(said, reply)
 
 
 @functools.lru_cache(maxsize=1)

@@ -19,6 +19,7 @@ from secateur import data, methods, models
 from secateur.contract.ask import EVALUATE, TRAIN
 from secateur.errors import SecateurError, plain, unknown
 from secateur.federation.agreement import PHASE
+from secateur.flower.asked import RESIDENT
 from secateur.flower.codes import RefusedError
 from secateur.flower.policy import ENVIRONMENT, FILE, Named, allowed
 from secateur.study.study import read_toml
@@ -66,6 +67,7 @@ class Site(BaseModel):
         answers: the kinds of requests that are answered: ``train``, ``evaluate``, ``statistics`` of a table's columns,
             and ``explore`` for whatever else a method asks.
         most: what a request may cost.
+        resident: whether a process stays between messages (``resident``); said in ``--node-config`` only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +81,7 @@ class Site(BaseModel):
     allow: tuple[str, ...] = ()
     answers: tuple[Answer, ...] = get_args(Answer)
     most: Most = Most()
+    resident: bool = True
 
     @field_validator("sources", "methods", "models")
     @classmethod
@@ -185,6 +188,10 @@ def _file(given: Mapping[str, Any], named: object) -> Path | None:
 
 def _joined(given: Mapping[str, Any], more: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Return what ``--node-config`` and a file say together."""
+    if RESIDENT in more:
+        raise RefusedError(
+            "policy", f"{RESIDENT} is set in {path}: it is looked for in --node-config alone, say it there"
+        )
     twice = next((key for key in more if key in given and more[key] != given[key]), None)
     if twice is not None:
         raise RefusedError("policy", f"{twice} is set in --node-config and in {path}: say it once")

@@ -21,31 +21,31 @@ from secateur.federation import agreement, checkpoint, prepare, seals, tables, t
 from secateur.federation.base import Kept, KeptInFolder
 from secateur.federation.records import Row
 from secateur.flower import limits
+from secateur.flower.asked import Node
 from secateur.flower.bases import KeptInContext
 from secateur.flower.engine import FlowerEngine
-from secateur.flower.messages import Context
 from secateur.flower.site import Site
 from secateur.study.study import Study
 
 HOLDS, LACKS = "holds", "lacks"
 """What a node says of the schema that it is asked for: whether it holds it; in a reply, that it lacks it."""
 
-_KEY, _STYPE = "secateur-schema", "secateur.schema"
+_KEY = "secateur-schema"
 _LONGEST = 64  # characters of a digest
 
 
-def holds(context: Context, site: Site, wanted: str) -> bool:
+def holds(node: Node, site: Site, wanted: str) -> bool:
     """Return whether a node holds the schema that it is asked for."""
-    return _schema(context, site, wanted) is not None
+    return _schema(node, site, wanted) is not None
 
 
-def rows(context: Context, site: Site, study: Study, client: int, digest: str) -> Shards | None:
+def rows(node: Node, site: Site, study: Study, client: int, digest: str) -> Shards | None:
     """Return a node's rows, made by the schema of this digest; None if it no longer has the schema."""
-    schema = _schema(context, site, digest)
+    schema = _schema(node, site, digest)
     return None if schema is None else prepare.own(study, client, str(site.data), schema)
 
 
-def answer(context: Context, site: Site, study: Study, client: int, request: bytes) -> bytes:
+def answer(node: Node, site: Site, study: Study, client: int, request: bytes) -> bytes:
     """Return a node's reply to an ask of the agreement."""
     folder = str(site.data)
     table = prepare.own_source(study, client, folder).table
@@ -57,23 +57,23 @@ def answer(context: Context, site: Site, study: Study, client: int, request: byt
     def take(schema: Schema) -> str:
         rows = prepare.own(study, client, folder, schema)  # a table that does not fit is refused here
         trial.check(limits.participant(study, rows, client, site.most), (client,))
-        _kept(context, site).put(schema.digest, schema.to_json().encode())
+        _kept(node, site).put(schema.digest, schema.to_json().encode())
         return ""
 
     return agreement.Site(table.take(train), table, take).answer(request)
 
 
-def _schema(context: Context, site: Site, digest: str) -> Schema | None:
+def _schema(node: Node, site: Site, digest: str) -> Schema | None:
     """Return the schema that a node keeps; None if it has none of this digest, or it is damaged."""
-    data = _kept(context, site).get(digest) if digest.isalnum() and len(digest) <= _LONGEST else None
+    data = _kept(node, site).get(digest) if digest.isalnum() and len(digest) <= _LONGEST else None
     if data is None or hashlib.sha256(data).hexdigest()[: len(digest)] != digest:
         return None
     return Schema.from_json(data.decode())
 
 
-def _kept(context: Context, site: Site) -> Kept:
+def _kept(node: Node, site: Site) -> Kept:
     if site.folder is None:
-        return KeptInContext(context, _KEY, _STYPE)
+        return KeptInContext(node, _KEY)
     return KeptInFolder(site.folder / "schema", own=True)
 
 
