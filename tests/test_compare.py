@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from scipy import stats
 
 from helpers import model_of
 from secateur import cli, methods
-from secateur.bandwidth import Bandwidth, Link, bytes_per_client, predict_seconds
+from secateur.bandwidth import Bandwidth, Link, Spent, bytes_per_client, fixed_of, predict
+from secateur.cli.report import _network
 from secateur.comparison import grid
 from secateur.comparison.suite import Suite, cells, chosen, load, names
 from secateur.errors import ConfigError, NoResultError
@@ -31,6 +33,7 @@ from secateur.federation.folder import ROUNDS, SUMMARY
 from secateur.learning.metrics import ACCURACY, MAE
 from secateur.report import formatting, outcomes, page, tables
 from secateur.report.gather import RESULT, comparison_lines, gather, read_comparison
+from secateur.report.headline import on_link
 from secateur.report.outcomes import Outcome, outcome
 from secateur.report.statistics import (
     Interval,
@@ -706,8 +709,35 @@ def test_a_round_takes_as_long_as_its_slowest_client():
     bandwidth = Bandwidth.parse("8Mbit/s,100ms")
     rows = [row([[0, 1_000_000, 500_000], [3, 2_000_000, 0]], [[0, 1.0]]), row([], [])]
     # client 0: 0.2 + 1 + 1 + 0.5; client 3 sent nothing back: 0.2 + 2
-    assert predict_seconds(rows, bandwidth, 10) == pytest.approx([2.7, 0.0])
+    assert [spent.seconds for spent in predict(rows, bandwidth, 10)] == pytest.approx([2.7, 0.0])
+    assert predict(rows, bandwidth, 10)[0] == Spent(pytest.approx(1.7), 0.0, 1.0)
     assert bytes_per_client([*rows, rows[0]]) == {0: 3_000_000, 3: 4_000_000}
+    assert bandwidth.greeting == Spent()
+
+
+def test_an_exchange_on_flower_has_a_fixed_cost_and_a_protocol():
+    bandwidth = Bandwidth.parse("8/4Mbit/s,flower:6.5s")
+    scored = row([[0, 1_000_000, 500_000]], [[0, 1.0]]) | {"evaluate_each": [[0, 1_000_000, 100], [1, 100, 100]]}
+    # by hand: down 1,080,000 + 12,000 at 1 MB/s; up 540,000 + 25,000 at 0.5 MB/s; the scores: 1.092 and 25,108 up
+    (spent,) = predict([scored], bandwidth, 2)
+    assert spent == Spent(pytest.approx(1.092 + 1.13 + 1.092 + 0.050216), 13.0, 1.0)
+    assert bandwidth.greeting == Spent(pytest.approx(0.012 + 0.05), 6.5)
+    assert bytes_per_client([scored]) == {0: 2_500_100, 1: 200}
+    # 6.5 + 0.5 s an exchange besides bytes: a tenth of it all is 7 / 9 s, at 1.5 us a byte on the way down and up
+    assert bandwidth.unseen(Spent(3.0, 13.0, 1.0), 2) == pytest.approx(7 / 9 / 1.5e-6)
+
+
+def test_the_fixed_cost_is_calibrated_from_a_runs_records(tmp_path):
+    asked = [row([[0, 9, 9]], [[0, 0.5], [1, 0.2]]) | {"seconds": s, "left_out": []} for s in (5.5, 4.5, 9.5)]
+    late = row([[0, 9, 9]], [[0, 0.5]]) | {"seconds": 60.0, "left_out": [{"client": 1}]}
+    assert fixed_of([*asked, late]) == pytest.approx(5.0)
+    with pytest.raises(ConfigError, match="no exchange of that run tells the fixed seconds"):
+        fixed_of([late])
+    (tmp_path / ROUNDS).write_text("".join(json.dumps(one) + "\n" for one in [*asked, late]))
+    network = _network(f"0.5:1Mbit/s; 0.5:10Mbit/s,50ms,flower:{tmp_path}")
+    assert [kind.fixed for kind in network.kinds] == [0.0, pytest.approx(5.0)]
+    with pytest.raises(ConfigError, match="or a run's folder that tells them"):
+        _network("1Mbit/s,flower:nowhere")
 
 
 def test_links_by_kind():
@@ -715,7 +745,10 @@ def test_links_by_kind():
     assert kinds == (Link(20e6, 5e6, 0.01, 0.75), Link(8e6, 8e6, 0.0, 0.25))
     bandwidth = Bandwidth(kinds)
     assert [bandwidth.of(k, 4) is kinds[0] for k in range(4)] == [True, True, True, False]
-    for wrong in ("fast", "10Mbit", "0.5:1Mbit/s", "0Mbit/s", "0.5:1Mbit/s;0.6:1Mbit/s", "10Mbit/s,5s"):
+    for wrong in (
+        "fast", "10Mbit", "0.5:1Mbit/s", "0Mbit/s", "0.5:1Mbit/s;0.6:1Mbit/s", "10Mbit/s,5s", "1Mbit/s,flower",
+        "1Mbit/s,flower:s",
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="link"):
             Bandwidth.parse(wrong)
 
@@ -726,10 +759,15 @@ def test_predictions_stand_beside_what_was_measured(compared):
     for one, other in zip(fast, slow, strict=True):
         for seed in one.runs:
             assert other.runs[seed].by_link[-1][0] > one.runs[seed].by_link[-1][0]
+            assert other.runs[seed].on_link.seconds > other.runs[seed].by_link[-1][0]  # scores at the end
             assert [q for _, q in one.runs[seed].by_link] == [q for _, q in one.runs[seed].by_bytes]
     rows = tables.table(slow)
     assert all(" s" in row_["seconds on the link (a model)"] and " s" in row_["wall seconds"] for row_ in rows)
+    assert all(sum(map(int, row_["of them link, fixed, training %"].split(","))) in range(98, 103) for row_ in rows)
     assert "seconds on the link (a model)" not in tables.table(comparison_lines(suite, found, out))[0]
+    (said,) = on_link(slow)
+    assert re.match(r"On this link \(a model\) \d+ % of the seconds of .* go to its bytes, \d+ % to", said)
+    assert not on_link(comparison_lines(suite, found, out))
 
 
 def test_a_suite_may_name_its_links(compared, tmp_path):

@@ -11,6 +11,7 @@ import typer
 from secateur.cli.base import new_console
 
 if TYPE_CHECKING:
+    from secateur.bandwidth import Bandwidth
     from secateur.report.gather import Subject
 
 
@@ -19,7 +20,9 @@ def report(
     out: Annotated[Path | None, typer.Option(help="The page's folder; default: page in the first folder")] = None,
     images: Annotated[bool, typer.Option(help="Write every figure as SVG and PNG too.")] = False,  # noqa: FBT002
     markdown: Annotated[Path | None, typer.Option(help="Write comparisons' tables here as NAME.md instead")] = None,
-    link: Annotated[str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,
+    link: Annotated[
+        str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms or 20/5Mbit/s,flower:4s")
+    ] = None,
     watch: Annotated[float, typer.Option(help="Seconds between new pages, until all runs have ended; 0: once.")] = 0.0,
     browse: Annotated[bool, typer.Option("--open/--no-open", help="Open the page.")] = True,  # noqa: FBT002
 ) -> None:
@@ -66,22 +69,24 @@ def log(
 def budget(
     folders: Annotated[list[Path], typer.Argument(help="Folders of runs, or of one comparison")],
     megabytes: Annotated[float, typer.Option(help="What one client may carry, both ways, in 10^6 bytes")],
-    link: Annotated[str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms")] = None,
+    link: Annotated[
+        str | None, typer.Option(help="Predict seconds, e.g. on 10Mbit/s,50ms or 20/5Mbit/s,flower:4s")
+    ] = None,
 ) -> None:
     """Say which of these runs keep every client within a budget of bytes, the best first."""
-    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import tables  # noqa: PLC0415
     from secateur.report.fitted import Fitted  # noqa: PLC0415
-    from secateur.report.gather import (  # noqa: PLC0415
-        gather,
-    )
+    from secateur.report.gather import gather  # noqa: PLC0415
+    from secateur.report.headline import on_link  # noqa: PLC0415
 
-    lines, subjects = gather(folders, Bandwidth.parse(link) if link else None)[1:3]
+    lines, subjects = gather(folders, _network(link))[1:3]
     _say_failed(subjects)
     _say_unchecked(subjects)
     fits, over = tables.within(lines, megabytes * 1e6)
     if fits:
-        new_console().print(Fitted(f"within {megabytes:g} MB a client", tables.budget_table(fits), drop=("partition",)))
+        told = " ".join(on_link(lines))
+        table = tables.budget_table(fits)
+        new_console().print(Fitted(f"within {megabytes:g} MB a client", table, drop=("partition",), caption=told))
     names = ", ".join(f"{line.name} ({line.partition})" for line in over)
     new_console().print(f"Over {megabytes:g} MB: {names or 'none'}", highlight=False, soft_wrap=True)
 
@@ -90,11 +95,10 @@ def draw(folders: list[Path], out: Path, *, browse: bool, live: bool = False, li
     """Write the page of some folders; return whether to write it again, ``live`` being asked for and a run going on."""
     import webbrowser  # noqa: PLC0415
 
-    from secateur.bandwidth import Bandwidth  # noqa: PLC0415
     from secateur.report import page  # noqa: PLC0415
     from secateur.report.gather import attacks, gather  # noqa: PLC0415
 
-    title, lines, subjects, ended = gather(folders, Bandwidth.parse(link) if link else None)
+    title, lines, subjects, ended = gather(folders, _network(link))
     index = page.write(title, lines, subjects, out, attacks=attacks(folders), live=live and not ended)
     console = new_console()
     _say_failed(subjects)
@@ -103,6 +107,20 @@ def draw(folders: list[Path], out: Path, *, browse: bool, live: bool = False, li
         webbrowser.open(index.absolute().as_uri())
     console.print(f"Page: {index}", highlight=False, soft_wrap=True)
     return live and not ended
+
+
+def _network(link: str | None) -> Bandwidth | None:
+    """Return the network that a text describes; ``flower:FOLDER`` in it stands for the seconds that a run tells."""
+    import re  # noqa: PLC0415
+
+    from secateur.bandwidth import Bandwidth, fixed_of  # noqa: PLC0415
+    from secateur.federation.folder import read_records  # noqa: PLC0415
+
+    def told(found: re.Match[str]) -> str:
+        folder = Path(found[1].strip()).expanduser()
+        return f"flower:{fixed_of(read_records(folder)):.6f}s" if folder.is_dir() else found[0]
+
+    return None if link is None else Bandwidth.parse(re.sub(r"flower:([^;]+)", told, link))
 
 
 def _say_failed(subjects: Sequence[Subject]) -> None:

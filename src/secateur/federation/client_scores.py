@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from secateur.bandwidth import SCORED
 from secateur.contract.guard import Guard
 from secateur.federation.exchange import Exchange
 from secateur.federation.records import Row, local_scores
@@ -21,13 +22,14 @@ def bounds(metrics: Sequence[Metric]) -> dict[str, tuple[float, float]]:
 
 
 def scores(exchange: Exchange, metrics: Sequence[Metric], *, central: bool) -> Row:
-    """Return the clients' scores, and the bytes of the exchange under ``evaluate_bytes``.
+    """Return the clients' scores, and the bytes of the exchange under ``evaluate_bytes``, by client ``evaluate_each``.
 
     If the server has no test set (not ``central``), their mean by rows is the run's score; a client counts by no more
     rows than the guards believe.
     """
     return {
         "evaluate_bytes": sum(exchange.down.values()) + sum(exchange.up.values()),
+        SCORED: [[who, *carried] for who, carried in sorted(exchange.carried.items())],
         **({"evaluate_relayed": dict(exchange.relayed)} if exchange.relayed else {}),
         **local_scores(_counted(exchange.reply_scalars, exchange.guards), metrics, central=central),
     }

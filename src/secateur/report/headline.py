@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from secateur.bandwidth import Spent
 from secateur.report.drawing import Figure, colour, figure, layout, view
 from secateur.report.formatting import percent, plain, size, spread
 from secateur.report.statistics import SIGNIFICANCE, front, p_greater, paired, significant
@@ -33,9 +34,10 @@ def headline(here: Sequence[Line]) -> dict[str, Any]:
     methods = [line for line in here if not line.control]
     dense = [line for line in here if line.control == DENSE]
     if len(methods) == 1 and len(dense) < 2:
-        return {"sentences": saved(methods[0], dense), "figure": shares(methods[0], dense[0]) if dense else {}}
+        said = [*saved(methods[0], dense), *on_link(here)]
+        return {"sentences": said, "figure": shares(methods[0], dense[0]) if dense else {}}
     going = ["Some runs are not finished: this is what is known so far."] if not all(map(_finished, here)) else []
-    return {"sentences": [*going, *by_budget(here), *as_good_as_dense(here)], "figure": {}}
+    return {"sentences": [*going, *by_budget(here), *as_good_as_dense(here), *on_link(here)], "figure": {}}
 
 
 def by_budget(here: Sequence[Line]) -> list[str]:
@@ -77,6 +79,27 @@ def budgets(costs: Sequence[float]) -> list[tuple[float, int]]:
         if len(found) <= _SENTENCES:
             break
     return [(limit, index) for index, limit in found.items()]
+
+
+def on_link(here: Sequence[Line]) -> list[str]:
+    """Return a sentence that says what seconds on a network go to, and from where on fewer bytes are not felt.
+
+    It is of dense FedAvg, or else of the first line; there is none without a network.
+    """
+    line = next((line for line in here if line.control == DENSE), here[0])
+    spent = [one.on_link for one in line.runs.values() if one.on_link is not None]
+    whole = sum(spent, start=Spent())
+    if not whole.seconds:
+        return []
+    named = {"its bytes": whole.link, "the fixed cost of exchanges": whole.fixed, "training": whole.work}
+    first, *rest = sorted(named, key=lambda name: -named[name])
+    told = ", ".join(f"{100 * named[name] / whole.seconds:.0f} % to {name}" for name in rest)
+    unseen = size(max(one.unseen for one in line.runs.values()))
+    share = 100 * named[first] / whole.seconds
+    seen = (
+        f"Where a client carries less than {unseen} in an exchange, fewer bytes shorten it by less than a tenth."
+    )
+    return [f"On this link (a model) {share:.0f} % of the seconds of {line.name} go to {first}, {told}. {seen}"]
 
 
 def _shown(best: Line, within: Sequence[Line], here: Sequence[Line]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.bandwidth import Bandwidth, bytes_per_client, predict_seconds
+from secateur.bandwidth import SCORED, Bandwidth, Spent, bytes_per_client, predict
 from secateur.contract.ask import TRAIN
 from secateur.errors import NoResultError
 from secateur.federation import checkpoint
@@ -62,7 +62,9 @@ class Outcome:
         by_round, by_bytes, by_seconds: curves of quality by round, by bytes and by client seconds so far.
         wall_seconds: seconds that passed on the machine of the run.
         by_link: curve of quality by predicted seconds on a network, where one was given; see ``bandwidth``.
-        client_bytes: the most bytes that one client carried.
+        on_link: the predicted seconds of the whole run there, with the clients' scores at its end.
+        unseen: the bytes of a client and an exchange that take a tenth of it there; fewer bytes can save no more.
+        client_bytes: the most bytes that one client carried, scores included.
         local_sparsity: mean sparsity of the models that clients themselves use.
         size: bytes of the shipped model, with its mask, as one message; 0 while a run is not finished.
         phases: the cost of each phase by its name; the rounds are ``train``.
@@ -91,6 +93,8 @@ class Outcome:
     by_seconds: Curve = ()
     wall_seconds: float = 0.0
     by_link: Curve = ()
+    on_link: Spent | None = None
+    unseen: float = math.nan
     client_bytes: int = 0
     local_sparsity: float = 0.0
     size: int = 0
@@ -126,12 +130,12 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
     final = _final(folder, records)
     metric = metric_of(final)
     carried, worked, waited = 0, 0.0, 0.0
-    waits = predict_seconds(records, bandwidth, study.data.clients) if bandwidth else [0.0] * len(records)
+    waits, on_link = _on_link(records, final, bandwidth, study.data.clients)
     curves: list[list[tuple[float, float]]] = [[], [], [], []]
     for record, wait in zip(records, waits, strict=True):
         carried += record["bytes_down"] + record["bytes_up"]
         worked += record["client_seconds"]
-        waited += wait
+        waited += wait.seconds
         if math.isfinite(record.get(metric.name, math.nan)):
             for curve, spent in zip(curves, (record["round"], carried, worked, waited), strict=True):
                 curve.append((float(spent), record[metric.name]))
@@ -145,7 +149,8 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         final["sparsity"] if final["central"] else local_sparsity, carried, worked,
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if bandwidth else (),
-        max(bytes_per_client(records).values(), default=0), local_sparsity, _size(folder),
+        on_link, bandwidth.unseen(on_link, len(records)) if bandwidth and on_link else math.nan,
+        max(bytes_per_client([*records, _scored(final)]).values(), default=0), local_sparsity, _size(folder),
         phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
         traffic=_traffic(records, final), state_bytes=_state_bytes(folder),
         parameters_left=final["parameters_physical"] / final.get("parameters_dense", final["parameters_physical"]),
@@ -153,6 +158,23 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         validation=final.get(VALIDATION, math.nan), validation_by_round=validated,
         count=study.wire.count,
     )  # fmt: skip
+
+
+def _on_link(
+    records: Sequence[Mapping[str, Any]], final: Mapping[str, Any], bandwidth: Bandwidth | None, clients: int
+) -> tuple[list[Spent], Spent | None]:
+    """Return what each record and the whole run take on a network; None without one."""
+    if bandwidth is None:
+        return [Spent()] * len(records), None
+    waits = predict(records, bandwidth, clients)
+    waits[:1] = [wait + bandwidth.greeting for wait in waits[:1]]
+    scored = [predict([_scored(final)], bandwidth, clients)[0]] if final.get(SCORED) else []
+    return waits, sum([*waits, *scored], start=Spent())
+
+
+def _scored(final: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the exchange of the clients' scores at the end of a run as a record of its bytes."""
+    return {"each": final.get(SCORED, []), "each_seconds": []}
 
 
 def _phases(records: Sequence[Mapping[str, Any]]) -> dict[str, PhaseCost]:

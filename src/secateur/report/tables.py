@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.bandwidth import Spent
 from secateur.comparison.grid import folder_of
 from secateur.comparison.suite import Cell, Suite
 from secateur.federation import checkpoint
@@ -148,12 +149,20 @@ def _by_axis(
 
 
 def _link_seconds(line: Line) -> dict[str, str]:
-    """Return predicted seconds on a network and measured wall seconds; nothing without a model of a network."""
-    ends = [one.by_link[-1][0] for one in line.runs.values() if one.by_link]
-    if not ends:
+    """Return predicted seconds on a network, what they go to, and measured wall seconds; nothing without a network.
+
+    Half of the bytes would save half of what the link takes, at most.
+    """
+    spent = [one.on_link for one in line.runs.values() if one.on_link is not None]
+    if not spent:
         return {}
+    whole = sum(spent, start=Spent())
+    parts = [part / (whole.seconds or 1.0) for part in (whole.link, whole.fixed, whole.work)]
     return {
-        "seconds on the link (a model)": spread(interval(ends), seconds),
+        "seconds on the link (a model)": spread(interval([one.seconds for one in spent]), seconds),
+        "of them link, fixed, training %": ", ".join(f"{100 * part:.0f}" for part in parts),
+        "half the bytes save %": f"{50 * parts[0]:.0f}",
+        "bytes that take a tenth of an exchange": size(max(one.unseen for one in line.runs.values())),
         "wall seconds": spread(line.of("wall_seconds"), seconds),
     }
 
