@@ -2,9 +2,13 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -473,3 +477,38 @@ def test_a_page_of_runs_that_go_on_follows_them_and_keeps_what_was_chosen(browse
 
 def write_data(folder, facts):
     (folder / "data.js").write_text(f"window.SECATEUR = {json.dumps(facts)};\n")
+
+
+TEN_LINES = """\
+import secateur, torch
+from sklearn.datasets import load_digits
+x, y = load_digits(return_X_y=True)
+x, test = x / 16, (x[1500:] / 16, y[1500:])
+net = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+clients = {"rome": (x[:400], y[:400]), "oslo": (x[400:900], y[400:900]), "lima": (x[900:1500], y[900:1500])}
+five = ["fedsparsify:sparsity=0.8", "prunefl", "oneshot", "feddst", "random"]
+run = dict(rounds=2, seeds=1, controls=["dense", "random"], participation=1.0, lr=0.1, test=test, out="out")
+found = secateur.compare(five, net, clients, **run)
+print(found.table(), found.report())
+"""
+
+
+@needs_browser
+def test_ten_lines_with_a_persons_model_and_arrays_end_in_a_page_that_opens(browser, tmp_path):
+    (tmp_path / "mine.py").write_text(TEN_LINES)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "mine.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    index = Path(done.stdout.split()[-1])
+    with opened(browser, index.parent) as tab:
+        text = tab.inner_text("body")
+    for name in ("fedsparsify 80 %", "prunefl", "oneshot", "feddst", "random", "FedAvg", "fedsparsify 80 %: random"):
+        assert name in text
