@@ -1,15 +1,57 @@
-"""What the removal of units leaves of a model, in parameters and MACs."""
+"""What the removal of units leaves of a model: in units, parameters and MACs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
 from secateur import cost
 from secateur.federation.records import Row
+from secateur.pruning.mask import Mask
 from secateur.pruning.roles import stored
-from secateur.pruning.structure import Plan
+from secateur.pruning.structure import Group, Plan, dead_units
 from secateur.pruning.surgery import shrink
+
+UNITS = "units"
+"""The entry of a record with the units left and the units of each layer that lost some, by layer."""
+
+_FEW = 0.05  # of a layer's units: fewer are worth a remark
+
+
+def units_left(mask: Mask | None, groups: Iterable[Group]) -> Row:
+    """Return the sparsity of units, and of each layer that lost some ``[left, of]``; nothing where none is removed.
+
+    Args:
+        mask: of a model.
+        groups: its channels, neurons and heads; blocks are counted in no group.
+    """
+    left = {group.name: [group.units - int(dead_units(mask or {}, group).sum()), group.units] for group in groups}
+    lost = {name: counts for name, counts in left.items() if counts[0] < counts[1]}
+    if not lost:
+        return {}
+    kept, units = (sum(counts[k] for counts in left.values()) for k in (0, 1))
+    return {"sparsity_units": 1 - kept / units, UNITS: lost}
+
+
+def remarks_on_units(row: Mapping[str, object]) -> list[str]:
+    """Return a remark on what a cut of units took along, and one on each layer with few units left."""
+    units = row.get(UNITS)
+    if not isinstance(units, Mapping):
+        return []
+    gone, weights = _share(row["sparsity_units"]), _share(row["sparsity"])
+    said = [f"{gone} of the units are removed, {weights} of the weights: a unit takes its inputs and its outputs along"]
+    return said + [_few(name, *counts) for name, counts in units.items() if counts[0] <= max(1, _FEW * counts[1])]
+
+
+def _share(value: object) -> str:
+    return f"{100 * float(str(value)):.1f} %"
+
+
+def _few(name: str, left: int, of: int) -> str:
+    unit = "unit is" if left == 1 else "units are"
+    return f"{name}: {left} of {of} {unit} left; a cut within each layer (allocation=uniform) would leave more"
 
 
 def sizes_after(removal: Plan, model: nn.Module, example: torch.Tensor, macs: int) -> Row:

@@ -19,7 +19,7 @@ from secateur.federation.exchange import Exchange
 from secateur.federation.folder import LOG, PLAN
 from secateur.federation.quorum import check_learnt
 from secateur.federation.records import EMPTIED, METRIC, VALIDATION, Row, short
-from secateur.federation.removal import sizes_after
+from secateur.federation.removal import sizes_after, units_left
 from secateur.learning import resident
 from secateur.learning import task as tasks
 from secateur.learning.evaluate import Score, evaluate
@@ -76,6 +76,7 @@ class Scoring:
             "layers": {name: int(part.sum()) for name, part in (state.mask or {}).items()},
             "macs": cost.macs(self.uses, self.whole(state.weights), state.mask),
         }
+        row |= units_left(state.mask, self.setting.layout.layers)
         row |= {EMPTIED: names} if (names := [name for name, kept in row["layers"].items() if not kept]) else {}
         if evaluate and self.central:
             score = self._score(state.model(), self.shards.server_test())

@@ -61,6 +61,7 @@ from secateur.federation.records import (
     summarise,
     told_of_bytes,
 )
+from secateur.federation.removal import remarks_on_units
 from secateur.federation.scoring import Scoring
 from secateur.federation.soundness import check_sendable, check_start, unsound
 from secateur.pruning.roles import remarks
@@ -304,7 +305,8 @@ class Run:
             self.scoring.check_learnt(final, state)
         final["histograms"] = self.method.histograms(state)
         final["evaluate_bytes"] += sum(row.get("evaluate_bytes", 0) for row in rows)
-        summary = {**summarise(self.study, rows, final), "remarks": [*self.remarks, *emptied(final.get(EMPTIED, []))]}
+        told = [*self.remarks, *emptied(final.get(EMPTIED, [])), *remarks_on_units(final)]
+        summary = {**summarise(self.study, rows, final), "remarks": told}
         beside = {ROUNDS: checkpoint.read(self.folder / ROUNDS)}
         checkpoint.put(self.folder, SUMMARY, json.dumps(summary, indent=1).encode(), beside=beside)
         watch({"event": "end", **summary})

@@ -96,9 +96,7 @@ def on_link(here: Sequence[Line]) -> list[str]:
     told = ", ".join(f"{100 * named[name] / whole.seconds:.0f} % to {name}" for name in rest)
     unseen = size(max(one.unseen for one in line.runs.values()))
     share = 100 * named[first] / whole.seconds
-    seen = (
-        f"Where a client carries less than {unseen} in an exchange, fewer bytes shorten it by less than a tenth."
-    )
+    seen = f"Where a client carries less than {unseen} in an exchange, fewer bytes shorten it by less than a tenth."
     return [f"On this link (a model) {share:.0f} % of the seconds of {line.name} go to {first}, {told}. {seen}"]
 
 

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from secateur.federation.folder import FAILED
 from secateur.federation.records import BELOW, EMPTIED, by_reason, emptied, listing
+from secateur.federation.removal import remarks_on_units
 from secateur.learning.metrics import metric_of
 from secateur.report import tables
 from secateur.report.fairness import worst_tenth
@@ -134,7 +135,8 @@ def _facts(row: Row, sent: int) -> str:
 
 def comparison(summary: Row, dense: Row | None) -> Fitted:
     """Return the table at the end of a run, with a column for its dense twin where there is one."""
-    said = [*emptied(summary["final"].get(EMPTIED, [])), *_left_out(summary)]
+    final = summary["final"]
+    said = [*emptied(final.get(EMPTIED, [])), *remarks_on_units(final), *_left_out(summary)]
     worst = _WORST.format(metric_of(summary["final"]).name)
     others = {} if dense is None else {name: number for name, number, _ in _lines(dense)}
     rows = []
@@ -210,6 +212,7 @@ def _lines(summary: Row) -> list[tuple[str, float, Callable[[float], str]]]:
     lines += [
         ("sparsity of prunable weights", final["sparsity"], plain),
         ("sparsity of all parameters", final["sparsity_all"], plain),
+        *([("sparsity of units", final["sparsity_units"], plain)] if "sparsity_units" in final else []),
         ("MACs, surviving weights", final["macs"], amount),
         ("MACs, units removed", final["macs_physical"], amount),
     ]
