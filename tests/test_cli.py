@@ -386,6 +386,19 @@ def test_a_run_that_is_asked_to_end_says_how_to_go_on_and_leaves_nothing_behind(
     place.rmdir()
 
 
+def test_a_temporary_folder_whose_path_is_too_long_for_a_socket_is_one_line(tmp_path):
+    place = tmp_path / ("t" * 90)
+    place.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur", "run", "fedsparsify", *QUICK[:-2], "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(place)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "is too long for the address of a socket: set TMPDIR to one of at most" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_signal_that_a_process_was_started_to_ignore_stays_ignored():
     """As SIGHUP under ``nohup``."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

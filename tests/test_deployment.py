@@ -3,6 +3,8 @@
 import importlib
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -128,6 +130,8 @@ def test_a_deployment_gives_the_local_engines_bits_beside_hostile_nodes_and_stra
         here.stop(name)
     assert same(model_of(out), model_of(local))
     assert ledger(out) == ledger(local)
+    assert all(residents(here, k) for k in range(3))
+    assert not any("does the work itself" in here.log(f"node{k}").read_text() for k in range(3))
     nodes = json.loads(here.flwr("supernode", "list", "here", "--format", "json"))["nodes"]
     # the deceived node's key is known, but it never connects; the unregistered one is not even listed
     honest = [node["status"] for node in nodes if str(node["node-id"]) not in {here.nodes[name] for name in HOSTILE}]
@@ -135,6 +139,12 @@ def test_a_deployment_gives_the_local_engines_bits_beside_hostile_nodes_and_stra
     for stranger in ("unregistered", "deceived"):
         assert "retrying" in here.log(stranger).read_text()
         here.stop(stranger)
+
+
+def residents(here, k):
+    """Return the processes that a node's log names as its resident participants, the newest last."""
+    found = re.findall(r"process (\d+) is the resident participant of this node", here.log(f"node{k}").read_text())
+    return [int(process) for process in found]
 
 
 def wait_for(condition, seconds, what):
@@ -157,16 +167,15 @@ def finished(here, run, out):
 
 @pytest.mark.long
 def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
-    """Node 2 is killed in mid-round and started again; later the whole SuperLink is; the run ends, and tells.
-
-    Each message costs a node a process that imports torch: on busy cores a round takes 20 s.
-    """
+    """Node 1's resident is killed and not missed; node 2 is killed in mid-round and comes back; so does the server."""
     out = here.folder / "disturbed"
     settings = {"out": str(out), "set": SMALL.replace("rounds=2", "rounds=3")}
     here.submit(EXAMPLES / "digits", **settings, deadline=30)
     wait_for(lambda: len(records(out)) == 1, 120, "the exploration")
+    os.kill(residents(here, 1)[-1], signal.SIGKILL)
     time.sleep(2)
     here.stop("node2", signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{residents(here, 2)[-1]}").exists(), 30, "the end of node 2's resident")
     wait_for(lambda: len(records(out)) >= 2, 60, "a round without node 2")
     here.stop("superlink", signal.SIGKILL)
     done = len(records(out))
@@ -180,8 +189,36 @@ def test_a_killed_node_comes_back_and_a_stopped_server_goes_on(here):
     assert done >= 2
     left_out = {row["round"]: [o["client"] for o in row["left_out"]] for row in rows}
     assert 2 in left_out[1]
+    assert 1 not in left_out[1]
     assert left_out[3] == []
     assert json.loads((out / "summary.json").read_text())["left_out"]["2"] >= 1
+
+
+@pytest.mark.long
+def test_nodes_elsewhere_are_started_by_what_was_packed_for_them(deploy, tmp_path):
+    """As docs/hosts.md has it; the other machines are folders here."""
+    folder = tmp_path / "server"
+    script = EXAMPLES / "deployment" / "deploy.py"
+    run = [sys.executable, str(script), "--host", "localhost", "--nodes", "2", "--folder", str(folder)]
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen([*run, "--set", SMALL.replace("clients=3", "clients=2"), "--wait", "300"], stdout=log)
+    nodes = []
+    try:
+        for k in range(2):
+            packed, there = folder / "nodes" / str(k), tmp_path / f"machine {k}"
+            wait_for(lambda packed=packed: (packed / "start.sh").exists(), 120, "the packing of a node")
+            shutil.move(packed, there)
+            assert (there / "key").stat().st_mode & 0o077 == 0
+            path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+            environment = {**os.environ, "PATH": path, "FLWR_HOME": str(there / "home")}
+            nodes.append(subprocess.Popen(["sh", str(there / "start.sh")], env=environment, start_new_session=True))
+        assert server.wait(400) == 0, (tmp_path / "log").read_text()
+    finally:
+        for process in (server, *nodes):
+            process.kill()
+            process.wait()
+    assert json.loads((folder / "run" / "summary.json").read_text())["left_out"] == {}
+    assert (tmp_path / "machine 0" / "state").is_dir()
 
 
 def test_a_port_in_use_is_one_clear_line(deploy, tmp_path):

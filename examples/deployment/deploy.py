@@ -1,12 +1,15 @@
-"""A whole Flower deployment on this machine's loopback: SuperLink and SuperNodes with TLS and node authentication.
+"""A whole Flower deployment with TLS and node authentication: on this machine's loopback, or with nodes elsewhere.
 
     python examples/deployment/deploy.py                       # the digits app, four nodes
     python examples/deployment/deploy.py examples/hospitals --data path/to/folders \\
         --allow data.source=hospitals_app:load
+    python examples/deployment/deploy.py --host fl.example.org --port 8000 --nodes 2
 
 It makes certificates and keys, starts the processes, registers the nodes, runs the app and stops everything. Each
-process has a home, a log and a state folder of its own below ``--folder``, as if it were another machine; what the
-commands would be on real hosts is printed and explained in docs/flower.md. The model lies in ``FOLDER/run`` in the end.
+process has a home, a log and a state folder of its own below ``--folder``, as if it were another machine. With
+``--host``, the name or address at which other machines reach this one, it starts the SuperLink only, writes a folder
+for each node (``FOLDER/nodes/K``: the authority's certificate, the node's key, ``start.sh``) and waits until all of
+them have been started on their machines; docs/hosts.md goes through it. The model lies in ``FOLDER/run`` in the end.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import datetime as dt
 import ipaddress
 import json
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,11 +109,17 @@ def free_port() -> int:
 
 
 class Deployment:
-    """SuperLink and SuperNodes as child processes; all are stopped at the end of the ``with`` block."""
+    """SuperLink and SuperNodes as child processes; all are stopped at the end of the ``with`` block.
 
-    def __init__(self, folder: Path, port: int | None = None) -> None:
-        self.folder = folder.absolute()
-        self.ca = authority(self.folder / "certificates")
+    Args:
+        folder: of certificates, keys, logs and homes.
+        port: of the SuperLink; None: a free one.
+        host: the name or address at which nodes reach the SuperLink. Any but loopback's lets it listen everywhere.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None, host: str = "127.0.0.1") -> None:
+        self.folder, self.host, self.local = folder.absolute(), host, "127.0.0.1"
+        self.ca = authority(self.folder / "certificates", tuple(dict.fromkeys((host, "localhost", "127.0.0.1"))))
         self.port = port or free_port()
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -138,8 +149,18 @@ class Deployment:
         print("$", " ".join(repr(part) if " " in part else part for part in command), flush=True)
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                full, env=self._home(name), stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self.command_of(name, full),
+                env=self._home(name),
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
+
+    def command_of(self, name: str, command: list[str]) -> list[str]:
+        """Return the command that starts a process here; a network of its own, for example, would stand before it."""
+        del name
+        return command
 
     def log(self, name: str) -> Path:
         """Return a process's log."""
@@ -149,18 +170,19 @@ class Deployment:
         """Start the SuperLink and wait until it listens."""
         place = self.folder / "certificates"
         self._start(
-            "superlink", "flower-superlink", "--port", str(self.port), "--enable-supernode-auth",
+            "superlink", "flower-superlink", "--host", "127.0.0.1" if self.host == "127.0.0.1" else "0.0.0.0",  # noqa: S104 -- other machines are to reach it
+            "--port", str(self.port), "--enable-supernode-auth",
             "--ssl-ca-certfile", str(self.ca), "--ssl-certfile", str(place / "server.pem"),
             "--ssl-keyfile", str(place / "server.key"), "--disable-runtime-dependency-installation",
             "--database", str(self.folder / "superlink.db"),  # without it a restart forgets the nodes
         )  # fmt: skip
         end = time.monotonic() + 60
         with socket.socket() as probe:
-            while probe.connect_ex(("127.0.0.1", self.port)) != 0:
+            while probe.connect_ex((self.local, self.port)) != 0:
                 if self.processes["superlink"].poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"the SuperLink did not start; see {self.log('superlink')}")
                 time.sleep(0.2)
-        connection = f'address = "127.0.0.1:{self.port}"\nroot-certificates = "{self.ca}"\n'
+        connection = f'address = "{self.local}:{self.port}"\nroot-certificates = "{self.ca}"\n'
         config = Path(self._home("cli")["FLWR_HOME"]) / "config.toml"
         config.write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{connection}')
 
@@ -174,15 +196,53 @@ class Deployment:
         if not key.exists():
             node_key(key.parent, name)
             if register:
-                self.nodes[name] = str(self._told("supernode", "register", f"{key}.pub", "here")["node-id"])
+                self.register(name)
         elif name in self.nodes:
             while self.online(name):
                 time.sleep(2)
-        self._start(
-            name, "flower-supernode", "--superlink", f"127.0.0.1:{self.port}", "--root-certificates",
-            str(ca or self.ca), "--auth-supernode-private-key", str(key), "--port", str(free_port()),
-            "--node-config", config,
-        )  # fmt: skip
+        self._start(name, *self.node_command(str(ca or self.ca), str(key), config), "--port", str(free_port()))
+
+    def node_command(self, ca: str, key: str, config: str) -> list[str]:
+        """Return the command that starts a node."""
+        return [
+            "flower-supernode", "--superlink", f"{self.host}:{self.port}", "--root-certificates", ca,
+            "--auth-supernode-private-key", key, "--node-config", config,
+        ]  # fmt: skip
+
+    def register(self, name: str) -> None:
+        """Let the SuperLink know a node's public key."""
+        public = self.folder / "keys" / f"{name}.pub"
+        self.nodes[name] = str(self._told("supernode", "register", str(public), "here")["node-id"])
+
+    def pack_node(self, name: str, config: str) -> Path:
+        """Write a folder with all that another machine needs to be a node, and register it; return the folder."""
+        folder = self.folder / "nodes" / name
+        key = node_key(self.folder / "keys", name) if not (self.folder / "keys" / name).exists() else None
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.ca, folder / "ca.crt")
+        shutil.copy(key or self.folder / "keys" / name, folder / "key")  # with its permissions
+        command = shlex.join(self.node_command("ca.crt", "key", config))
+        quiet = "".join(f"export {key}={value}\n" for key, value in QUIET.items())
+        (folder / "start.sh").write_text(
+            f'#!/bin/sh\n# starts this node\ncd "$(dirname "$0")" || exit 1\n{quiet}exec {command}\n'
+        )
+        self.register(name)
+        return folder
+
+    def wait_for_nodes(self, seconds: float) -> None:
+        """Wait until all registered nodes are online.
+
+        Raises:
+            SystemExit: some are not within these seconds.
+        """
+        end = time.monotonic() + seconds
+        while missing := [name for name in self.nodes if not self.online(name)]:
+            if time.monotonic() > end:
+                raise SystemExit(
+                    f"not online within {seconds:g} s: {', '.join(missing)}. Is {self.host}:{self.port} reachable from "
+                    f"there, and start.sh running? See {self.log('superlink')}"
+                )
+            time.sleep(2)
 
     def online(self, name: str) -> bool:
         """Return whether the SuperLink takes a node for connected; it notices a killed one within a minute."""
@@ -254,19 +314,35 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("runs/deployment"))
     parser.add_argument("--port", type=int, help="of the SuperLink; default: a free one")
     parser.add_argument(
-        "--data", type=Path, help="folder with one folder a node: 0, 1, ...; default: the app's own data"
+        "--host", help="the name or address of this machine for nodes elsewhere, which start themselves"
+    )
+    parser.add_argument("--wait", type=float, default=3600.0, help="with --host: seconds for all nodes to be started")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder with one folder a node: 0, 1, ...; with --host: of each node's own machine; "
+        "default: the app's own data",
     )
     parser.add_argument("--allow", help="what of the app's own the nodes trust, such as data.source=hospitals_app:load")
     parser.add_argument("--set", dest="settings", help="in place of the app's set, such as 'rounds=3 seed=1'")
     given = parser.parse_args()
-    with Deployment(given.folder, given.port) as here:
+    with Deployment(given.folder, given.port, given.host or "127.0.0.1") as here:
         for k in range(given.nodes):
-            config = f'partition-id={k} state="{here.folder / "state" / str(k)}"'
+            config = f'partition-id={k} state="{"state" if given.host else here.folder / "state" / str(k)}"'
             if given.data:
-                config += f' data="{(given.data / str(k)).absolute()}"'
+                config += f' data="{given.data if given.host else (given.data / str(k)).absolute()}"'
             if given.allow:
                 config += f' allow="{given.allow}"'
-            here.start_node(f"node{k}", config)
+            if given.host:
+                print(
+                    f"node {k}: copy {here.pack_node(str(k), config)} to its machine, and run there: sh start.sh",
+                    flush=True,
+                )
+            else:
+                here.start_node(f"node{k}", config)
+        if given.host:
+            print(f"waiting for {given.nodes} nodes at {here.host}:{here.port}", flush=True)
+            here.wait_for_nodes(given.wait)
         more = {"set": given.settings} if given.settings else {}
         run = here.submit(given.app, out=str(here.folder / "run"), **more)
         status = here.wait(run)

@@ -6,6 +6,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -72,9 +74,19 @@ def for_workers() -> Iterator[None]:
 
 
 def processes(preload: Sequence[str] = CLIENT) -> multiprocessing.context.BaseContext:
-    """Return how processes are started: forked from one that has imported ``preload``, where the system can."""
+    """Return how processes are started: forked from one that has imported ``preload``, where the system can.
+
+    Raises:
+        EngineError: the temporary folder's path is too long for the address of a socket in it.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    most = (107 if sys.platform == "linux" else 103) - len("/pymp-01234567/listener-01234567")
+    if len(os.fsencode(tempfile.gettempdir())) > most:
+        raise EngineError(
+            f"the temporary folder {tempfile.gettempdir()} is too long for the address of a socket: set TMPDIR to one "
+            f"of at most {most} bytes"
+        )
     forked = multiprocessing.get_context("forkserver")
     forked.set_forkserver_preload(list(preload))
     return forked

@@ -1,0 +1,294 @@
+"""A Flower federation whose links have real rates: seconds and bytes of a round, beside the ledger and the prediction.
+
+    python benchmarks/links.py --out runs/links --json links.json                 # root, iproute2; hours
+    python benchmarks/links.py --out runs/links --json links.json --rates 1/1 --runs "dense FedAvg" --repeat 1
+    python benchmarks/links.py --render docs/links.md links.json
+
+Each of four SuperNodes has a network namespace of its own, the SuperLink another, and each node's link is held to a
+rate by tc (tbf), up and down apart. Bytes are those of the nodes' interfaces. A round takes the median seconds of all
+training rounds but the first; Flower's own FedAvg, whose rounds leave no record, is timed by its log. The prediction
+is that of ``secateur report --link``, its fixed seconds calibrated on a link of 1 Gbit/s (``--fixed`` gives them).
+What has been measured already is read from the JSON file and not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Self
+
+import pages
+
+from secateur.bandwidth import SCORED, Bandwidth, fixed_of, predict
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples" / "deployment"))
+
+import deploy  # noqa: E402 -- an example, found through the line above
+
+NODES = 4
+SERVER = "10.77.0.1"
+FAST = "1000/1000"
+RATES = ("100/100", "10/10", "1/1")
+MODEL = "model.name=mlp model.hidden=[512,880] data.clients=4 rounds=6 participation=1.0 training.epochs=1"
+RUNS = {
+    "dense FedAvg": "method=fedavg",
+    "FedSparsify 90 %": "method=fedsparsify schedule.sparsity=0.9",
+    "FedSparsify 90 %, 8 bits": "method=fedsparsify schedule.sparsity=0.9 wire.values=int8 wire.replies=updates",
+    "FedSparsify, channels": "method=fedsparsify schedule.sparsity=0.75 granularity=channel",
+    "AutoFLIP": "method=autoflip criterion.explore.epochs=1",
+}
+FLOWERS = "Flower's FedAvg"
+
+
+def ip(*command: str) -> None:
+    """Run an ``ip`` or ``tc`` command."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
+
+
+class Namespaces:
+    """A bridge with the server and the nodes in namespaces of their own; removed at the end of the block.
+
+    Args:
+        rate: Mbit/s down and up of each node, such as ``10/2``.
+    """
+
+    def __init__(self, rate: str) -> None:
+        if os.geteuid() or not all(map(shutil.which, ("ip", "tc"))):
+            raise SystemExit("network namespaces need root and iproute2 (apt-get install iproute2)")
+        self.down, self.up = rate.split("/")
+
+    def __enter__(self) -> Self:
+        """Make them."""
+        self.__exit__()
+        ip("ip", "link", "add", "sec-br", "type", "bridge")
+        ip("ip", "addr", "add", "10.77.0.254/24", "dev", "sec-br")
+        ip("ip", "link", "set", "sec-br", "up")
+        for name, address in [("server", SERVER), *((f"node{k}", f"10.77.0.{10 + k}") for k in range(NODES))]:
+            space, outer, inner = f"sec-{name}", f"sec-{name}", "eth0"
+            ip("ip", "netns", "add", space)
+            ip("ip", "link", "add", outer, "type", "veth", "peer", "name", inner, "netns", space)
+            ip("ip", "link", "set", outer, "master", "sec-br")
+            ip("ip", "link", "set", outer, "up")
+            ip("ip", "-n", space, "addr", "add", f"{address}/24", "dev", inner)
+            ip("ip", "-n", space, "link", "set", inner, "up")
+            ip("ip", "-n", space, "link", "set", "lo", "up")
+            if name != "server":
+                held = ("tbf", "burst", "16kb", "latency", "300ms", "rate")
+                ip("tc", "qdisc", "add", "dev", outer, "root", *held, f"{self.down}mbit")
+                ip("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", inner, "root", *held, f"{self.up}mbit")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove them, and what an earlier measurement left."""
+        for name in ("server", *(f"node{k}" for k in range(NODES))):
+            subprocess.run(["ip", "netns", "del", f"sec-{name}"], capture_output=True, check=False)  # noqa: S607
+        subprocess.run(["ip", "link", "del", "sec-br"], capture_output=True, check=False)  # noqa: S607
+
+    @staticmethod
+    def passed() -> tuple[int, int]:
+        """Return the bytes that have passed the nodes' interfaces so far: to them, from them."""
+        counts = Path("/sys/class/net")
+        names = [f"sec-node{k}" for k in range(NODES)]
+        down, up = (
+            sum(int((counts / name / "statistics" / f"{way}_bytes").read_text()) for name in names)
+            for way in ("tx", "rx")
+        )
+        return down, up
+
+
+class Linked(deploy.Deployment):
+    """A deployment whose processes run in namespaces."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, 8000, SERVER)
+        self.local = SERVER  # the bridge has an address too
+
+    def command_of(self, name: str, command: list[str]) -> list[str]:
+        """Return a command that starts in the namespace of its process."""
+        space = name if name.startswith("node") else "server"
+        return ["ip", "netns", "exec", f"sec-{space}", *command]
+
+    def start(self) -> None:
+        """Start the nodes, and wait for them."""
+        for k in range(NODES):
+            state = self.folder / "state" / str(k)
+            self.start_node(f"node{k}", f'partition-id={k} num-partitions={NODES} state="{state}"')
+        self.wait_for_nodes(300)
+
+
+def followed(here: Linked, run: str, path: Path, seconds: float) -> list[tuple[float, int, int]]:
+    """Return time and bytes at the beginning of a run and whenever a line has come to ``path``, until its summary."""
+    marks = [(time.monotonic(), *Namespaces.passed())]
+    while not (path.parent / "summary.json").exists():
+        lines = len(path.read_text().splitlines()) if path.exists() else 0
+        if lines >= len(marks):
+            marks.append((time.monotonic(), *Namespaces.passed()))
+        if time.monotonic() > marks[-1][0] + seconds:
+            raise SystemExit(f"run {run}: nothing happens; see {here.folder}")
+        time.sleep(0.05)
+    return [*marks, (time.monotonic(), *Namespaces.passed())]
+
+
+def ours(here: Linked, out: Path, settings: str, rate: str, fixed: float | None) -> dict[str, Any]:
+    """Return the figures of one run of ours."""
+    run = here.submit(ROOT / "examples" / "digits", out=str(out), set=f"{MODEL} {settings}")
+    marks = followed(here, run, out / "rounds.jsonl", 900)
+    rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
+    train = [row for row in rows if row["phase"] == "train"][1:]
+    summary = json.loads((out / "summary.json").read_text())
+    found: dict[str, Any] = {
+        "round_s": statistics.median(row["seconds"] for row in train),
+        "whole_s": marks[-1][0] - marks[0][0],
+        "first_s": marks[1][0] - marks[0][0],
+        "ledger": sum(row["bytes_down"] + row["bytes_up"] for row in rows) + summary["final"]["evaluate_bytes"],
+        "interface": sum(marks[-1][k] - marks[0][k] for k in (1, 2)),
+        "accuracy": summary["final"]["accuracy"],
+        "fixed_s": fixed_of(rows),
+    }
+    if fixed is not None:
+        network = Bandwidth.parse(f"{rate}Mbit/s,flower:{fixed:.6f}s")
+        predicted = predict(rows, network, NODES)
+        found["predicted_round_s"] = statistics.median(
+            spent.seconds for spent, row in zip(predicted, rows, strict=True) if row in train
+        )
+        scored = predict([{"each": summary["final"].get(SCORED, []), "each_seconds": []}], network, NODES)[0]
+        found["predicted_scores_s"] = scored.seconds
+    return found
+
+
+def theirs(here: Linked, folder: Path) -> dict[str, Any]:
+    """Return the figures of Flower's own FedAvg with the same model: seconds by the lines of its log."""
+    app = folder / "flower"
+    shutil.copytree(ROOT / "examples" / "quickstart", app)
+    with (app / "quickstart" / "task.py").open("a") as task:
+        task.write("\n\nfrom secateur.models import build\n\n\ndef Net():\n")
+        task.write('    return build("mlp", input_shape=(1, 8, 8), outputs=10, hidden=(512, 880))\n')
+    server = app / "quickstart" / "server_app.py"
+    lines = server.read_text().replace("FedAvg()", "FedAvg(fraction_evaluate=0.0)").splitlines()
+    server.write_text("\n".join(line for line in lines if "print(" not in line) + "\n")
+    before, began = Namespaces.passed(), time.monotonic()
+    rounds = 4
+    run = here.submit(app, **{"num-server-rounds": rounds})
+    ends: list[float] = []
+    log = here.log("superlink")
+    while len(ends) < rounds:
+        done = len(re.findall(r"aggregate_train: Received", log.read_text(errors="replace")))
+        ends += [time.monotonic()] * (done - len(ends))
+        if time.monotonic() > (ends or [began])[-1] + 900:
+            raise SystemExit(f"Flower's FedAvg: nothing happens; see {here.folder}")
+        time.sleep(0.1)
+    here.wait(run)
+    after = Namespaces.passed()
+    spent = [b - a for a, b in itertools.pairwise(ends)]
+    return {
+        "round_s": statistics.median(spent), "whole_s": time.monotonic() - began, "first_s": ends[0] - began,
+        "interface": sum(after) - sum(before),
+    }  # fmt: skip
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Measure what is not in the JSON file yet."""
+    rows: list[dict[str, Any]] = json.loads(given.json.read_text()) if given.json.exists() else []
+    done = {(row["rate"], row["run"], row["repetition"]) for row in rows}
+    fixed = given.fixed
+    for rate in [*([] if fixed else [FAST]), *given.rates]:
+        for repetition in range(1 if rate == FAST else given.repeat):
+            names = ["dense FedAvg"] if rate == FAST else given.runs
+            todo = [name for name in names if (rate, name, repetition) not in done]
+            if todo:
+                rows += _at(
+                    given.out / f"{rate.replace('/', '-')}-{repetition}",
+                    rate,
+                    repetition,
+                    todo,
+                    fixed,
+                    given.json,
+                    rows,
+                )
+        if rate == FAST:
+            fixed = next(row["fixed_s"] for row in rows if row["rate"] == FAST)
+    print(render(rows))
+
+
+def _at(
+    folder: Path,
+    rate: str,
+    repetition: int,
+    todo: list[str],
+    fixed: float | None,
+    file: Path,
+    before: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Measure some runs at one rate, each kept in the file as soon as it is there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    rows: list[dict[str, Any]] = []
+    with Namespaces(rate), Linked(folder) as here:
+        here.start()
+        for name in todo:
+            out = folder / "runs" / re.sub(r"\W+", "-", name)
+            found = theirs(here, folder) if name == FLOWERS else ours(here, out, RUNS[name], rate, fixed)
+            rows.append({"rate": rate, "run": name, "repetition": repetition, **found})
+            file.write_text(json.dumps([*before, *rows], indent=1))
+            print(rows[-1], flush=True)
+    return rows
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Return the table: medians over repetitions, with least and most."""
+    lines = [
+        "| Mbit/s, down/up | run | seconds a round | predicted | interface ÷ ledger | first round | accuracy |",
+        "|---" * 7 + "|",
+    ]
+    for rate in dict.fromkeys(row["rate"] for row in rows):
+        for name in dict.fromkeys(row["run"] for row in rows if row["rate"] == rate):
+            some = [row for row in rows if (row["rate"], row["run"]) == (rate, name)]
+            shares = [row["interface"] / row["ledger"] for row in some if "ledger" in row]
+            cells = [
+                _spread([row["round_s"] for row in some], "{:.1f}"),
+                _spread([row["predicted_round_s"] for row in some if "predicted_round_s" in row], "{:.1f}"),
+                _spread(shares, "{:.2f}"), _spread([row["first_s"] for row in some], "{:.0f}"),
+                _spread([100 * row["accuracy"] for row in some if "accuracy" in row], "{:.1f}"),
+            ]  # fmt: skip
+            lines.append(f"| {rate} | {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def _spread(values: list[float], form: str) -> str:
+    if not values:
+        return ""
+    middle = form.format(statistics.median(values))
+    return f"{middle} ({form.format(min(values))} to {form.format(max(values))})" if len(values) > 1 else middle
+
+
+def main() -> None:
+    """Measure, or render."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="?", type=Path, help="with --render: the JSON file")
+    parser.add_argument("--out", type=Path, default=Path("runs/links"))
+    parser.add_argument("--json", type=Path, default=Path("links.json"))
+    parser.add_argument("--rates", nargs="+", default=list(RATES), help="Mbit/s down and up, such as 10/2")
+    parser.add_argument("--runs", nargs="+", default=[FLOWERS, *RUNS], choices=[FLOWERS, *RUNS])
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--fixed", type=float, help="the fixed seconds of an exchange; default: measured first")
+    parser.add_argument("--render", type=Path, metavar="PAGE")
+    given = parser.parse_args()
+    if given.render:
+        pages.insert(given.render, "links", render(json.loads(given.rows.read_text())))
+        return
+    measure(given)
+
+
+if __name__ == "__main__":
+    main()
