@@ -15,7 +15,7 @@ from secateur.contract.reply import Reply, Sent
 from secateur.contract.state import Setting
 from secateur.data.shards import Shards
 from secateur.engines import Failure
-from secateur.errors import ConfigError
+from secateur.errors import ConfigError, SecateurError
 from secateur.federation import server
 from secateur.federation.server import Run
 from secateur.guards.norms import Norms
@@ -100,6 +100,18 @@ def test_buffers_are_measured_apart():
     assert judged.tensors["w"].tolist() == pytest.approx([1.5, 2.0])
 
 
+def test_a_statistic_is_bounded_by_its_own_size_within_its_phase():
+    """Values 3 and 4 have a root mean square of sqrt(12.5); half of that leaves 1.5 and 2, whatever was sent."""
+    measured = replace(seen(names=()), phase="explore", statistics=frozenset("w"))
+    facts = Norms().arriving(reply([3.0, 4.0]), sent([7.0, 9.0]), measured).facts
+    assert facts == {"rows": 10.0, "statistics of explore": pytest.approx(math.sqrt(12.5))}
+    known = {"statistics of explore": math.sqrt(12.5) / 2, "statistics of score": 1e9, "rows": 10.0, "update": 1e9}
+    judged = Norms(times=1.0).arriving(reply([3.0, 4.0]), sent([7.0, 9.0]), replace(measured, medians=known))
+    assert judged.tensors["w"].tolist() == pytest.approx([1.5, 2.0])
+    aside = Norms(times=1.0, far=1.5).arriving(reply([3.0, 4.0]), sent([7.0, 9.0]), replace(measured, medians=known))
+    assert (aside.tensors["w"].tolist(), aside.rows) == ([0.0, 0.0], 0)
+
+
 def test_what_is_many_times_the_median_is_set_aside():
     """Norm 5 against a median of 0.5: ten times; with far = 9 it counts as if its client had not trained."""
     bound = {"update": 0.5 / math.sqrt(2), "rows": 10.0}
@@ -155,8 +167,10 @@ def test_only_what_training_changed_is_bounded():
     ask = Ask(TRAIN, 1, (0,), message, Expected(specs, checks=checks), {})
     assert ask.updated == {"b", "c"}
     assert replace(ask, phase="score").updated == frozenset()
-    assert Norms().wants(ask) == {"rows", "update"}
-    assert Norms().wants(replace(ask, phase="score")) == {"rows"}
+    measured = replace(ask, phase="score", expects=replace(ask.expects, infinite=frozenset("d")))
+    assert (ask.statistics, measured.statistics) == ({"d"}, {"b", "c"})
+    assert Norms().wants(measured) == {"rows", "statistics of score"}
+    assert Norms().wants(ask) == {"rows", "update", "statistics of train"}
 
 
 @pytest.mark.parametrize(("setting", "words"), [
@@ -309,6 +323,26 @@ def test_without_the_guard_the_same_update_decides(tmp_path, shards):
     play(study, tmp_path / "clean", shards)
     play(study, tmp_path / "lied", shards, open_engine=lying(study, tmp_path / "lied", shards, change=ATTACKS["x100"]))
     assert away(tmp_path / "lied", tmp_path / "clean") > 5
+
+
+@pytest.mark.parametrize("method", ["autoflip", "prunefl", "salientgrads"])
+def test_a_huge_statistic_decides_no_mask(method, tmp_path, shards):
+    """Before: one hostile explorer of 1e30 let AutoFLIP prune every weight, though the guard was on."""
+    found = {}
+    for name, settings in {
+        "clean": GUARDED, "lied": (*GUARDED, "attack=huge:0.25"), "bare": ("attack=huge:0.25",),
+    }.items():  # fmt: skip
+        try:
+            play(small(method, *settings, participation=1.0), tmp_path / name, shards)
+        except SecateurError:
+            assert name == "bare"
+            continue
+        found[name] = rows_of(tmp_path / name)
+    asked = [row for row in found["lied"] if row["phase"] != TRAIN]
+    assert asked
+    for row in asked:
+        assert set(row["attackers"]) <= {who for who, bounded in row["bounded"] if len(bounded) == 2}
+    assert found["lied"][-1]["sparsity"] == pytest.approx(found["clean"][-1]["sparsity"], abs=0.05)
 
 
 def test_where_rows_are_not_known_a_claim_counts_as_three_others(tmp_path, shards):

@@ -9,7 +9,7 @@ import torch
 
 from secateur.contract.reduction import Reduction
 from secateur.pruning.mask import Mask, Tensors, apply
-from secateur.wire.message import Expected, Message
+from secateur.wire.message import Expected, Message, Spec
 
 SERVER = -1
 """The client number of the server itself, where it computes as a client does; it has random streams of its own."""
@@ -81,15 +81,21 @@ class Ask:
         Those whose values the ask bounds from both sides (``Expected.checks``), such as signs, are not among them.
         """
         sent = self.message.tensors if self.phase == TRAIN else {}
-        bounded = frozenset[str]().union(*(check.bounded for check in self.expects.checks))
-        return (
-            frozenset(
-                name
-                for name, spec in self.expects.tensors.items()
-                if spec.dtype == torch.float32 and name in sent and tuple(sent[name].shape) == spec.shape
-            )
-            - bounded
+        return frozenset(
+            name for name in self._free if name in sent and tuple(sent[name].shape) == self._free[name].shape
         )
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """Return the names of the float tensors that come back besides those: what a client measured of its rows."""
+        return frozenset(self._free) - self.updated - self.expects.infinite
+
+    @property
+    def _free(self) -> Mapping[str, Spec]:
+        """Return the float tensors that come back whose values no check bounds from both sides."""
+        bounded = frozenset[str]().union(*(check.bounded for check in self.expects.checks))
+        tensors = self.expects.tensors.items()
+        return {name: spec for name, spec in tensors if spec.dtype == torch.float32 and name not in bounded}
 
     def tensors(self, client: int) -> Tensors:
         """Return the tensors that a client is sent, before its slice is applied."""

@@ -25,6 +25,7 @@ class Passage:
         setting: the federation.
         wire: how values travel.
         updated: the names of the tensors that training changed, see ``Ask.updated``.
+        statistics: the names of those that a client measured, see ``Ask.statistics``.
         medians: for a guard that compares clients, the medians of what it measured of a cohort's replies before, by
             name. None: not known, and the reply is to be measured only.
     """
@@ -36,6 +37,7 @@ class Passage:
     wire: Wire
     updated: frozenset[str] = frozenset()
     medians: Mapping[str, float] | None = None
+    statistics: frozenset[str] = frozenset()
 
 
 class Guard:

@@ -57,6 +57,7 @@ class Job:
         alone: whether sums are made of a single client's reply too, for a relay, which cannot read requests.
         written: the clients whose replies are written; None: all of them.
         updated: the names of the tensors that training changes.
+        statistics: the names of those that clients measure.
         medians: what a guard that compares clients is told of the cohort before; None: it does not know what it needs,
             so that replies stay single until all are measured.
     """
@@ -74,6 +75,7 @@ class Job:
     written: frozenset[int] | None = None
     updated: frozenset[str] = frozenset()
     medians: Mapping[str, float] | None = field(default_factory=dict)
+    statistics: frozenset[str] = frozenset()
 
     @classmethod
     def of(
@@ -116,7 +118,7 @@ class Job:
         wanted = frozenset[str]().union(*(guard.wants(ask) for guard in guards if ask.phase != EVALUATE))
         return cls(
             ask.phase, ask.round, expects, known, same, trains, bounds, reduce, len(ask.clients), written=written,
-            updated=ask.updated, medians=medians if wanted <= medians.keys() else None,
+            updated=ask.updated, medians=medians if wanted <= medians.keys() else None, statistics=ask.statistics,
         )  # fmt: skip
 
     @property
@@ -204,7 +206,8 @@ class Intake:
         """Return what some guards let the server count of a reply."""
         job, tensors = self.job, reply.tensors
         medians = job.medians if medians is None else medians
-        passage = Passage(job.phase, job.round, reply.client, self.setting, self.wire, job.updated, medians)
+        here = job.phase, job.round, reply.client, self.setting, self.wire, job.updated
+        passage = Passage(*here, medians, job.statistics)
         for guard in guards:
             reply = guard.arriving(reply, sent, passage)
             if not isinstance(reply, Reply):
