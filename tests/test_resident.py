@@ -219,6 +219,24 @@ def test_a_path_too_long_for_a_socket_is_said(home, monkeypatch):
         resident.answered(hello())
 
 
+@pytest.mark.usefixtures("home")
+def test_what_killed_ones_left_is_deleted():
+    place = resident.folder()
+    for name in ("old", "new"):
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(place / f"{name}.sock"))  # closed, and still there
+        (place / f"{name}.lock").touch()
+    os.utime(place / "old.sock", (1, 1))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(place / "live.sock"))
+        listening.listen()
+        os.utime(place / "live.sock", (1, 1))
+        resident._sweep(place)
+    assert {path.name for path in place.iterdir()} == {"new.sock", "new.lock", "live.sock"}
+    (place / "live.sock").unlink()
+    (place / "new.sock").unlink()
+
+
 def test_one_that_cannot_start_is_said(home, monkeypatch):
     monkeypatch.setattr(resident.sys, "executable", "/bin/false")
     with pytest.raises(resident.UnavailableError, match="did not start"):

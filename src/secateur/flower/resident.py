@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,7 @@ _GREETING = 10.0  # seconds for the first bytes of a connection
 _STARTING = 300.0  # seconds for the import of torch, on a busy machine
 _LONGEST = 100  # bytes of a socket's address that every system takes
 _TRIES = 3
+_SETTLED = 600.0  # seconds after which a socket on which nobody listens is one that was left
 _STARTED: list[subprocess.Popen[bytes]] = []  # whom this process leaves behind
 _GRACE = 1.0  # seconds in which a message is done with whose answer has just been read
 _LOOKS = 0.3  # seconds between two looks whether the parent lives
@@ -146,6 +148,20 @@ def _door(place: Path) -> socket.socket | None:
     return connection
 
 
+def _sweep(sockets: Path) -> None:
+    """Delete the sockets of residents that were killed, with their locks; one that is being made is left alone."""
+    for left in sockets.glob("*.sock"):
+        with contextlib.suppress(OSError, UnavailableError):  # gone meanwhile, or somebody else's
+            if time.time() - left.stat().st_mtime < _SETTLED:
+                continue
+            connection = _door(left)
+            if connection is not None:
+                connection.close()
+                continue
+            left.unlink()
+            left.with_suffix(".lock").unlink(missing_ok=True)
+
+
 def _same_user(connection: socket.socket) -> bool:
     """Return whether the other side is a process of this user; where the system does not tell, the folder decides."""
     if not hasattr(socket, "SO_PEERCRED"):
@@ -156,6 +172,7 @@ def _same_user(connection: socket.socket) -> bool:
 
 def _started(place: Path, parent: int, key: bytes) -> socket.socket:
     """Start a resident, wait until it listens, and return a connection to it."""
+    _sweep(place.parent)
     place.unlink(missing_ok=True)  # of one that was killed
     reads, writes = os.pipe()
     begin = {"place": str(place), "parent": parent, "key": key.hex(), "path": sys.path, "ready": writes}
@@ -222,7 +239,8 @@ class _Door(threading.Thread):
             if not _lives(self._parent) or (watched in due and watched is self._watched):
                 self._end()
             if self._listening in due:
-                self._greet(self._listening.accept()[0])
+                with contextlib.suppress(OSError):  # who knocked is gone, or too many files are open: the next look
+                    self._greet(self._listening.accept()[0])
 
     def _greet(self, connection: socket.socket) -> None:
         connection.settimeout(_GREETING)
