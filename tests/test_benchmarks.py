@@ -244,6 +244,23 @@ def test_a_table_needs_its_place_in_the_page(monkeypatch, tmp_path):
     assert page.read_text() == "nothing here"
 
 
+def test_links_are_shown_by_their_medians_and_need_root(monkeypatch):
+    pytest.importorskip("flwr", reason="Flower is not installed")
+    pytest.importorskip("cryptography")
+    links = script("links", monkeypatch)
+    row = {"rate": "1/1", "run": "dense", "round_s": 10.0, "first_s": 30.0, "interface": 220, "ledger": 200}
+    rows = [{**row, "repetition": k, "round_s": s, "predicted_round_s": 9.5} for k, s in enumerate((10.0, 12.0, 11.0))]
+    rows.append({k: v for k, v in row.items() if k != "ledger"} | {"run": links.FLOWERS, "rate": "10/10"})
+    told = links.render(rows).splitlines()
+    assert (
+        told[2] == "| 1/1 | dense | 11.0 (10.0 to 12.0) | 9.5 (9.5 to 9.5) | 1.10 (1.10 to 1.10) | 30 (30 to 30) |  |"
+    )
+    assert told[3] == "| 10/10 | Flower's FedAvg | 10.0 |  |  | 30 |  |"
+    monkeypatch.setattr(links.os, "geteuid", lambda: 1000)
+    with pytest.raises(SystemExit, match=r"need root and iproute2 \(apt-get install iproute2\)"):
+        links.Namespaces("10/2")
+
+
 def test_short_fuzzing_finds_nothing(monkeypatch):
     counts = script("fuzz_wire", monkeypatch).fuzz(4000, seed=2)
     assert sum(counts.values()) == 4000
