@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -507,7 +506,7 @@ def test_ten_lines_with_a_persons_model_and_arrays_end_in_a_page_that_opens(brow
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    index = Path(done.stdout.split()[-1])
+    index = tmp_path / done.stdout.split()[-1]
     with opened(browser, index.parent) as tab:
         text = tab.inner_text("body")
     for name in ("fedsparsify 80 %", "prunefl", "oneshot", "feddst", "random", "FedAvg", "fedsparsify 80 %: random"):

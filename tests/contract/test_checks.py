@@ -215,6 +215,7 @@ def test_a_scorers_rows_are_believed_up_to_the_bounds():
 def test_one_scorer_weighs_no_more_than_three_others():
     """Of 10, 10 and 10^6 test rows the last counts as 30: (10 * .5 + 10 * .5 + 30 * 1) / 50; unguarded it is all."""
     exchange = SimpleNamespace(
+        carried={},
         reply_scalars=[
             {
                 "client": k, "samples": rows, "metric": metric, "loss": 1.0, "sparsity": 0.0, "validation_samples": 0,

@@ -36,13 +36,14 @@ def units_left(mask: Mask | None, groups: Iterable[Group]) -> Row:
 
 
 def remarks_on_units(row: Mapping[str, object]) -> list[str]:
-    """Return a remark on what a cut of units took along, and one on each layer with few units left."""
+    """Return a remark on each layer with few units left, and before them one on what the cut took along; or none."""
     units = row.get(UNITS)
     if not isinstance(units, Mapping):
         return []
+    few = [_few(name, *counts) for name, counts in units.items() if counts[0] <= max(1, _FEW * counts[1])]
     gone, weights = _share(row["sparsity_units"]), _share(row["sparsity"])
-    said = [f"{gone} of the units are removed, {weights} of the weights: a unit takes its inputs and its outputs along"]
-    return said + [_few(name, *counts) for name, counts in units.items() if counts[0] <= max(1, _FEW * counts[1])]
+    told = f"{gone} of the units are removed, {weights} of the weights: a unit takes its inputs and its outputs along"
+    return [told, *few] if few else []
 
 
 def _share(value: object) -> str:
