@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import pages
 
@@ -65,6 +65,19 @@ class Proxy:
             sink.close()
 
 
+Mark = tuple[float, int, int]
+"""A moment, and the bytes that had passed until then, to the nodes and from them."""
+
+
+class Counting(Protocol):
+    """A deployment that counts what passes."""
+
+    folder: Path
+
+    def passed(self) -> tuple[int, int]:
+        """Return the bytes so far: to the nodes, from the nodes."""
+
+
 class Watched(deploy.Deployment):
     """A deployment whose nodes go through a proxy each."""
 
@@ -92,24 +105,36 @@ def measure(here: Watched, app: Path, path: Path | None, **settings: Any) -> lis
 
     None: of the whole run.
     """
-    marks = [(time.monotonic(), *here.passed())]
+    begun = (time.monotonic(), *here.passed())
     run = here.submit(app, **settings)
-    while path is not None and not (path.parent / "summary.json").exists():
-        lines = len(path.read_text().splitlines()) if path.exists() else 0
-        if lines >= len(marks):
-            marks.append((time.monotonic(), *here.passed()))
-        if time.monotonic() > marks[-1][0] + 120:
-            raise SystemExit(f"{app}: nothing happens; see {here.folder}")
-        time.sleep(0.05)
-    status = here.wait(run)
-    if status != "finished:completed":
-        raise SystemExit(f"{app}: {status}; see {here.folder}")
+    marks = [begun] if path is None else followed(here, begun, path, 120)
+    ended(here, run)
     if path is None:
         marks.append((time.monotonic(), *here.passed()))
     return [
         {"seconds": b[0] - a[0], "socket_down": b[1] - a[1], "socket_up": b[2] - a[2]}
         for a, b in itertools.pairwise(marks)
     ]
+
+
+def followed(here: Counting, begun: Mark, path: Path, patience: float) -> list[Mark]:
+    """Return the beginning of a run and a mark for every line that came to ``path``, once the run has its summary."""
+    marks = [begun]
+    while not (path.parent / "summary.json").exists():
+        lines = len(path.read_text().splitlines()) if path.exists() else 0
+        if lines >= len(marks):
+            marks.append((time.monotonic(), *here.passed()))
+        if time.monotonic() > marks[-1][0] + patience:
+            raise SystemExit(f"{path}: nothing happens; see {here.folder}")
+        time.sleep(0.05)
+    return marks
+
+
+def ended(here: deploy.Deployment, run: str) -> None:
+    """Wait for the end of a run, which must be a good one."""
+    status = here.wait(run)
+    if status != "finished:completed":
+        raise SystemExit(f"run {run}: {status}; see {here.folder}")
 
 
 def idle(here: Watched, seconds: float = 12.0) -> tuple[float, float]:
@@ -154,11 +179,11 @@ def sparsified(app: Path) -> None:
     subprocess.run(["patch", "-p1", "--quiet"], input=diff, cwd=app, check=True)  # noqa: S607
 
 
-def same_model(app: Path) -> None:
-    """Give Flower's FedAvg the model of the digits app, and no evaluation, as our rounds have none."""
+def same_model(app: Path, model: str = '"smallcnn"') -> None:
+    """Give Flower's FedAvg a model of ours, the digits app's by default, and no evaluation, as our rounds have none."""
     with (app / "quickstart" / "task.py").open("a") as task:
         task.write("\n\nfrom secateur.models import build\n\n\ndef Net():\n")
-        task.write('    return build("smallcnn", input_shape=(1, 8, 8), outputs=10)\n')
+        task.write(f"    return build({model}, input_shape=(1, 8, 8), outputs=10)\n")
     server = app / "quickstart" / "server_app.py"
     lines = server.read_text().replace("FedAvg()", "FedAvg(fraction_evaluate=0.0)").splitlines()
     server.write_text("\n".join(line for line in lines if "print(" not in line) + "\n")

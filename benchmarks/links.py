@@ -26,9 +26,10 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
+import flower
 import pages
 
-from secateur.bandwidth import SCORED, Bandwidth, fixed_of, predict
+from secateur.bandwidth import Bandwidth, fixed_of, predict, scores
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples" / "deployment"))
@@ -96,17 +97,6 @@ class Namespaces:
             subprocess.run(["ip", "netns", "del", f"sec-{name}"], capture_output=True, check=False)  # noqa: S607
         subprocess.run(["ip", "link", "del", "sec-br"], capture_output=True, check=False)  # noqa: S607
 
-    @staticmethod
-    def passed() -> tuple[int, int]:
-        """Return the bytes that have passed the nodes' interfaces so far: to them, from them."""
-        counts = Path("/sys/class/net")
-        names = [f"sec-node{k}" for k in range(NODES)]
-        down, up = (
-            sum(int((counts / name / "statistics" / f"{way}_bytes").read_text()) for name in names)
-            for way in ("tx", "rx")
-        )
-        return down, up
-
 
 class Linked(deploy.Deployment):
     """A deployment whose processes run in namespaces."""
@@ -120,6 +110,17 @@ class Linked(deploy.Deployment):
         space = name if name.startswith("node") else "server"
         return ["ip", "netns", "exec", f"sec-{space}", *command]
 
+    @staticmethod
+    def passed() -> tuple[int, int]:
+        """Return the bytes that have passed the nodes' interfaces so far: to them, from them."""
+        counts = Path("/sys/class/net")
+        names = [f"sec-node{k}" for k in range(NODES)]
+        down, up = (
+            sum(int((counts / name / "statistics" / f"{way}_bytes").read_text()) for name in names)
+            for way in ("tx", "rx")
+        )
+        return down, up
+
     def start(self) -> None:
         """Start the nodes, and wait for them."""
         for k in range(NODES):
@@ -128,23 +129,13 @@ class Linked(deploy.Deployment):
         self.wait_for_nodes(300)
 
 
-def followed(here: Linked, run: str, path: Path, seconds: float) -> list[tuple[float, int, int]]:
-    """Return time and bytes at the beginning of a run and whenever a line has come to ``path``, until its summary."""
-    marks = [(time.monotonic(), *Namespaces.passed())]
-    while not (path.parent / "summary.json").exists():
-        lines = len(path.read_text().splitlines()) if path.exists() else 0
-        if lines >= len(marks):
-            marks.append((time.monotonic(), *Namespaces.passed()))
-        if time.monotonic() > marks[-1][0] + seconds:
-            raise SystemExit(f"run {run}: nothing happens; see {here.folder}")
-        time.sleep(0.05)
-    return [*marks, (time.monotonic(), *Namespaces.passed())]
-
-
 def ours(here: Linked, out: Path, settings: str, rate: str, fixed: float | None) -> dict[str, Any]:
     """Return the figures of one run of ours."""
+    begun = (time.monotonic(), *here.passed())
     run = here.submit(ROOT / "examples" / "digits", out=str(out), set=f"{MODEL} {settings}")
-    marks = followed(here, run, out / "rounds.jsonl", 900)
+    marks = flower.followed(here, begun, out / "rounds.jsonl", 900)
+    marks.append((time.monotonic(), *here.passed()))
+    flower.ended(here, run)
     rows = [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()]
     train = [row for row in rows if row["phase"] == "train"][1:]
     summary = json.loads((out / "summary.json").read_text())
@@ -163,8 +154,7 @@ def ours(here: Linked, out: Path, settings: str, rate: str, fixed: float | None)
         found["predicted_round_s"] = statistics.median(
             spent.seconds for spent, row in zip(predicted, rows, strict=True) if row in train
         )
-        scored = predict([{"each": summary["final"].get(SCORED, []), "each_seconds": []}], network, NODES)[0]
-        found["predicted_scores_s"] = scored.seconds
+        found["predicted_scores_s"] = predict([scores(summary["final"])], network, NODES)[0].seconds
     return found
 
 
@@ -172,13 +162,8 @@ def theirs(here: Linked, folder: Path) -> dict[str, Any]:
     """Return the figures of Flower's own FedAvg with the same model: seconds by the lines of its log."""
     app = folder / "flower"
     shutil.copytree(ROOT / "examples" / "quickstart", app)
-    with (app / "quickstart" / "task.py").open("a") as task:
-        task.write("\n\nfrom secateur.models import build\n\n\ndef Net():\n")
-        task.write('    return build("mlp", input_shape=(1, 8, 8), outputs=10, hidden=(512, 880))\n')
-    server = app / "quickstart" / "server_app.py"
-    lines = server.read_text().replace("FedAvg()", "FedAvg(fraction_evaluate=0.0)").splitlines()
-    server.write_text("\n".join(line for line in lines if "print(" not in line) + "\n")
-    before, began = Namespaces.passed(), time.monotonic()
+    flower.same_model(app, '"mlp", hidden=(512, 880)')
+    before, began = here.passed(), time.monotonic()
     rounds = 4
     run = here.submit(app, **{"num-server-rounds": rounds})
     ends: list[float] = []
@@ -189,8 +174,8 @@ def theirs(here: Linked, folder: Path) -> dict[str, Any]:
         if time.monotonic() > (ends or [began])[-1] + 900:
             raise SystemExit(f"Flower's FedAvg: nothing happens; see {here.folder}")
         time.sleep(0.1)
-    here.wait(run)
-    after = Namespaces.passed()
+    flower.ended(here, run)
+    after = here.passed()
     spent = [b - a for a, b in itertools.pairwise(ends)]
     return {
         "round_s": statistics.median(spent), "whole_s": time.monotonic() - began, "first_s": ends[0] - began,

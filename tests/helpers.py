@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import struct
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,11 @@ INLINE = Runtime(workers=0)
 
 SCORED = {**SCORES, **COST_SCALARS, **client.further_scores(Classification())}
 """Scalars of a client's reply to EVALUATE, where classes are learnt."""
+
+
+def environment():
+    """Return the environment of a process that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def small(method="fedavg", *settings, **top):

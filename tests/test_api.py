@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import secateur
-from helpers import model_of, rows_of, same
+from helpers import environment, model_of, rows_of, same
 from secateur.errors import ConfigError, DataError, ModelError, NoResultError, SecateurError
 from secateur.federation import opening
 from secateur.models.fingerprint import digest
@@ -48,10 +47,6 @@ def sites(count=3):
 
 
 TEST = (X[5::6], Y[5::6])
-
-
-def environment():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def example(name="README.md"):

@@ -1,6 +1,5 @@
 """Checkpoints: exact, atomic, and damage is named."""
 
-import os
 import resource
 import subprocess
 import sys
@@ -10,7 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from helpers import same
+from helpers import environment, same
 from secateur.contract.state import Setting, State
 from secateur.errors import CheckpointError
 from secateur.federation import checkpoint
@@ -143,7 +142,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
         pytest.skip("this system cannot limit the size of a file")
     done = subprocess.run(
         [sys.executable, "-c", FULL, tmp_path], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=environment(),
     )  # fmt: skip
     first, second = done.stdout.strip().splitlines()
     assert "cannot write" in first

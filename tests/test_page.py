@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from helpers import play, small, tiny_shards
+from helpers import environment, play, small, tiny_shards
 from secateur.comparison import grid
 from secateur.comparison.suite import Suite
 from secateur.errors import CheckpointError
@@ -495,11 +494,10 @@ print(found.table(), found.report())
 @needs_browser
 def test_ten_lines_with_a_persons_model_and_arrays_end_in_a_page_that_opens(browser, tmp_path):
     (tmp_path / "mine.py").write_text(TEN_LINES)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(
         [sys.executable, "mine.py"],
         cwd=tmp_path,
-        env=environment,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=300,

@@ -106,14 +106,13 @@ def test_one_that_dies_at_work_costs_nothing(home, monkeypatch):
     os.kill(process, signal.SIGSTOP)
     threading.Timer(1.0, os.kill, (process, signal.SIGKILL)).start()
     told = []
-    monkeypatch.setattr(clientapp.LOG.logger, "info", lambda text, *_: told.append(text))
+    monkeypatch.setattr(clientapp.LOG, "info", lambda text, *given: told.append(text % given))
     assert clientapp._answer(hello()) == node.answer(hello())
-    monkeypatch.undo()
+    assert any("has ended at work" in line and "does the work itself" in line for line in told)
 
 
 SLEEPER = """
 import time
-from dataclasses import replace
 from pathlib import Path
 from torch import nn
 def net(input_shape, outputs):

@@ -26,15 +26,14 @@ def test_units_are_counted_by_hand():
         "0: 2 of 40 units are left; a cut within each layer (allocation=uniform) would leave more",
     ]
     mask["2.weight"][:3], mask["2.bias"][:3] = False, False
-    assert "2: 1 of 4 unit is left" in remarks_on_units(units_left(mask, groups) | found | {"units": {"2": [1, 4]}})[1]
+    assert "2: 1 of 4 units is left" in remarks_on_units(units_left(mask, groups) | found | {"units": {"2": [1, 4]}})[1]
     assert remarks_on_units({"sparsity": 0.5}) == []
 
 
 def test_a_run_that_removes_units_says_so(tmp_path):
     shards = tiny_shards(tmp_path / "shards")
-    summary = play(small("fedsparsify", "granularity=channel"), tmp_path / "pruned", shards)
+    summary = play(small("fedsparsify", "granularity=channel", "schedule.sparsity=0.97"), tmp_path / "pruned", shards)
     assert 0 < summary["final"]["sparsity_units"] < 1
-    few = any(left <= max(1, 0.05 * of) for left, of in summary["final"]["units"].values())
-    assert any("of the units are removed" in remark for remark in summary["remarks"]) == few
+    assert any("of the units are removed" in remark for remark in summary["remarks"])
     plain = play(small("fedavg"), tmp_path / "dense", shards)
     assert "sparsity_units" not in plain["final"]

@@ -217,10 +217,12 @@ class Deployment:
     def pack_node(self, name: str, config: str) -> Path:
         """Write a folder with all that another machine needs to be a node, and register it; return the folder."""
         folder = self.folder / "nodes" / name
-        key = node_key(self.folder / "keys", name) if not (self.folder / "keys" / name).exists() else None
+        key = self.folder / "keys" / name
+        if not key.exists():
+            node_key(key.parent, name)
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(self.ca, folder / "ca.crt")
-        shutil.copy(key or self.folder / "keys" / name, folder / "key")  # with its permissions
+        shutil.copy(key, folder / "key")  # with its permissions
         command = shlex.join(self.node_command("ca.crt", "key", config))
         quiet = "".join(f"export {key}={value}\n" for key, value in QUIET.items())
         (folder / "start.sh").write_text(

@@ -139,6 +139,11 @@ def _seconds(spent: Spent) -> float:
     return spent.seconds
 
 
+def scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the exchange in which clients scored a model, of a record or a run's end, as a record of its own."""
+    return {"each": row.get(SCORED, []), "each_seconds": []}
+
+
 def predict(rows: Sequence[Mapping[str, Any]], bandwidth: Bandwidth, clients: int) -> list[Spent]:
     """Return what each record of a run would have taken: its exchanges, of which each is that of its slowest client.
 
@@ -151,13 +156,14 @@ def predict(rows: Sequence[Mapping[str, Any]], bandwidth: Bandwidth, clients: in
         bandwidth: the network.
         clients: how many there are in all.
     """
-    predicted = []
-    for row in rows:
-        work = {int(who): float(spent) for who, spent in row["each_seconds"]}
-        asked = [bandwidth.of(k, clients).spent(down, up, work.get(k, 0.0)) for k, down, up in row["each"]]
-        scored = [bandwidth.of(k, clients).spent(down, up, 0.0) for k, down, up in row.get(SCORED, [])]
-        predicted.append(max(asked, key=_seconds, default=Spent()) + max(scored, key=_seconds, default=Spent()))
-    return predicted
+    return [_slowest(row, bandwidth, clients) + _slowest(scores(row), bandwidth, clients) for row in rows]
+
+
+def _slowest(row: Mapping[str, Any], bandwidth: Bandwidth, clients: int) -> Spent:
+    """Return what the slowest client of one exchange takes."""
+    work = {int(who): float(spent) for who, spent in row["each_seconds"]}
+    asked = (bandwidth.of(k, clients).spent(down, up, work.get(k, 0.0)) for k, down, up in row["each"])
+    return max(asked, key=_seconds, default=Spent())
 
 
 def fixed_of(rows: Sequence[Mapping[str, Any]]) -> float:
@@ -185,6 +191,6 @@ def bytes_per_client(rows: Sequence[Mapping[str, Any]]) -> dict[int, int]:
     """Return the bytes that each client carried in a run, both ways."""
     total: dict[int, int] = {}
     for row in rows:
-        for who, down, up in [*row["each"], *row.get(SCORED, [])]:
+        for who, down, up in [*row["each"], *scores(row)["each"]]:
             total[int(who)] = total.get(int(who), 0) + int(down) + int(up)
     return total

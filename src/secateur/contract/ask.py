@@ -81,9 +81,8 @@ class Ask:
         Those whose values the ask bounds from both sides (``Expected.checks``), such as signs, are not among them.
         """
         sent = self.message.tensors if self.phase == TRAIN else {}
-        return frozenset(
-            name for name in self._free if name in sent and tuple(sent[name].shape) == self._free[name].shape
-        )
+        free = self._free.items()
+        return frozenset(name for name, spec in free if name in sent and tuple(sent[name].shape) == spec.shape)
 
     @property
     def statistics(self) -> frozenset[str]:

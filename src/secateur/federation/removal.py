@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -35,24 +35,20 @@ def units_left(mask: Mask | None, groups: Iterable[Group]) -> Row:
     return {"sparsity_units": 1 - kept / units, UNITS: lost}
 
 
-def remarks_on_units(row: Mapping[str, object]) -> list[str]:
+def remarks_on_units(row: Row) -> list[str]:
     """Return a remark on each layer with few units left, and before them one on what the cut took along; or none."""
-    units = row.get(UNITS)
-    if not isinstance(units, Mapping):
+    few = [_few(name, *counts) for name, counts in row.get(UNITS, {}).items() if counts[0] <= max(1, _FEW * counts[1])]
+    if not few:
         return []
-    few = [_few(name, *counts) for name, counts in units.items() if counts[0] <= max(1, _FEW * counts[1])]
-    gone, weights = _share(row["sparsity_units"]), _share(row["sparsity"])
-    told = f"{gone} of the units are removed, {weights} of the weights: a unit takes its inputs and its outputs along"
-    return [told, *few] if few else []
-
-
-def _share(value: object) -> str:
-    return f"{100 * float(str(value)):.1f} %"
+    shares = (
+        f"{100 * row['sparsity_units']:.1f} % of the units are removed, {100 * row['sparsity']:.1f} % of the weights"
+    )
+    return [f"{shares}: a unit takes its inputs and its outputs along", *few]
 
 
 def _few(name: str, left: int, of: int) -> str:
-    unit = "unit is" if left == 1 else "units are"
-    return f"{name}: {left} of {of} {unit} left; a cut within each layer (allocation=uniform) would leave more"
+    verb = "is" if left == 1 else "are"
+    return f"{name}: {left} of {of} units {verb} left; a cut within each layer (allocation=uniform) would leave more"
 
 
 def sizes_after(removal: Plan, model: nn.Module, example: torch.Tensor, macs: int) -> Row:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.bandwidth import SCORED, Bandwidth, Spent, bytes_per_client, predict
+from secateur.bandwidth import Bandwidth, Spent, bytes_per_client, predict, scores
 from secateur.contract.ask import TRAIN
 from secateur.errors import NoResultError
 from secateur.federation import checkpoint
@@ -150,7 +150,7 @@ def outcome(folder: Path, bandwidth: Bandwidth | None = None) -> Outcome:
         final["macs"], final["macs_physical"], final["parameters_physical"], by_round, by_bytes, by_seconds,
         sum(record["seconds"] for record in records), by_link if bandwidth else (),
         on_link, bandwidth.unseen(on_link, len(records)) if bandwidth and on_link else math.nan,
-        max(bytes_per_client([*records, _scored(final)]).values(), default=0), local_sparsity, _size(folder),
+        max(bytes_per_client([*records, scores(final)]).values(), default=0), local_sparsity, _size(folder),
         phases=_phases(records), server_macs=sum(record.get("server_macs", 0) for record in records),
         traffic=_traffic(records, final), state_bytes=_state_bytes(folder),
         parameters_left=final["parameters_physical"] / final.get("parameters_dense", final["parameters_physical"]),
@@ -168,13 +168,7 @@ def _on_link(
         return [Spent()] * len(records), None
     waits = predict(records, bandwidth, clients)
     waits[:1] = [wait + bandwidth.greeting for wait in waits[:1]]
-    scored = [predict([_scored(final)], bandwidth, clients)[0]] if final.get(SCORED) else []
-    return waits, sum([*waits, *scored], start=Spent())
-
-
-def _scored(final: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the exchange of the clients' scores at the end of a run as a record of its bytes."""
-    return {"each": final.get(SCORED, []), "each_seconds": []}
+    return waits, sum([*waits, *predict([scores(final)], bandwidth, clients)], start=Spent())
 
 
 def _phases(records: Sequence[Mapping[str, Any]]) -> dict[str, PhaseCost]:
