@@ -211,7 +211,13 @@ def test_nodes_elsewhere_are_started_by_what_was_packed_for_them(deploy, tmp_pat
             assert (there / "key").stat().st_mode & 0o077 == 0
             path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
             environment = {**os.environ, "PATH": path, "FLWR_HOME": str(there / "home")}
-            nodes.append(subprocess.Popen(["sh", str(there / "start.sh")], env=environment, start_new_session=True))
+            nodes.append(
+                subprocess.Popen(
+                    ["sh", str(there / "start.sh"), "--port", str(deploy.free_port())],
+                    env=environment,
+                    start_new_session=True,
+                )
+            )
         assert server.wait(400) == 0, (tmp_path / "log").read_text()
     finally:
         for process in (server, *nodes):

@@ -226,7 +226,8 @@ class Deployment:
         command = shlex.join(self.node_command("ca.crt", "key", config))
         quiet = "".join(f"export {key}={value}\n" for key, value in QUIET.items())
         (folder / "start.sh").write_text(
-            f'#!/bin/sh\n# starts this node\ncd "$(dirname "$0")" || exit 1\n{quiet}exec {command}\n'
+            f"#!/bin/sh\n# starts this node; what is said behind start.sh is given to flower-supernode\n"
+            f'cd "$(dirname "$0")" || exit 1\n{quiet}exec {command} "$@"\n'
         )
         self.register(name)
         return folder
