@@ -170,7 +170,9 @@ def test_what_a_node_keeps_goes_there_and_back(home):
     writing.join()
     assert (came.payload, came.node.kept, came.kind) == (sent.payload, kept, sent.kind)
     assert came.about == {"a": 1, "b": [0.5, True], "c": "b'1'"}
-    for bad in (b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\2\0\0\0{}", b"\2\0\0\0[]", b"\1\0"):
+    text = b'{"head": {}, "about": {}, "payload": null, "kept": {}}'
+    headless = len(text).to_bytes(4, "little") + text
+    for bad in (b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\2\0\0\0{}", b"\2\0\0\0[]", b"\1\0", headless):
         ours, theirs = socket.socketpair()
         ours.sendall(bad)
         ours.close()

@@ -43,8 +43,9 @@ publisher = "me"
 serverapp = "{module}:server"
 clientapp = "{module}:client"
 
-# The study's settings by their paths, and four of the server's own: set: more settings, also for --run-config, which
-# overrides only what stands here; out: the run's folder; deadline: seconds for a round; wait: for the first nodes.
+# The study's settings by their paths, and five of the server's own: set: more settings, also for --run-config, which
+# overrides only what stands here; out: the run's folder; deadline: seconds for a round; wait: for the first nodes;
+# link: the clients' links, such as 1Mbit/s,flower:4s, by which it is said before a round who cannot keep the deadline.
 [tool.flwr.app.config]
 {config}
 """
@@ -143,7 +144,7 @@ class Scaffold:
         clash = [p for p in paths if any(q.startswith(f"{p}.") or p.startswith(f"{q}.") for q in paths if q != p)]
         lines = [f"{path} = {_toml(value)}" for path, value in self.settings.items() if path not in clash]
         more = shlex.join(f"{path}={self.settings[path]}" for path in clash)
-        return "\n".join([*lines, f"set = {json.dumps(more)}", 'out = ""', "deadline = 600", "wait = 120"])
+        return "\n".join([*lines, f"set = {json.dumps(more)}", 'out = ""', "deadline = 600", "wait = 120", 'link = ""'])
 
     def write(self) -> list[Path]:
         """Write the app; return the paths of its files.

@@ -2,8 +2,8 @@
 
 The run configuration of a Flower app holds a study's settings by their paths (``method``, ``training.lr``,
 ``schedule.sparsity``). Flower overrides only settings that an app declares, so that ``set`` holds more of them in one
-text. Three settings are for the server: ``out``, ``deadline``, ``wait``. A node's own configuration has the number of
-its client as ``partition-id``; what else its owner says there, or in a file, is told in ``site``.
+text. Four settings are for the server: ``out``, ``deadline``, ``wait``, ``link``. A node's own configuration has the
+number of its client as ``partition-id``; what else its owner says there, or in a file, is told in ``site``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from secateur.bandwidth import Bandwidth
 from secateur.data.shards import open_shards
 from secateur.errors import CheckpointError, ConfigError, EngineError, SecateurError
 from secateur.federation import checkpoint, prepare, records, server
@@ -63,7 +64,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
     runtime = Runtime(workers=0, deadline=float(own["deadline"]) if "deadline" in own else None)
     engine = FlowerEngine(
         grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)),
-        owners=keys.Owners(folder / keys.KEYS),
+        owners=keys.Owners(folder / keys.KEYS), links=Bandwidth.parse(str(own["link"])) if "link" in own else None,
     )  # fmt: skip
     LOG.info("study %s (%s) into %s", study.hash(), study.method, folder)
     _wait_for_folder(folder, engine.wait)

@@ -89,8 +89,11 @@ def receive_asked(connection: socket.socket) -> Asked:
         WireError: the connection ended, or something else came.
     """
     head, about, payload, kept = _receive(connection)
-    node = Node(int(head["id"]), int(head["run"]), dict(head["config"]), dict(head["settings"]), kept)
-    return Asked(str(head["kind"]), about, payload, node)
+    try:
+        node = Node(int(head["id"]), int(head["run"]), dict(head["config"]), dict(head["settings"]), kept)
+        return Asked(str(head["kind"]), about, payload, node)
+    except (KeyError, TypeError, ValueError) as broken:
+        raise WireError(f"a message over the resident participant's socket lacks {broken}") from broken
 
 
 def send_answer(connection: socket.socket, answer: Answer, kept: Records) -> None:

@@ -6,12 +6,14 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+from secateur.bandwidth import Bandwidth
 from secateur.engines import Closing, Failure
 from secateur.errors import EngineError
 from secateur.flower import codes
 from secateur.flower.keys import Owners
 from secateur.flower.members import Members, Versions
 from secateur.flower.messages import LOG, SERVE, Grid, Message, pack, reason_of, unpack
+from secateur.flower.pace import Pace
 from secateur.flower.pulls import Pulls
 
 _PULL_EVERY, _LOOK_EVERY = 0.2, 2.0
@@ -28,14 +30,17 @@ class FlowerEngine(Closing):
         run: the name of the run, under which nodes find the states that they keep of it.
         wait: seconds to wait for nodes at the start, and whenever no client of a cohort is connected.
         owners: the keys of clients; None: none is known yet, and they are kept in memory.
+        links: what is known of the clients' links, by which it is said whose cannot keep a deadline.
     """
 
     def __init__(
-        self, grid: Grid, *, clients: int, run: str, wait: float = 120.0, owners: Owners | None = None
+        self, grid: Grid, *, clients: int, run: str, wait: float = 120.0, owners: Owners | None = None,
+        links: Bandwidth | None = None,
     ) -> None:  # fmt: skip
         self.grid = grid
         self.run = run
         self.wait = wait
+        self.pace = Pace(links, clients)
         self.states = Versions()
         self.members = Members(grid, clients, lambda _said: None, owners or Owners(), states=self.states)
 
@@ -99,6 +104,7 @@ class _Exchange:
         self.deadline = deadline
         self.end = None if deadline is None else time.monotonic() + deadline
         self.waiting: dict[str, tuple[int, int]] = {}
+        self.sizes: dict[int, int] = {}
         self.gone: set[str] = set()
         self.late: dict[int, bytes] = {}
 
@@ -107,8 +113,11 @@ class _Exchange:
         if not self.members.nodes:
             self.engine.meet(self.engine.clients())
         for client, request in requests:
+            self.sizes[client] = len(request)
             if not self._send(client, request):
                 self.late[client] = request
+        for remark in self.engine.pace.remarks(self.sizes, self.deadline) if self.deadline is not None else ():
+            LOG.warning("%s", remark)
         yield from self._catch_up()
         yield from self._collect()
 
@@ -138,6 +147,8 @@ class _Exchange:
             now = time.monotonic()
             if self.end is not None and now >= self.end:
                 reason = f"no reply within {self.deadline:g} s"
+                for client, _ in self.waiting.values():
+                    self.engine.pace.missed(client, self.sizes[client])
                 yield from ((client, Failure(client, reason)) for client, _ in self.waiting.values())
                 yield from ((client, Failure(client, reason, sent=False)) for client in self.late)
                 return
@@ -172,6 +183,7 @@ class _Exchange:
             self.engine.states.missed.append(client)
         if kept:
             self.engine.states.held[client] = kept
+        self.engine.pace.answered(client, self.sizes[client], len(payload))
         return payload
 
     def _gone(self) -> Iterator[tuple[int, bytes | Failure]]:

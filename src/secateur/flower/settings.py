@@ -10,7 +10,7 @@ from secateur.errors import ConfigError
 from secateur.study.study import Study, assign, parse_study, where_nobody_is_known
 
 _LONGEST = 300  # characters of a text in an error
-_SERVERS = ("out", "deadline", "wait")
+_SERVERS = ("out", "deadline", "wait", "link")
 
 
 def study_of(run_config: Mapping[str, Any]) -> tuple[Study, dict[str, Any]]:
