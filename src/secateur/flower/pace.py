@@ -61,8 +61,10 @@ class Pace:
 
     def _slow(self, sizes: Mapping[int, int], deadline: float) -> dict[int, tuple[float, str]]:
         """Return whose links are too slow: the seconds, and a text that says why and what would do."""
-        slow = {}
-        for client, down in sizes.items() if self._links is not None else ():
+        slow: dict[int, tuple[float, str]] = {}
+        if self._links is None:
+            return slow
+        for client, down in sizes.items():
             link, up = self._links.of(client, self._clients), self._up.get(client, down)
             spent = link.spent(down, up, 0.0)
             if spent.seconds > deadline:
