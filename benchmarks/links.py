@@ -94,6 +94,8 @@ class Namespaces:
     def __exit__(self, *_: object) -> None:
         """Remove them, and what an earlier measurement left."""
         for name in ("server", *(f"node{k}" for k in range(NODES))):
+            # a namespace takes its end of a link with it some time later, but the other end at once
+            subprocess.run(["ip", "link", "del", f"sec-{name}"], capture_output=True, check=False)  # noqa: S607
             subprocess.run(["ip", "netns", "del", f"sec-{name}"], capture_output=True, check=False)  # noqa: S607
         subprocess.run(["ip", "link", "del", "sec-br"], capture_output=True, check=False)  # noqa: S607
 

@@ -128,7 +128,8 @@ class _Exchange:
             return False
         about = {"run": self.engine.run, "client": client, "kept": self.engine.states.held.get(client, "")}
         about["schema"] = self.members.schema[0]
-        (ask,) = self.engine.grid.push_messages([Message(pack(about, request), node, SERVE)])
+        content = pack(about, request, self.engine.pace.part(client))
+        (ask,) = self.engine.grid.push_messages([Message(content, node, SERVE)])
         self.waiting[ask] = client, node
         self.pulls.add(ask)
         return True

@@ -3,7 +3,9 @@
 There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
 or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
 strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
-request, two at a time, on a link of 50 kbit/s; what has arrived is not sent again. A ``ConfigRecord`` goes with it.
+request, two at a time, on a link of 150 kbit/s, and smaller where a link is known to be thinner (``part``); what has
+arrived is not sent again. No smaller than that: each costs a SuperLink about 20 ms each way. A ``ConfigRecord`` goes
+with it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ except ImportError as missing:
     raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
-    "HELLO", "LOG", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
+    "HELLO", "LEAST", "LOG", "MOST", "PART", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
     "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "asked_by", "pack", "payload_of",
     "reason_of", "reply", "unpack", "with_arrays", "with_payload",
 ]  # fmt: skip
@@ -41,15 +43,18 @@ LOG = _Ours(logging.getLogger("flwr.secateur"))
 HELLO, SERVE = "query.secateur", "train.secateur"
 
 _ABOUT, _PAYLOAD = "about", "payload"
+PART = "part"
+"""The fact of a request by which its parts, and those of its reply, are smaller than usual."""
 _STYPE, _KEPT_STYPE = "secateur.wire", "secateur.kept"
 _OURS = "secateur-"  # the records of ours in a Context begin so
 _LONGEST_REASON = 300
-_PART = 2**16  # bytes of a payload in one array
+MOST, LEAST = 2**18, 2**12
+"""Bytes of a payload in one array, at most; and as few as a request may ask for."""
 
 
-def _wrapped(payload: bytes) -> ArrayRecord:
+def _wrapped(payload: bytes, most: int = MOST) -> ArrayRecord:
     """Return bytes as an ``ArrayRecord`` of parts."""
-    parts = [payload[start : start + _PART] for start in range(0, len(payload), _PART)] or [b""]
+    parts = [payload[start : start + most] for start in range(0, len(payload), most)] or [b""]
     return ArrayRecord({_part(k): Array("uint8", (len(part),), _STYPE, part) for k, part in enumerate(parts)})
 
 
@@ -65,11 +70,15 @@ def _part(place: int) -> str:
     return f"{_PAYLOAD}.{place}"
 
 
-def pack(about: Mapping[str, Any], payload: bytes | None = None) -> RecordDict:
-    """Return the content of a message: facts, and a payload if there is one."""
-    content = RecordDict({_ABOUT: ConfigRecord(dict(about))})
+def pack(about: Mapping[str, Any], payload: bytes | None = None, part: int = MOST) -> RecordDict:
+    """Return the content of a message: facts, and a payload in parts if there is one.
+
+    Parts smaller than usual are told to the node among the facts, so that it cuts its reply likewise.
+    """
+    facts = {**about, PART: part} if part < MOST else about
+    content = RecordDict({_ABOUT: ConfigRecord(dict(facts))})
     if payload is not None:
-        content[_PAYLOAD] = _wrapped(payload)
+        content[_PAYLOAD] = _wrapped(payload, part)
     return content
 
 
@@ -97,7 +106,9 @@ def reply(message: Message, context: Context, asked: Asked, answer: Answer) -> M
     for key, held in asked.node.kept.items():
         arrays = {name: Array("uint8", (len(data),), _KEPT_STYPE, data) for name, data in held.items()}
         context.state[key] = ArrayRecord(arrays)
-    return Message(pack(answer.about, answer.payload), reply_to=message)
+    part = asked.about.get(PART)
+    part = part if isinstance(part, int) and LEAST <= part <= MOST else MOST
+    return Message(pack(answer.about, answer.payload, part), reply_to=message)
 
 
 def payload_of(content: RecordDict) -> tuple[str, bytes | None]:

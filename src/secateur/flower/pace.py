@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 
 from secateur.bandwidth import Bandwidth
+from secateur.flower.messages import LEAST, MOST
 
-_MOST = 3  # clients that are named
+_NAMED = 3  # clients, at most
+_REQUEST, _TOGETHER = 30.0, 2  # seconds that Flower gives a request, and how many of a message are under way
 _ROOM = 1.25  # a deadline that is advised, over the seconds expected
 _LESS = "send less (wire.values=int8, or a schedule that starts sparser)"
 
@@ -59,6 +61,13 @@ class Pace:
             )
         return said
 
+    def part(self, client: int) -> int:
+        """Return into how many bytes a client's messages are cut: half of what its link carries in time, at most."""
+        if self._links is None:
+            return MOST
+        link = self._links.of(client, self._clients)
+        return int(min(MOST, max(LEAST, min(link.down, link.up) / 8 * _REQUEST / _TOGETHER / 2)))
+
     def _slow(self, sizes: Mapping[int, int], deadline: float) -> dict[int, tuple[float, str]]:
         """Return whose links are too slow: the seconds, and a text that says why and what would do."""
         slow: dict[int, tuple[float, str]] = {}
@@ -81,8 +90,8 @@ class Pace:
 
 
 def _named(clients: list[int]) -> str:
-    names = ", ".join(map(str, clients[:_MOST]))
-    more = f" and {len(clients) - _MOST} more" if len(clients) > _MOST else ""
+    names = ", ".join(map(str, clients[:_NAMED]))
+    more = f" and {len(clients) - _NAMED} more" if len(clients) > _NAMED else ""
     return f"client{'s' if len(clients) > 1 else ''} {names}{more}"
 
 
