@@ -955,6 +955,23 @@ def test_flower_still_offers_what_the_engine_is_built_on():
         assert hasattr(Metadata, name)
 
 
+def test_a_part_that_is_on_its_way_is_looked_for_every_second():
+    from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
+
+    looks = []
+
+    def pull(_name):
+        looks.append(time.monotonic())
+        if looks[-1] < looks[0] + 3.0:
+            raise ObjectUnavailableError("it is still being sent")
+        return b"it"
+
+    messages.look_often()
+    assert pull_objects(["x"], pull) == {"x": b"it"}
+    assert len(looks) >= 5  # 0, 1/4, 3/4, 7/4, 11/4 and a last one, a fifth more or less; Flower's own: 0, 1, 3 s
+    assert looks[1] - looks[0] < 1.0
+
+
 def test_without_flower_an_error_names_the_extra(tmp_path):
     (tmp_path / "flwr.py").write_text("raise ModuleNotFoundError(\"No module named 'flwr'\", name='flwr')")
     code = "from secateur.flower import client_app"

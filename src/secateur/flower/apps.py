@@ -26,7 +26,7 @@ from secateur.flower import keys, tables
 from secateur.flower.engine import FlowerEngine
 from secateur.flower.greeting import Greeting, Rows, facts_of, most_say, unlike
 from secateur.flower.memory import cache
-from secateur.flower.messages import LOG, Context, Grid
+from secateur.flower.messages import LOG, Context, Grid, look_often
 from secateur.flower.settings import study_of
 from secateur.learning.task import TASKS
 from secateur.study.runtime import Runtime
@@ -66,6 +66,7 @@ def serve(grid: Grid, run_config: Mapping[str, Any]) -> dict[str, Any]:
         grid, clients=study.data.clients, run=_run_id(folder), wait=float(own.get("wait", 120)),
         owners=keys.Owners(folder / keys.KEYS), links=Bandwidth.parse(str(own["link"])) if "link" in own else None,
     )  # fmt: skip
+    look_often()
     LOG.info("study %s (%s) into %s", study.hash(), study.method, folder)
     _wait_for_folder(folder, engine.wait)
     tables.recall(engine, folder)

@@ -26,9 +26,9 @@ except ImportError as missing:
     raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
-    "HELLO", "LEAST", "LOG", "MOST", "PART", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord", "Context", "Error", "Grid",
-    "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy", "asked_by", "pack", "payload_of",
-    "reason_of", "reply", "unpack", "with_arrays", "with_payload",
+    "HELLO", "LEAST", "LOG", "MOST", "PART", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord",
+    "Context", "Error", "Grid", "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy",
+    "asked_by", "look_often", "pack", "payload_of", "reason_of", "reply", "unpack", "with_arrays", "with_payload",
 ]  # fmt: skip
 
 
@@ -46,6 +46,7 @@ _ABOUT, _PAYLOAD = "about", "payload"
 PART = "part"
 """The fact of a request by which its parts, and those of its reply, are smaller than usual."""
 _STYPE, _KEPT_STYPE = "secateur.wire", "secateur.kept"
+_LOOKS: dict[str, Any] = {"initial_backoff": 0.25, "backoff_cap": 1.0, "max_tries_per_object": None}
 _OURS = "secateur-"  # the records of ours in a Context begin so
 _LONGEST_REASON = 300
 MOST, LEAST = 2**18, 2**12
@@ -87,6 +88,21 @@ def unpack(content: RecordDict) -> tuple[About, bytes | None]:
     about, arrays = content.get(_ABOUT), content.get(_PAYLOAD)
     facts = dict(about) if isinstance(about, ConfigRecord) else {}
     return facts, _unwrapped(arrays) if isinstance(arrays, ArrayRecord) else None
+
+
+def look_often() -> None:
+    """Let this process's Grid look again soon for a part of a reply that is on its way: after 1/4 s, then 1 s at most.
+
+    Flower's own waits double from 1 to 10 s, so that a reply on a thin link lies there for up to 10 s; and it looks 500
+    times at most, which would be too few at these waits. Where Flower has no such defaults, nothing changes.
+    """
+    try:
+        from flwr.supercore.inflatable.inflatable_utils import pull_objects  # noqa: PLC0415 -- of no public module
+    except ImportError:
+        return
+    defaults = pull_objects.__kwdefaults__ or {}
+    if defaults.keys() >= _LOOKS.keys():
+        defaults.update(_LOOKS)
 
 
 def asked_by(message: Message, context: Context) -> Asked:
