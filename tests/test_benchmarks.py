@@ -248,14 +248,17 @@ def test_links_are_shown_by_their_medians_and_need_root(monkeypatch):
     pytest.importorskip("flwr", reason="Flower is not installed")
     pytest.importorskip("cryptography")
     links = script("links", monkeypatch)
-    row = {"rate": "1/1", "run": "dense", "round_s": 10.0, "first_s": 30.0, "interface": 220, "ledger": 200}
+    row = {"rate": "1/1", "run": "dense FedAvg", "round_s": 10.0, "first_s": 30.0, "interface": 220, "ledger": 200}
+    row["curve"] = [[9.0, 0.5], [19.0, 0.9], [29.0, 0.8]]
     rows = [{**row, "repetition": k, "round_s": s, "predicted_round_s": 9.5} for k, s in enumerate((10.0, 12.0, 11.0))]
+    rows.append({**row, "run": "late", "curve": [[8.0, None], [16.0, 0.89]]})
     rows.append({k: v for k, v in row.items() if k != "ledger"} | {"run": links.FLOWERS, "rate": "10/10"})
-    told = links.render(rows).splitlines()
-    assert (
-        told[2] == "| 1/1 | dense | 11.0 (10.0 to 12.0) | 9.5 (9.5 to 9.5) | 1.10 (1.10 to 1.10) | 30 (30 to 30) |  |"
-    )
-    assert told[3] == "| 10/10 | Flower's FedAvg | 10.0 |  |  | 30 |  |"
+    told = [[cell.strip() for cell in line.split("|")[1:-1]] for line in links.render(rows).splitlines()]
+    dense = ["11.0 (10.0 to 12.0)", "9.5 (9.5 to 9.5)", "1.10 (1.10 to 1.10)", "30 (30 to 30)", "19 (19 to 19)", ""]
+    assert told[2] == ["1/1", "dense FedAvg", *dense]
+    assert told[3] == ["1/1", "late", "10.0", "", "1.10", "30", "not reached", ""]
+    # in as many rounds as our dense one took: two of 10 s
+    assert told[4] == ["10/10", "Flower's FedAvg", "10.0", "", "", "30", "20", ""]
     monkeypatch.setattr(links.os, "geteuid", lambda: 1000)
     with pytest.raises(SystemExit, match=r"need root and iproute2 \(apt-get install iproute2\)"):
         links.Namespaces("10/2")

@@ -1,13 +1,23 @@
 """Who cannot keep a deadline is said before the exchange: by a given link, and by what earlier exchanges showed."""
 
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import time
+
 import pytest
 
 pytest.importorskip("flwr", reason="Flower is not installed: pip install '.[flower]' in a clone of secateur")
 
+from flwr.app import Context, Message, RecordDict
+
 from loopgrid import LoopGrid
 from secateur.bandwidth import Bandwidth
 from secateur.errors import ConfigError
-from secateur.flower import apps
+from secateur.flower import apps, messages, supernode
+from secateur.flower.asked import Answer
 from secateur.flower.engine import FlowerEngine
 from secateur.flower.pace import Pace
 from test_flower import SETTINGS, grid_of
@@ -73,3 +83,49 @@ def test_a_link_that_cannot_be_read_ends_the_run_before_anybody_is_asked(tmp_pat
     with pytest.raises(ConfigError, match="write it as 10Mbit/s,50ms"):
         apps.serve(grid, {**SETTINGS, "out": str(tmp_path / "run"), "link": "fast"})
     assert not grid.carried
+
+
+def test_parts_are_what_a_link_carries_in_time():
+    """By hand: in 30 s, two at a time, 1 Mbit/s carries 1.875 MB each; half of that is asked for."""
+    pace = Pace(Bandwidth.parse("0.25:100Mbit/s;0.25:1Mbit/s;0.25:1/0.25Mbit/s;0.25:0.001Mbit/s"), 4)
+    assert [pace.part(k) for k in range(4)] == [2**22, 937_500, 234_375, 2**12]
+    assert Pace(None, 4).part(0) == 2**18
+
+
+@pytest.mark.parametrize(("told", "cut"), [(2**13, 2**13), (1, 2**18), (2**40, 2**18), ("8192", 2**18), (None, 2**18)])
+def test_a_node_cuts_its_reply_as_its_request_was_cut_within_bounds(told, cut):
+    payload = bytes(range(256)) * 2**12
+    request = Message(messages.pack({} if told is None else {messages.PART: told}, payload), 1, messages.SERVE)
+    question = messages.asked_by(request, Context(1, 1, {}, RecordDict(), {}))
+    reply = messages.reply(request, Context(1, 1, {}, RecordDict(), {}), question, Answer({}, payload))
+    (arrays,) = reply.content.array_records.values()
+    assert max(len(array.data) for array in arrays.values()) == cut
+    assert messages.unpack(reply.content)[1] == payload
+
+
+def test_a_supernode_looks_soon_after_a_message_and_then_ever_more_rarely(monkeypatch):
+    slept = []
+    monkeypatch.setattr("secateur.flower.supernode.time.sleep", slept.append)
+    waits = supernode.Waits()
+    for _ in range(7):
+        waits.sleep(3)
+    assert slept == pytest.approx([0.5, 0.75, 1.125, 1.6875, 2.53125, 3, 3])
+    waits.sleep(0.5)  # a message is at work
+    waits.sleep(3)
+    assert slept[-2:] == [0.1, 0.5]
+    assert waits.monotonic is time.monotonic
+
+
+def test_it_is_flowers_own_command_in_all_else():
+    done = subprocess.run(
+        [sys.executable, "-m", "secateur.flower.supernode", "--superlink", "127.0.0.1:1", "--no-such-flag"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "flower-supernode: error: unrecognized arguments: --no-such-flag" in done.stderr
+
+
+def test_flower_still_waits_where_it_is_replaced():
+    source = inspect.getsource(importlib.import_module("flwr.supernode.start_client_internal"))
+    assert "time.sleep(3)" in source
+    assert set(re.findall(r"time\.sleep\((.*?)\)", source)) == {"3", "0.5"}

@@ -205,8 +205,8 @@ class Deployment:
     def node_command(self, ca: str, key: str, config: str) -> list[str]:
         """Return the command that starts a node."""
         return [
-            "flower-supernode", "--superlink", f"{self.host}:{self.port}", "--root-certificates", ca,
-            "--auth-supernode-private-key", key, "--node-config", config,
+            "python", "-m", "secateur.flower.supernode", "--superlink", f"{self.host}:{self.port}",
+            "--root-certificates", ca, "--auth-supernode-private-key", key, "--node-config", config,
         ]  # fmt: skip
 
     def register(self, name: str) -> None:

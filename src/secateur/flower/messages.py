@@ -1,9 +1,9 @@
-"""Messages on Flower, and what else of Flower is used. Only this module imports flwr.
+"""Messages on Flower, and what else of Flower is used. Only this module imports flwr, and ``supernode``.
 
 There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
 or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
 strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
-request, two at a time, on a link of 150 kbit/s, and smaller where a link is known to be thinner (``part``); what has
+request, two at a time, on a link of 150 kbit/s, and smaller or larger where links are known (``PART``); what has
 arrived is not sent again. No smaller than that: each costs a SuperLink about 20 ms each way. A ``ConfigRecord`` goes
 with it.
 """
@@ -26,9 +26,10 @@ except ImportError as missing:
     raise MissingExtraError(f"this needs Flower as of 1.41 ({missing}): {install('flower', upgrade=True)}") from missing
 
 __all__ = [
-    "HELLO", "LEAST", "LOG", "MOST", "PART", "SERVE", "About", "Array", "ArrayRecord", "ClientApp", "ConfigRecord",
-    "Context", "Error", "Grid", "Message", "MetricRecord", "RecordDict", "Result", "ServerApp", "Strategy",
-    "asked_by", "look_often", "pack", "payload_of", "reason_of", "reply", "unpack", "with_arrays", "with_payload",
+    "HELLO", "LEAST", "LOG", "MOST", "PART", "SERVE", "USUAL", "About", "Array", "ArrayRecord", "ClientApp",
+    "ConfigRecord", "Context", "Error", "Grid", "Message", "MetricRecord", "RecordDict", "Result", "ServerApp",
+    "Strategy", "asked_by", "look_often", "pack", "payload_of", "reason_of", "reply", "unpack", "with_arrays",
+    "with_payload",
 ]  # fmt: skip
 
 
@@ -44,16 +45,16 @@ HELLO, SERVE = "query.secateur", "train.secateur"
 
 _ABOUT, _PAYLOAD = "about", "payload"
 PART = "part"
-"""The fact of a request by which its parts, and those of its reply, are smaller than usual."""
+"""The fact of a request that tells the bytes of its parts, and of those of its reply."""
 _STYPE, _KEPT_STYPE = "secateur.wire", "secateur.kept"
 _LOOKS: dict[str, Any] = {"initial_backoff": 0.25, "backoff_cap": 1.0, "max_tries_per_object": None}
 _OURS = "secateur-"  # the records of ours in a Context begin so
 _LONGEST_REASON = 300
-MOST, LEAST = 2**18, 2**12
-"""Bytes of a payload in one array, at most; and as few as a request may ask for."""
+USUAL, MOST, LEAST = 2**18, 2**22, 2**12
+"""Bytes of a payload in one array where nothing is known of links; the most and the fewest that may be asked for."""
 
 
-def _wrapped(payload: bytes, most: int = MOST) -> ArrayRecord:
+def _wrapped(payload: bytes, most: int = USUAL) -> ArrayRecord:
     """Return bytes as an ``ArrayRecord`` of parts."""
     parts = [payload[start : start + most] for start in range(0, len(payload), most)] or [b""]
     return ArrayRecord({_part(k): Array("uint8", (len(part),), _STYPE, part) for k, part in enumerate(parts)})
@@ -71,12 +72,12 @@ def _part(place: int) -> str:
     return f"{_PAYLOAD}.{place}"
 
 
-def pack(about: Mapping[str, Any], payload: bytes | None = None, part: int = MOST) -> RecordDict:
+def pack(about: Mapping[str, Any], payload: bytes | None = None, part: int = USUAL) -> RecordDict:
     """Return the content of a message: facts, and a payload in parts if there is one.
 
-    Parts smaller than usual are told to the node among the facts, so that it cuts its reply likewise.
+    Parts of another size than usual are told to the node among the facts, so that it cuts its reply likewise.
     """
-    facts = {**about, PART: part} if part < MOST else about
+    facts = about if part == USUAL else {**about, PART: part}
     content = RecordDict({_ABOUT: ConfigRecord(dict(facts))})
     if payload is not None:
         content[_PAYLOAD] = _wrapped(payload, part)
@@ -123,7 +124,7 @@ def reply(message: Message, context: Context, asked: Asked, answer: Answer) -> M
         arrays = {name: Array("uint8", (len(data),), _KEPT_STYPE, data) for name, data in held.items()}
         context.state[key] = ArrayRecord(arrays)
     part = asked.about.get(PART)
-    part = part if isinstance(part, int) and LEAST <= part <= MOST else MOST
+    part = part if isinstance(part, int) and LEAST <= part <= MOST else USUAL
     return Message(pack(answer.about, answer.payload, part), reply_to=message)
 
 

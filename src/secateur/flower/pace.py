@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from secateur.bandwidth import Bandwidth
-from secateur.flower.messages import LEAST, MOST
+from secateur.flower.messages import LEAST, MOST, USUAL
 
 _NAMED = 3  # clients, at most
 _REQUEST, _TOGETHER = 30.0, 2  # seconds that Flower gives a request, and how many of a message are under way
@@ -64,7 +64,7 @@ class Pace:
     def part(self, client: int) -> int:
         """Return into how many bytes a client's messages are cut: half of what its link carries in time, at most."""
         if self._links is None:
-            return MOST
+            return USUAL
         link = self._links.of(client, self._clients)
         return int(min(MOST, max(LEAST, min(link.down, link.up) / 8 * _REQUEST / _TOGETHER / 2)))
 
