@@ -2,7 +2,9 @@
 
     python benchmarks/links.py --out runs/links --json links.json                 # root, iproute2; hours
     python benchmarks/links.py --out runs/links --json links.json --rates 1/1 --runs "dense FedAvg" --repeat 1
+    python benchmarks/links.py --out runs/links --json links.json --rates 1/1 1/0.25 --runs TwoCNN --repeat 1
     python benchmarks/links.py --render docs/links.md links.json
+    python benchmarks/links.py --out runs/links --stuck                           # what a deadline of 20 s is worth
 
 Each of four SuperNodes has a network namespace of its own, the SuperLink another, and each node's link is held to a
 rate by tc (tbf), up and down apart. Bytes are those of the nodes' interfaces. A round takes the median seconds of all
@@ -11,6 +13,10 @@ training rounds but the first; Flower's own FedAvg writes down when it ends a ro
 an accuracy are those of all rounds until the test rows are answered so well for the first time; Flower's FedAvg is
 given the rounds that our dense one took, with the same model, optimiser and steps. What has been measured already is
 read from the JSON file and not measured again.
+
+``--stuck`` makes one node's upload, then another's download crawl, stops a third one's processes and has the fourth
+vanish, a round each, and prints the seconds of these rounds. It ends with 1 if one took longer than its deadline and
+2 s, or left out another node than that.
 """
 
 from __future__ import annotations
@@ -21,14 +27,17 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
 import flower
+import numpy as np
 import pages
 
 from secateur.bandwidth import Bandwidth, fixed_of, predict, scores
@@ -54,7 +63,12 @@ RUNS = {
     "FedSparsify, channels": "method=fedsparsify schedule.sparsity=0.75 granularity=channel",
     "AutoFLIP": "method=autoflip criterion.explore.epochs=1",
 }
+LARGE = {
+    "TwoCNN": "method=fedavg model.name=twocnn data.source=arrays:{rows} data.clients=4 data.partition=iid rounds=2 "
+    "participation=1.0 training.epochs=1 training.lr=0.05"
+}
 FLOWERS = "Flower's FedAvg"
+DEADLINE, CRAWL = 20, 0.05  # seconds; Mbit/s at which 2 MB take 320 s
 _TIMED = """
 
 class FedAvg(FedAvg):
@@ -107,6 +121,14 @@ class Namespaces:
                 ip("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", inner, "root", *held, f"{self.up}mbit")
         return self
 
+    def hold(self, node: int, *, down: float | None = None, up: float | None = None) -> None:
+        """Hold a node's link to other rates, from now on; None: to those that it began with."""
+        kept = ("root", "tbf", "burst", "16kb", "latency", "300ms", "rate")
+        space = f"sec-node{node}"
+        ip("tc", "qdisc", "replace", "dev", space, *kept, f"{down or self.down}mbit")
+        inner = ("tc", "qdisc", "replace", "dev", "eth0", *kept, f"{up or self.up}mbit")
+        ip("ip", "netns", "exec", space, *inner)
+
     def __exit__(self, *_: object) -> None:
         """Remove them, and what an earlier measurement left."""
         for name in ("server", *(f"node{k}" for k in range(NODES))):
@@ -122,7 +144,7 @@ class Linked(deploy.Deployment):
     def __init__(self, folder: Path, *, ours: bool) -> None:
         super().__init__(folder, 8000, SERVER)
         self.local = SERVER  # the bridge has an address too
-        self.ours = ours
+        self.ours, self.rows = ours, folder / "rows.npz"
 
     def node_command(self, ca: str, key: str, config: str) -> list[str]:
         """Return the command that starts a node: Flower's own command where its own FedAvg is measured."""
@@ -149,14 +171,15 @@ class Linked(deploy.Deployment):
         """Start the nodes, and wait for them."""
         for k in range(NODES):
             state = self.folder / "state" / str(k)
-            self.start_node(f"node{k}", f'partition-id={k} num-partitions={NODES} state="{state}"')
+            allowed = f'allow="data.source=arrays:{self.rows}"'
+            self.start_node(f"node{k}", f'partition-id={k} num-partitions={NODES} state="{state}" {allowed}')
         self.wait_for_nodes(300)
 
 
 def ours(here: Linked, out: Path, settings: str, rate: str, fixed: float | None) -> dict[str, Any]:
     """Return the figures of one run of ours."""
     begun = (time.monotonic(), *here.passed())
-    run = here.submit(ROOT / "examples" / "digits", out=str(out), link=f"{rate}Mbit/s", set=f"{MODEL} {settings}")
+    run = here.submit(ROOT / "examples" / "digits", out=str(out), link=f"{rate}Mbit/s", set=settings)
     marks = flower.followed(here, begun, out / "rounds.jsonl", 900)
     marks.append((time.monotonic(), *here.passed()))
     flower.ended(here, run)
@@ -166,6 +189,7 @@ def ours(here: Linked, out: Path, settings: str, rate: str, fixed: float | None)
     spent_by_round = itertools.accumulate(row["seconds"] for row in rows)
     found: dict[str, Any] = {
         "round_s": statistics.median(row["seconds"] for row in train),
+        "most_s": max(row["seconds"] for row in train),
         "whole_s": marks[-1][0] - marks[0][0],
         "first_s": marks[1][0] - marks[0][0],
         "ledger": sum(row["bytes_down"] + row["bytes_up"] for row in rows) + summary["final"]["evaluate_bytes"],
@@ -251,13 +275,75 @@ def _at(
         shutil.rmtree(folder, ignore_errors=True)
         with Namespaces(rate), Linked(folder, ours=own) as here:
             here.start()
+            images(here.rows)
             for name in names:
                 out = folder / "runs" / re.sub(r"\W+", "-", name)
-                found = ours(here, out, RUNS[name], rate, fixed) if own else theirs(here, folder)
+                settings = f"{MODEL} {RUNS[name]}" if name in RUNS else LARGE.get(name, "").format(rows=here.rows)
+                found = ours(here, out, settings, rate, fixed) if own else theirs(here, folder)
                 rows.append({"rate": rate, "run": name, "repetition": repetition, **found})
                 file.write_text(json.dumps([*before, *rows], indent=1))
                 print(rows[-1], flush=True)
     return rows
+
+
+def images(file: Path) -> None:
+    """Write images of 28 x 28 in ten classes, each a pattern under noise: rows for a model that needs them so large."""
+    draw = np.random.default_rng(0)
+    patterns, labels = draw.normal(size=(10, 1, 28, 28)), np.arange(600) % 10
+    x = (patterns[labels] + draw.normal(size=(600, 1, 28, 28))).astype(np.float32)
+    np.savez(file, x=x, y=labels)
+
+
+def stuck(folder: Path) -> int:
+    """Let one node after the other hang in a round, each in its way; print these rounds; return 1 if one was bad."""
+    shutil.rmtree(folder, ignore_errors=True)
+    out = folder / "run"
+    with Namespaces("100/100") as net, Linked(folder, ours=True) as here:
+        here.start()
+        settings = f"{MODEL} method=fedavg rounds=8"
+        here.submit(ROOT / "examples" / "digits", out=str(out), deadline=DEADLINE, set=settings)
+
+        def paused(sign: int) -> None:
+            for process in subprocess.run(
+                ["ip", "netns", "pids", "sec-node2"], capture_output=True, text=True, check=True  # noqa: S607
+            ).stdout.split():  # fmt: skip
+                os.kill(int(process), sign)
+
+        def gone() -> None:
+            ip("ip", "link", "set", "sec-node3", "down")
+            here.stop("node3", signal.SIGKILL)
+
+        # before a round, by its number: what is done, and which client that leaves out
+        faults: dict[int, tuple[Callable[[], None], int | None]] = {
+            2: (lambda: net.hold(0, up=CRAWL), 0),
+            3: (lambda: net.hold(0), None),
+            4: (lambda: net.hold(1, down=CRAWL), 1),
+            5: (lambda: net.hold(1), None),
+            6: (lambda: paused(signal.SIGSTOP), 2),
+            7: (lambda: paused(signal.SIGCONT), None),
+            8: (gone, 3),
+        }
+        done, failed = 0, 0
+        while done < max(faults):
+            rows = (
+                [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()] if out.exists() else []
+            )
+            if len(rows) == done:
+                time.sleep(0.02)
+                continue
+            done, row = len(rows), rows[-1]
+            _, hung = faults.get(done, (None, None))
+            left = [entry["client"] for entry in row["left_out"]]
+            # the round after a fault may be late too: its node still carries what it was stuck in
+            bad = row["seconds"] > DEADLINE + 2 or (hung is not None and left != [hung])
+            failed |= bad
+            reasons = [entry["reason"] for entry in row["left_out"]]
+            print(
+                f"round {done}: {row['seconds']:.2f} s, left out {left} {reasons}{'  BAD' if bad else ''}", flush=True
+            )
+            if done + 1 in faults:
+                faults[done + 1][0]()
+    return failed
 
 
 def render(rows: list[dict[str, Any]]) -> str:
@@ -304,11 +390,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/links"))
     parser.add_argument("--json", type=Path, default=Path("links.json"))
     parser.add_argument("--rates", nargs="+", default=list(RATES), help="Mbit/s down and up, such as 10/2")
-    parser.add_argument("--runs", nargs="+", default=[FLOWERS, *RUNS], choices=[FLOWERS, *RUNS])
+    parser.add_argument("--runs", nargs="+", default=[FLOWERS, *RUNS], choices=[FLOWERS, *RUNS, *LARGE])
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--fixed", type=float, help="the fixed seconds of an exchange; default: measured first")
     parser.add_argument("--render", type=Path, metavar="PAGE")
+    parser.add_argument("--stuck", action="store_true")
     given = parser.parse_args()
+    if given.stuck:
+        raise SystemExit(stuck(given.out / "stuck"))
     if given.render:
         pages.insert(given.render, "links", render(json.loads(given.rows.read_text())))
         return
