@@ -4,7 +4,8 @@ Flower starts a process for every message, which would import torch each time be
 message of a run that process starts another one, hands it the bytes, and only passes on what comes back; the next
 messages find it there. It ends with the process that starts Flower's (the SuperNode or its SuperExec), with the first
 message of another run, and when whoever waits for its answer is gone. It listens on a socket in a folder of its owner's
-alone, serves one message at a time, and keeps to the same limits of the node's owner as any.
+alone, serves one message at a time, and keeps to the same limits of the node's owner as any. Where a ``warm`` process
+waits, that one becomes the resident, and nothing has to be imported first.
 
 Where it cannot be had, the process that Flower started does the work itself, as it does when a resident dies of it:
 the bits are the same. An owner who wants none says ``resident = false`` in ``--node-config``.
@@ -26,24 +27,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import secateur
 from secateur.errors import SecateurError, WireError
 from secateur.flower.asked import RESIDENT, Answer, Asked, receive_answer, receive_asked, send_answer, send_asked
 
+WARM = "SECATEUR_WARM"
+"""The environment's variable that holds the address of a node's warm process."""
+LONGEST = 100
+"""Bytes of a socket's address that every system takes."""
+GREETING = 10.0
+"""Seconds for the first bytes of a connection."""
+LOOKS = 0.3
+"""Seconds between two looks whether the parent lives."""
+
 _FLOWERS = "flwr-clientapp"  # the command that Flower starts for a message
 _READY, _BUSY, _OTHER = b"r", b"b", b"o"
 _KEY = 32
-_GREETING = 10.0  # seconds for the first bytes of a connection
 _STARTING = 300.0  # seconds for the import of torch, on a busy machine
-_LONGEST = 100  # bytes of a socket's address that every system takes
 _TRIES = 3
 _SETTLED = 600.0  # seconds after which a socket on which nobody listens is one that was left
 _STARTED: list[subprocess.Popen[bytes]] = []  # whom this process leaves behind
 _GRACE = 1.0  # seconds in which a message is done with whose answer has just been read
-_LOOKS = 0.3  # seconds between two looks whether the parent lives
 
 
 class UnavailableError(SecateurError):
@@ -70,7 +78,7 @@ def answered(asked: Asked) -> Answer:
     """
     parent = os.getppid()
     place = folder() / f"{hashlib.sha256(f'{asked.node.id} {parent}'.encode()).hexdigest()[:16]}.sock"
-    if len(os.fsencode(place)) > _LONGEST:
+    if len(os.fsencode(place)) > LONGEST:
         raise UnavailableError(f"{place} is too long for a socket: give this node a shorter TMPDIR")
     try:
         with _connected(place, parent, _key(asked)) as connection:
@@ -121,7 +129,7 @@ def _connected(place: Path, parent: int, key: bytes) -> Iterator[socket.socket]:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of two messages at a time one starts it
             connection = _door(place) or _started(place, parent, key)
         with connection:
-            connection.settimeout(_GREETING)
+            connection.settimeout(GREETING)
             connection.sendall(key)
             said = connection.recv(1)
             if said == _READY:
@@ -142,7 +150,7 @@ def _door(place: Path) -> socket.socket | None:
     except OSError:
         connection.close()
         return None
-    if not _same_user(connection):
+    if not same_user(connection):
         connection.close()
         raise UnavailableError(f"another user listens on {place}")
     return connection
@@ -162,7 +170,7 @@ def _sweep(sockets: Path) -> None:
             left.with_suffix(".lock").unlink(missing_ok=True)
 
 
-def _same_user(connection: socket.socket) -> bool:
+def same_user(connection: socket.socket) -> bool:
     """Return whether the other side is a process of this user; where the system does not tell, the folder decides."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True
@@ -174,12 +182,40 @@ def _started(place: Path, parent: int, key: bytes) -> socket.socket:
     """Start a resident, wait until it listens, and return a connection to it."""
     _sweep(place.parent)
     place.unlink(missing_ok=True)  # of one that was killed
+    begin = {"place": str(place), "parent": parent, "key": key.hex(), "path": sys.path, "folder": str(Path.cwd())}
+    if not _warmed(begin):
+        _spawn(begin)
+    connection = _door(place)
+    if connection is None:
+        raise UnavailableError("the resident participant has ended at once")
+    return connection
+
+
+def origin() -> list[str]:
+    """Return what a warm process must have in common with who asks it: the version and place of this code."""
+    return [secateur.__version__, str(secateur.__file__), sys.executable]
+
+
+def _warmed(begin: Mapping[str, Any]) -> bool:
+    """Return whether this node's warm process, if there is one, has become the resident that ``begin`` tells of."""
+    place = os.environ.get(WARM)
+    connection = _door(Path(place)) if place else None
+    if connection is None:
+        return False
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(_STARTING)
+        connection.sendall(json.dumps({**begin, "of": origin()}).encode() + b"\n")
+        return connection.recv(1) == _READY
+    return False
+
+
+def _spawn(begin: Mapping[str, Any]) -> None:
+    """Start a process that is the resident, and wait until it listens."""
     reads, writes = os.pipe()
-    begin = {"place": str(place), "parent": parent, "key": key.hex(), "path": sys.path, "ready": writes}
     with os.fdopen(reads, "rb", buffering=0) as told:
         try:
             process = subprocess.Popen(  # noqa: S603 -- this interpreter, and no text of anyone else
-                [sys.executable, "-m", __name__, json.dumps(begin)],
+                [sys.executable, "-m", __name__, json.dumps({**begin, "ready": writes})],
                 stdin=subprocess.DEVNULL, pass_fds=[writes], start_new_session=True,
             )  # fmt: skip
         finally:
@@ -190,10 +226,6 @@ def _started(place: Path, parent: int, key: bytes) -> socket.socket:
             if not ready.select(_STARTING) or told.read(1) != _READY:
                 process.kill()
                 raise UnavailableError("the resident participant did not start; see the lines before this one")
-    connection = _door(place)
-    if connection is None:
-        raise UnavailableError("the resident participant has ended at once")
-    return connection
 
 
 class _Door(threading.Thread):
@@ -235,17 +267,17 @@ class _Door(threading.Thread):
                 ready.register(self._listening, selectors.EVENT_READ)
                 if watched is not None and watched.fileno() >= 0:
                     ready.register(watched, selectors.EVENT_READ)
-                due = [key.fileobj for key, _ in ready.select(_LOOKS)]
-            if not _lives(self._parent) or (watched in due and watched is self._watched):
+                due = [key.fileobj for key, _ in ready.select(LOOKS)]
+            if not lives(self._parent) or (watched in due and watched is self._watched):
                 self._end()
             if self._listening in due:
                 with contextlib.suppress(OSError):  # who knocked is gone, or too many files are open: the next look
                     self._greet(self._listening.accept()[0])
 
     def _greet(self, connection: socket.socket) -> None:
-        connection.settimeout(_GREETING)
+        connection.settimeout(GREETING)
         try:
-            key = connection.recv(_KEY) if _same_user(connection) else b""
+            key = connection.recv(_KEY) if same_user(connection) else b""
             if len(key) != _KEY:
                 connection.close()
             elif not self._busy.acquire(timeout=_GRACE):
@@ -267,7 +299,8 @@ class _Door(threading.Thread):
         os._exit(0)
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
+    """Return whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except OSError:
@@ -276,9 +309,25 @@ def _lives(process: int) -> bool:
 
 
 def main() -> None:
-    """Be the resident participant that the command's only argument tells of, until its end."""
+    """Be the resident participant that the command's only argument tells of."""
     begin = json.loads(sys.argv[1])
+
+    def ready(said: bytes) -> None:
+        os.write(begin["ready"], said)
+        os.close(begin["ready"])
+
+    be(begin, ready)
+
+
+def be(begin: Mapping[str, Any], ready: Callable[[bytes], object]) -> None:
+    """Be a resident participant until this process ends.
+
+    Args:
+        begin: its ``place``, its ``parent``, its ``key``, and the ``path`` and ``folder`` of the process that wants it.
+        ready: called with a byte for that process once it can be spoken to.
+    """
     sys.path[:] = begin["path"]
+    os.chdir(begin["folder"])
     from secateur.flower import node  # noqa: PLC0415 -- torch comes with it
     from secateur.flower.messages import LOG  # noqa: PLC0415
 
@@ -289,8 +338,7 @@ def main() -> None:
         listening.listen()
         door = _Door(listening, place, int(begin["parent"]), bytes.fromhex(begin["key"]))
         door.start()
-        os.write(begin["ready"], _READY)
-        os.close(begin["ready"])
+        ready(_READY)
         while True:
             _serve(door.let_in.get(), door, node.answer)
 

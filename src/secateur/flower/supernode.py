@@ -3,19 +3,27 @@
 It takes what ``flower-supernode`` takes and is that, in all but its waits. Flower's own looks for a message every 3 s,
 which on a fast link is most of a round. Here the first look after a message comes half a second later, and later ones
 ever more rarely, up to those 3 s, so that a SuperLink with many nodes that wait for one is not asked more often.
+Beside it a ``warm`` process waits for the first message of a run, unless the node's configuration says
+``resident=false``.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import socket
 import sys
 import time
 from typing import Any
 
 from secateur.errors import MissingExtraError, install
+from secateur.flower import warm
+from secateur.flower.asked import RESIDENT
+from secateur.flower.resident import UnavailableError
 
 _FIRST, _GROWTH = 0.5, 1.5  # seconds to the first look for a message, and by how much each next wait is longer
 _SHORT = 0.1  # seconds between two looks for a reply, which is this machine's alone to answer
+_WITHOUT = re.compile(rf"\b{RESIDENT}\s*=\s*false\b")  # in --node-config
 _POLL = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2"  # seconds until a message that came is worked on; Flower's: 1
 
 
@@ -59,6 +67,11 @@ def main() -> None:
         setattr(waiting, "time", Waits())  # noqa: B010 -- a module of another type
     else:
         sys.stderr.write("secateur: this Flower waits for messages in another way, which is left as it is\n")
+    if hasattr(socket, "AF_UNIX") and not any(map(_WITHOUT.search, sys.argv)):
+        try:
+            warm.keep()
+        except UnavailableError as broken:
+            sys.stderr.write(f"secateur: {broken}; the first message of a run waits for imports\n")
     sys.argv[0] = "flower-supernode"
     flower_supernode()
 
