@@ -99,7 +99,7 @@ def test_a_supernode_keeps_one_and_starts_another_when_it_has_ended(home, monkey
         ended.acquire(timeout=SLOW)
 
     monkeypatch.setattr(warm.subprocess, "run", runs)
-    monkeypatch.setattr(warm, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(warm, "time", types.SimpleNamespace(monotonic=lambda: next(clock), sleep=lambda _: None))
     monkeypatch.setenv(resident.WARM, "")
     warm.keep()
     place = os.environ[resident.WARM]

@@ -22,6 +22,7 @@ from secateur.flower import resident
 from secateur.flower.resident import GREETING, LONGEST, LOOKS, WARM, folder, lives, origin, same_user
 
 _MOST = 2**20  # bytes of an order
+_AFTER = 1.0  # seconds until the first one is started: a SuperNode that is refused its flags has ended by then
 _ENDED = 5.0  # seconds within which a warm process that has ended cannot be had
 
 
@@ -39,6 +40,7 @@ def keep() -> None:
 
 
 def _keep(place: Path) -> None:
+    time.sleep(_AFTER)
     while True:
         began = time.monotonic()
         command = [sys.executable, "-m", __name__, str(place)]
@@ -50,6 +52,8 @@ def _keep(place: Path) -> None:
 def main() -> None:
     """Wait at the address that is the command's only argument, then be what was asked for."""
     parent, place = os.getppid(), Path(sys.argv[1])
+    if parent == 1:
+        return
     from secateur.flower import node  # noqa: PLC0415 -- torch comes with it
 
     del node
@@ -69,7 +73,7 @@ def _ordered(listening: socket.socket, parent: int) -> tuple[dict[str, Any], soc
     """Return the order of the first process of this version and place, and its connection; None: the parent ended."""
     with selectors.DefaultSelector() as ready:
         ready.register(listening, selectors.EVENT_READ)
-        while parent > 1 and lives(parent):
+        while lives(parent):
             if not ready.select(LOOKS):
                 continue
             connection, _ = listening.accept()
