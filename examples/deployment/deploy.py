@@ -36,6 +36,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 HERE = Path(__file__).parent
+_RARELY = 4  # times as long between two looks for a run's end as a look takes
 DIGITS = HERE.parent / "digits"
 QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
@@ -294,10 +295,11 @@ class Deployment:
     def wait(self, run: str, seconds: float = 3600.0) -> str:
         """Wait for a run's end, showing secateur's lines as they come; return its status.
 
-        Each look starts two ``flwr`` commands of some seconds each, so it looks rarely.
+        Each look starts two ``flwr`` commands, which take seconds of this machine's time; it looks the more rarely, the
+        longer they take, so that the run is not what has to wait.
         """
         end, shown = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
+        while (begun := time.monotonic()) < end:
             status = self.status(run)
             lines = [line for line in self.flwr("log", run, "here", "--show").splitlines() if "secateur: " in line]
             for line in lines[shown:]:
@@ -305,7 +307,7 @@ class Deployment:
             shown = len(lines)
             if status.startswith("finished"):
                 return status
-            time.sleep(5)
+            time.sleep(_RARELY * (time.monotonic() - begun))
         raise SystemExit(f"run {run} did not end within {seconds:g} s; see the logs in {self.folder}")
 
 
