@@ -86,13 +86,13 @@ def test_a_link_that_cannot_be_read_ends_the_run_before_anybody_is_asked(tmp_pat
 
 
 def test_parts_are_what_a_link_carries_in_time():
-    """By hand: in 30 s, two at a time, 1 Mbit/s carries 1.875 MB each; half of that is asked for."""
+    """By hand: in 30 s, two at a time, 1 Mbit/s carries 1.875 MB each; a quarter of that is asked for."""
     pace = Pace(Bandwidth.parse("0.25:100Mbit/s;0.25:1Mbit/s;0.25:1/0.25Mbit/s;0.25:0.001Mbit/s"), 4)
-    assert [pace.part(k) for k in range(4)] == [2**22, 937_500, 234_375, 2**12]
-    assert Pace(None, 4).part(0) == 2**18
+    assert [pace.part(k) for k in range(4)] == [2**22, 468_750, 117_187, 2**12]
+    assert Pace(None, 4).part(0) == 2**17
 
 
-@pytest.mark.parametrize(("told", "cut"), [(2**13, 2**13), (1, 2**18), (2**40, 2**18), ("8192", 2**18), (None, 2**18)])
+@pytest.mark.parametrize(("told", "cut"), [(2**13, 2**13), (1, 2**17), (2**40, 2**17), ("8192", 2**17), (None, 2**17)])
 def test_a_node_cuts_its_reply_as_its_request_was_cut_within_bounds(told, cut):
     payload = bytes(range(256)) * 2**12
     request = Message(messages.pack({} if told is None else {messages.PART: told}, payload), 1, messages.SERVE)

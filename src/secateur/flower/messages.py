@@ -2,10 +2,10 @@
 
 There are two types of message. ``query.secateur`` asks a node which client it is; ``train.secateur`` carries a request
 or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
-strategies refuse it instead of misreading it. They are so small that each arrives within the 30 s that Flower gives a
-request, two at a time, on a link of 150 kbit/s, and smaller or larger where links are known (``PART``); what has
-arrived is not sent again. No smaller than that: each costs a SuperLink about 20 ms each way. A ``ConfigRecord`` goes
-with it.
+strategies refuse it instead of misreading it. They are so small that each arrives in a quarter of the 30 s that Flower
+gives a request, two at a time, on a link of 300 kbit/s, and smaller or larger where links are known (``PART``). What has
+arrived is not sent again: Flower gives a reply up where a part of it took longer than that and had arrived all the same.
+No smaller: each costs a SuperLink about 20 ms each way. A ``ConfigRecord`` goes with it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _STYPE, _KEPT_STYPE = "secateur.wire", "secateur.kept"
 _LOOKS: dict[str, Any] = {"initial_backoff": 0.25, "backoff_cap": 1.0, "max_tries_per_object": None}
 _OURS = "secateur-"  # the records of ours in a Context begin so
 _LONGEST_REASON = 300
-USUAL, MOST, LEAST = 2**18, 2**22, 2**12
+USUAL, MOST, LEAST = 2**17, 2**22, 2**12
 """Bytes of a payload in one array where nothing is known of links; the most and the fewest that may be asked for."""
 
 

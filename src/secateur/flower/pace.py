@@ -62,11 +62,11 @@ class Pace:
         return said
 
     def part(self, client: int) -> int:
-        """Return into how many bytes a client's messages are cut: half of what its link carries in time, at most."""
+        """Return into how many bytes a client's messages are cut: a quarter of what its link carries in time, at most."""
         if self._links is None:
             return USUAL
         link = self._links.of(client, self._clients)
-        return int(min(MOST, max(LEAST, min(link.down, link.up) / 8 * _REQUEST / _TOGETHER / 2)))
+        return int(min(MOST, max(LEAST, min(link.down, link.up) / 8 * _REQUEST / _TOGETHER / 4)))
 
     def _slow(self, sizes: Mapping[int, int], deadline: float) -> dict[int, tuple[float, str]]:
         """Return whose links are too slow: the seconds, and a text that says why and what would do."""
