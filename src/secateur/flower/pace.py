@@ -62,7 +62,7 @@ class Pace:
         return said
 
     def part(self, client: int) -> int:
-        """Return into how many bytes a client's messages are cut: a quarter of what its link carries in time, at most."""
+        """Return the bytes of a part of a client's messages: a quarter of what its link carries in time, at most."""
         if self._links is None:
             return USUAL
         link = self._links.of(client, self._clients)
