@@ -298,6 +298,7 @@ def stuck(folder: Path) -> int:
     """Let one node after the other hang in a round, each in its way; print these rounds; return 1 if one was bad."""
     shutil.rmtree(folder, ignore_errors=True)
     out = folder / "run"
+    file = out / "rounds.jsonl"
     with Namespaces("100/100") as net, Linked(folder, ours=True) as here:
         here.start()
         settings = f"{MODEL} method=fedavg rounds=8"
@@ -325,9 +326,7 @@ def stuck(folder: Path) -> int:
         }
         done, failed = 0, 0
         while done < max(faults):
-            rows = (
-                [json.loads(line) for line in (out / "rounds.jsonl").read_text().splitlines()] if out.exists() else []
-            )
+            rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
             if len(rows) == done:
                 time.sleep(0.02)
                 continue
