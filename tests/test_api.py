@@ -311,7 +311,7 @@ def test_five_methods_are_compared_on_a_person_s_objects_with_controls(tmp_path)
         secateur.compare(methods, mine, sites(2), **settings)
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/summary.json")}
     again = secateur.compare(methods, mine, sites(), **settings)
-    assert again.lines == found.lines
+    assert repr(again.lines) == repr(found.lines)  # what is not a number is not equal to itself
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 

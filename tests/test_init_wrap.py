@@ -54,6 +54,7 @@ def test_settings_stand_in_the_configuration_and_make_the_study_again(tmp_path):
     assert config == {
         "method": "fedsparsify", "rounds": 7, "data.source": "digits", "data.clients": 3, "participation": 1.0,
         "model.name": "mlp", "training.lr": 0.25, "model.hidden": "[8, 4]", "out": "", "deadline": 600, "wait": 120,
+        "link": "",
     }  # fmt: skip
 
 
@@ -212,7 +213,7 @@ def test_an_app_that_was_written_runs_and_gives_the_bits_of_a_run_here(tmp_path)
     assert [row["round"] for row in rows_of(out)] == [1]
     values = {}
     for path, value in config_of(app).items():
-        if path not in {"set", "out", "deadline", "wait"}:
+        if path not in {"set", "out", "deadline", "wait", "link"}:
             assign(values, f"{path}={value}")
     study = parse_study(values)
     with prepare.federation(study) as shards:
