@@ -81,12 +81,15 @@ def test_what_the_grid_raises_is_raised_where_replies_are_waited_for():
     pulls.close()
 
 
-@pytest.mark.parametrize("size", [0, 1, 2**16 - 1, 2**16, 2**16 + 1, 3 * 2**16 + 5])
+PART = messages.USUAL
+
+
+@pytest.mark.parametrize("size", [0, 1, PART - 1, PART, PART + 1, 3 * PART + 5])
 def test_a_payload_comes_out_of_its_parts_whole(size):
     payload = bytes(range(256)) * (size // 256) + bytes(size % 256)
     content = messages.pack({"a": 1}, payload)
-    assert all(len(array.data) <= 2**16 for array in content.array_records["payload"].values())
+    assert all(len(array.data) <= PART for array in content.array_records["payload"].values())
     assert messages.unpack(content) == ({"a": 1}, payload)
-    if size > 2**16:
+    if size > PART:
         del content.array_records["payload"]["payload.0"]
         assert messages.unpack(content) == ({"a": 1}, None)

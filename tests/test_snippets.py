@@ -28,6 +28,7 @@ HOW = {
     "pip": "its form is checked (test_readme); not run: it changes the environment that tests run in",
     "flwr": "the app and the settings it declares are looked for; run by test_deployment and test_init_wrap",
     "sh": "not run: it starts a node for good; test_deployment (long) runs what deploy.py packs",
+    "apt-get": "not run: it installs what one measurement needs, as root",
     "git": "not run: the address of the repository is left out",
     "--node-config": "not a command but a part of one, which test_policy and test_flower_base use",
     "layers": "not a command but what one prints",

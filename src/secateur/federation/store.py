@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -154,7 +155,7 @@ class Store:
     def close(self) -> None:
         """Close the file; changes that were not committed are lost."""
         if self._database is not None and self.path is not None:
-            self._database.close()
+            self._collected()
             self._database = None
 
     @property
@@ -166,7 +167,11 @@ class Store:
 
     def _connect(self) -> None:
         with self._errors_named():
-            self._database = sqlite3.connect(":memory:" if self.path is None else self.path, isolation_level=None)
+            place = ":memory:" if self.path is None else self.path
+            # whoever collects a store that was left open closes its database, in whatever thread
+            self._database = sqlite3.connect(place, isolation_level=None, check_same_thread=False)
+        self._collected = weakref.finalize(self, self._database.close)
+        self._collected.atexit = False
         with self._named() as database:
             database.executescript(_SETTINGS + _TABLES)
             self._exchange = database.execute("SELECT exchange FROM done").fetchone()[0]
