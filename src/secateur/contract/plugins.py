@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -17,7 +18,12 @@ Base = TypeVar("Base")
 
 def listed(places: Iterable[str]) -> list[str]:
     """Return the names of the modules in a package's folders, sorted; packages within it are left out."""
-    return sorted(info.name for info in pkgutil.iter_modules(places) if not info.ispkg)
+    return list(_listed(tuple(places)))
+
+
+@functools.cache
+def _listed(places: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(info.name for info in pkgutil.iter_modules(places) if not info.ispkg))
 
 
 def find_class(kind: str, name: str, base: type[Base], *, package: str, known: list[str], derived: str) -> type[Base]:

@@ -140,7 +140,7 @@ def _replace(owner: Any, path: list[str], value: Option, full: str) -> Any:
             new = new.in_place_of(current)
     else:
         try:
-            new = TypeAdapter(hint).validate_python(value)
+            new = _adapter(hint).validate_python(value)
         except ValidationError as broken:
             message = broken.errors()[0]["msg"]
             raise ConfigError(f"{full} = {value!r}: {message[0].lower()}{message[1:]}") from broken
@@ -152,6 +152,11 @@ def _construct(cls: type, values: Mapping[str, Any], full: str) -> Any:
         return cls(**values)
     except TypeError as broken:
         raise ConfigError(f"{full}: {cls.__name__} cannot be made: {broken}") from broken
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint)
 
 
 @functools.cache

@@ -8,6 +8,7 @@ so your own slots work as those of the package do.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -67,9 +68,8 @@ class Composition(Method):
     aggregator: Aggregator = field(default_factory=PlainMean)
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(Composition)
-        for slot in fields(Composition):
-            check_verbs(type(getattr(self, slot.name)), hints[slot.name], name=slot.name)
+        for slot, base in _slots().items():
+            check_verbs(type(getattr(self, slot)), base, name=slot)
 
     def start(self, setting: Setting, weights: Tensors, archive: Archive) -> State:
         """Return the first state, pruned already if the schedule has an event before round 1."""
@@ -321,3 +321,10 @@ class Composition(Method):
         """Return the criterion's scores, with -inf for entries that are pruned already."""
         scores = self.criterion.scores(weights, statistics, seed=setting.seed)
         return scores | {n: torch.where(m, scores[n], -torch.inf) for n, m in (held or {}).items()}
+
+
+@functools.cache
+def _slots() -> dict[str, type]:
+    """Return the base of each slot's values, by the slot's name."""
+    hints = typing.get_type_hints(Composition)
+    return {slot.name: hints[slot.name] for slot in fields(Composition)}
