@@ -359,12 +359,13 @@ def render(rows: list[dict[str, Any]]) -> str:
                 until = [row["round_s"] * taken for row in some]
             else:
                 until = [row["curve"][_rounds(row) - 1][0] for row in some if _rounds(row)]
+            told = [] if name in LARGE else some  # two rounds say nothing of accuracy
             cells = [
                 _spread([row["round_s"] for row in some], "{:.1f}"),
                 _spread([row["predicted_round_s"] for row in some if "predicted_round_s" in row], "{:.1f}"),
                 _spread(shares, "{:.2f}"), _spread([row["first_s"] for row in some], "{:.0f}"),
-                _spread(until, "{:.0f}") or "not reached",
-                _spread([100 * row["accuracy"] for row in some if "accuracy" in row], "{:.1f}"),
+                "" if name in LARGE else _spread(until, "{:.0f}") or "not reached",
+                _spread([100 * row["accuracy"] for row in told if "accuracy" in row], "{:.1f}"),
             ]  # fmt: skip
             lines.append(f"| {rate} | {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
