@@ -45,7 +45,7 @@ def home(monkeypatch):
         resident._STARTED.clear()
 
 
-def residents(folder):
+def residents(folder, module="secateur.flower.resident"):
     """Return the processes that listen in a folder, or are about to."""
     found = []
     for place in Path("/proc").glob("[0-9]*/cmdline"):
@@ -53,7 +53,7 @@ def residents(folder):
             command = place.read_bytes()
         except OSError:
             continue
-        if b"secateur.flower.resident" in command and str(folder).encode() in command:
+        if f"\0{module}\0".encode() in command and str(folder).encode() in command:
             found.append(int(place.parent.name))
     return found
 

@@ -39,13 +39,12 @@ def waiting(home, monkeypatch):
 
 def pids(place):
     """Return the warm processes of a place."""
-    done = subprocess.run(["pgrep", "-f", f"secateur.flower.warm {place}"], capture_output=True, text=True, check=False)
-    return {int(line) for line in done.stdout.split()} - {os.getpid()}
+    return residents(place, "secateur.flower.warm")
 
 
 def test_it_becomes_the_resident_and_answers_without_another_process(home, waiting):
     place, _ = waiting
-    (child,) = (k for k in pids(place) if k != waiting[1].pid)
+    (child,) = pids(place)
     answer = resident.answered(hello())
     assert answer.about["client"] == 0
     assert not residents(home[0])  # no process was started for it
