@@ -115,14 +115,12 @@ class Namespaces:
             ip("ip", "-n", space, "addr", "add", f"{address}/24", "dev", inner)
             ip("ip", "-n", space, "link", "set", inner, "up")
             ip("ip", "-n", space, "link", "set", "lo", "up")
-            if name != "server":
-                held = ("tbf", "burst", "16kb", "latency", "300ms", "rate")
-                ip("tc", "qdisc", "add", "dev", outer, "root", *held, f"{self.down}mbit")
-                ip("ip", "netns", "exec", space, "tc", "qdisc", "add", "dev", inner, "root", *held, f"{self.up}mbit")
+        for node in range(NODES):
+            self.hold(node)
         return self
 
     def hold(self, node: int, *, down: float | None = None, up: float | None = None) -> None:
-        """Hold a node's link to other rates, from now on; None: to those that it began with."""
+        """Hold a node's link to these rates from now on; None: to its own."""
         kept = ("root", "tbf", "burst", "16kb", "latency", "300ms", "rate")
         space = f"sec-node{node}"
         ip("tc", "qdisc", "replace", "dev", space, *kept, f"{down or self.down}mbit")

@@ -4,7 +4,7 @@ There are two types of message. ``query.secateur`` asks a node which client it i
 or its reply, in every phase. The payload is cut into ``Array``s with a ``stype`` of their own, so that Flower's
 strategies refuse it instead of misreading it. They are so small that each arrives in a quarter of the 30 s that Flower
 gives a request, two at a time, on a link of 300 kbit/s, and smaller or larger where links are known (``PART``). What
-has arrived is not sent again: Flower gives a reply up where a part took longer than that and had arrived all the same.
+has arrived is not sent again: Flower gives up a reply of which a part took more than 30 s and had arrived all the same.
 No smaller: each costs a SuperLink about 20 ms each way. A ``ConfigRecord`` goes with it.
 """
 

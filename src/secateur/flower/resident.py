@@ -37,8 +37,6 @@ from secateur.flower.asked import RESIDENT, Answer, Asked, receive_answer, recei
 
 WARM = "SECATEUR_WARM"
 """The environment's variable that holds the address of a node's warm process."""
-LONGEST = 100
-"""Bytes of a socket's address that every system takes."""
 GREETING = 10.0
 """Seconds for the first bytes of a connection."""
 LOOKS = 0.3
@@ -48,6 +46,7 @@ _FLOWERS = "flwr-clientapp"  # the command that Flower starts for a message
 _READY, _BUSY, _OTHER = b"r", b"b", b"o"
 _KEY = 32
 _STARTING = 300.0  # seconds for the import of torch, on a busy machine
+_LONGEST = 100  # bytes of a socket's address that every system takes
 _TRIES = 3
 _SETTLED = 600.0  # seconds after which a socket on which nobody listens is one that was left
 _STARTED: list[subprocess.Popen[bytes]] = []  # whom this process leaves behind
@@ -77,9 +76,7 @@ def answered(asked: Asked) -> Answer:
         UnavailableError: it cannot be had, is at work on another message, or has died at work.
     """
     parent = os.getppid()
-    place = folder() / f"{hashlib.sha256(f'{asked.node.id} {parent}'.encode()).hexdigest()[:16]}.sock"
-    if len(os.fsencode(place)) > LONGEST:
-        raise UnavailableError(f"{place} is too long for a socket: give this node a shorter TMPDIR")
+    place = address(hashlib.sha256(f"{asked.node.id} {parent}".encode()).hexdigest()[:16])
     try:
         with _connected(place, parent, _key(asked)) as connection:
             send_asked(connection, asked)
@@ -89,6 +86,18 @@ def answered(asked: Asked) -> Answer:
     asked.node.kept.clear()
     asked.node.kept.update(kept)
     return answer
+
+
+def address(name: str) -> Path:
+    """Return the address of a socket of this user's.
+
+    Raises:
+        UnavailableError: there is no folder for it, or it is too long for a socket.
+    """
+    place = folder() / f"{name}.sock"
+    if len(os.fsencode(place)) > _LONGEST:
+        raise UnavailableError(f"{place} is too long for a socket: give this node a shorter TMPDIR")
+    return place
 
 
 def folder() -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.flower import resident
-from secateur.flower.resident import GREETING, LONGEST, LOOKS, WARM, folder, lives, origin, same_user
+from secateur.flower.resident import GREETING, LOOKS, WARM, address, lives, origin, same_user
 
 _MOST = 2**20  # bytes of an order
 _AFTER = 1.0  # seconds until the first one is started: a SuperNode that is refused its flags has ended by then
@@ -30,11 +30,9 @@ def keep() -> None:
     """Have a warm process from now on, and a new one when it has ended as a resident; tell where it listens.
 
     Raises:
-        UnavailableError: there is no folder for its socket.
+        UnavailableError: its socket has no place.
     """
-    place = folder() / f"warm-{os.getpid()}.sock"
-    if len(os.fsencode(place)) > LONGEST:
-        raise resident.UnavailableError(f"{place} is too long for a socket: give this node a shorter TMPDIR")
+    place = address(f"warm-{os.getpid()}")
     os.environ[WARM] = str(place)
     threading.Thread(target=_keep, args=(place,), name="secateur-warm", daemon=True).start()
 
